@@ -42,13 +42,18 @@ _REFERENCE = re.compile(r"\$\{([^}:]*)(?::-([^}]*))?\}")
 
 
 def load_into_environment() -> None:
-    """Set the variables of the working directory's ``.env`` that the environment lacks, and warn of those that are no
+    """Prepare the environment at the first use of the process-wide manager. The core calls this before it reads the
     settings.
 
-    `MODEL_MANAGER_DOTENV=false` disables the file. Invalid lines are logged and skipped.
+    It sets the variables of the working directory's ``.env`` that the environment lacks, warns of those that are no
+    settings, and starts the preload of `MODEL_MANAGER_PRELOAD`. `MODEL_MANAGER_DOTENV=false` disables the file. Invalid
+    lines are logged and skipped.
     """
+    from .compat.chatbot import model_manager
+
     _load()
     warn(Config.fields)
+    model_manager._preload_from_environment()
 
 
 def _load() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 import time
@@ -12,12 +13,14 @@ from typing import TYPE_CHECKING, Literal
 
 from . import _core
 from ._arguments import a_flag, a_text, one_of, type_error
-from .errors import ClosedError, InputError
+from .errors import ClosedError, InputError, ModelManagerError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from ._core import Manager
+
+logger = logging.getLogger(__name__)
 
 CHUNK = 32
 """Texts embedded together. Calls of other users wait for one such chunk at most."""
@@ -123,8 +126,10 @@ def start(
     model: str | None,
     when: Literal["idle", "now", "first_load"],
     pin: bool = False,
+    *,
+    after_use: bool = False,
 ) -> PreloadTicket:
-    """`BaseManager.preload`."""
+    """`BaseManager.preload`. With `after_use` the manager is left alone until somebody else has loaded a model."""
     one_of("when", when, ("idle", "now", "first_load"))
     a_flag("pin", pin)
     if manager.closed:
@@ -142,15 +147,38 @@ def start(
                 raise InputError(f"texts[{number}] {LONE_SURROGATE}")
     ticket = PreloadTicket(len(known))
     # The thread does not keep the manager alive: its end is the end of the work.
-    arguments = (weakref.ref(manager), ticket, known, model, when, pin)
+    arguments = (weakref.ref(manager), ticket, known, model, when, pin, after_use)
     threading.Thread(target=_run, args=arguments, name="mm-preload", daemon=True).start()
     return ticket
 
 
+def start_from_environment(manager: Manager, file: str) -> None:
+    """Preload the texts of `file`, the value of `MODEL_MANAGER_PRELOAD`. The first call for a manager does this.
+
+    A file that cannot be read is logged: results do not depend on it, so the manager works without it.
+    """
+    # One step, without a lock: a signal handler may use the manager while this runs.
+    token = object()
+    if vars(manager).setdefault("_preloads", token) is not token:
+        return
+    try:
+        start(manager, Path(file), None, "first_load", after_use=True)
+    except (OSError, ModelManagerError) as error:
+        logger.warning("MODEL_MANAGER_PRELOAD=%r is not preloaded: %s; correct or unset the variable", file, error)
+
+
 def _run(
-    reference: weakref.ref[Manager], ticket: PreloadTicket, texts: list[str], model: str | None, when: str, pin: bool
+    reference: weakref.ref[Manager],
+    ticket: PreloadTicket,
+    texts: list[str],
+    model: str | None,
+    when: str,
+    pin: bool,
+    after_use: bool,
 ) -> None:
     try:
+        if after_use and not _wait_for_use(reference):
+            return
         quiet = _Quiet() if when == "idle" else None
         for slot, group in _by_slot(reference, texts, model):
             for first in range(0, len(group), CHUNK):
@@ -196,6 +224,19 @@ class _Quiet:
         if busy or others != self._others:
             self._others, self._since = others, now
         return now - self._since >= _QUIET
+
+
+def _wait_for_use(reference: weakref.ref[Manager]) -> bool:
+    """Wait until a model was used. False when the manager is closed before.
+
+    Every other call but those of the tracker would read the settings, which belongs to the owner's first use.
+    """
+    while (manager := reference()) is not None and not manager.closed:
+        if manager.tracker.get_statistics()["last_access"]:
+            return True
+        del manager
+        time.sleep(_PAUSE)
+    return False
 
 
 def _wait(reference: weakref.ref[Manager], ticket: PreloadTicket, slot: str, quiet: _Quiet | None) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ._arguments import argument_error, one_of, type_error
-from ._async import aembed as aembed_dense, ainfer
+from ._async import aembed as aembed_dense, ainfer, in_thread
 from ._scoring import ScoringManager
 
 TYPE_CHECKING = False
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any, Literal
 
+    from ._types import Description
     from .results import EmbedOutputs
 
 _OUTPUTS = ("dense", "sparse", "multi")
@@ -62,7 +63,8 @@ class VectorsManager(ScoringManager):
             timeout=timeout,
             keep_alive=keep_alive,
         )
-        return self._sparse(found, model, form, isinstance(texts, str))
+        known = self.describe(model) if form == "scipy" else None
+        return _sparse(found, known, isinstance(texts, str))
 
     async def aembed_sparse(
         self, texts: str | Iterable[str], model: str, *, form: Literal["numpy", "scipy"] = "numpy", **options: Any
@@ -70,15 +72,8 @@ class VectorsManager(ScoringManager):
         """`embed_sparse` for asyncio: same arguments, result and errors."""
         _check_form(form)
         found, _ = await ainfer(self, "sparse", _several(texts), None, model, **options)
-        return self._sparse(found, model, form, isinstance(texts, str))
-
-    def _sparse(self, found: Any, model: str, form: str, single: bool) -> Any:
-        from .results import SparseVector, to_scipy
-
-        vectors = [SparseVector(indices, values) for indices, values in found]
-        if form == "scipy":
-            return to_scipy(vectors, self.describe(model)["sparse_dimension"])
-        return vectors[0] if single else vectors
+        known = await _description(self, model) if form == "scipy" else None
+        return _sparse(found, known, isinstance(texts, str))
 
     def embed_multi(
         self,
@@ -172,7 +167,8 @@ def embed_outputs(
     wanted = _wanted(model, outputs, truncate_dim)
     items = _several(texts)
     found = {}
-    for kind in _kinds(manager, model, wanted):
+    known = manager.describe(model) if len(wanted) > 1 else None
+    for kind in _kinds(known, wanted):
         extra = {"normalize": normalize} if kind == "all" else {}
         if kind == "dense":
             found[kind] = manager.embed(items, model, normalize=normalize, copy=copy, progress=progress, **options)
@@ -206,7 +202,8 @@ async def aembed_outputs(
     wanted = _wanted(model, outputs, truncate_dim)
     items = _several(texts)
     found = {}
-    for kind in _kinds(manager, model, wanted):
+    known = await _description(manager, model) if len(wanted) > 1 else None
+    for kind in _kinds(known, wanted):
         extra = {"normalize": normalize} if kind == "all" else {}
         if kind == "dense":
             found[kind] = await aembed_dense(manager, items, model, normalize=normalize, copy=copy, **options)
@@ -226,15 +223,30 @@ def _wanted(model: str | None, outputs: Any, truncate_dim: int | None) -> list[s
         raise argument_error("model", "outputs are of one model: name it, embed(texts, model, outputs=...)")
     if truncate_dim is not None:
         raise argument_error("truncate_dim", "truncate_dim is for dense vectors alone; leave outputs out")
-    return wanted
+    return list(dict.fromkeys(wanted))
 
 
-def _kinds(manager: Any, model: str | None, wanted: list[str]) -> list[str]:
+async def _description(manager: Any, model: str | None) -> Description:
+    """The model's description. A model that is not in memory is loaded by a thread, not by the event loop."""
+    known: Description | None = manager.describe(model, load=False)
+    return known if known is not None else await in_thread(manager.describe, model)
+
+
+def _kinds(known: Description | None, wanted: list[str]) -> list[str]:
     """What the core is asked for: all three at once, if the model gives them and more than one is wanted."""
-    tasks = manager.describe(model)["tasks"]
-    if len(set(wanted)) > 1 and {"embed", "embed_sparse", "embed_multi"} <= set(tasks):
+    if known is not None and {"embed", "embed_sparse", "embed_multi"} <= set(known["tasks"]):
         return ["all"]
     return [kind for kind in _OUTPUTS if kind in wanted]
+
+
+def _sparse(found: Any, known: Description | None, single: bool) -> Any:
+    """The vectors as objects, or with the model's description as the rows of a matrix."""
+    from .results import SparseVector, to_scipy
+
+    vectors = [SparseVector(indices, values) for indices, values in found]
+    if known is not None:
+        return to_scipy(vectors, known["sparse_dimension"])
+    return vectors[0] if single else vectors
 
 
 def _outputs(found: dict[str, Any], wanted: list[str], single: bool) -> EmbedOutputs:

@@ -42,13 +42,20 @@ class BaseManager(VectorsManager):
         self = super().__new__(cls, config, **overrides)
         self._registered = {}
         _open_managers.add(self)
-        if file := os.environ.get("MODEL_MANAGER_PRELOAD"):
-            from pathlib import Path
-
-            from ._preload import start as start_preload
-
-            start_preload(self, Path(file), None, "first_load")
+        # The process-wide manager is made while the package is imported. It reads the variable at its first use.
+        if not self._is_process_wide():
+            self._preload_from_environment()
         return self
+
+    def _is_process_wide(self) -> bool:
+        return False
+
+    def _preload_from_environment(self) -> None:
+        """Start the preload that `MODEL_MANAGER_PRELOAD` asks for, once."""
+        if file := os.environ.get("MODEL_MANAGER_PRELOAD"):
+            from ._preload import start_from_environment
+
+            start_from_environment(self, file)
 
     if not TYPE_CHECKING:  # type checkers see the signatures of Manager
 

@@ -82,6 +82,7 @@ def test_user_and_copy_are_keywords_with_outputs_too(manager, model):
     ("options", "message"),
     [
         ({"outputs": ()}, "must be some of"),
+        ({"outputs": (["dense"], "sparse")}, "must be some of"),
         ({"outputs": ("dense", "tokens")}, "must be some of dense, sparse, multi"),
         ({"outputs": ALL, "truncate_dim": 3}, "truncate_dim"),
         ({"outputs": ALL, "model": None}, "name it"),

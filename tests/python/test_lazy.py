@@ -7,7 +7,9 @@ import threading
 import time
 
 import pytest
+from conftest import ENGLISH_MODEL, TURKISH_MODEL
 from model_manager import Config, ModelManager, ModelType, lazy_load_model, memory_efficient_cache, model_manager
+from model_manager.errors import ArgumentError
 
 
 class Mine(ModelManager):
@@ -71,6 +73,96 @@ def test_a_built_in_slot_can_be_replaced_this_way():
     with WithGenerator() as manager:
         assert manager.generate_text_response("hello") == "A fine answer."
         assert manager.get_model_info()["text_generator_loaded"]
+
+
+def test_one_kind_is_one_property_of_a_manager():
+    """The kind is the slot: a second property would return the object of the first."""
+    with pytest.raises(ArgumentError, match=r"Twice\.second: .*'summarizer'.* kind of Twice\.first .*another kind"):
+
+        class Twice(ModelManager):
+            @lazy_load_model("summarizer")
+            def first(self):
+                return "first"
+
+            @lazy_load_model("summarizer")
+            def second(self):
+                return "second"
+
+    with pytest.raises(ArgumentError, match=r"Derived\.other: .*'summarizer'.* kind of Derived\.summarizer "):
+
+        class Derived(Mine):
+            @lazy_load_model("summarizer")
+            def other(self):
+                return "other"
+
+
+def test_a_mixin_counts_as_the_class_itself():
+    class Mixin:
+        @lazy_load_model("summarizer")
+        def of_the_mixin(self):
+            return "of the mixin"
+
+    with pytest.raises(ArgumentError, match=r"Both\.(summarizer|of_the_mixin): .*'summarizer'"):
+
+        class Both(Mixin, Mine):
+            pass
+
+
+def test_a_derived_class_may_replace_a_property():
+    class Replaced(Mine):
+        @lazy_load_model("summarizer")
+        def summarizer(self):
+            return "replaced"
+
+    class Moved(Mine):
+        summarizer = "no property"
+
+        @lazy_load_model("summarizer")
+        def other(self):
+            return "other"
+
+    class Alias(Mine):
+        short = Mine.summarizer
+
+    with Replaced(Config(auto_cleanup=False)) as manager:
+        assert manager.summarizer == "replaced"
+    with Moved(Config(auto_cleanup=False)) as manager:
+        assert manager.other == "other"
+    with Alias(Config(auto_cleanup=False)) as manager:
+        assert manager.short is manager.summarizer
+
+
+@pytest.mark.parametrize("kind", [ModelType.TURKISH_SENTENCE, ModelType.ENGLISH_SENTENCE, "english_sentence"])
+def test_the_slots_of_the_sentence_models_are_taken(kind):
+    """An object in such a slot embeds nothing, and `generate_embedding` would return an empty list."""
+    with pytest.raises(ArgumentError, match=r"Embedding\.model: .*_sentence'.*register\("):
+
+        class Embedding(ModelManager):
+            @lazy_load_model(kind)
+            def model(self):
+                return "an object"
+
+
+def test_in_any_other_class_kinds_may_repeat_and_be_those_of_sentence_models():
+    class Host:
+        @lazy_load_model(ModelType.ENGLISH_SENTENCE)
+        def first(self):
+            return ["first"]
+
+        @lazy_load_model(ModelType.ENGLISH_SENTENCE)
+        def second(self):
+            return ["second"]
+
+    host = Host()
+    assert (host.first, host.second) == (["first"], ["second"])
+    assert model_manager._english_sentence_model is None
+
+
+def test_embedding_works_next_to_a_property():
+    models = Config(english_model=ENGLISH_MODEL, turkish_model=TURKISH_MODEL, auto_cleanup=False)
+    with Mine(models) as manager:
+        assert manager.summarizer
+        assert len(manager.generate_embedding("an english text")) == 32
 
 
 def test_in_any_other_class_the_process_wide_manager_keeps_it():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
 from itertools import pairwise
 
 import numpy as np
 import pytest
-from conftest import tiny
+from conftest import ENGLISH_MODEL, TURKISH_MODEL, run_python, tiny
+from model_manager import ModelManager
 from model_manager.errors import ClosedError, ModelNotFoundError
 
 SLOT = "english_sentence"
@@ -156,3 +159,104 @@ def test_the_variable_is_for_every_manager(tmp_path, monkeypatch):
         while manager.cache_info()["entries"] < 4 and time.monotonic() < deadline:
             time.sleep(0.02)
         assert manager.cache_info()["entries"] == 4
+
+
+MODELS = {"ENGLISH_FALLBACK_MODEL": ENGLISH_MODEL, "TURKISH_SENTENCE_MODEL": TURKISH_MODEL}
+WAIT_FOR_ENTRIES = """
+import time
+deadline = time.monotonic() + 40
+while model_manager.cache_info()["entries"] < 3 and time.monotonic() < deadline:
+    time.sleep(0.02)
+print(model_manager.cache_info()["entries"])
+"""
+"""The cache of the process-wide manager has the two known texts and the one that was embedded."""
+
+
+def test_an_import_starts_nothing_and_fixes_no_setting(tmp_path):
+    """The host reads its own settings after it has imported the package."""
+    file = tmp_path / "faq.txt"
+    file.write_text("first known text\nsecond known text\n", encoding="utf-8")
+    code = f"""
+import os, threading
+from model_manager import model_manager
+assert [thread.name for thread in threading.enumerate()] == ["MainThread"]
+os.environ["MEMORY_EFFICIENT_CACHE_SIZE"] = "77"
+model_manager.embed("a real text", {SLOT!r})
+assert model_manager.config.cache_size == 77
+{WAIT_FOR_ENTRIES}
+"""
+    assert run_python(code, MODEL_MANAGER_PRELOAD=str(file), **MODELS).stdout == "3\n"
+
+
+@pytest.mark.parametrize("dotenv", [True, False], ids=["from the file", "by the host"])
+def test_the_variable_may_be_set_after_the_import(tmp_path, dotenv):
+    file = tmp_path / "faq.txt"
+    file.write_text("first known text\nsecond known text\n", encoding="utf-8")
+    if dotenv:
+        (tmp_path / ".env").write_text(f"MODEL_MANAGER_PRELOAD='{file}'\n", encoding="utf-8")
+    code = f"""
+import os
+from model_manager import model_manager
+os.chdir({str(tmp_path)!r})
+if not {dotenv}:
+    os.environ["MODEL_MANAGER_PRELOAD"] = {str(file)!r}
+model_manager.embed("a real text", {SLOT!r})
+{WAIT_FOR_ENTRIES}
+"""
+    assert run_python(code, MODEL_MANAGER_DOTENV=str(dotenv), **MODELS).stdout == "3\n"
+
+
+def test_a_file_that_cannot_be_read_is_logged_at_the_first_use(tmp_path):
+    missing = tmp_path / "missing.txt"
+    code = f"""
+import logging, sys
+from model_manager import model_manager
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
+print("imported")
+for text in ("a real text", "another"):
+    assert model_manager.embed(text, {SLOT!r}).shape == (32,)
+"""
+    lines = run_python(code, MODEL_MANAGER_PRELOAD=str(missing), **MODELS).stdout.splitlines()
+    assert lines[0] == "imported"
+    assert lines[1].startswith(f"MODEL_MANAGER_PRELOAD={str(missing)!r} is not preloaded: ")
+    assert lines[1].endswith("correct or unset the variable")
+    assert len(lines) == 2
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\n", b"{"], ids=["missing", "bytes", "json"])
+def test_a_manager_of_its_own_works_without_the_file(tmp_path, monkeypatch, caplog, content):
+    file = tmp_path / "faq.jsonl"
+    if content is not None:
+        file.write_bytes(content)
+    monkeypatch.setenv("MODEL_MANAGER_PRELOAD", str(file))
+    with caplog.at_level(logging.WARNING), tiny() as manager:
+        assert manager.embed("a real text", SLOT).shape == (32,)
+    (record,) = [one for one in caplog.records if "MODEL_MANAGER_PRELOAD" in one.getMessage()]
+    assert str(file) in record.getMessage()
+
+
+def test_the_variable_does_not_use_a_manager_before_its_owner(tmp_path, monkeypatch):
+    """A derived class reads its settings at the first use too."""
+    watched = threading.Event()
+    looks, routed = [], []
+
+    class Derived(ModelManager):
+        @property
+        def tracker(self):
+            looks.append(1)
+            if len(looks) == 2:
+                watched.set()
+            return super().tracker
+
+        def route(self, text):
+            routed.append(text)
+            return super().route(text)
+
+    file = tmp_path / "faq.txt"
+    file.write_text("first known text\n", encoding="utf-8")
+    monkeypatch.setenv("MODEL_MANAGER_PRELOAD", str(file))
+    with Derived() as manager:
+        assert watched.wait(30), "the preload waits for a first use"
+        assert routed == []
+        monkeypatch.setenv("MEMORY_EFFICIENT_CACHE_SIZE", "77")
+        assert manager.config.cache_size == 77

@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import DIMENSION, ENGLISH_TEXT
+from conftest import DIMENSION, ENGLISH_MODEL, ENGLISH_TEXT
 from fastapi import FastAPI
 from model_manager import ModelManager
 from model_manager.errors import ConfigError, InputError
@@ -71,6 +71,23 @@ def test_health(serve):
     assert not server.manager.is_loaded("tiny"), "asking loads nothing"
     server.embed(input="a text")
     assert server.client.get("/health").json()["dimensions"] == DIMENSION
+
+
+def test_the_length_of_the_default_models_vectors_is_known_before_it_is_loaded(serve, make_manager):
+    default = ServerConfig().models
+    server = serve(models=default)
+    (about,) = [one for one in server.client.get("/v1/models").json()["data"] if one["id"] == default[0].name]
+    assert about["capabilities"]["state"] == "absent"
+    assert about["capabilities"]["dimensions"] == server.client.get("/health").json()["dimensions"] == 1024
+    # Another model in the slot of that name: its own length counts.
+    manager = make_manager()
+    manager.register(default[0].key, ENGLISH_MODEL)
+    other = serve(manager, models=default)
+    assert other.client.get("/health").json()["dimensions"] is None
+    assert len(other.embed(input="a text").json()["data"][0]["embedding"]) == DIMENSION
+    assert other.client.get("/health").json()["dimensions"] == DIMENSION
+    shorter = serve(models=[ServedModel(default[0].name, source=default[0].source, dimensions=256)])
+    assert shorter.client.get("/health").json()["dimensions"] == 256
 
 
 def test_ready(serve):

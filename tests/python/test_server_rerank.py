@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from conftest import FIXTURES
+from model_manager.server.routes import sparse
 
 QUERY = "Where is my parcel?"
 DOCUMENTS = ["It left our depot.", "The fox jumps.", "Kargonuz yolda."]
@@ -150,6 +151,25 @@ def test_sparse_vectors(serve, path):
         assert response.status_code == 200, response.text
         assert response.json() == wanted
     assert server.client.post(path, json={"inputs": DOCUMENTS[0]}).json() == wanted[:1]
+
+
+def test_a_large_answer_of_sparse_vectors_is_written_off_the_loop(serve, monkeypatch):
+    server = serve()
+    server.manager.register("sparse", str(FIXTURES / "splade_bert"))
+    apart, original = [], server.service.apart
+
+    async def noted(function, *args):
+        apart.append(function)
+        return await original(function, *args)
+
+    monkeypatch.setattr(server.service, "apart", noted)
+    small = server.client.post("/embed_sparse", json={"inputs": DOCUMENTS})
+    assert apart == []
+    monkeypatch.setattr(sparse, "_LARGE", sum(map(len, small.json())) - 1)
+    large = server.client.post("/embed_sparse", json={"inputs": DOCUMENTS})
+    assert apart == [sparse._body]
+    assert large.content == small.content
+    assert large.headers["content-type"] == small.headers["content-type"] == "application/json"
 
 
 @pytest.mark.parametrize(

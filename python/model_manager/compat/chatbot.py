@@ -25,6 +25,7 @@ from ..errors import (
 )
 from ..manager import BaseManager
 from . import info
+from .kinds import check_kinds
 from .rules import (
     FALLBACK_ANSWERS,
     MAX_GENERATED_TOKENS,
@@ -138,6 +139,11 @@ class ModelManager(BaseManager):
     """An answer with a lower score (0 to 1, see `rules.score_answer`) is replaced by a fallback."""
 
     _reported: set[str]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Check the properties that `lazy_load_model` made. Unlike in `__set_name__`, those of mixins are there too."""
+        super().__init_subclass__(**options)
+        check_kinds(cls, (TURKISH, ENGLISH))
 
     def __new__(cls, config: Config | None = None, **overrides: Unpack[Settings]) -> Self:
         """Without arguments the process-wide manager, else an independent one with these settings."""
@@ -404,7 +410,8 @@ class ModelManager(BaseManager):
         return super().__reduce__()
 
     def _is_process_wide(self) -> bool:
-        return self is _process_wide[0]
+        # The list is empty only while the import makes that manager.
+        return not _process_wide or self is _process_wide[0]
 
     # --- Health --------------------------------------------------------------------------------------------------
 

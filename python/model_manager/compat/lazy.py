@@ -10,6 +10,7 @@ import weakref
 from .._arguments import an_int
 from .._core import Manager
 from .chatbot import model_manager
+from .kinds import KindProperty
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ _instances = itertools.count(1)
 _registration = threading.Lock()
 
 
-class LazyModel:
+class LazyModel(KindProperty):
     """The property that `lazy_load_model` makes from a method. Its value lives in a slot of a manager."""
 
     def __init__(self, kind: str, method: Callable[[Any], Any]) -> None:
@@ -77,7 +78,9 @@ def lazy_load_model(kind: Any) -> Callable[[Callable[[Any], Any]], Any]:
     idle.
 
     `kind` names the slot (a str or `ModelType`). In a class derived from `ModelManager` the slot belongs to that
-    manager. In any other class it belongs to the process-wide `model_manager`, with a unique name for every instance.
+    manager: each property needs a kind of its own, and the kinds of the sentence models are refused when the class is
+    made (`ArgumentError`). In any other class the slot belongs to the process-wide `model_manager`, with a unique name
+    for every property of every instance.
     """
 
     def decorate(method: Callable[[Any], Any]) -> Any:

@@ -12,7 +12,7 @@ import operator
 from collections import deque
 
 from .._arguments import a_flag, a_manager, a_text, an_int, type_error, unexpected
-from .._async import acomplete
+from .._async import acomplete, in_thread
 from ..errors import InputError, OverloadedError
 
 TYPE_CHECKING = False
@@ -119,6 +119,8 @@ class TextGenerator:
         """
         call = _Call(self, options)
         inputs, single = _inputs(text_inputs)
+        if call.end is not None:
+            call.check_end(self.describe())
         wanted = [(index, params) for index in range(len(inputs)) for params in call.sequences()]
         found: list[Generated] = [[] for _ in inputs]
         for (index, _), text in zip(wanted, self._answers(inputs, wanted, call), strict=True):
@@ -161,6 +163,9 @@ class TextGenerator:
         (prompt, *more), _ = _inputs(text_inputs)
         if more:
             raise TypeError("acall takes one text or conversation; gather several calls")
+        if call.end is not None:
+            # Not on the event loop: it may load the model.
+            call.check_end(await in_thread(self.describe))
         found = []
         for params in call.sequences():
             try:
@@ -226,7 +231,7 @@ class _Call:
         self.full_text = params.pop("return_full_text", True) is not False
         self.count = _count(params.pop("num_return_sequences", None))
         truncation = params.pop("truncation", None)
-        end = params.pop("eos_token_id", None)
+        self.end = params.pop("eos_token_id", None)
         if (stops := params.pop("stop_strings", None)) is not None:
             for one in [stops] if isinstance(stops, str) else _items("stop_strings", stops, "a str or a list of str"):
                 a_text("stop_strings", one)
@@ -242,9 +247,13 @@ class _Call:
             raise InputError(
                 f"num_return_sequences={self.count}: without do_sample all sequences are equal; set do_sample"
             )
-        if end is not None and end not in (own := generator.tokenizer.eos_token_id, [own]):
+
+    def check_end(self, known: GeneratorDescription) -> None:
+        """Refuse an `eos_token_id` that is not the model's own."""
+        own = known["eos_token_id"]
+        if self.end not in (own, [own]):
             raise InputError(
-                f"eos_token_id={end!r}: only the model's own token, {own}, ends its text; use stop strings instead"
+                f"eos_token_id={self.end!r}: only the model's own token, {own}, ends its text; use stop strings instead"
             )
 
     def sequences(self) -> Iterator[dict[str, Any]]:

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 __all__ = ["ServedModel", "ServerConfig"]
 
+DEFAULT_SOURCE = "Qwen/Qwen3-Embedding-0.6B"
+"""The model that is served when the environment names none."""
+DEFAULT_DIMENSIONS = 1024
+"""The length of its vectors."""
+
 _MIB = 1 << 20
 _HOST = re.compile(r"\*|(\*\.)?[\w-]+(\.[\w-]+)*\.?", re.ASCII).fullmatch
 
@@ -141,8 +146,7 @@ def default_models() -> tuple[ServedModel, ...]:
     except ValueError:
         raise ConfigError(f"EMBEDDING_DIMENSIONS={dimensions!r}: must be a whole number") from None
     aliases = _words(os.environ.get("MODEL_MANAGER_SERVER_ALIASES", ""))
-    source = source or "Qwen/Qwen3-Embedding-0.6B"
-    return (ServedModel(name, source=source, aliases=aliases, dimensions=length),)
+    return (ServedModel(name, source=source or DEFAULT_SOURCE, aliases=aliases, dimensions=length),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

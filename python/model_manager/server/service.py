@@ -17,7 +17,7 @@ from .._async import in_thread
 from .._core import Config
 from ..compat import ModelManager
 from ..errors import InputError, ModelManagerError
-from .config import ServedModel, ServerConfig
+from .config import DEFAULT_DIMENSIONS, DEFAULT_SOURCE, ServedModel, ServerConfig
 from .errors import ApiError, unknown_model
 from .hosts import Hosts
 from .prometheus import Metrics, check_shared_folder
@@ -299,6 +299,16 @@ class Service:
         if found is not None:
             self._descriptions[slot] = found
         return self._descriptions.get(slot)
+
+    def dimensions(self, model: ServedModel) -> int | None:
+        """The length of the model's vectors when a request gives none; None while it is unknown. Loads nothing."""
+        if model.dimensions is not None:
+            return model.dimensions
+        if (description := self.description(model.key)) is not None:
+            return description["dimension"]
+        # Clients of the default model expect a number before its first load. The slot may hold another model.
+        source = self.manager.stats()["slots"][model.key]["source"]
+        return DEFAULT_DIMENSIONS if source == DEFAULT_SOURCE else None
 
     async def takes_instructions(self, model: ServedModel) -> bool:
         """Whether texts for `model` get an instruction. With ``auto`` the first use may load the model to find out."""

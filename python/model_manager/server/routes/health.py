@@ -60,12 +60,11 @@ def health_of(service: Service) -> dict[str, Any]:
     model = service.default
     state = service.manager.stats()["slots"][model.key]
     available = state["last_error"] is None
-    description = service.description(model.key)
     return {
         "status": "draining" if service.draining else "healthy" if available else "degraded",
         "model_available": available,
         "model_name": model.name,
-        "dimensions": model.dimensions or (description["dimension"] if description else None),
+        "dimensions": service.dimensions(model),
         "timestamp": _now(),
     }
 

@@ -60,7 +60,7 @@ def all_models(service: Service) -> list[dict[str, Any]]:
                     "aliases": list(model.aliases),
                     "source": slots[model.key]["source"],
                     "state": slots[model.key]["state"],
-                    "dimensions": model.dimensions or (description["dimension"] if description else None),
+                    "dimensions": service.dimensions(model),
                     "max_tokens": description["max_length"] if description else None,
                     "prompts": sorted(description["prompts"]) if description else None,
                     "instructions": service.instructions_known(model),

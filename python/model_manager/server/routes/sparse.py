@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import orjson
+from starlette.responses import Response
+
 from ..bodies import read_json
 from ..errors import bad_request, unknown_model
 from ..fields import check_fields
-from ..middleware import to_json
 from ..schemas import SparseAnswer, SparseRequest
 from .vectors import inferred, json_kind, read_inputs, read_truncate
 
 if TYPE_CHECKING:
     from starlette.requests import Request
-    from starlette.responses import Response
 
     from ..routing import Routes
     from ..service import Service
+
+_LARGE = 1 << 14
+"""Weights. That many are about half a megabyte of JSON."""
 
 
 def add_routes(routes: Routes, service: Service) -> None:
@@ -25,7 +29,7 @@ def add_routes(routes: Routes, service: Service) -> None:
     async def embed_sparse(request: Request) -> Response:
         """Weights of entries of the vocabulary, one list per text."""
         body = await read_json(request, service)
-        return to_json(await _embed(request, service, body))
+        return Response(await _embed(request, service, body), media_type="application/json")
 
     for path in ("/v1/embeddings/sparse", "/embed_sparse"):
         routes.add(
@@ -39,7 +43,7 @@ def add_routes(routes: Routes, service: Service) -> None:
         )
 
 
-async def _embed(request: Request, service: Service, body: dict[str, Any]) -> list[list[dict[str, Any]]]:
+async def _embed(request: Request, service: Service, body: dict[str, Any]) -> bytes:
     check_fields(body, SparseRequest)
     name, slot = _model(service, body.get("model"))
     given = [field for field in ("inputs", "input") if body.get(field) is not None]
@@ -65,10 +69,17 @@ async def _embed(request: Request, service: Service, body: dict[str, Any]) -> li
         service, request.receive, "sparse", (texts, None), count, slot, options, field, single=single
     )
     service.metrics.embedded(name, count, tokens)
-    return [
+    large = sum(len(indices) for indices, _ in found) > _LARGE
+    return await service.apart(_body, found) if large else _body(found)
+
+
+def _body(found: list[tuple[Any, Any]]) -> bytes:
+    """The answer in JSON. Text by text, so that the event loop runs between two texts of a large answer."""
+    rows = (
         [{"index": index, "value": value} for index, value in zip(indices.tolist(), values.tolist(), strict=True)]
         for indices, values in found
-    ]
+    )
+    return b"[%b]" % b",".join([orjson.dumps(row) for row in rows])
 
 
 def _model(service: Service, name: Any) -> tuple[str, str]:
