@@ -81,5 +81,10 @@ clock: sync=none
 END
 touch "$folder/output"
 timeout "$SECONDS_AT_MOST" "$BOCHS" -q -f "$folder/machine" >"$folder/bochs.log" 2>&1 &
-tail --pid=$! -n +1 -f "$folder/output"
+emulator=$!
+# An interrupted test ends the emulator too.
+trap 'kill "$emulator" 2>/dev/null || true; rm -rf "$folder"' EXIT
+trap 'exit 130' INT TERM
+tail --pid="$emulator" -n +1 -f "$folder/output" &
+wait "$!"
 grep -a -q '^EXIT STATUS 0' "$folder/output" || { echo "scripts/test_amx.sh: the tests failed or did not end" >&2; exit 1; }

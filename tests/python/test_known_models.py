@@ -41,7 +41,7 @@ def test_the_table():
     assert len({row["model"] for row in rows}) == len(rows)
     refused = {row["model"]: models_table.refusal(row) for row in rows}
     assert refused["intfloat/multilingual-e5-base"] is None
-    assert refused["mixedbread-ai/mxbai-rerank-xsmall-v1"] is None, "computed by candle"
+    assert refused["mixedbread-ai/mxbai-rerank-xsmall-v1"] is None, "computed by the engine"
     assert "t5" in refused["boun-tabi-LMG/TURNA"]
     assert "XLMRobertaLoRA" in refused["jinaai/jina-embeddings-v3"]
     assert "num_experts" in refused["nomic-ai/nomic-embed-text-v2-moe"]
