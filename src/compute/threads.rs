@@ -187,8 +187,8 @@ struct Shared {
 #[derive(Debug)]
 struct JobRef(*const ParallelJob);
 
-// SAFETY: other threads access a `ParallelJob` only by shared reference. Its atomics, its lock, its thread handle and its task are
-// `Sync`.
+// SAFETY: other threads access a `ParallelJob` only by shared reference. Its atomics, its lock, its thread handle and its
+// task are `Sync`.
 unsafe impl Send for JobRef {}
 
 impl Shared {

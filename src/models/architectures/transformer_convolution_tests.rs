@@ -85,7 +85,7 @@ fn a_text_has_the_same_states_however_it_is_read() {
     }
 }
 
-/// The last tokens of some texts are hidden from the others. Neither the texts beside them nor windows change a state.
+/// The last tokens of some texts are hidden from the others. Neither other texts of the batch nor windows change a state.
 #[test]
 fn hidden_tokens_are_zeros_for_convolutions() {
     let (texts, hidden) = (texts(&[40, 2600, 90, 6, 300]), [30, 0, 60, 5, 299]);

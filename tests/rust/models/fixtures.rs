@@ -132,7 +132,7 @@ fn weights_of_every_kind_have_the_embedding_table() {
 }
 
 #[test]
-fn the_fingerprint_tells_models_and_dtypes_apart() {
+fn the_stamp_tells_models_and_dtypes_apart() {
     let mut seen = std::collections::HashSet::new();
     for (files, _) in all().values() {
         for dtype in [WeightFormat::F32, WeightFormat::Bf16] {
