@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
-use super::managed::{Idle, Managed, Why};
+use super::managed::{HeldCharge, Idle, Managed, Why};
 use crate::{Error, Result};
 
 /// The memory that all models of a manager may take. A cheap-clone handle: clones are the same budget.
 ///
 /// A loader takes a [`Charge`] before it loads, and puts it into [`super::Loaded`]. The charge lives as long as the value:
-/// models that are loading, and models that are unloaded but still leased, are counted too.
+/// models that are loading, and models that are unloaded but still leased, are counted too. Slots whose values are the same
+/// memory share one charge.
 #[derive(Debug, Clone)]
 pub struct Budget {
     ledger: Arc<Ledger>,
@@ -28,8 +30,14 @@ struct Ledger {
 #[derive(Debug)]
 pub struct Charge {
     ledger: Arc<Ledger>,
-    bytes: u64,
+    bytes: AtomicU64,
     passing: bool,
+}
+
+/// Idle slots that hold one charge, and nobody else does: unloading all of them gives it back.
+struct Holders<S> {
+    slots: Vec<(S, Idle)>,
+    charge: HeldCharge,
 }
 
 impl Budget {
@@ -78,9 +86,8 @@ impl Budget {
             }
             let (limit, used) = (self.ledger.limit, self.used());
             let missing = used.saturating_add(needed).saturating_sub(limit);
-            let mut idle: Vec<_> = slots.iter().filter_map(|slot| Some((slot, slot.idle()?))).collect();
-            idle.retain(|(_, idle)| idle.charged > 0);
-            let victims = choose(idle, missing).map_err(|evictable| Error::Budget {
+            let idle = slots.iter().filter_map(|slot| Some((slot, slot.idle()?)));
+            let victims = choose(holders(idle), missing).map_err(|evictable| Error::Budget {
                 model: model.into(),
                 needed,
                 budget: limit,
@@ -93,24 +100,56 @@ impl Budget {
     }
 }
 
+/// Idle slots by the charge that they hold. Left out are slots without one, and those of a charge that others hold too:
+/// to unload them would free nothing.
+fn holders<S>(idle: impl Iterator<Item = (S, Idle)>) -> Vec<Holders<S>> {
+    let mut all: Vec<Holders<S>> = Vec::new();
+    for (slot, idle) in idle {
+        let Some(charge) = idle.charge.filter(|charge| charge.bytes > 0) else { continue };
+        match all.iter_mut().find(|holders| holders.charge.id == charge.id) {
+            Some(holders) => {
+                holders.slots.push((slot, idle));
+                holders.charge = charge;
+            }
+            None => all.push(Holders { slots: vec![(slot, idle)], charge }),
+        }
+    }
+    all.retain(|holders| holders.slots.len() >= holders.charge.holders);
+    all
+}
+
+impl<S> Holders<S> {
+    /// Of several, the lowest leaves first. A shared model is worth as much as to the slot that it is worth most to.
+    fn order(&self) -> Option<(u64, Instant, u64)> {
+        self.slots.iter().map(|(_, idle)| (idle.priority, idle.since, idle.period)).max()
+    }
+}
+
+/// The models that are idle in all slots that have them, in the order in which they leave: for each, its slots.
+pub fn in_leaving_order(slots: impl Iterator<Item = Arc<dyn Managed>>) -> Vec<Vec<(Arc<dyn Managed>, Idle)>> {
+    let mut all = holders(slots.filter_map(|slot| slot.idle().map(|idle| (slot, idle))));
+    all.sort_by_key(Holders::order);
+    all.into_iter().map(|holders| holders.slots).collect()
+}
+
 /// The slots to unload for `missing` bytes, or how many bytes all of them would free when that is not enough.
-fn choose<S>(mut idle: Vec<(S, Idle)>, missing: u64) -> std::result::Result<Vec<(S, Idle)>, u64> {
-    idle.sort_by_key(|(_, idle)| (idle.priority, idle.since, idle.period));
+fn choose<S>(mut idle: Vec<Holders<S>>, missing: u64) -> std::result::Result<Vec<(S, Idle)>, u64> {
+    idle.sort_by_key(Holders::order);
     let mut freed = 0;
-    let enough = idle.iter().position(|(_, idle)| {
-        freed += idle.charged;
+    let enough = idle.iter().position(|holders| {
+        freed += holders.charge.bytes;
         freed >= missing
     });
     let Some(last) = enough else { return Err(freed) };
     idle.truncate(last + 1);
     // A large one at the end may make small ones before it unnecessary: keep the most recently used of them.
     for index in (0..idle.len()).rev() {
-        if freed - idle[index].1.charged >= missing {
-            freed -= idle[index].1.charged;
+        if freed - idle[index].charge.bytes >= missing {
+            freed -= idle[index].charge.bytes;
             idle.remove(index);
         }
     }
-    Ok(idle)
+    Ok(idle.into_iter().flat_map(|holders| holders.slots).collect())
 }
 
 impl Ledger {
@@ -120,7 +159,7 @@ impl Ledger {
                 used.checked_add(bytes).filter(|&used| used <= self.limit)
             })
             .ok()
-            .map(|_| Charge { ledger: Arc::clone(self), bytes, passing: false })
+            .map(|_| Charge { ledger: Arc::clone(self), bytes: AtomicU64::new(bytes), passing: false })
     }
 }
 
@@ -128,50 +167,58 @@ impl Charge {
     /// Bytes charged.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.bytes
+        self.bytes.load(Ordering::Acquire)
     }
 
     /// The same bytes, taken until a call ends.
     #[must_use]
     pub fn passing(mut self) -> Self {
         self.passing = true;
-        self.ledger.passing.fetch_add(self.bytes, Ordering::AcqRel);
+        self.ledger.passing.fetch_add(self.bytes(), Ordering::AcqRel);
         self
     }
 
     /// Gives back all but `bytes` bytes.
     pub fn shrink(&mut self, bytes: u64) {
-        if bytes < self.bytes {
+        let before = self.bytes();
+        if bytes < before {
             if self.passing {
-                self.ledger.passing.fetch_sub(self.bytes - bytes, Ordering::AcqRel);
+                self.ledger.passing.fetch_sub(before - bytes, Ordering::AcqRel);
             }
             self.settle(bytes);
         }
     }
 
     /// Corrects the estimate to what the value really takes, even past the limit: it is in memory already.
-    pub(super) fn settle(&mut self, bytes: u64) {
-        if bytes > self.bytes {
-            self.ledger.used.fetch_add(bytes - self.bytes, Ordering::AcqRel);
+    pub(super) fn settle(&self, bytes: u64) {
+        let before = self.bytes.swap(bytes, Ordering::AcqRel);
+        if bytes > before {
+            self.ledger.used.fetch_add(bytes - before, Ordering::AcqRel);
         } else {
-            self.ledger.used.fetch_sub(self.bytes - bytes, Ordering::AcqRel);
+            self.ledger.used.fetch_sub(before - bytes, Ordering::AcqRel);
         }
-        self.bytes = bytes;
+    }
+
+    /// The charge as one of its holders has it.
+    pub(super) fn held(self: &Arc<Self>) -> HeldCharge {
+        HeldCharge { bytes: self.bytes(), id: Arc::as_ptr(self) as usize, holders: Arc::strong_count(self) }
     }
 }
 
 impl Drop for Charge {
     fn drop(&mut self) {
+        let bytes = self.bytes();
         if self.passing {
-            self.ledger.passing.fetch_sub(self.bytes, Ordering::AcqRel);
+            self.ledger.passing.fetch_sub(bytes, Ordering::AcqRel);
         }
-        self.ledger.used.fetch_sub(self.bytes, Ordering::AcqRel);
+        self.ledger.used.fetch_sub(bytes, Ordering::AcqRel);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
+    use std::collections::BTreeSet;
+    use std::time::Duration;
 
     use proptest::prelude::*;
 
@@ -192,31 +239,60 @@ mod tests {
         assert!(budget.will_fit(60) && !budget.will_fit(61));
     }
 
+    /// A slot used `age` seconds after `now`, which holds `bytes` of the charge `id` as one of `holders`.
+    fn idle(now: Instant, age: u64, id: usize, bytes: u64, holders: usize) -> Idle {
+        let since = now + Duration::from_secs(age);
+        let charge = Some(HeldCharge { bytes, id, holders });
+        Idle { since, keep_alive: None, charge, priority: 0, period: 0 }
+    }
+
     proptest! {
         /// Enough, nothing unnecessary, and refused exactly when all of them together are too small.
         #[test]
         fn chooses_enough_and_nothing_needless(sizes in prop::collection::vec((0..5_u64, 1..20_u64), 0..8), missing in 1..60_u64) {
             let now = Instant::now();
-            let idle: Vec<_> = sizes.iter().enumerate().map(|(index, &(age, charged))| {
-                let since = now + Duration::from_secs(age);
-                (index, Idle { since, keep_alive: None, charged, priority: 0, period: 0 })
-            }).collect();
-            let total: u64 = sizes.iter().map(|&(_, charged)| charged).sum();
-            match choose(idle, missing) {
+            let idle = sizes.iter().enumerate().map(|(index, &(age, bytes))| (index, idle(now, age, index, bytes, 1)));
+            let total: u64 = sizes.iter().map(|&(_, bytes)| bytes).sum();
+            match choose(holders(idle), missing) {
                 Err(all) => prop_assert!(all == total && total < missing),
                 Ok(chosen) => {
-                    let freed: u64 = chosen.iter().map(|(_, idle)| idle.charged).sum();
+                    let bytes = |idle: &Idle| idle.charge.map_or(0, |charge| charge.bytes);
+                    let freed: u64 = chosen.iter().map(|(_, idle)| bytes(idle)).sum();
                     prop_assert!(freed >= missing);
                     for (_, idle) in &chosen {
-                        prop_assert!(freed - idle.charged < missing);
+                        prop_assert!(freed - bytes(idle) < missing);
                     }
                     // No slot is chosen while another one was used longer ago and is at least as large.
                     for (_, left) in &chosen {
-                        for (index, &(age, charged)) in sizes.iter().enumerate() {
+                        for (index, &(age, size)) in sizes.iter().enumerate() {
                             let stayed = chosen.iter().all(|&(one, _)| one != index);
-                            prop_assert!(!(stayed && now + Duration::from_secs(age) < left.since && charged >= left.charged));
+                            prop_assert!(!(stayed && now + Duration::from_secs(age) < left.since && size >= bytes(left)));
                         }
                     }
+                }
+            }
+        }
+
+        /// Slots of one model leave together or not at all, and its bytes count once.
+        #[test]
+        fn slots_of_one_model_leave_together(
+            slots in prop::collection::vec((0..5_u64, 0..4_usize), 0..10), busy in 0..4_usize, missing in 1..60_u64,
+        ) {
+            let now = Instant::now();
+            let bytes = |model: usize| 10 + model as u64;
+            // One model has a holder more, which is in use.
+            let count = |model: usize| slots.iter().filter(|&&(_, of)| of == model).count();
+            let idle = slots.iter().enumerate().map(|(index, &(age, model))| {
+                (index, idle(now, age, model, bytes(model), count(model) + usize::from(model == busy)))
+            });
+            let free: u64 = (0..4).filter(|&model| model != busy && count(model) > 0).map(bytes).sum();
+            match choose(holders(idle), missing) {
+                Err(all) => prop_assert!(all == free && free < missing),
+                Ok(chosen) => {
+                    let models: BTreeSet<usize> = chosen.iter().map(|&(index, _)| slots[index].1).collect();
+                    prop_assert!(!models.contains(&busy));
+                    prop_assert!(models.iter().map(|&model| bytes(model)).sum::<u64>() >= missing);
+                    prop_assert_eq!(models.iter().map(|&model| count(model)).sum::<usize>(), chosen.len());
                 }
             }
         }

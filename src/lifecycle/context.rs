@@ -6,6 +6,7 @@ use super::eviction::Eviction;
 use super::memory::MemoryProbe;
 use super::reaper::Reaper;
 use super::tracker::Tracker;
+use super::wait_graph::WaitGraph;
 use crate::clock::Clock;
 
 /// What all slots of one manager share.
@@ -21,4 +22,6 @@ pub struct Context {
     pub reaper: Arc<Reaper>,
     /// Which of them leave when another one needs memory.
     pub eviction: Arc<Eviction>,
+    /// Which loads wait for which models.
+    pub wait_graph: WaitGraph,
 }

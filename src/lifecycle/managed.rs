@@ -52,12 +52,23 @@ pub struct Idle {
     pub since: Instant,
     /// How long it may stay so; `None` follows the reaper's settings.
     pub keep_alive: Option<KeepAlive>,
-    /// Bytes that the budget gets back when it is unloaded.
-    pub charged: u64,
+    /// Its charge to the budget.
+    pub charge: Option<HeldCharge>,
     /// Of several, the one with the lowest leaves first when another value needs memory.
     pub priority: u64,
     /// Distinguishes this idle period from every other of the slot.
     pub(super) period: u64,
+}
+
+/// A charge, as one of the slots that hold it has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeldCharge {
+    /// Bytes that the budget gets back when the last holder has been unloaded.
+    pub bytes: u64,
+    /// Equal for those that hold the same charge.
+    pub(super) id: usize,
+    /// How many do.
+    pub(super) holders: usize,
 }
 
 /// Why a value left.

@@ -28,21 +28,23 @@ mod residency;
 mod slot;
 mod state;
 mod tracker;
+mod wait_graph;
 
 #[cfg(test)]
 mod tests;
 
 pub use ahead::is_loading_ahead;
-pub use budget::{Budget, Charge};
+pub use budget::{Budget, Charge, in_leaving_order};
 pub use caller::act_for;
 pub use context::Context;
 pub use eviction::Eviction;
 pub use keep_alive::KeepAlive;
 pub use lease::{Continuation, Lease};
 pub use limit::MemoryLimit;
-pub use managed::{Idle, Managed, SlotOptions, State, Status, Why};
+pub use managed::{HeldCharge, Idle, Managed, SlotOptions, State, Status, Why};
 pub use memory::{MemoryProbe, megabytes};
 pub use reaper::{Reaper, ReaperSettings};
 pub use residency::Loaded;
 pub use slot::Slot;
 pub use tracker::{Tracker, TrackerStatistics};
+pub use wait_graph::WaitGraph;

@@ -115,7 +115,7 @@ impl<T: ?Sized + Send + Sync + 'static> LockedSlot<T> {
             Phase::Ready(ready) if ready.leases == 0 && !self.options.pinned => Some(Idle {
                 since: self.last_used?,
                 keep_alive: ready.keep_alive,
-                charged: ready.residency.charged(),
+                charge: ready.residency.charge(),
                 priority: self.priority,
                 period: self.idle_periods,
             }),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::budget::Charge;
+use super::managed::HeldCharge;
 use super::memory::MemoryProbe;
 use super::tracker::Record;
 use crate::size::size_text;
@@ -13,8 +14,8 @@ pub struct Loaded<T: ?Sized> {
     pub value: Arc<T>,
     /// Bytes that it takes in memory; 0 when unknown: then the growth of the process while it loaded is taken.
     pub bytes: u64,
-    /// Its share of the memory budget, given back when the value has been freed.
-    pub charge: Option<Charge>,
+    /// Its share of the memory budget, given back when the value has been freed. Values that are the same memory share it.
+    pub charge: Option<Arc<Charge>>,
 }
 
 impl<T: ?Sized> Loaded<T> {
@@ -43,7 +44,7 @@ struct FreeOnDrop {
     record: Arc<Record>,
     memory: Arc<dyn MemoryProbe>,
     /// Dropped with the rest: the budget gets the bytes back once they are free.
-    charge: Option<Charge>,
+    charge: Option<Arc<Charge>>,
 }
 
 impl<T: ?Sized> Residency<T> {
@@ -55,8 +56,8 @@ impl<T: ?Sized> Residency<T> {
         record: &Arc<Record>,
         memory: &Arc<dyn MemoryProbe>,
     ) -> Self {
-        let Loaded { value, bytes, mut charge } = loaded;
-        if let Some(charge) = &mut charge {
+        let Loaded { value, bytes, charge } = loaded;
+        if let Some(charge) = &charge {
             charge.settle(bytes);
         }
         let on_drop = FreeOnDrop {
@@ -78,9 +79,8 @@ impl<T: ?Sized> Residency<T> {
         self.on_drop.bytes
     }
 
-    /// Bytes that the budget gets back when the value is freed.
-    pub(super) fn charged(&self) -> u64 {
-        self.on_drop.charge.as_ref().map_or(0, Charge::bytes)
+    pub(super) fn charge(&self) -> Option<HeldCharge> {
+        self.on_drop.charge.as_ref().map(Charge::held)
     }
 }
 

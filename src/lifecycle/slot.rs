@@ -54,7 +54,8 @@ impl<T: ?Sized + Send + Sync + 'static> Slot<T> {
     /// the waiting begins and about every 50 ms of it, and its error ends the wait. The load itself goes on either way.
     ///
     /// # Errors
-    /// The loader's own; [`Error::Internal`] when it panicked; [`Error::Timeout`]; whatever `check` returns.
+    /// The loader's own; [`Error::Internal`] when it panicked; [`Error::Timeout`]; [`Error::Loader`] when the caller is a
+    /// load that this one waits for; whatever `check` returns.
     pub fn acquire(
         &self,
         timeout: Option<Duration>,
@@ -67,6 +68,7 @@ impl<T: ?Sized + Send + Sync + 'static> Slot<T> {
         let oneshot = Arc::new(Oneshot::new());
         let sender = Arc::clone(&oneshot);
         self.when_ready(Box::new(move |outcome| sender.put(outcome)));
+        let _waiting = self.state.waits()?;
         check()?;
         loop {
             let now = Instant::now();

@@ -16,6 +16,7 @@ use super::phase::{AcquireStep, Flight, LockedSlot, Phase, Ready, longer};
 use super::policy::AdaptivePolicy;
 use super::residency::{Loaded, Residency};
 use super::tracker::Record;
+use super::wait_graph::Waiting;
 use crate::size::size_text;
 use crate::sync::{Mutex, spawn, thread};
 use crate::{Error, Result};
@@ -143,10 +144,12 @@ impl<T: ?Sized + Send + Sync + 'static> SlotState<T> {
         }
         let resident_before = self.context.memory.resident();
         let started = self.context.clock.now();
+        let loading = self.context.wait_graph.load(thread::current().id(), &self.name);
         let load = || if ahead { loading_ahead(|| (self.loader)()) } else { (self.loader)() };
         let outcome = catch_unwind(AssertUnwindSafe(load)).unwrap_or_else(|payload| {
             Err(Error::panic(format!("the loader of {:?}", self.name), payload.as_ref()))
         });
+        drop(loading);
         let outcome = outcome.map(|mut loaded| {
             let seconds = (self.context.clock.now() - started).as_secs_f64();
             if loaded.bytes == 0 {
@@ -164,6 +167,18 @@ impl<T: ?Sized + Send + Sync + 'static> SlotState<T> {
             Arc::new(self.residency_of(id, loaded))
         });
         self.land(id, outcome);
+    }
+
+    /// The caller waits for this slot until the value is dropped.
+    ///
+    /// # Errors
+    /// [`Error::Loader`] when the caller is a load that this slot's load waits for.
+    pub(super) fn waits(&self) -> Result<Option<Waiting<'_>>> {
+        self.context.wait_graph.wait(&self.name).map_err(|path| {
+            let path: Vec<_> = path.iter().map(|slot| format!("{slot:?}")).collect();
+            let reason = format!("loaders wait for each other: {}", path.join(" needs "));
+            Error::Loader { model: self.name.to_string(), reason }
+        })
     }
 
     /// Ends load `id`: the slot takes the value unless it has detached the load, and each waiting caller gets a lease.

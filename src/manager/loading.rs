@@ -167,10 +167,11 @@ impl ModelLoader {
     /// server is not taken over: connections belong to the parent, and the first use connects again.
     pub(super) fn inherit(&self, entry: &NamedSlot, handle: &ModelHandle) -> Result<()> {
         let EncoderBackend::Local { encoder, .. } = &*handle.backend else { return Ok(()) };
-        let backend = self.models.get_or_load(&handle.info.identity, || {
+        let (backend, charge) = self.models.get_or_load(&handle.info.identity, || {
             let encoder = Arc::clone(encoder);
             let batcher = self.start_batcher(&entry.name, &encoder)?;
-            Ok(Arc::new(EncoderBackend::Local { batcher, encoder }))
+            // Its memory is the parent's, and counted there.
+            Ok((Arc::new(EncoderBackend::Local { batcher, encoder }), None))
         })?;
         let bytes = backend.memory_bytes();
         // The thread that computes what is not known yet belongs to the parent.
@@ -179,7 +180,7 @@ impl ModelLoader {
         entry.set_info(Arc::clone(&info));
         let handle = ModelHandle { backend, info, ..handle.clone() };
         // The slot is new, so it is absent and takes the model.
-        let _ = entry.slot.adopt(Loaded::new(Arc::new(LoadedModel::Encoder(handle)), bytes));
+        let _ = entry.slot.adopt(Loaded { value: Arc::new(LoadedModel::Encoder(handle)), bytes, charge });
         Ok(())
     }
 
@@ -190,7 +191,7 @@ impl ModelLoader {
         entries: &Arc<NamedSlots>,
         name: &str,
         spec: &EmbeddingSpec,
-    ) -> Result<(ModelHandle, Option<Charge>)> {
+    ) -> Result<(ModelHandle, Option<Arc<Charge>>)> {
         let primary = spec.source.current(self.host());
         let fallbacks = spec.fallback.iter().filter(|source| **source != primary);
         let mut first_error = None;
@@ -226,7 +227,7 @@ impl ModelLoader {
         source: &str,
         spec: &EmbeddingSpec,
         options: &ResolveOptions,
-    ) -> Result<(ModelHandle, Option<Charge>)> {
+    ) -> Result<(ModelHandle, Option<Arc<Charge>>)> {
         let files = match Source::parse(source)? {
             Source::Server(address) => return Ok((self.connect(source, &address, spec)?, None)),
             local => resolve(&local, options, &mut self.log_progress())?,
@@ -240,11 +241,10 @@ impl ModelLoader {
         let format = weight_format(spec.dtype.or(self.settings.dtype), isa, card)?;
         let overrides = spec_overrides(spec, &files);
         let identity: Arc<str> = files.stamp(format, overrides)?.into();
-        let mut charge = None;
-        let backend = self.models.get_or_load(&identity, || {
+        let (backend, charge) = self.models.get_or_load(&identity, || {
             let expected = files.expected_bytes(format)?;
             let budget = if card.is_some() { &self.card_budget } else { &self.budget };
-            charge = Some(make_room(budget, entries, name, expected, card.is_some())?);
+            let charge = make_room(budget, entries, name, expected, card.is_some())?;
             let encoder = match card {
                 None => {
                     let build =
@@ -261,7 +261,7 @@ impl ModelLoader {
             // The file's pages were read once; the packed weights stay.
             memory::trim();
             let batcher = self.start_batcher(name, &encoder)?;
-            Ok(Arc::new(EncoderBackend::Local { batcher, encoder }))
+            Ok((Arc::new(EncoderBackend::Local { batcher, encoder }), Some(Arc::new(charge))))
         })?;
         let content = self.content_of(files, format, overrides, &backend, &identity);
         let info = Arc::new(ModelInfo { content, ..info(&backend, spec, identity) });
@@ -366,9 +366,9 @@ impl ModelLoader {
             batch: settings.remote_batch,
             timeout: settings.remote_timeout.duration(),
         };
-        let backend = self.models.get_or_load(&address.to_string().into(), || {
+        let (backend, _) = self.models.get_or_load(&address.to_string().into(), || {
             let link = Link::new(address, self.host(), asking, self.healths.of(address))?;
-            Ok(Arc::new(EncoderBackend::Remote(RemoteEncoder::open(link, &self.counters)?)))
+            Ok((Arc::new(EncoderBackend::Remote(RemoteEncoder::open(link, &self.counters)?)), None))
         })?;
         // A replacement with other dimensions is another model. One of equal dimensions cannot be detected.
         let identity = format!("{address} {}", backend.shapes().dense.unwrap_or(0)).into();
@@ -421,7 +421,7 @@ impl ModelLoader {
         let bytes = generator.memory_bytes();
         let loaded =
             LoadedModel::Generator(Box::new(GeneratorHandle { generator, source: source.to_owned() }));
-        Ok(Loaded { value: Arc::new(loaded), bytes, charge: Some(charge) })
+        Ok(Loaded { value: Arc::new(loaded), bytes, charge: Some(Arc::new(charge)) })
     }
 
     /// Bytes that keys and values may take, and the setting that limits them: their own one, or the memory that the

@@ -7,7 +7,7 @@ use super::model::LoadedModel;
 use super::registry::{NamedSlot, NamedSlots};
 use crate::compute::memory;
 use crate::generation::engine::{Allowance, KvMemory};
-use crate::lifecycle::{Budget, Charge, Managed, MemoryProbe, Why, is_loading_ahead};
+use crate::lifecycle::{Budget, Charge, Managed, MemoryProbe, Why, in_leaving_order, is_loading_ahead};
 use crate::{Error, Result};
 
 /// The process's memory, as the operating system and the allocator report it.
@@ -60,19 +60,17 @@ pub(super) fn make_room(
     budget.make_room(name, needed, &others)
 }
 
-/// Unloads one idle model of a card: of several, the one that eviction chooses first. True when there was one.
+/// Unloads one idle model of a card, from all slots that have it: of several, the one that eviction chooses first. True
+/// when there was one.
 pub(super) fn relieve(entries: &NamedSlots, name: &str) -> bool {
     let all = entries.all();
     let others = all.iter().filter(|entry| entry.name != name);
     let on_card = others.filter(|entry| entry.slot.inspect(LoadedModel::is_on_card) == Some(true));
-    let mut idle: Vec<_> = on_card
-        .map(|entry| entry.slot.managed())
-        .filter_map(|slot| slot.idle().map(|idle| (slot, idle)))
-        .collect();
-    idle.sort_by_key(|(_, idle)| (idle.priority, idle.since));
-    idle.iter().any(|(slot, idle)| {
-        log::info!("{name}: its card is out of memory; unloading {}", slot.name());
-        slot.unload_idle(idle, Why::Evicted)
+    in_leaving_order(on_card.map(|entry| entry.slot.managed())).iter().any(|slots| {
+        slots.iter().fold(false, |unloaded, (slot, idle)| {
+            log::info!("{name}: its card is out of memory; unloading {}", slot.name());
+            slot.unload_idle(idle, Why::Evicted) || unloaded
+        })
     })
 }
 

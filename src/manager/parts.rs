@@ -20,7 +20,7 @@ use crate::config::{
     CachePolicy, DTypeChoice, EvictionOrder, Host, MULTILINGUAL_MODEL, Profile, Seconds, Settings,
 };
 use crate::lifecycle::policy::{AdaptiveSettings, Learning};
-use crate::lifecycle::{Context, Eviction, Reaper, ReaperSettings, Tracker};
+use crate::lifecycle::{Context, Eviction, Reaper, ReaperSettings, Tracker, WaitGraph};
 use crate::models::ModelKind;
 
 /// The variables of the sentence slots' sources.
@@ -80,6 +80,7 @@ impl Parts {
             tracker: Arc::clone(&tracker),
             reaper: Arc::clone(&reaper),
             eviction: Arc::new(Eviction::new(settings.eviction == EvictionOrder::Cost)),
+            wait_graph: WaitGraph::default(),
         };
         let loading = Arc::clone(&loader);
         let mut registry = Registry::new(

@@ -6,32 +6,49 @@ use std::sync::{Arc, Weak};
 use super::backend::EncoderBackend;
 use crate::Result;
 use crate::clock::Clock;
+use crate::lifecycle::Charge;
 use crate::remote::{Address, Health};
 use crate::sync::Mutex;
 
-/// A shared model, or the lock that callers of its one load wait for.
-type SharedModel = Arc<Mutex<Weak<EncoderBackend>>>;
+/// A loaded model, and its charge to the budget: `None` where it takes no memory of its own here.
+pub(super) type Shared = (Arc<EncoderBackend>, Option<Arc<Charge>>);
+
+/// A model as the slots share it: it stays as long as one of them has it.
+#[derive(Default)]
+struct SharedModel {
+    backend: Weak<EncoderBackend>,
+    charge: Option<Weak<Charge>>,
+}
+
+impl SharedModel {
+    /// `None` unless it is loaded, and charged as it was.
+    fn upgrade(&self) -> Option<Shared> {
+        let charge = self.charge.as_ref().map(|charge| charge.upgrade().ok_or(())).transpose().ok()?;
+        Some((self.backend.upgrade()?, charge))
+    }
+}
 
 /// Loaded models by identity, for names that share one. A model's own lock is held during its load, so that names with
 /// the same files load once.
 #[derive(Default)]
-pub(super) struct SharedModels(Mutex<HashMap<Arc<str>, SharedModel>>);
+pub(super) struct SharedModels(Mutex<HashMap<Arc<str>, Arc<Mutex<SharedModel>>>>);
 
 impl SharedModels {
     /// The loaded model with this identity, or the one that `load` makes. Concurrent callers wait for one load.
     pub(super) fn get_or_load(
         &self,
         identity: &Arc<str>,
-        load: impl FnOnce() -> Result<Arc<EncoderBackend>>,
-    ) -> Result<Arc<EncoderBackend>> {
+        load: impl FnOnce() -> Result<Shared>,
+    ) -> Result<Shared> {
         let cell = Arc::clone(self.0.lock().entry(Arc::clone(identity)).or_default());
         let mut model = cell.lock();
-        if let Some(backend) = model.upgrade() {
-            return Ok(backend);
+        if let Some(shared) = model.upgrade() {
+            return Ok(shared);
         }
-        let backend = load()?;
-        *model = Arc::downgrade(&backend);
-        Ok(backend)
+        let (backend, charge) = load()?;
+        *model =
+            SharedModel { backend: Arc::downgrade(&backend), charge: charge.as_ref().map(Arc::downgrade) };
+        Ok((backend, charge))
     }
 }
 

@@ -102,6 +102,28 @@ def test_a_failing_load_is_told_to_all_and_then_tried_again(manager, small_switc
     assert isinstance(manager.get("mine"), Thing)
 
 
+def test_loaders_that_need_each_other_are_refused(manager):
+    running = threading.Barrier(2)
+
+    def needs(other):
+        def load():
+            running.wait(10)
+            return manager.get(other)
+
+        return load
+
+    manager.register("first", loader=needs("second"))
+    manager.register("second", loader=needs("first"))
+    for error in in_threads(2, lambda n: manager.get(("first", "second")[n])):
+        assert isinstance(error, LoaderError)
+        assert "loaders wait for each other" in str(error)
+        assert '"first" needs "second"' in str(error)
+    # One that needs another works.
+    manager.register("second", loader=Thing, replace=True)
+    running = threading.Barrier(1)
+    assert isinstance(manager.get("first"), Thing)
+
+
 def test_racing_load_and_unload(make_manager, small_switch_interval):
     manager = make_manager(cache_size=0)
 

@@ -422,6 +422,38 @@ fn a_budget_evicts_the_least_recently_used() {
 }
 
 #[test]
+fn a_model_of_several_names_is_in_the_budget_until_the_last_is_unloaded() {
+    let with_budget = |bytes: u64| {
+        let manager = manager(vec![("memory_budget", SettingValue::Int(i64::try_from(bytes).unwrap()))]);
+        for (name, fixture_name) in [("one", "bert_cls"), ("same", "bert_cls"), ("other", "bert_max")] {
+            manager.register(name, source(fixture(fixture_name)), Retention::default(), false).unwrap();
+        }
+        manager
+    };
+    let needed = |name| match embed(&with_budget(2), &["text"], to(name)) {
+        Err(Error::Budget { needed, .. }) => needed,
+        other => panic!("{other:?}"),
+    };
+    // One of the two models fits.
+    let manager = with_budget(needed("one").max(needed("other")));
+    let load = |name| manager.load(name, None, &mut || Ok(())).map(drop);
+    let states = || ["one", "same", "other"].map(|name| state(&manager, name) == "ready");
+    for name in ["one", "same"] {
+        load(name).unwrap();
+    }
+    assert_eq!(states(), [true, true, false]);
+    load("other").unwrap();
+    assert_eq!(states(), [false, false, true], "both leave for it");
+    for name in ["one", "same"] {
+        load(name).unwrap();
+    }
+    assert!(manager.unload("one").unwrap());
+    assert_eq!(states(), [false, true, false]);
+    load("other").unwrap();
+    assert_eq!(states(), [false, false, true], "the memory was still that of \"same\"");
+}
+
+#[test]
 fn a_closed_manager_says_so() {
     let manager = manager(vec![]);
     embed(&manager, &["text"], to(ENGLISH)).unwrap();

@@ -26,7 +26,7 @@ fn charged_with(
     let slot = world.slot_with(name, options, move || {
         let others = all.lock().clone();
         let charge = budget.make_room(name, megabytes * MB, &others)?;
-        Ok(Loaded { charge: Some(charge), ..loaded(make()) })
+        Ok(Loaded { charge: Some(Arc::new(charge)), ..loaded(make()) })
     });
     slots.lock().push(slot.managed());
     slot
@@ -87,6 +87,53 @@ fn evicts_nothing_when_that_would_not_be_enough() {
 }
 
 #[test]
+fn a_model_of_several_slots_is_charged_until_the_last_is_unloaded() {
+    let (world, budget, slots) = (World::new(), Budget::new(Some(100 * MB)), Slots::default());
+    let charge: Arc<Mutex<Option<Arc<Charge>>>> = Arc::default();
+    let [a, b] = ["a", "b"].map(|name| {
+        let (make, budget, charge) = (world.maker(0), budget.clone(), Arc::clone(&charge));
+        let slot = world.slot_with(name, keep(KeepAlive::Forever), move || {
+            let mut charge = charge.lock();
+            let charge = match &*charge {
+                Some(charge) => Arc::clone(charge),
+                None => Arc::clone(charge.insert(Arc::new(budget.make_room(name, 60 * MB, &[])?))),
+            };
+            Ok(Loaded { value: Arc::new(make()), bytes: 60 * MB, charge: Some(charge) })
+        });
+        slots.lock().push(slot.managed());
+        slot
+    });
+    let states = || [a.state(), b.state()].map(|state| state == State::Ready);
+    use_once(&world, &a);
+    use_once(&world, &b);
+    // Only slots hold it from here on.
+    drop(charge.lock().take());
+    assert_eq!(budget.used(), 60 * MB);
+    // While one slot is in use, to unload the other would free nothing.
+    let large = charged(&world, "large", 50, &budget, &slots);
+    let lease = acquire(&b).unwrap();
+    assert!(matches!(acquire(&large), Err(Error::Budget { in_use, .. }) if in_use == 60 * MB));
+    assert_eq!(states(), [true, true]);
+    drop(lease);
+    // What fits leaves both in memory; what does not unloads both.
+    let small = charged(&world, "small", 40, &budget, &slots);
+    use_once(&world, &small);
+    assert_eq!(states(), [true, true]);
+    small.unload();
+    use_once(&world, &large);
+    assert_eq!((states(), budget.used()), ([false, false], 50 * MB));
+    // By name, the first returns nothing.
+    large.unload();
+    use_once(&world, &a);
+    use_once(&world, &b);
+    drop(charge.lock().take());
+    assert!(a.unload());
+    assert_eq!(budget.used(), 60 * MB);
+    assert!(b.unload());
+    assert_eq!(budget.used(), 0);
+}
+
+#[test]
 fn counts_what_is_unloaded_until_it_is_free() {
     let (world, budget, slots) = (World::new(), Budget::new(Some(100 * MB)), Arc::default());
     let slot = charged(&world, "m", 60, &budget, &slots);
@@ -109,7 +156,7 @@ fn an_estimate_is_corrected_and_a_failed_load_gives_it_back() {
             let charge = room.make_room("m", 50 * MB, &[])?;
             assert_eq!((room.used(), charge.bytes()), (50 * MB, 50 * MB));
             assert!(works, "no luck");
-            Ok(Loaded { charge: Some(charge), ..loaded(make()) })
+            Ok(Loaded { charge: Some(Arc::new(charge)), ..loaded(make()) })
         });
         assert_eq!(acquire(&slot).is_ok(), works);
         assert_eq!(budget.used(), if works { really * MB } else { 0 });
@@ -168,7 +215,7 @@ fn by_cost_what_is_worth_least_for_its_size_leaves_and_nothing_stays_without_use
             world.slot_with(&format!("m{number}"), SlotOptions::default(), move || {
                 clock.advance(Duration::from_secs(load_seconds));
                 let charge = budget.make_room("m", MB, &[])?;
-                Ok(Loaded { charge: Some(charge), ..loaded(make()) })
+                Ok(Loaded { charge: Some(Arc::new(charge)), ..loaded(make()) })
             })
         })
         .collect();

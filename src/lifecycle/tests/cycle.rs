@@ -1,5 +1,6 @@
 //! absent → loading → ready → absent, and every way to be reports of it.
 
+use std::sync::Barrier;
 use std::thread;
 
 use super::*;
@@ -255,6 +256,50 @@ fn a_loader_that_asks_for_itself_is_refused() {
     *itself.lock() = Some(slot.clone());
     assert_eq!(acquire(&slot).unwrap().number, 1);
     *itself.lock() = None;
+}
+
+/// Each loader needs the next slot, and the last one the first where `is_ring`. All of them run before one asks.
+fn acquire_needing_each_other(is_ring: bool) -> Vec<Result<Lease<Model>>> {
+    const SLOTS: usize = 3;
+    let world = World::new();
+    let all: Arc<Mutex<Vec<Slot<Model>>>> = Arc::default();
+    let running = Arc::new(Barrier::new(SLOTS));
+    let slots: Vec<_> = (0..SLOTS)
+        .map(|own| {
+            let (make, all, running) = (world.maker(MB), Arc::clone(&all), Arc::clone(&running));
+            world.slot_with(["a", "b", "c"][own], keep(KeepAlive::Forever), move || {
+                running.wait();
+                let next = all.lock().get((own + 1) % SLOTS).cloned().filter(|_| is_ring || own + 1 < SLOTS);
+                let _needed = next.map(|next| acquire(&next)).transpose()?;
+                Ok(loaded(make()))
+            })
+        })
+        .collect();
+    *all.lock() = slots.clone();
+    let outcomes = thread::scope(|scope| {
+        let asking: Vec<_> = slots.iter().map(|slot| scope.spawn(|| acquire(slot))).collect();
+        asking.into_iter().map(|asking| asking.join().unwrap()).collect()
+    });
+    all.lock().clear();
+    outcomes
+}
+
+#[test]
+fn loaders_that_need_each_other_are_refused() {
+    let rings = [
+        "\"a\" needs \"b\" needs \"c\" needs \"a\"",
+        "\"b\" needs \"c\" needs \"a\" needs \"b\"",
+        "\"c\" needs \"a\" needs \"b\" needs \"c\"",
+    ];
+    for _ in 0..20 {
+        for outcome in acquire_needing_each_other(true) {
+            let error = outcome.unwrap_err().to_string();
+            let closed =
+                rings.iter().any(|ring| error.contains(&format!("loaders wait for each other: {ring}")));
+            assert!(closed, "{error}");
+        }
+        assert!(acquire_needing_each_other(false).iter().all(Result::is_ok));
+    }
 }
 
 #[test]

@@ -89,6 +89,7 @@ impl World {
             tracker: Arc::new(Tracker::new(clock.clone())),
             reaper: Arc::new(Reaper::new(clock.clone(), settings, housekeeping)),
             eviction: Arc::default(),
+            wait_graph: WaitGraph::default(),
         };
         let (dropping, dropped) = mpsc::channel();
         Self { clock, memory, context, made: Arc::default(), dropping, dropped: Mutex::new(dropped) }

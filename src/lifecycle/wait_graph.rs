@@ -1,0 +1,79 @@
+//! Which loads wait for which models, so that loaders that need each other are refused: each would wait without end.
+
+use std::sync::Arc;
+
+use super::caller::caller;
+use crate::sync::Mutex;
+use crate::sync::thread::ThreadId;
+
+/// The loads of a manager, and the models that their threads wait for. A cheap-clone handle: clones are the same graph.
+#[derive(Debug, Clone, Default)]
+pub struct WaitGraph(Arc<Mutex<Vec<Load>>>);
+
+/// A load in progress. It waits for at most one model at a time.
+#[derive(Debug)]
+struct Load {
+    thread: ThreadId,
+    slot: Arc<str>,
+    waits_for: Option<Arc<str>>,
+}
+
+/// A load is in the graph until this is dropped.
+pub(super) struct Loading<'a> {
+    graph: &'a WaitGraph,
+    thread: ThreadId,
+}
+
+/// A load waits until this is dropped.
+pub(super) struct Waiting<'a> {
+    graph: &'a WaitGraph,
+    thread: ThreadId,
+}
+
+impl WaitGraph {
+    /// Adds the load of `slot` on this thread.
+    pub(super) fn load(&self, thread: ThreadId, slot: &Arc<str>) -> Loading<'_> {
+        self.0.lock().push(Load { thread, slot: Arc::clone(slot), waits_for: None });
+        Loading { graph: self, thread }
+    }
+
+    /// The caller is about to wait for `slot`. `None` unless the caller is a load.
+    ///
+    /// # Errors
+    /// The slots whose loads would wait for each other, from the caller's back to it.
+    pub(super) fn wait(&self, slot: &Arc<str>) -> Result<Option<Waiting<'_>>, Vec<Arc<str>>> {
+        let thread = caller();
+        let mut loads = self.0.lock();
+        // A load that asks for its own slot is refused there.
+        let other = |load: &Load| load.thread == thread && load.slot != *slot;
+        let Some(own) = loads.iter().position(other) else { return Ok(None) };
+        let mut path = vec![Arc::clone(&loads[own].slot)];
+        let mut next = Some(slot);
+        while let Some(slot) = next {
+            let seen = path.contains(slot);
+            path.push(Arc::clone(slot));
+            if seen {
+                return Err(path);
+            }
+            let waits = |load: &&Load| load.slot == *slot && load.waits_for.is_some();
+            next = loads.iter().find(waits).and_then(|load| load.waits_for.as_ref());
+        }
+        loads[own].waits_for = Some(Arc::clone(slot));
+        Ok(Some(Waiting { graph: self, thread }))
+    }
+}
+
+impl Drop for Loading<'_> {
+    fn drop(&mut self) {
+        self.graph.0.lock().retain(|load| load.thread != self.thread);
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut loads = self.graph.0.lock();
+        if let Some(own) = loads.iter_mut().find(|load| load.thread == self.thread) {
+            own.waits_for = None;
+        }
+    }
+}
