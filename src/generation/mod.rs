@@ -14,6 +14,7 @@ pub mod load;
 pub mod params;
 pub mod processors;
 pub mod sampler;
+mod softmax;
 pub mod stop;
 
 pub use chat::{ChatTemplate, Conversation};

@@ -5,12 +5,17 @@
 //! ruled out gets minus infinity. Reference values made with transformers are compared bit for bit.
 
 use super::params::GenerationParams;
+use super::softmax::{self, LANES};
 
 /// Applies the processors of one request. Holds scratch memory only: the history is given at each call.
 #[derive(Debug, Default)]
 pub struct Processors {
+    /// A bit for each token of the history.
     penalized: Vec<u64>,
-    sorted: Vec<u64>,
+    weights: Vec<f32>,
+    largest: Vec<f32>,
+    /// [`key`]s of tokens.
+    keys: Vec<u64>,
 }
 
 impl Processors {
@@ -54,7 +59,7 @@ impl Processors {
             self.keep_top_p(params.top_p, logits);
         }
         if params.min_p > 0.0 {
-            keep_min_p(params.min_p, logits);
+            self.keep_min_p(params.min_p, logits);
         }
     }
 
@@ -75,37 +80,91 @@ impl Processors {
     }
 
     fn keep_top_k(&mut self, k: usize, logits: &mut [f32]) {
-        self.sorted.clear();
-        self.sorted.extend(logits.iter().map(|&logit| u64::from(ordered(logit))));
-        let from_below = logits.len() - k;
-        let (_, &mut threshold, _) = self.sorted.select_nth_unstable(from_below);
-        for logit in logits.iter_mut() {
-            if u64::from(ordered(*logit)) < threshold {
-                *logit = f32::NEG_INFINITY;
+        // Few logits of a chunk are among the largest so far: most chunks are passed with one comparison.
+        let most = 2 * k + 1024;
+        self.largest.clear();
+        let mut threshold = f32::NEG_INFINITY;
+        for chunk in logits.chunks(LANES) {
+            if chunk.iter().fold(false, |any, &logit| any | (logit > threshold)) {
+                self.largest.extend(chunk.iter().copied().filter(|&logit| logit > threshold));
             }
+            if self.largest.len() >= most {
+                threshold = lowest_of_largest(k, &mut self.largest);
+                self.largest.truncate(k);
+            }
+        }
+        if self.largest.len() >= k {
+            rule_out_below(lowest_of_largest(k, &mut self.largest), logits);
         }
     }
 
-    /// Walks the tokens from the least probable up and drops them while their sum stays within 1 - p; of equal ones
-    /// the lower token comes first (a stable ascending sort; torch's default sort leaves the order to the machine). The most probable token always stays.
+    /// Drops the least probable tokens while their sum stays within 1 - p; of equal ones the lower token goes first (a
+    /// stable ascending sort; torch's default sort leaves the order to the machine). The most probable token always stays.
     fn keep_top_p(&mut self, p: f32, logits: &mut [f32]) {
-        self.sorted.clear();
-        let kept = logits.iter().enumerate().filter(|(_, logit)| **logit > f32::NEG_INFINITY);
-        self.sorted.extend(kept.map(|(token, &logit)| u64::from(ordered(logit)) << 32 | token as u64));
-        self.sorted.sort_unstable();
-        let Some(&most) = self.sorted.last() else { return };
-        let token = |key: u64| (key & 0xffff_ffff) as usize;
-        let highest = logits[token(most)];
-        let sum: f32 = self.sorted.iter().map(|&key| (logits[token(key)] - highest).exp()).sum();
-        let allowed = 1.0 - p;
-        let mut dropped = 0.0f64;
-        for &key in &self.sorted[..self.sorted.len() - 1] {
-            dropped += f64::from((logits[token(key)] - highest).exp() / sum);
-            if dropped as f32 > allowed {
+        let highest = softmax::highest(logits);
+        softmax::weights_into(logits, highest, &mut self.weights);
+        let (total, allowed) = (softmax::sum(&self.weights), 1.0 - p);
+        let is_over = |dropped: f64| (dropped / total) as f32 > allowed;
+        // However many there are, tokens of this weight are dropped; the margin covers the rounding of sums.
+        let surely = (f64::from(allowed) * total / logits.len() as f64) as f32 * 0.999;
+        let mut dropped = 0.0;
+        self.keys.clear();
+        let chunks = self.weights.chunks(LANES).zip(logits.chunks(LANES));
+        for ((weights, logits), first) in chunks.zip((0..).step_by(LANES)) {
+            let mut below = [0.0; LANES];
+            for (below, &weight) in below.iter_mut().zip(weights) {
+                *below = if weight <= surely { weight } else { 0.0 };
+            }
+            dropped += f64::from(below.iter().sum::<f32>());
+            if weights.iter().fold(false, |any, &weight| any | (weight > surely)) {
+                let open =
+                    weights.iter().zip(logits).zip(first..).filter(|((weight, _), _)| **weight > surely);
+                self.keys.extend(open.map(|((_, &logit), token)| key(logit, token)));
+            }
+        }
+        // By halves: the lower half is dropped, or the rest stays.
+        let weight = |key: u64| f64::from(self.weights[token_of(key)]);
+        let mut keys = self.keys.as_mut_slice();
+        while keys.len() > 1 {
+            let middle = (keys.len() - 1) / 2;
+            let (lower, &mut last, _) = keys.select_nth_unstable(middle);
+            let sum = dropped + lower.iter().map(|&key| weight(key)).sum::<f64>() + weight(last);
+            if !is_over(sum) {
+                dropped = sum;
+                keys = &mut keys[middle + 1..];
+            } else if middle > 0 {
+                keys = &mut keys[..=middle];
+            } else {
                 break;
             }
-            logits[token(key)] = f32::NEG_INFINITY;
         }
+        // The least that stays. What is equal to it and stands before it was dropped.
+        let Some(least) = keys.iter().copied().min().map(token_of) else { return };
+        let logit = logits[least];
+        rule_out_below(logit, logits);
+        logits[..least]
+            .iter_mut()
+            .filter(|other| **other == logit)
+            .for_each(|other| *other = f32::NEG_INFINITY);
+    }
+
+    /// Drops what is less probable than this share of the most probable: the softmax's common divisor cancels.
+    fn keep_min_p(&mut self, min_p: f32, logits: &mut [f32]) {
+        softmax::weights_into(logits, softmax::highest(logits), &mut self.weights);
+        for (logit, &weight) in logits.iter_mut().zip(&self.weights) {
+            *logit = if weight < min_p { f32::NEG_INFINITY } else { *logit };
+        }
+    }
+}
+
+/// The lowest of the `k` largest logits.
+fn lowest_of_largest(k: usize, logits: &mut [f32]) -> f32 {
+    *logits.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1
+}
+
+fn rule_out_below(threshold: f32, logits: &mut [f32]) {
+    for logit in logits {
+        *logit = if *logit < threshold { f32::NEG_INFINITY } else { *logit };
     }
 }
 
@@ -124,27 +183,25 @@ fn ban_repeated_ngrams(size: usize, history: &[u32], logits: &mut [f32]) {
     }
 }
 
-/// The softmax's common divisor cancels, so probabilities relative to the highest are compared.
-fn keep_min_p(min_p: f32, logits: &mut [f32]) {
-    let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    if highest == f32::NEG_INFINITY {
-        return;
-    }
-    for logit in logits.iter_mut() {
-        if (*logit - highest).exp() < min_p {
-            *logit = f32::NEG_INFINITY;
-        }
-    }
-}
-
 /// Maps a number to an integer of the same order (NaN aside; both zeros are equal).
 fn ordered(value: f32) -> u32 {
     let bits = (value + 0.0).to_bits();
     if bits >> 31 == 0 { bits | 0x8000_0000 } else { !bits }
 }
 
+/// Orders tokens by their logits, and equal ones by their numbers.
+fn key(logit: f32, token: u32) -> u64 {
+    u64::from(ordered(logit)) << 32 | u64::from(token)
+}
+
+fn token_of(key: u64) -> usize {
+    (key & 0xffff_ffff) as usize
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[derive(serde::Deserialize)]
@@ -191,6 +248,45 @@ mod tests {
                 let theirs = theirs.unwrap_or(f32::NEG_INFINITY);
                 assert_eq!(ours.to_bits(), theirs.to_bits(), "{}: token {token}: {ours} {theirs}", case.name);
             }
+        }
+    }
+
+    /// Top-k and top-p as they are defined: by sorting all tokens.
+    fn by_sorting(top_k: usize, top_p: f32, logits: &mut [f32]) {
+        let mut sorted: Vec<usize> = (0..logits.len()).collect();
+        sorted.sort_by(|&a, &b| ordered(logits[a]).cmp(&ordered(logits[b])));
+        let threshold = logits[sorted[logits.len() - top_k]];
+        rule_out_below(threshold, logits);
+        let highest = logits[*sorted.last().unwrap()];
+        let weight = |token: usize| f64::from(logits[token] - highest).exp();
+        let total: f64 = sorted.iter().map(|&token| weight(token)).sum();
+        let mut sum = 0.0;
+        let dropped = sorted[..sorted.len() - 1].iter().take_while(|&&token| {
+            sum += weight(token);
+            (sum / total) as f32 <= 1.0 - top_p
+        });
+        for token in dropped.copied().collect::<Vec<_>>() {
+            logits[token] = f32::NEG_INFINITY;
+        }
+    }
+
+    proptest! {
+        /// With equal logits, some ruled out before, and vocabularies of any length. The cut is nowhere near a rounding.
+        #[test]
+        fn filters_are_equal_to_sorting(
+            levels in prop::collection::vec(-40..40_i16, 1..3_000), some in 1..4_usize, part in 0.0..1.0_f64,
+            top_p in prop::sample::select(vec![0.013_f32, 0.31, 0.5003, 0.87, 0.9501, 0.999, 1.0]),
+        ) {
+            let rule_out = |(token, &level): (usize, &i16)| {
+                if token % (some + 1) == 1 { f32::NEG_INFINITY } else { f32::from(level) * 0.37 }
+            };
+            let mut logits: Vec<f32> = levels.iter().enumerate().map(rule_out).collect();
+            let top_k = 1 + ((logits.len() - 1) as f64 * part * part) as usize;
+            let mut expected = logits.clone();
+            by_sorting(top_k, top_p, &mut expected);
+            let params = GenerationParams { do_sample: true, top_k, top_p, ..Default::default() };
+            Processors::default().apply(&params, &[], 0, &[], &mut logits);
+            prop_assert_eq!(logits, expected);
         }
     }
 

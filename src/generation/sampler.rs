@@ -3,6 +3,7 @@
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
+use super::softmax;
 use crate::{Error, Result};
 
 /// Chooses tokens for one request: the first maximum (as `torch.argmax`) or a draw from the softmax.
@@ -14,19 +15,25 @@ use crate::{Error, Result};
 pub struct Sampler {
     draws: Option<ChaCha8Rng>,
     seed: u64,
-    weights: Vec<f64>,
+    weights: Vec<f32>,
+    /// The sums of [`BLOCK`] weights each.
+    sums: Vec<f64>,
 }
+
+/// Tokens that a draw passes at once where it does not end among them.
+const BLOCK: usize = 256;
 
 impl Sampler {
     /// Greedy choice.
     pub fn greedy() -> Self {
-        Self { draws: None, seed: 0, weights: Vec::new() }
+        Self { draws: None, seed: 0, weights: Vec::new(), sums: Vec::new() }
     }
 
     /// Draws by `seed`, or by a fresh one.
     pub fn seeded(seed: Option<u64>) -> Self {
         let seed = seed.unwrap_or_else(fresh_seed);
-        Self { draws: Some(ChaCha8Rng::seed_from_u64(seed)), seed, weights: Vec::new() }
+        let draws = Some(ChaCha8Rng::seed_from_u64(seed));
+        Self { draws, seed, weights: Vec::new(), sums: Vec::new() }
     }
 
     /// What repeats this sampler's draws; 0 for a greedy one.
@@ -39,27 +46,37 @@ impl Sampler {
     /// # Errors
     /// [`Error::Input`] when the parameters have ruled out every token.
     pub fn choose(&mut self, logits: &[f32]) -> Result<u32> {
-        let (token, highest) = first_maximum(logits);
+        let highest = softmax::highest(logits);
         if highest == f32::NEG_INFINITY {
             return Err(Error::Input(
                 "no_repeat_ngram_size and min_new_tokens have ruled out every token; lower them".into(),
             ));
         }
-        let Some(draws) = &mut self.draws else { return Ok(token) };
-        self.weights.clear();
-        self.weights.extend(logits.iter().map(|&logit| f64::from(logit - highest).exp()));
-        let total: f64 = self.weights.iter().sum();
+        let Some(draws) = &mut self.draws else {
+            return Ok(logits.iter().position(|&logit| logit == highest).unwrap_or(0) as u32);
+        };
+        softmax::weights_into(logits, highest, &mut self.weights);
+        self.sums.clear();
+        self.sums.extend(self.weights.chunks(BLOCK).map(softmax::sum));
         let uniform = (draws.next_u64() >> 11) as f64 * (1.0 / (1u64 << 53) as f64);
-        let mut left = uniform * total;
-        for (token, &weight) in self.weights.iter().enumerate() {
+        let mut left = uniform * self.sums.iter().sum::<f64>();
+        let mut first = 0;
+        for &sum in &self.sums[..self.sums.len() - 1] {
+            if left < sum {
+                break;
+            }
+            left -= sum;
+            first += BLOCK;
+        }
+        for (token, &weight) in (first..).zip(&self.weights[first..]) {
+            let weight = f64::from(weight);
             if left < weight {
                 return Ok(token as u32);
             }
             left -= weight;
         }
         // Rounding alone can carry the walk past the end; it then ends on the last token that can be drawn at all.
-        let last = self.weights.iter().rposition(|&weight| weight > 0.0);
-        Ok(last.map_or(token, |last| last as u32))
+        Ok(self.weights.iter().rposition(|&weight| weight > 0.0).unwrap_or(0) as u32)
     }
 }
 
@@ -71,19 +88,6 @@ pub fn check_finite(logits: &[f32], model: &str) -> Result<()> {
     // Whole chunks without an early end: the compiler turns each into a few vector instructions.
     let damaged = |chunk: &[f32]| chunk.iter().fold(false, |damaged, logit| damaged | !logit.is_finite());
     if logits.chunks(256).any(damaged) { Err(Error::NotFinite { model: model.into() }) } else { Ok(()) }
-}
-
-fn first_maximum(logits: &[f32]) -> (u32, f32) {
-    let larger = |a: f32, b: f32| if a > b { a } else { b };
-    let (chunks, rest) = logits.as_chunks::<16>();
-    let mut lanes = [f32::NEG_INFINITY; 16];
-    for chunk in chunks {
-        for (lane, &logit) in lanes.iter_mut().zip(chunk) {
-            *lane = larger(*lane, logit);
-        }
-    }
-    let highest = lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, larger);
-    (logits.iter().position(|&logit| logit == highest).unwrap_or(0) as u32, highest)
 }
 
 /// The standard library seeds its hash maps from the operating system: that entropy serves here too. 53 bits, so that
@@ -135,6 +139,25 @@ mod tests {
         let first: Vec<_> = (0..12).map(|_| fresh.choose(&logits).unwrap()).collect();
         assert_eq!(draw(fresh.seed()), first);
         assert!(fresh.seed() < 1 << 53);
+    }
+
+    /// A draw passes whole blocks: each token of a long vocabulary is drawn as often as its weight says.
+    #[test]
+    fn every_block_is_drawn_from() {
+        for vocabulary in [BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 5] {
+            let mut logits = vec![f32::NEG_INFINITY; vocabulary];
+            let kept = [0, vocabulary / 2, vocabulary - 1];
+            for token in kept {
+                logits[token] = 2.0;
+            }
+            let mut sampler = Sampler::seeded(Some(9));
+            let mut counts = [0; 3];
+            for _ in 0..3_000 {
+                let token = sampler.choose(&logits).unwrap() as usize;
+                counts[kept.iter().position(|&one| one == token).unwrap()] += 1;
+            }
+            assert!(counts.iter().all(|count| (850..1_150).contains(count)), "{vocabulary}: {counts:?}");
+        }
     }
 
     /// Changing the generator or the walk would silently change every seeded text: this pins both.
