@@ -76,10 +76,14 @@ fmt: venv ## Format everything
 	$(RUFF) check --fix $(wildcard $(PYTHON_SOURCES))
 
 .PHONY: lint
-lint: $(VENV)/.built-for-tests ## Format check, clippy with and without the python feature, ruff, types, stubs, licenses of crates
+lint: $(VENV)/.built-for-tests ## Format check, clippy without features and with those of Python and CUDA, ruff, types, stubs, licenses of crates
 	$(CARGO) fmt --check
 	$(CARGO) clippy --quiet --all-targets --no-default-features -- -D warnings
+ifeq ($(shell uname -sm),Linux x86_64)
+	CARGO=$(CARGO) scripts/check_cuda.sh --quiet -- -D warnings
+else
 	$(CARGO) clippy --quiet --all-targets -- -D warnings
+endif
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" $(CARGO) doc --quiet --no-deps --no-default-features --document-private-items
 ifeq ($(DENY),yes)
 	$(CARGO) deny --log-level error check bans licenses sources

@@ -12,7 +12,6 @@
 pub mod attention;
 pub mod backend;
 pub mod cards;
-mod convolution;
 pub mod file;
 #[cfg(test)]
 #[cfg(unix)]
@@ -29,6 +28,7 @@ pub(crate) mod pages;
 mod parallel;
 pub mod pooling;
 mod projection;
+mod short_convolution;
 mod simd;
 mod threads;
 mod weight;
@@ -42,7 +42,6 @@ pub use backend::Cuda;
 pub use backend::{
     Backend, Candle, CandleDevice, Cpu, ForwardFn, KvCache, Pass, Positions, Relief, Row, Rows, Step,
 };
-pub use convolution::{ConvolutionFactors, ConvolutionShape, LONGEST_CONVOLUTION, ShortConvolution};
 pub use isa::{DType, ISA_VARIABLE, Isa};
 pub use kernels::Activation;
 pub(crate) use kernels::rowwise::LONGEST_HEAD;
@@ -51,5 +50,8 @@ pub use maxsim::maxsim;
 pub(crate) use ordered::map_in_order;
 pub use pooling::Pooling;
 pub use projection::Projection;
+pub use short_convolution::{
+    LONGEST_SHORT_CONVOLUTION, ShortConvolution, ShortConvolutionFactors, ShortConvolutionShape,
+};
 pub use threads::Threads;
 pub use weight::{Packed, Stored, Weight};

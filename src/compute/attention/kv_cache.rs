@@ -6,10 +6,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::compute::convolution::{ConvolutionShape, ConvolutionState, GatedRows};
 use crate::compute::isa::DType;
 use crate::compute::kernels::{Kernels, units};
 use crate::compute::memory::Buffer;
+use crate::compute::short_convolution::{GatedRows, ShortConvolutionShape, ShortConvolutionState};
 use crate::{Error, Result};
 
 /// Positions of a page, and keys of a block of attention: the scores of a tile of queries against a block fit into the
@@ -32,7 +32,7 @@ pub struct CacheShape {
     /// Length of a head's key and of its value.
     pub width: usize,
     /// The convolutions of other layers.
-    pub convolutions: ConvolutionShape,
+    pub short_convolutions: ShortConvolutionShape,
 }
 
 /// The layout of a page. For each layer and head, the keys are the columns of panels, whose product with queries is the
@@ -57,7 +57,7 @@ pub struct PagedKvCache {
     len: usize,
     /// Positions from here on have not been written since they were cleared.
     written: usize,
-    convolutions: ConvolutionState,
+    short_convolutions: ShortConvolutionState,
 }
 
 #[derive(Debug)]
@@ -118,7 +118,7 @@ impl PageLayout {
             0 => 0,
             rest => self.page_bytes(page_capacity(rest))?,
         };
-        full.checked_add(rest)?.checked_add(self.shape.convolutions.bytes(positions)?)
+        full.checked_add(rest)?.checked_add(self.shape.short_convolutions.bytes(positions)?)
     }
 
     fn page(self, capacity: usize) -> Result<Page> {
@@ -193,8 +193,8 @@ impl PagedKvCache {
     /// An empty cache.
     pub(crate) fn new(kernels: &Kernels, shape: CacheShape, format: DType) -> Self {
         let layout = PageLayout { shape, format, panel: kernels.width, depth: kernels.depth(format) };
-        let convolutions = ConvolutionState::new(shape.convolutions);
-        Self { pages: Vec::new(), layout, len: 0, written: 0, convolutions }
+        let short_convolutions = ShortConvolutionState::new(shape.short_convolutions);
+        Self { pages: Vec::new(), layout, len: 0, written: 0, short_convolutions }
     }
 
     /// Bytes of a cache of `positions`; `u64::MAX` on overflow.
@@ -214,26 +214,26 @@ impl PagedKvCache {
 
     /// Bytes of its memory, including what it shares.
     pub fn bytes(&self) -> u64 {
-        self.pages.iter().map(|page| page.memory.len() as u64).sum::<u64>() + self.convolutions.bytes()
+        self.pages.iter().map(|page| page.memory.len() as u64).sum::<u64>() + self.short_convolutions.bytes()
     }
 
     /// Extends the cache to `len` positions, which have been written in every layer.
     pub(crate) fn extend_to(&mut self, len: usize) {
         assert!(self.len <= len && len <= self.written, "{len} positions of {} written", self.written);
-        self.convolutions.extend_to(len);
+        self.short_convolutions.extend_to(len);
         self.len = len;
     }
 
     /// The positions that [`truncate`](Self::truncate) to `len` would leave.
     pub fn cut(&self, len: usize) -> usize {
-        self.convolutions.cut(len.min(self.len))
+        self.short_convolutions.cut(len.min(self.len))
     }
 
     /// Shortens the cache to `len` positions, or with convolutions to the last ones before at which it can be cut; without
     /// effect if it has no more.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.cut(len);
-        self.convolutions.truncate(self.len);
+        self.short_convolutions.truncate(self.len);
         self.pages.truncate(self.len.div_ceil(BLOCK));
         self.written = self.written.min(self.pages.len() * BLOCK);
     }
@@ -266,7 +266,7 @@ impl PagedKvCache {
             self.pages.push(Arc::new(self.layout.page(page_capacity(rest.min(BLOCK)))?));
         }
         self.written = self.len;
-        self.convolutions.reserve(capacity)
+        self.short_convolutions.reserve(capacity)
     }
 
     /// Frees the unused capacity of the last page.
@@ -275,7 +275,7 @@ impl PagedKvCache {
     /// Those of [`reserve`](Self::reserve).
     pub fn shrink(&mut self) -> Result<()> {
         self.truncate(self.len);
-        self.convolutions.shrink();
+        self.short_convolutions.shrink();
         let filled = self.len % BLOCK;
         if filled > 0
             && let Some(last) = self.pages.last_mut()
@@ -293,13 +293,13 @@ impl PagedKvCache {
     /// # Errors
     /// Those of [`reserve`](Self::reserve).
     pub fn fork(&self, len: usize, capacity: usize) -> Result<Self> {
-        let len = self.convolutions.cut(len.min(self.len));
+        let len = self.short_convolutions.cut(len.min(self.len));
         let mut fork = Self {
             pages: self.pages[..len.div_ceil(BLOCK)].to_vec(),
             layout: self.layout,
             len,
             written: self.written.max(len),
-            convolutions: self.convolutions.fork(len, capacity)?,
+            short_convolutions: self.short_convolutions.fork(len, capacity)?,
         };
         fork.reserve(capacity.max(len))?;
         Ok(fork)
@@ -310,7 +310,7 @@ impl PagedKvCache {
     /// # Errors
     /// [`Error::Internal`] for a position at which neither the cache ends nor a pass has stopped.
     pub(crate) fn rows_before(&self, layer: usize, position: usize) -> Result<&[f32]> {
-        self.convolutions.before(layer, position)
+        self.short_convolutions.before(layer, position)
     }
 
     /// Keeps what later rows of convolution `layer` see of `rows`, which are those of `positions`.
@@ -324,7 +324,7 @@ impl PagedKvCache {
         rows: &GatedRows<'_>,
     ) -> Result<()> {
         self.written = self.written.max(positions.end);
-        self.convolutions.write(layer, positions, rows)
+        self.short_convolutions.write(layer, positions, rows)
     }
 
     /// The heads of `layer` in the pages of `positions`, to write.

@@ -1,8 +1,9 @@
 use super::*;
 use crate::compute::Isa;
 
-const CONVOLUTIONS: ConvolutionShape = ConvolutionShape { layers: 0, before: 0, columns: 0 };
-const SHAPE: CacheShape = CacheShape { layers: 2, kv_heads: 3, width: 40, convolutions: CONVOLUTIONS };
+const SHORT_CONVOLUTIONS: ShortConvolutionShape = ShortConvolutionShape { layers: 0, before: 0, columns: 0 };
+const SHAPE: CacheShape =
+    CacheShape { layers: 2, kv_heads: 3, width: 40, short_convolutions: SHORT_CONVOLUTIONS };
 const ROW: usize = 3 * 40;
 
 fn kernels() -> impl Iterator<Item = (&'static Kernels, DType)> {

@@ -4,11 +4,11 @@ use crate::compute::attention::heads::{Heads, LayerAttention};
 use crate::compute::attention::kv_cache::CacheShape;
 use crate::compute::attention::relative::{RelativeLayers, RelativeTable};
 use crate::compute::attention::rope::{RopeTable, Rotary};
-use crate::compute::convolution::ConvolutionFactors;
 use crate::compute::kernels::activation::Activation;
 use crate::compute::linear::layer::{Biased, Matrix};
 use crate::compute::pooling::Pooling;
 pub use crate::compute::pooling::{Row, Rows};
+use crate::compute::short_convolution::ShortConvolutionFactors;
 use crate::compute::weight::{Packed, Weight};
 use crate::{Error, Result};
 
@@ -127,7 +127,7 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// Relative positions that attention compares contents with.
     type Relative: Send + Sync;
     /// A convolution of gated rows.
-    type Convolution: Send + Sync;
+    type ShortConvolution: Send + Sync;
     /// Keys and values of one sequence.
     type Cache: KvCache;
     /// A pass over one part of a batch.
@@ -162,7 +162,7 @@ pub trait Backend: Send + Sync + Sized + 'static {
     ///
     /// # Errors
     /// [`Error::Internal`] where the backend has none.
-    fn convolution(&self, factors: &ConvolutionFactors) -> Result<Self::Convolution>;
+    fn short_convolution(&self, factors: &ShortConvolutionFactors) -> Result<Self::ShortConvolution>;
 
     /// An empty cache.
     fn cache(&self, shape: CacheShape) -> Self::Cache;
@@ -287,13 +287,13 @@ pub trait Pass<B: Backend> {
     ///
     /// # Errors
     /// [`Error::Internal`] where the backend has no such convolutions.
-    fn convolve(
+    fn short_convolution(
         &mut self,
         _layer: usize,
         _x: Self::States,
-        _convolution: &B::Convolution,
+        _convolution: &B::ShortConvolution,
     ) -> Result<Self::States> {
-        Err(lacking("convolve"))
+        Err(lacking("short_convolution"))
     }
 
     /// Each row with those around it in its sequence, side by side: `size` rows, of which it is the middle one. Beyond the

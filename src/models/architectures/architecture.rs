@@ -5,8 +5,8 @@ use std::fmt::Debug;
 use super::tensors::{ConvolutionTensors, EmbeddingTensors, LayerTensors, NormTensors, Tensors};
 
 use crate::compute::{
-    Activation, ConvolutionFactors, DistanceBias, Heads, LayerAttention, Matrix, Positions, RelativeLayers,
-    RelativeTable, Weight,
+    Activation, DistanceBias, Heads, LayerAttention, Matrix, Positions, RelativeLayers, RelativeTable,
+    ShortConvolutionFactors, Weight,
 };
 use crate::{Error, Result};
 
@@ -138,7 +138,11 @@ pub trait Architecture: Debug + Send + Sync {
     ///
     /// # Errors
     /// When a tensor is missing or of another shape.
-    fn short_convolution(&self, _tensors: &dyn Tensors, _index: usize) -> Result<Option<ConvolutionFactors>> {
+    fn short_convolution(
+        &self,
+        _tensors: &dyn Tensors,
+        _index: usize,
+    ) -> Result<Option<ShortConvolutionFactors>> {
         Ok(None)
     }
 

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use super::architecture::{Architecture, Description, misuse};
 use super::tensors::{NormTensors, Tensors};
 use crate::Result;
-use crate::compute::{Backend, ConvolutionShape, LayerAttention, RopeStyle, Rotary};
+use crate::compute::{Backend, LayerAttention, RopeStyle, Rotary, ShortConvolutionShape};
 
 /// One layer.
 pub(super) struct Layer<B: Backend> {
     pub attention: LayerAttention,
     pub relative: Option<B::Relative>,
     /// In the place of attention.
-    pub short_convolution: Option<B::Convolution>,
+    pub short_convolution: Option<B::ShortConvolution>,
     /// Index of its rotary positions.
     pub rotary: Option<usize>,
     pub attention_norm: Option<B::Norm>,
@@ -32,7 +32,7 @@ pub(super) struct Layers<B: Backend> {
     /// Some may be the same. Each with its number among those with attention, or among those with a convolution.
     layers: Vec<(Arc<Layer<B>>, usize)>,
     /// What those with a convolution keep of a sequence.
-    pub convolutions: ConvolutionShape,
+    pub short_convolutions: ShortConvolutionShape,
     /// Their rotary positions, each once.
     pub rotaries: Vec<Rotary>,
 }
@@ -52,7 +52,7 @@ impl<B: Backend> Layers<B> {
         let bias = architecture.distance_bias(tensors)?.map(Arc::new);
         let relative = architecture.relative_table(tensors)?;
         let mut rotaries = Vec::new();
-        let mut convolutions: Option<ConvolutionShape> = None;
+        let mut short_convolutions: Option<ShortConvolutionShape> = None;
         let mut layer = |index: usize| {
             let layer = architecture.layer(tensors, index)?;
             let factors = architecture.short_convolution(tensors, index)?;
@@ -66,9 +66,12 @@ impl<B: Backend> Layers<B> {
                 if !factors.is_causal() && attention.mask.is_causal() {
                     return Err(misuse("a convolution of a causal model sees later rows"));
                 }
-                let shape =
-                    ConvolutionShape { layers: 0, before: factors.before, columns: factors.factors.rows() };
-                if *convolutions.get_or_insert(shape) != shape {
+                let shape = ShortConvolutionShape {
+                    layers: 0,
+                    before: factors.before,
+                    columns: factors.factors.rows(),
+                };
+                if *short_convolutions.get_or_insert(shape) != shape {
                     return Err(misuse("convolutions of different shapes"));
                 }
                 attention.rotary = None;
@@ -89,7 +92,7 @@ impl<B: Backend> Layers<B> {
             Ok(Layer {
                 attention,
                 relative,
-                short_convolution: factors.map(|factors| backend.convolution(&factors)).transpose()?,
+                short_convolution: factors.map(|factors| backend.short_convolution(&factors)).transpose()?,
                 rotary,
                 attention_norm: layer.attention_norm.map(norm).transpose()?,
                 qkv: backend.linear(&layer.qkv)?,
@@ -122,8 +125,9 @@ impl<B: Backend> Layers<B> {
         if convolve > 0 && !description.norm_first {
             return Err(misuse("layers with a convolution have their norm first"));
         }
-        let convolutions = ConvolutionShape { layers: convolve, ..convolutions.unwrap_or_default() };
-        Ok(Self { layers, convolutions, rotaries })
+        let short_convolutions =
+            ShortConvolutionShape { layers: convolve, ..short_convolutions.unwrap_or_default() };
+        Ok(Self { layers, short_convolutions, rotaries })
     }
 
     /// The number of layers.

@@ -125,8 +125,13 @@ impl<B: Backend> Transformer<B> {
 
     fn cache_shape(&self) -> CacheShape {
         let Heads { kv_heads, width, .. } = self.description.heads;
-        let convolutions = self.layers.convolutions;
-        CacheShape { layers: self.description.layers - convolutions.layers, kv_heads, width, convolutions }
+        let short_convolutions = self.layers.short_convolutions;
+        CacheShape {
+            layers: self.description.layers - short_convolutions.layers,
+            kv_heads,
+            width,
+            short_convolutions,
+        }
     }
 
     fn check_lengths(&self, batch: &Packed<'_>) -> Result<()> {
@@ -185,7 +190,7 @@ impl<B: Backend> Transformer<B> {
     ) -> Result<<B::Pass<'a> as Pass<B>>::States> {
         let (heads, (layer, place)) = (self.description.heads, self.layers.at(index));
         if let Some(convolution) = &layer.short_convolution {
-            return pass.convolve(place, qkv, convolution);
+            return pass.short_convolution(place, qkv, convolution);
         }
         if let Some(rotary) = layer.rotary {
             qkv = pass.rotate(qkv, heads, layer.head_norms.as_ref(), &ropes[rotary])?;

@@ -461,8 +461,8 @@ fn a_missing_tensor_is_named() {
 #[path = "transformer_variant_tests.rs"]
 mod variants;
 
-#[path = "transformer_convolution_tests.rs"]
-mod convolutions;
+#[path = "transformer_short_convolution_tests.rs"]
+mod short_convolutions;
 
 #[path = "transformer_device_tests.rs"]
 mod devices;

@@ -20,16 +20,16 @@ pub use self::device::{Candle, CandleDevice, Relief};
 pub use self::pass::CandlePass;
 use self::sequences::SequenceRows;
 use self::tensors::bytes_of;
-pub use self::tensors::{TensorCache, TensorConvolution, TensorLinear, TensorNorm, TensorRelative};
+pub use self::tensors::{TensorCache, TensorLinear, TensorNorm, TensorRelative, TensorShortConvolution};
 use crate::Result;
 use crate::compute::attention::heads::Heads;
 use crate::compute::attention::kv_cache::CacheShape;
 use crate::compute::attention::relative::{RelativeLayers, RelativeTable};
 use crate::compute::backend::parts::{BatchParts, retried};
 use crate::compute::backend::traits::{Backend, CachedSequence, ForwardFn, Step, check_logits};
-use crate::compute::convolution::ConvolutionFactors;
 use crate::compute::isa::Isa;
 use crate::compute::linear::layer::{Biased, Matrix};
+use crate::compute::short_convolution::ShortConvolutionFactors;
 use crate::compute::weight::{Packed, Weight};
 
 /// Tokens that go through the layers together at most; a longer sequence goes alone.
@@ -40,7 +40,7 @@ impl Backend for Candle {
     type Linear = TensorLinear;
     type Norm = TensorNorm;
     type Relative = TensorRelative;
-    type Convolution = TensorConvolution;
+    type ShortConvolution = TensorShortConvolution;
     type Cache = TensorCache;
     type Pass<'a> = CandlePass<'a>;
 
@@ -93,11 +93,11 @@ impl Backend for Candle {
         })
     }
 
-    fn convolution(&self, factors: &ConvolutionFactors) -> Result<TensorConvolution> {
+    fn short_convolution(&self, factors: &ShortConvolutionFactors) -> Result<TensorShortConvolution> {
         let columns = factors.factors.rows();
         let row = |row: &[f32]| self.tensor(row.to_vec(), &[1, columns]);
         let shift = factors.shift.as_ref().map(Weight::to_f32).transpose()?;
-        Ok(TensorConvolution {
+        Ok(TensorShortConvolution {
             factors: factors.by_row()?.chunks_exact(columns).map(row).collect::<Result<_>>()?,
             shift: shift.map(|shift| row(&shift)).transpose()?,
             before: factors.before,
@@ -105,7 +105,7 @@ impl Backend for Candle {
     }
 
     fn cache(&self, shape: CacheShape) -> TensorCache {
-        let earlier = vec![Vec::new(); shape.convolutions.layers];
+        let earlier = vec![Vec::new(); shape.short_convolutions.layers];
         TensorCache { layers: vec![None; shape.layers], earlier, len: 0, shape }
     }
 

@@ -7,7 +7,7 @@ use candle_core::{D, Tensor};
 use super::attention::{apply_rope, attend, attend_packed, split_heads};
 use super::device::{Candle, failed};
 use super::sequences::SequenceRows;
-use super::tensors::{TensorCache, TensorConvolution, TensorLinear, TensorNorm, TensorRelative};
+use super::tensors::{TensorCache, TensorLinear, TensorNorm, TensorRelative, TensorShortConvolution};
 use crate::compute::attention::heads::{Heads, LayerAttention};
 use crate::compute::attention::rope::{RopeTable, Rotary};
 use crate::compute::backend::traits::{CachedSequence, Pass, Positions, Row, Rows, lacking};
@@ -174,11 +174,11 @@ impl Pass<Candle> for CandlePass<'_> {
         attended.map(Some).map_err(failed)
     }
 
-    fn convolve(
+    fn short_convolution(
         &mut self,
         layer: usize,
         x: Option<Tensor>,
-        convolution: &TensorConvolution,
+        convolution: &TensorShortConvolution,
     ) -> Result<Option<Tensor>> {
         let Some(x) = x else { return Ok(None) };
         if let Some(sequence) = &mut self.cached {

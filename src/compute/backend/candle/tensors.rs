@@ -59,13 +59,13 @@ pub struct TensorRelative {
 
 /// A convolution: for each row that an output sees, the factors of its columns, `[1, columns]`.
 #[derive(Debug)]
-pub struct TensorConvolution {
+pub struct TensorShortConvolution {
     pub(super) factors: Vec<Tensor>,
     pub(super) shift: Option<Tensor>,
     pub(super) before: usize,
 }
 
-impl TensorConvolution {
+impl TensorShortConvolution {
     /// The outputs for the rows of a sequence, and the gated rows that later rows see. `earlier` are those before, if there
     /// are any.
     pub(super) fn apply(
@@ -176,8 +176,8 @@ pub(super) fn bytes_of(shape: CacheShape, tokens: usize) -> u64 {
     let product = |numbers: [usize; 4]| {
         numbers.into_iter().fold(1, |bytes: u64, factor| bytes.saturating_mul(factor as u64))
     };
-    let convolutions = shape.convolutions;
-    let rows = product([convolutions.layers, convolutions.before, convolutions.columns, 8]);
+    let short_convolutions = shape.short_convolutions;
+    let rows = product([short_convolutions.layers, short_convolutions.before, short_convolutions.columns, 8]);
     product([shape.layers, shape.kv_heads, shape.width, 8])
         .saturating_mul(tokens as u64)
         .saturating_add(if tokens == 0 { 0 } else { rows })

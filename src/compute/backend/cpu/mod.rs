@@ -4,7 +4,6 @@
 //! threads synchronize only at the end. If there are too few sequences for that, all threads divide each operation instead ([`Parallelism`](crate::compute::parallel::Parallelism)).
 
 mod attend;
-mod convolve;
 mod device;
 mod embed;
 mod normed;
@@ -13,6 +12,7 @@ mod plan;
 #[cfg(test)]
 mod relative_tests;
 mod run;
+mod short_convolution;
 #[cfg(test)]
 mod tests;
 mod workspace;

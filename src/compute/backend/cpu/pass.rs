@@ -9,7 +9,6 @@ use crate::compute::attention::relative::RelativePanels;
 use crate::compute::attention::rope::{RopeTable, Rotary};
 use crate::compute::backend::cpu::device::{Cpu, Norm, Table};
 use crate::compute::backend::traits::{CachedSequence, Pass, Positions, Row, Rows};
-use crate::compute::convolution::ShortConvolution;
 use crate::compute::isa::DType;
 use crate::compute::kernels::activation::Activation;
 use crate::compute::linear::gemm::Epilogue;
@@ -17,6 +16,7 @@ use crate::compute::linear::layer::Linear;
 use crate::compute::linear::phases::{RowPhases, TokenPhase};
 use crate::compute::matrix::StateMatrix;
 use crate::compute::parallel::{Parallelism, Target};
+use crate::compute::short_convolution::ShortConvolution;
 use crate::compute::weight::Packed;
 use crate::{Error, Result};
 
@@ -253,7 +253,12 @@ impl Pass<Cpu> for CpuPass<'_> {
         self.attend(layer, qkv, heads, attention, relative)
     }
 
-    fn convolve(&mut self, layer: usize, x: States, convolution: &ShortConvolution) -> Result<States> {
+    fn short_convolution(
+        &mut self,
+        layer: usize,
+        x: States,
+        convolution: &ShortConvolution,
+    ) -> Result<States> {
         self.convolve_rows(layer, x, convolution)
     }
 

@@ -9,9 +9,9 @@ use crate::compute::attention::heads::Heads;
 use crate::compute::attention::kv_cache::{CacheShape, PagedKvCache};
 use crate::compute::attention::relative::{RelativeLayers, RelativePanels, RelativeTable};
 use crate::compute::backend::traits::{Backend, CachedSequence, ForwardFn, KvCache, Step, check_logits};
-use crate::compute::convolution::{ConvolutionFactors, ShortConvolution};
 use crate::compute::linear::layer::{Biased, Linear, Matrix};
 use crate::compute::parallel::{Parallelism, Target};
+use crate::compute::short_convolution::{ShortConvolution, ShortConvolutionFactors};
 use crate::compute::threads::Threads;
 use crate::compute::weight::{Packed, Weight};
 use crate::sync::Mutex;
@@ -91,7 +91,7 @@ impl Backend for Cpu {
     type Linear = Linear;
     type Norm = Norm;
     type Relative = RelativePanels;
-    type Convolution = ShortConvolution;
+    type ShortConvolution = ShortConvolution;
     type Cache = PagedKvCache;
     type Pass<'a> = CpuPass<'a>;
 
@@ -124,7 +124,7 @@ impl Backend for Cpu {
         Ok(panels)
     }
 
-    fn convolution(&self, factors: &ConvolutionFactors) -> Result<ShortConvolution> {
+    fn short_convolution(&self, factors: &ShortConvolutionFactors) -> Result<ShortConvolution> {
         let convolution = ShortConvolution::new(factors)?;
         self.bytes.fetch_add(convolution.bytes(), Ordering::Relaxed);
         Ok(convolution)

@@ -344,7 +344,7 @@ fn check_steps<B: Backend>(
         layers: 1,
         kv_heads: heads.kv_heads,
         width: heads.width,
-        convolutions: Default::default(),
+        short_convolutions: Default::default(),
     });
     let mut first = 0;
     for count in [1, 2, 40, 1, 212, 1, 300, 43] {

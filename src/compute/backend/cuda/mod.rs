@@ -38,9 +38,9 @@ use super::traits::{Backend, CachedSequence, ForwardFn, Step, check_logits, lack
 use crate::compute::attention::heads::Heads;
 use crate::compute::attention::kv_cache::CacheShape;
 use crate::compute::attention::relative::{RelativeLayers, RelativeTable};
-use crate::compute::convolution::ConvolutionFactors;
 use crate::compute::isa::DType;
 use crate::compute::linear::layer::{Biased, Matrix};
+use crate::compute::short_convolution::ShortConvolutionFactors;
 use crate::compute::weight::{Packed, Weight};
 use crate::{Error, Result};
 
@@ -137,7 +137,7 @@ impl Backend for Cuda {
     type Norm = CudaNorm;
     /// There are no kernels for it: models with such attention run on the operations of candle.
     type Relative = Infallible;
-    type Convolution = Infallible;
+    type ShortConvolution = Infallible;
     type Cache = CudaCache;
     type Pass<'a> = CudaPass<'a>;
 
@@ -203,7 +203,7 @@ impl Backend for Cuda {
         Err(lacking("attention with relative positions"))
     }
 
-    fn convolution(&self, _factors: &ConvolutionFactors) -> Result<Infallible> {
+    fn short_convolution(&self, _factors: &ShortConvolutionFactors) -> Result<Infallible> {
         Err(lacking("a convolution of gated rows"))
     }
 

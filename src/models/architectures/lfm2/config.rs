@@ -4,7 +4,7 @@ use serde::Deserialize;
 
 use super::model::Lfm2;
 use crate::Result;
-use crate::compute::{LONGEST_CONVOLUTION, RopeStyle};
+use crate::compute::{LONGEST_SHORT_CONVOLUTION, RopeStyle};
 use crate::models::architectures::architecture::Architecture;
 use crate::models::architectures::family::ConfigFile;
 use crate::models::architectures::rope_scaling::{RopeConfig, RopeDefaults};
@@ -150,8 +150,8 @@ fn lfm2(file: &ConfigFile<'_>, centered: bool) -> Result<Lfm2> {
     }
     let intermediate = config.wide();
     file.check_sizes(&[("block_ff_dim", intermediate)])?;
-    if !(2..=LONGEST_CONVOLUTION).contains(&config.conv_cache) {
-        return Err(file.refuse("conv_L_cache", &format!("2 to {LONGEST_CONVOLUTION}")));
+    if !(2..=LONGEST_SHORT_CONVOLUTION).contains(&config.conv_cache) {
+        return Err(file.refuse("conv_L_cache", &format!("2 to {LONGEST_SHORT_CONVOLUTION}")));
     }
     let mut heads = file.heads(config.hidden_size, config.num_attention_heads)?;
     if !heads.heads.is_multiple_of(config.num_key_value_heads) {

@@ -2,7 +2,7 @@
 
 use super::config::MOST_LAYERS;
 use super::model::Lfm2;
-use crate::compute::{Heads, LONGEST_CONVOLUTION, LONGEST_HEAD, RopeStyle, Rotary};
+use crate::compute::{Heads, LONGEST_HEAD, LONGEST_SHORT_CONVOLUTION, RopeStyle, Rotary};
 use crate::models::architectures::architecture::Architecture;
 use crate::models::architectures::family::LARGEST_SIZE;
 use crate::models::architectures::gguf_keys::Metadata;
@@ -47,13 +47,13 @@ pub(super) fn from_gguf(gguf: &Gguf) -> Result<Box<dyn Architecture>> {
     let sizes = [hidden, heads, intermediate, layers, context, vocabulary];
     let sound = sizes.iter().all(|&size| size > 0 && size <= LARGEST_SIZE)
         && layers <= MOST_LAYERS
-        && (2..=LONGEST_CONVOLUTION).contains(&taps)
+        && (2..=LONGEST_SHORT_CONVOLUTION).contains(&taps)
         && hidden.is_multiple_of(2 * heads)
         && hidden / heads <= LONGEST_HEAD;
     if !sound {
         return Err(metadata.unsupported(format!(
             "its sizes do not fit together: {heads} heads, states of {hidden}, {layers} layers, a feed_forward_length of \
-             {intermediate}, a context_length of {context}, a shortconv.l_cache of {taps} (2 to {LONGEST_CONVOLUTION})"
+             {intermediate}, a context_length of {context}, a shortconv.l_cache of {taps} (2 to {LONGEST_SHORT_CONVOLUTION})"
         )));
     }
     let counts = metadata.numbers("attention.head_count_kv", layers)?;

@@ -2,7 +2,7 @@
 
 use crate::Result;
 use crate::compute::{
-    Activation, Biased, ConvolutionFactors, Heads, LayerAttention, Mask, Matrix, Positions, Rotary,
+    Activation, Biased, Heads, LayerAttention, Mask, Matrix, Positions, Rotary, ShortConvolutionFactors,
 };
 use crate::models::architectures::architecture::{Architecture, Description, Factors};
 use crate::models::architectures::tensors::{
@@ -115,7 +115,11 @@ impl Architecture for Lfm2 {
         })
     }
 
-    fn short_convolution(&self, tensors: &dyn Tensors, index: usize) -> Result<Option<ConvolutionFactors>> {
+    fn short_convolution(
+        &self,
+        tensors: &dyn Tensors,
+        index: usize,
+    ) -> Result<Option<ShortConvolutionFactors>> {
         if self.attends[index] {
             return Ok(None);
         }
@@ -127,7 +131,7 @@ impl Architecture for Lfm2 {
             self.conv_bias.then(|| tensors.vector(&format!("{name}.bias"), self.hidden)).transpose()?;
         // Of an even number, one more lies before.
         let before = if self.centered { self.taps / 2 } else { self.taps - 1 };
-        Ok(Some(ConvolutionFactors { factors, shift, before }))
+        Ok(Some(ShortConvolutionFactors { factors, shift, before }))
     }
 
     /// What a hidden token gives to the convolution is that of a row of zeros: nothing, unless there are biases.

@@ -12,8 +12,8 @@ use std::ops::Range;
 
 pub(crate) use self::rows::GatedRows;
 use self::rows::MOST_COLUMNS;
-pub use self::state::ConvolutionShape;
-pub(crate) use self::state::{ConvolutionState, SNAPSHOT};
+pub use self::state::ShortConvolutionShape;
+pub(crate) use self::state::{SNAPSHOT, ShortConvolutionState};
 use crate::compute::isa::DType;
 use crate::compute::memory::zeroed;
 use crate::compute::narrow::to_bf16;
@@ -22,11 +22,11 @@ use crate::compute::weight::Weight;
 use crate::{Error, Result};
 
 /// The most rows that one output sees.
-pub const LONGEST_CONVOLUTION: usize = SNAPSHOT;
+pub const LONGEST_SHORT_CONVOLUTION: usize = SNAPSHOT;
 
 /// What a convolution multiplies and adds.
 #[derive(Debug, Clone)]
-pub struct ConvolutionFactors {
+pub struct ShortConvolutionFactors {
     /// `[columns, size]`: for each column, the factors of the rows that an output sees, the earliest row's first.
     pub factors: Weight,
     /// `[columns]`: added to the sum.
@@ -35,7 +35,7 @@ pub struct ConvolutionFactors {
     pub before: usize,
 }
 
-impl ConvolutionFactors {
+impl ShortConvolutionFactors {
     /// Rows that an output sees.
     pub fn size(&self) -> usize {
         self.factors.columns()
@@ -53,7 +53,7 @@ impl ConvolutionFactors {
     pub(crate) fn by_row(&self) -> Result<Vec<f32>> {
         let (columns, size) = (self.factors.rows(), self.size());
         let fits = self.before < size && self.shift.as_ref().is_none_or(|shift| shift.rows() == columns);
-        if !fits || size > LONGEST_CONVOLUTION {
+        if !fits || size > LONGEST_SHORT_CONVOLUTION {
             let reason = format!("a convolution over {size} rows with {} before its own", self.before);
             return Err(Error::Internal { place: "model description".into(), reason });
         }
@@ -79,7 +79,7 @@ pub struct ShortConvolution {
 }
 
 impl ShortConvolution {
-    pub(crate) fn new(factors: &ConvolutionFactors) -> Result<Self> {
+    pub(crate) fn new(factors: &ShortConvolutionFactors) -> Result<Self> {
         Ok(Self {
             factors: factors.by_row()?,
             shift: factors.shift.as_ref().map(Weight::to_f32).transpose()?,

@@ -14,7 +14,7 @@ pub(crate) const SNAPSHOT: usize = 64;
 
 /// The convolutions of a cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct ConvolutionShape {
+pub struct ShortConvolutionShape {
     /// Layers with a convolution.
     pub layers: usize,
     /// Rows before its own that an output sees.
@@ -23,7 +23,7 @@ pub struct ConvolutionShape {
     pub columns: usize,
 }
 
-impl ConvolutionShape {
+impl ShortConvolutionShape {
     /// Numbers of the rows of all layers.
     fn numbers(self) -> usize {
         self.layers * self.layer()
@@ -45,8 +45,8 @@ impl ConvolutionShape {
 
 /// The rows of every convolution before the next row of a sequence: `[layers, before, columns]`.
 #[derive(Debug)]
-pub(crate) struct ConvolutionState {
-    shape: ConvolutionShape,
+pub(crate) struct ShortConvolutionState {
+    shape: ShortConvolutionShape,
     /// Positions of the sequence.
     len: usize,
     /// At its end.
@@ -63,8 +63,8 @@ fn misuse(reason: &str) -> Error {
     Error::Internal { place: "rows of convolutions".into(), reason: reason.into() }
 }
 
-impl ConvolutionState {
-    pub(crate) fn new(shape: ConvolutionShape) -> Self {
+impl ShortConvolutionState {
+    pub(crate) fn new(shape: ShortConvolutionShape) -> Self {
         Self { shape, len: 0, last: Vec::new(), next: Vec::new(), written: Vec::new(), snapshots: Vec::new() }
     }
 

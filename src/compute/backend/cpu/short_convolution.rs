@@ -3,7 +3,7 @@
 use super::pass::{CpuPass, States, misuse};
 use crate::Result;
 use crate::compute::attention::tiles::Span;
-use crate::compute::convolution::{GatedRows, ShortConvolution};
+use crate::compute::short_convolution::{GatedRows, ShortConvolution};
 
 impl CpuPass<'_> {
     pub(super) fn convolve_rows(

@@ -39,10 +39,10 @@ fn matrix(values: &[f32], columns: usize, format: DType) -> StateMatrix {
     matrix
 }
 
-fn factors(columns: usize, size: usize, before: usize, shift: bool) -> ConvolutionFactors {
+fn factors(columns: usize, size: usize, before: usize, shift: bool) -> ShortConvolutionFactors {
     let shift = shift.then(|| Weight::from_f32(&numbers(8, columns), &[columns]).unwrap());
     let factors = Weight::from_f32(&numbers(7, columns * size), &[columns, size]).unwrap();
-    ConvolutionFactors { factors, shift, before }
+    ShortConvolutionFactors { factors, shift, before }
 }
 
 #[test]
@@ -91,12 +91,12 @@ fn outputs_are_those_of_the_definition() {
 #[test]
 fn numbers_that_do_not_fit_together_are_an_error() {
     assert!(ShortConvolution::new(&factors(4, 3, 3, false)).is_err());
-    assert!(ShortConvolution::new(&factors(4, LONGEST_CONVOLUTION + 1, 2, false)).is_err());
+    assert!(ShortConvolution::new(&factors(4, LONGEST_SHORT_CONVOLUTION + 1, 2, false)).is_err());
     let shift = Some(Weight::from_f32(&[0.0; 5], &[5]).unwrap());
-    assert!(ShortConvolution::new(&ConvolutionFactors { shift, ..factors(4, 3, 2, false) }).is_err());
+    assert!(ShortConvolution::new(&ShortConvolutionFactors { shift, ..factors(4, 3, 2, false) }).is_err());
 }
 
-const SHAPE: ConvolutionShape = ConvolutionShape { layers: 2, before: 3, columns: 5 };
+const SHAPE: ShortConvolutionShape = ShortConvolutionShape { layers: 2, before: 3, columns: 5 };
 
 /// `b * x` of a row: `b` is the number itself, and `x` is 1.
 fn gated(text: u64, layer: usize, position: usize) -> Vec<f32> {
@@ -104,7 +104,7 @@ fn gated(text: u64, layer: usize, position: usize) -> Vec<f32> {
 }
 
 /// Appends positions up to `end`, as a pass does.
-fn extend(state: &mut ConvolutionState, text: u64, end: usize, window: usize) {
+fn extend(state: &mut ShortConvolutionState, text: u64, end: usize, window: usize) {
     let start = state.len();
     state.reserve(end).unwrap();
     for layer in 0..SHAPE.layers {
@@ -121,7 +121,7 @@ fn extend(state: &mut ConvolutionState, text: u64, end: usize, window: usize) {
     state.extend_to(end);
 }
 
-fn check(state: &ConvolutionState, text: u64) {
+fn check(state: &ShortConvolutionState, text: u64) {
     let len = state.len();
     for layer in 0..SHAPE.layers {
         let row = |back: usize| match (len + back).checked_sub(SHAPE.before) {
@@ -153,7 +153,7 @@ fn change() -> impl Strategy<Value = Change> {
 proptest! {
     #[test]
     fn the_rows_before_every_end_are_known(changes in prop::collection::vec(change(), 1..20)) {
-        let mut state = ConvolutionState::new(SHAPE);
+        let mut state = ShortConvolutionState::new(SHAPE);
         state.reserve(1).unwrap();
         let mut forks = Vec::new();
         for change in changes {
@@ -191,7 +191,7 @@ proptest! {
 
 #[test]
 fn a_fork_goes_its_own_way() {
-    let mut state = ConvolutionState::new(SHAPE);
+    let mut state = ShortConvolutionState::new(SHAPE);
     extend(&mut state, 1, 200, 64);
     let mut fork = state.fork(128, 300).unwrap();
     extend(&mut fork, 1, 190, 7);
@@ -205,7 +205,7 @@ fn a_fork_goes_its_own_way() {
 /// Rows of a pass that failed are not part of the sequence, which goes on as if the pass had not been.
 #[test]
 fn a_failed_pass_leaves_the_rows_of_the_sequence() {
-    let mut state = ConvolutionState::new(SHAPE);
+    let mut state = ShortConvolutionState::new(SHAPE);
     extend(&mut state, 1, 70, 70);
     state.reserve(200).unwrap();
     let x = matrix(&numbers(5, 130 * 15), 15, DType::F32);
@@ -221,7 +221,7 @@ fn a_failed_pass_leaves_the_rows_of_the_sequence() {
 
 #[test]
 fn positions_that_were_not_reserved_are_an_error() {
-    let mut state = ConvolutionState::new(SHAPE);
+    let mut state = ShortConvolutionState::new(SHAPE);
     state.reserve(64).unwrap();
     let x = matrix(&numbers(5, 128 * 15), 15, DType::F32);
     let earlier = [0.0; 15];
