@@ -51,10 +51,10 @@ pub(crate) fn hold<T>(work: impl FnOnce() -> T) -> (T, HeldLines) {
 pub(crate) struct HeldLines(Vec<Line>);
 
 impl HeldLines {
-    /// Logs them, in their order.
+    /// Logs them, in their order; later, where this thread holds lines back for another lock.
     pub(crate) fn write(self) {
         for Line { level, target, message } in self.0 {
-            log::log!(target: target, level, "{message}");
+            log(level, target, format_args!("{message}"));
         }
     }
 }
@@ -76,11 +76,13 @@ mod tests {
         let (inner, outer) = hold(|| {
             say("one");
             std::thread::spawn(|| say("of another thread")).join().unwrap();
-            let (done, inner) = hold(|| say("two"));
+            let ((), inner) = hold(|| say("two"));
             say("three");
-            (done, inner).1
+            let held = lines(&inner).join(" ");
+            inner.write();
+            held
         });
-        assert_eq!((lines(&inner), lines(&outer)), (vec!["two"], vec!["one", "three"]));
+        assert_eq!((inner.as_str(), lines(&outer)), ("two", vec!["one", "three", "two"]));
         HELD.with_borrow(|held| assert!(held.is_none()));
     }
 

@@ -281,10 +281,10 @@ impl ModelLoader {
         let stamp = files.stamp(format, overrides).ok()?;
         let content = ModelContent::default();
         if let Some(ContentId(id)) = known.find(&stamp).and_then(|known| known.content()) {
-            let _ = content.set(id);
+            content.settle(Some(id));
             return Some(content);
         }
-        let (sent, closing) = (Arc::clone(&content), Arc::clone(&self.closing));
+        let (sent, closing) = (content.clone(), Arc::clone(&self.closing));
         let shapes = Some(backend.shapes()).filter(|shapes| shapes.scores.is_none());
         let (identity, model) = (identity.to_string(), backend.name());
         let (config, max_length) = (backend.config(), backend.max_length());
@@ -303,15 +303,25 @@ impl ModelLoader {
             let id = ContentId::of(&files, format, overrides, &mut between);
             // Files that were replaced meanwhile are another model.
             let unchanged = files.stamp(format, overrides).is_ok_and(|now| now == stamp);
-            match id {
+            let found = match id {
                 Ok(id) if unchanged => {
                     let found = KnownModel::new(stamp, id, identity, shapes, model, config);
                     known.remember(found.cutting(max_length, cuts_characters));
-                    let _ = sent.set(id.0);
+                    Some(id.0)
                 }
-                Ok(_) | Err(Error::Closed) => {}
-                Err(error) => log::warn!("{model}: its results are not stored outside this process: {error}"),
-            }
+                Ok(_) => {
+                    log::warn!(
+                        "{model}: its files were changed; its results are not stored outside this process"
+                    );
+                    None
+                }
+                Err(Error::Closed) => None,
+                Err(error) => {
+                    log::warn!("{model}: its results are not stored outside this process: {error}");
+                    None
+                }
+            };
+            sent.settle(found);
         };
         match spawn("content", compute) {
             Ok(_) => Some(content),
@@ -338,7 +348,7 @@ impl ModelLoader {
         let overrides = spec_overrides(spec, &files);
         let found = known.find(&files.stamp(format, overrides).ok()?)?;
         let content = ModelContent::default();
-        let _ = content.set(found.content()?.0);
+        content.settle(Some(found.content()?.0));
         let KnownModel { identity, shapes, model, mut config, max_length, cuts_characters, .. } = found;
         config.prompts.extend(spec.prompts.clone());
         Some(ModelInfo {

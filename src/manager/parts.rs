@@ -1,6 +1,6 @@
 //! What a manager consists of. Built from the settings at first use, and again in a child process after `fork`.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 
 use super::dispatcher::Dispatcher;
 use super::jobs::embed::Embedder;
@@ -67,8 +67,15 @@ impl Parts {
         };
         let learning = Arc::new(Learning::new(Clock::System, adaptive, habits));
         let (expiring, saving) = (Arc::clone(&cache), Arc::clone(&learning));
+        // The registry, whose slots may have caches of their own, is made with the reaper.
+        let slots: Arc<OnceLock<Weak<Registry>>> = Arc::default();
+        let slots_of_reaper = Arc::clone(&slots);
         let reaper = Arc::new(Reaper::new(Clock::System, idle, move || {
             expiring.purge_expired();
+            let slots = slots_of_reaper.get().and_then(Weak::upgrade);
+            for entry in slots.iter().flat_map(|registry| registry.all().to_vec()) {
+                entry.cache.own().map(EmbeddingCache::purge_expired);
+            }
             if saving.is_active() {
                 saving.pressure().refresh();
                 saving.save_if_due();
@@ -97,6 +104,7 @@ impl Parts {
         register_built_in(&mut registry, &settings)?;
         let registry = Arc::new(registry);
         let quiet = Arc::downgrade(&registry);
+        let _ = slots.set(Weak::clone(&quiet));
         reaper.ask_before_loading(move || {
             quiet.upgrade().is_some_and(|registry| registry.all().iter().all(|entry| entry.is_quiet()))
         });

@@ -1,6 +1,5 @@
 //! The keyword `cache` of `Manager.register`, and reports of the tiers.
 
-use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict, PyString};
 
@@ -32,31 +31,40 @@ pub(super) fn options(value: Option<&Bound<'_, PyAny>>) -> PyResult<CacheOptions
         let key: Utf8 = key.extract()?;
         match &*key {
             "size" => {
-                let size = value.extract().map_err(|_| {
+                let number = if value.is_instance_of::<PyBool>() { None } else { value.extract().ok() };
+                let size = number.ok_or_else(|| {
                     let reason = format!("cache size={value} must be a number of results, 0 or more");
                     to_py(py, &Error::argument("cache", reason))
                 });
                 options.size = Some(size?);
             }
             "policy" => {
-                options.policy = Some(Policy::parse("cache policy", &value.extract::<Utf8>()?).or_raise(py)?);
+                let name = value.extract::<Utf8>().map_err(|_| wrong("policy", "a name", &value))?;
+                options.policy = Some(Policy::parse("cache policy", &name).or_raise(py)?);
             }
             "ttl" => {
                 let text = match value.cast::<PyString>() {
                     Ok(text) => text_of(text, None)?.to_owned(),
-                    Err(_) => value.extract::<f64>()?.to_string(),
+                    Err(_) => {
+                        let seconds = Some(&value).filter(|value| !value.is_instance_of::<PyBool>());
+                        let seconds = seconds.and_then(|value| value.extract::<f64>().ok());
+                        seconds
+                            .ok_or_else(|| wrong("ttl", "seconds, or a text such as \"1h\"", &value))?
+                            .to_string()
+                    }
                 };
                 options.time_to_live = Some(TimeSpan::parse("cache ttl", &text).or_raise(py)?);
             }
             "tiers" if !value.is_instance_of::<PyString>() => {
-                let names: Vec<Utf8> = value.extract()?;
+                let names: Vec<Utf8> =
+                    value.extract().map_err(|_| wrong("tiers", "a list of names", &value))?;
                 if let Some(wrong) = names.iter().map(|name| &**name).find(|name| !TIERS.contains(name)) {
                     let reason = format!("there is no cache tier {wrong:?}; there are {}", TIERS.join(", "));
                     return Err(to_py(py, &Error::argument("cache", reason)));
                 }
                 options.tiers = Some(names.into_iter().map(String::from).collect());
             }
-            "tiers" => return Err(PyTypeError::new_err("cache tiers must be a list of names, not one str")),
+            "tiers" => return Err(wrong("tiers", "a list of names", &value)),
             _ => {
                 let reason = format!("cache has no {key:?}; it has size, policy, ttl and tiers");
                 return Err(to_py(py, &Error::argument("cache", reason)));
@@ -64,6 +72,12 @@ pub(super) fn options(value: Option<&Bound<'_, PyAny>>) -> PyResult<CacheOptions
         }
     }
     Ok(options)
+}
+
+/// The error for an entry of another type.
+fn wrong(name: &str, expected: &str, value: &Bound<'_, PyAny>) -> PyErr {
+    let kind = value.get_type().name().map_or_else(|_| "this".to_owned(), |kind| kind.to_string());
+    wrong_type(value.py(), "cache", format!("cache {name} must be {expected}, not {kind}"))
 }
 
 /// The tiers by name.

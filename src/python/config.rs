@@ -84,7 +84,14 @@ fn shown(name: &str, value: &str) -> String {
     if name.ends_with("_secret") && value != "None" {
         return "'***'".to_owned();
     }
-    let hide = |address: &str| crate::remote::shown(address).into_owned();
+    let hide = |address: &str| {
+        let address = crate::remote::shown(address);
+        match address.split_once('?') {
+            // That of a socket has its user and password there.
+            Some((path, _)) if name == "cache_url" => format!("{path}?***"),
+            _ => address.into_owned(),
+        }
+    };
     value.split(',').map(hide).collect::<Vec<_>>().join(",")
 }
 

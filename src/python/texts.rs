@@ -127,6 +127,9 @@ fn several<'py>(
     }
 }
 
+/// Items for which memory is taken before the first one is seen: an iterable may be wrong about its length.
+const MOST_EXPECTED: usize = 1 << 16;
+
 /// What `take` makes of each item; about `expected` there will be.
 fn collected<'py, T>(
     expected: usize,
@@ -134,7 +137,7 @@ fn collected<'py, T>(
     take: impl Fn(&Bound<'py, PyAny>, usize) -> Result<T, Refusal>,
 ) -> Result<Vec<T>, Refusal> {
     let mut taken = Vec::new();
-    reserve(&mut taken, expected)?;
+    reserve(&mut taken, expected.min(MOST_EXPECTED))?;
     for item in items {
         let (number, item) = item?;
         push(&mut taken, take(&item, number)?)?;

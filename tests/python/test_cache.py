@@ -138,6 +138,16 @@ def test_entries_expire_with_ttl(make_manager):
     assert manager.cache_info()["hits"] == hits
 
 
+def test_a_slots_own_cache_is_purged(make_manager):
+    manager = make_manager(auto_cleanup=True, cleanup_interval=0.05)
+    manager.register("own", ENGLISH_MODEL, cache={"ttl": 0.2})
+    manager.embed("one text", "own")
+    deadline = time.monotonic() + 30
+    while manager.cache_info()["models"]["own"]["entries"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_lfu_keeps_what_is_used_often(make_manager):
     manager = make_manager(cache_policy="lfu", cache_size=20)
     for _ in range(30):

@@ -175,6 +175,32 @@ def test_a_folder_that_cannot_be_used_is_reported_at_once(tmp_path, caplog):
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="needs root, to become a user without rights")
+def test_a_handler_of_the_log_may_use_the_manager_when_the_folder_is_lost(tmp_path):
+    """The warning is written when the lock of the folder's index is free."""
+    folder = tmp_path / "cache"
+    code = f"""
+import logging, pathlib, shutil
+from model_manager import ModelManager
+
+manager = ModelManager(english_model={ENGLISH_MODEL!r}, cache_disk={str(folder)!r})
+manager.cache_info()
+
+class Asking(logging.Handler):
+    def emit(self, record):
+        manager.stats()
+
+logging.getLogger("model_manager").addHandler(Asking())
+shutil.rmtree({str(folder)!r}, ignore_errors=True)
+pathlib.Path({str(folder)!r}).write_text("a file")
+manager.embed("one", "english_sentence")
+manager.cache_flush(1)
+manager.embed("two", "english_sentence")
+print(manager.stats()["cache"] is not None)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_folder_that_is_read_only_is_read(tmp_path, expected):
     stored(tmp_path)
     nobody = 65534
@@ -389,6 +415,13 @@ def test_a_segment_that_was_seen_while_it_was_begun_is_read_later(tmp_path, expe
         ({"policy": "fifo"}, "arc"),
         ({"ttl": "soon"}, "1h30m"),
         ({"tiers": ["tape"]}, "memory, disk, redis"),
+        ({"tiers": "disk"}, "cache tiers must be a list of names, not str"),
+        ({"tiers": [1]}, "cache tiers must be a list of names, not list"),
+        ({"tiers": None}, "cache tiers must be a list of names, not NoneType"),
+        ({"policy": 5}, "cache policy must be a name, not int"),
+        ({"size": True}, "size=True"),
+        ({"ttl": True}, "cache ttl must be seconds"),
+        ({"ttl": [1]}, "cache ttl must be seconds"),
         ([], "cache must be"),
     ],
 )

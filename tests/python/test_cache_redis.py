@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import signal
 import socket
 import threading
@@ -11,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import tiny
+from conftest import ENGLISH_MODEL, FIXTURES, tiny
+from model_manager import _core
 
 SLOT = "english_sentence"
 TEXTS = [f"text number {number}" for number in range(64)]
@@ -114,6 +116,28 @@ def test_killed_restarted_and_paused(redis_server, expected):
         # One call waits for the timeout; then the server rests for a second or more.
         assert 0 < figures(manager)["errors"] - errors < 10
         server.signal(signal.SIGCONT)
+
+
+def test_a_model_that_is_replaced_while_redis_is_asked(redis_server, tmp_path):
+    """The old model's vector is not kept as the new one's."""
+    server = redis_server()
+    folder = shutil.copytree(ENGLISH_MODEL, tmp_path / "model")
+    settings = {"cache_url": server.url, "english_model": str(folder)}
+    fill(server.url, TEXTS[:1], english_model=str(folder))
+    with patient(**settings) as manager:
+        ready(manager)
+        server.signal(signal.SIGSTOP)
+        asking = threading.Thread(target=manager.embed, args=(TEXTS[:1], SLOT))
+        asking.start()
+        time.sleep(0.3)  # the request is on its way; before it, there is nothing to show
+        manager.unload(SLOT)
+        shutil.copytree(FIXTURES / "bert_max", folder, dirs_exist_ok=True)
+        manager.load(SLOT)
+        server.signal(signal.SIGCONT)
+        asking.join(60)
+        later = manager.embed(TEXTS[:1], SLOT)
+    with tiny(english_model=str(folder), cache_size=0) as fresh:
+        np.testing.assert_allclose(later, fresh.embed(TEXTS[:1], SLOT), atol=1e-6)
 
 
 @pytest.mark.parametrize("password", ["", ":wrong@", "other:right@"])
@@ -247,6 +271,16 @@ def test_clearing_leaves_keys_of_others(redis_server):
     with patient(cache_url=server.url) as manager:
         manager.cache_clear(tiers=True)
     assert server.call("DBSIZE") == b":1\r\n"
+
+
+def test_the_password_of_a_socket_is_not_shown(caplog):
+    url = "unix:///no/such/socket?pass=hidden-word&db=1"
+    with caplog.at_level("WARNING"), patient(cache_url=url) as manager:
+        manager.embed(TEXTS[:1], SLOT)
+        manager.cache_flush()
+        shown = f"{_core._cache_probe(manager)} {manager.config!r} {caplog.text}"
+    assert "/no/such/socket" in shown
+    assert "hidden-word" not in shown
 
 
 def test_a_wrong_address_is_refused_by_name():

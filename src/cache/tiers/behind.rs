@@ -9,7 +9,7 @@ use super::key::{InputKey, TierKey};
 use super::tier::{Tier, TierCounts};
 use crate::sync::{Work, Worker, WorkerThread};
 
-/// Results that may wait for one tier; further ones are not stored.
+/// Results that may wait for one tier, and as many for the content of their models; further ones are not stored.
 const QUEUE: usize = 16_384;
 /// Results that are stored together.
 const BATCH: usize = 128;
@@ -18,8 +18,26 @@ const CONTENT_CHECK: Duration = Duration::from_millis(100);
 /// How long closing waits for results that are still queued.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// SHA-256 of a model's content, once it is known. It is computed in the background.
-pub type ModelContent = Arc<OnceLock<[u8; 32]>>;
+/// SHA-256 of a model's content, once it is known: it is computed in the background, which may fail. A cheap-clone handle.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ModelContent(Arc<OnceLock<Option<[u8; 32]>>>);
+
+impl ModelContent {
+    /// The content, unless it is not known yet or will never be.
+    #[must_use]
+    pub fn get(&self) -> Option<&[u8; 32]> {
+        self.0.get()?.as_ref()
+    }
+
+    /// Sets it; `None`: it will never be known, and no result is stored under it. The first call decides.
+    pub fn settle(&self, content: Option<[u8; 32]>) {
+        let _ = self.0.set(content);
+    }
+
+    fn is_settled(&self) -> bool {
+        self.0.get().is_some()
+    }
+}
 
 /// A result on its way to a tier.
 #[derive(Clone)]
@@ -64,13 +82,14 @@ impl WriteBehind {
         let mut dropped = 0;
         let queued = self.worker.with(|queue| {
             for entry in entries {
-                if queue.ready.len() + queue.unnamed.len() >= QUEUE {
-                    dropped += 1;
-                    continue;
-                }
                 match entry.model.get() {
-                    Some(content) => queue.ready.push_back((entry.key.with_model(content), entry.item)),
-                    None => queue.unnamed.push_back(entry),
+                    Some(content) if queue.ready.len() < QUEUE => {
+                        queue.ready.push_back((entry.key.with_model(content), entry.item));
+                    }
+                    None if queue.unnamed.len() < QUEUE && !entry.model.is_settled() => {
+                        queue.unnamed.push_back(entry);
+                    }
+                    _ => dropped += 1,
                 }
             }
         });
@@ -85,7 +104,7 @@ impl WriteBehind {
             return;
         }
         let _ = self.worker.with(|queue| {
-            let room = QUEUE.saturating_sub(queue.ready.len() + queue.unnamed.len());
+            let room = QUEUE.saturating_sub(queue.ready.len());
             queue.ready.extend(entries.iter().take(room).cloned());
         });
     }
@@ -97,7 +116,7 @@ impl WriteBehind {
         let is_waiting = |queue: &mut WriteQueue| {
             !queue.ready.is_empty()
                 || queue.storing
-                || queue.named()
+                || queue.has_settled()
                 || (unnamed && !queue.unnamed.is_empty())
         };
         while Instant::now() < until && self.worker.look(is_waiting) {
@@ -114,19 +133,22 @@ impl WriteBehind {
 }
 
 impl WriteQueue {
-    /// Whether the content of some waiting result's model has become known.
-    fn named(&self) -> bool {
-        self.unnamed.iter().any(|entry| entry.model.get().is_some())
+    /// Whether it is decided of some waiting result what its model is.
+    fn has_settled(&self) -> bool {
+        self.unnamed.iter().any(|entry| entry.model.is_settled())
     }
 
-    /// Moves results whose model has become known to the others.
-    fn name(&mut self) {
+    /// Moves results whose model has become known to the others. How many are not stored, because theirs never will.
+    fn name(&mut self) -> usize {
+        let mut dropped = 0;
         for entry in std::mem::take(&mut self.unnamed) {
             match entry.model.get() {
                 Some(content) => self.ready.push_back((entry.key.with_model(content), entry.item)),
+                None if entry.model.is_settled() => dropped += 1,
                 None => self.unnamed.push_back(entry),
             }
         }
+        dropped
     }
 }
 
@@ -138,8 +160,8 @@ impl Work<WriteQueue> for BehindWriter {
     fn run(&self, thread: &WorkerThread<'_, WriteQueue>) {
         let mut queue = thread.lock();
         while !queue.is_stopping() {
-            if queue.named() {
-                queue.name();
+            if queue.has_settled() {
+                TierCounts::add(&self.0.counts().dropped, queue.name());
             }
             if queue.ready.is_empty() {
                 queue = if queue.unnamed.is_empty() {
@@ -158,5 +180,86 @@ impl Work<WriteQueue> for BehindWriter {
             queue = thread.lock();
             queue.storing = false;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::key::{Content, KeyRef};
+    use crate::output::{Item, OutputKind};
+    use crate::sync::Mutex;
+
+    /// A tier that keeps the keys of what it stores.
+    #[derive(Default)]
+    struct Keys {
+        stored: Mutex<Vec<TierKey>>,
+        counts: TierCounts,
+    }
+
+    impl Tier for Keys {
+        fn name(&self) -> &'static str {
+            "disk"
+        }
+
+        fn is_fast(&self) -> bool {
+            true
+        }
+
+        fn get(&self, keys: &[TierKey]) -> Vec<Option<CachedItem>> {
+            vec![None; keys.len()]
+        }
+
+        fn put(&self, entries: &[(TierKey, CachedItem)]) {
+            self.stored.lock().extend(entries.iter().map(|(key, _)| *key));
+        }
+
+        fn clear(&self) {}
+
+        fn counts(&self) -> &TierCounts {
+            &self.counts
+        }
+
+        fn is_working(&self) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn a_model_that_never_becomes_known_leaves_the_queue_to_others() {
+        let tier = Arc::new(Keys::default());
+        let behind = WriteBehind::new(Arc::<Keys>::clone(&tier));
+        let dropped = || tier.counts.dropped.load(std::sync::atomic::Ordering::Relaxed);
+        let model = "a model".into();
+        let input = KeyRef {
+            content: Content::Text("a text"),
+            prompt: "",
+            model: &model,
+            dimensions: None,
+            normalized: true,
+            kind: OutputKind::Dense,
+        };
+        let results = |count: usize, model: &ModelContent| {
+            let entry = PendingWrite {
+                key: InputKey::of(&input),
+                model: model.clone(),
+                item: CachedItem::new(Item::Dense(vec![1.0].into()), 1),
+            };
+            vec![entry; count]
+        };
+        let (lost, known) = (ModelContent::default(), ModelContent::default());
+        known.settle(Some([1; 32]));
+        behind.push(results(QUEUE + 10, &lost));
+        assert_eq!(dropped(), 10);
+        behind.push(results(3, &known));
+        behind.flush(Duration::from_secs(60), false);
+        assert_eq!(tier.stored.lock().len(), 3, "the other model's are stored meanwhile");
+        lost.settle(None);
+        behind.flush(Duration::from_secs(60), true);
+        assert!(!behind.worker.look(|queue| !queue.unnamed.is_empty()));
+        assert_eq!(dropped(), QUEUE as u64 + 10);
+        behind.push(results(5, &lost));
+        assert_eq!((dropped(), lost.get()), (QUEUE as u64 + 15, None));
+        behind.close();
     }
 }

@@ -139,7 +139,7 @@ impl Tiers {
         for tier in self.named(names) {
             tier.push(entries.iter().map(|(key, item)| PendingWrite {
                 key: *key,
-                model: Arc::clone(model),
+                model: model.clone(),
                 item: item.clone(),
             }));
         }

@@ -51,7 +51,7 @@ pub struct Disk {
     off: AtomicBool,
     counts: TierCounts,
     /// Results that were read ahead of their use. Each leaves with its first use: the memory above has it then.
-    warm: Mutex<HashMap<TierKey, CachedItem>>,
+    warm: Mutex<HashMap<TierKey, (DiskEntry, CachedItem)>>,
 }
 
 pub(super) struct OpenedIndex {
@@ -87,7 +87,7 @@ impl Disk {
         let mut read = 0;
         for (_, entry) in entries.into_iter().take(most) {
             if let Some(item) = self.find_stored(entry.key) {
-                self.warm.lock().insert(entry.key, item);
+                self.warm.lock().insert(entry.key, (entry, item));
                 TierCounts::add(&self.counts.read_ahead, 1);
                 read += 1;
             }
@@ -102,13 +102,17 @@ impl Disk {
 
     /// Runs `look` on the index, which is read first where that is not done.
     pub(super) fn with_index<R>(&self, look: impl FnOnce(&mut OpenedIndex) -> R) -> R {
-        let mut opened = self.index.lock();
-        let opened = opened.get_or_insert_with(|| {
-            let mut index = SegmentIndex::default();
-            self.note(index.refresh(&self.settings.folder), "read");
-            OpenedIndex { index, refreshed: Instant::now() }
+        let (done, lines) = held_log::hold(|| {
+            let mut opened = self.index.lock();
+            let opened = opened.get_or_insert_with(|| {
+                let mut index = SegmentIndex::default();
+                self.note(index.refresh(&self.settings.folder), "read");
+                OpenedIndex { index, refreshed: Instant::now() }
+            });
+            look(opened)
         });
-        look(opened)
+        lines.write();
+        done
     }
 
     /// TierCounts an error. One that prevents writing switches it off.
@@ -136,7 +140,8 @@ impl Disk {
 
     fn find(&self, key: TierKey) -> Option<CachedItem> {
         let warm = self.warm.lock().remove(&key);
-        warm.or_else(|| self.find_stored(key))
+        let young = warm.filter(|(entry, _)| !self.is_too_old(entry)).map(|(_, item)| item);
+        young.or_else(|| self.find_stored(key))
     }
 
     fn find_stored(&self, key: TierKey) -> Option<CachedItem> {
@@ -292,14 +297,16 @@ impl Tier for Disk {
     }
 
     fn clear(&self) {
-        let mut appender = self.appender.lock();
-        *appender = None;
-        let mut opened = self.index.lock();
-        for id in list(&self.settings.folder).unwrap_or_default() {
-            self.note(remove(&self.settings.folder, &id), "emptied");
-        }
-        *opened = None;
-        drop(opened);
+        let ((), lines) = held_log::hold(|| {
+            let mut appender = self.appender.lock();
+            *appender = None;
+            let mut opened = self.index.lock();
+            for id in list(&self.settings.folder).unwrap_or_default() {
+                self.note(remove(&self.settings.folder, &id), "emptied");
+            }
+            *opened = None;
+        });
+        lines.write();
         self.warm.lock().clear();
     }
 

@@ -71,6 +71,12 @@ impl DiskEntry {
         (entry.length <= LONGEST_VALUE).then_some(entry)
     }
 
+    /// The last entry of an export of `count` results. None of them has its key and no value.
+    pub(super) fn end(count: u64) -> Self {
+        let key = TierKey([0; 16]);
+        Self { key, offset: count, length: 0, stored: 0, checksum: checksum(key, &[]) }
+    }
+
     /// Whether `value` is what was stored.
     pub(super) fn matches(&self, value: &[u8]) -> bool {
         value.len() == self.length as usize && checksum(self.key, value) == self.checksum

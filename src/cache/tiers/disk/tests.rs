@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use super::format::{ENTRY, HEADER};
 use super::segment::list;
 use super::*;
 use crate::cache::CachedItem;
@@ -83,6 +84,21 @@ fn what_was_stored_last_is_read_ahead() {
     // Each is used once: then the memory above has it.
     assert_eq!(held(&disk, 6..10), 0);
     assert_eq!(Disk::new(settings(folder.path())).read_ahead(4), 0);
+}
+
+#[test]
+fn what_was_read_ahead_expires_too() {
+    let attempt = |_| {
+        let folder = tempfile::tempdir().unwrap();
+        Disk::new(settings(folder.path())).put(&rows(0..1, 4));
+        let short = DiskSettings { time_to_live: Some(Duration::from_secs(1)), ..settings(folder.path()) };
+        let disk = Disk::new(short);
+        // On a machine that stands still it is too old already.
+        (disk.read_ahead(1) == 1).then_some((folder, disk))
+    };
+    let (_folder, disk) = (0..20).find_map(attempt).unwrap();
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(held(&disk, 0..1), 0);
 }
 
 #[test]
@@ -253,11 +269,15 @@ fn an_export_is_imported_elsewhere_and_a_damaged_one_is_refused() {
     assert_eq!(other.import(&file).unwrap(), 590);
     assert_eq!(held(&other, 0..600), 600);
     let mut bytes = fs::read(&file).unwrap();
+    // Cut anywhere, between two results too.
+    let one = (bytes.len() - HEADER - ENTRY) / 600;
+    for cut in [7, HEADER, HEADER + one, HEADER + 2 * one + 5, bytes.len() - ENTRY, bytes.len() - 1] {
+        fs::write(&file, &bytes[..cut]).unwrap();
+        assert!(other.import(&file).is_err(), "{cut} of {} bytes", bytes.len());
+    }
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     fs::write(&file, &bytes).unwrap();
-    assert!(other.import(&file).is_err());
-    fs::write(&file, &bytes[..7]).unwrap();
     assert!(other.import(&file).is_err());
 }
 

@@ -44,22 +44,28 @@ impl Disk {
         let mut file = BufWriter::new(private().create(true).truncate(true).write(true).open(path)?);
         file.write_all(&header())?;
         let mut count = 0;
+        let mut bytes = Vec::new();
         self.each(|entry, value| {
             let Some(value) = value else { return Ok(()) };
-            let mut bytes = Vec::new();
+            bytes.clear();
             entry.write(&mut bytes);
             file.write_all(&bytes)?;
             count += 1;
             file.write_all(&value)
         })?;
+        bytes.clear();
+        DiskEntry::end(count as u64).write(&mut bytes);
+        file.write_all(&bytes)?;
         file.flush()?;
         Ok(count)
     }
 
-    /// Adds the results of a file that [`Disk::export`] wrote; how many were new.
+    /// Adds the results of a file that [`Disk::export`] wrote; how many were new. What was added before an error stays: each
+    /// result is whole.
     ///
     /// # Errors
-    /// Those of the file and the folder; [`io::ErrorKind::InvalidData`] for another file, or a damaged one.
+    /// Those of the file and the folder; [`io::ErrorKind::InvalidData`] for another file, or a damaged one;
+    /// [`io::ErrorKind::UnexpectedEof`] for one that was cut off.
     pub fn import(&self, path: &Path) -> io::Result<usize> {
         let mut file = BufReader::new(File::open(path)?);
         let damaged = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
@@ -68,10 +74,12 @@ impl Disk {
         if found != header() {
             return Err(damaged("it is no export of a cache, or one of another version"));
         }
-        let (mut count, mut batch) = (0, Vec::<(TierKey, Vec<u8>, u32)>::new());
+        let (mut count, mut read, mut batch) = (0, 0, Vec::<(TierKey, Vec<u8>, u32)>::new());
         loop {
             let mut bytes = [0; ENTRY];
-            let end = file.read(&mut bytes[..1])? == 0;
+            file.read_exact(&mut bytes)?;
+            let entry = DiskEntry::read(&bytes).ok_or_else(|| damaged("an entry is damaged"))?;
+            let end = entry == DiskEntry::end(read);
             if end || batch.len() == BATCH {
                 let new: Vec<_> = self.with_index(|opened| {
                     batch.drain(..).filter(|(key, ..)| !opened.index.rows.contains_key(key)).collect()
@@ -84,13 +92,12 @@ impl Disk {
             if end {
                 return Ok(count);
             }
-            file.read_exact(&mut bytes[1..])?;
-            let entry = DiskEntry::read(&bytes).ok_or_else(|| damaged("an entry is damaged"))?;
             let mut value = vec![0; entry.length as usize];
             file.read_exact(&mut value)?;
             if !entry.matches(&value) {
                 return Err(damaged("a value is damaged"));
             }
+            read += 1;
             batch.push((entry.key, value, entry.stored));
         }
     }

@@ -230,9 +230,10 @@ pub(super) fn from_environment(setting: &str, text: &str, environment: &dyn Host
     })
 }
 
-/// An address as messages show it.
-fn without_password(url: &str) -> String {
+/// An address as messages show it: without user, password, and what follows the path, where the address of a socket has them.
+pub(super) fn without_password(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return "…".into() };
     let rest = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+    let rest = rest.split_once('?').map_or(rest, |(path, _)| path);
     format!("{scheme}://{rest}")
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::super::super::dispatcher::{Task, Timed};
+use super::super::super::info::ModelInfo;
 use super::Job;
 use super::state::SlotGroup;
 use crate::Result;
@@ -33,14 +34,14 @@ impl Job {
     /// this thread or on another.
     pub(super) fn ask_tiers(self: &Arc<Self>, groups: Vec<SlotGroup>, at: usize) -> Result<()> {
         let next = (at..groups.len()).find_map(|at| Some((at, self.tier_keys(&groups[at])?)));
-        let Some((at, keys)) = next else { return self.request(groups) };
+        let Some((at, (info, keys))) = next else { return self.request(groups) };
         let names = groups[at].entry.cache.tiers.clone().unwrap_or_default();
         let (job, mut groups, asked_at) = (Arc::clone(self), groups, Instant::now());
         let on_found = Box::new(move |found: Vec<Option<CachedItem>>| {
             if let Some(trace) = &job.options.trace {
                 trace.add(TraceStage::Cache, asked_at, Instant::now());
             }
-            let taken = job.take_found(&mut groups[at], found);
+            let taken = job.take_found(&mut groups[at], &info, found);
             if let Err(error) = taken.and_then(|()| job.ask_tiers(groups, at + 1)) {
                 Task::fail(job, error);
             }
@@ -54,8 +55,8 @@ impl Job {
         Ok(())
     }
 
-    /// The keys of the inputs of a group; `None` when no tier can have them.
-    fn tier_keys(&self, group: &SlotGroup) -> Option<Vec<TierKey>> {
+    /// The keys of the inputs of a group, and the model that they are of; `None` when no tier can have them.
+    fn tier_keys(&self, group: &SlotGroup) -> Option<(Arc<ModelInfo>, Vec<TierKey>)> {
         if self.embedder.tiers.is_empty() || group.order.is_empty() || group.entry.cache.tiers.is_none() {
             return None;
         }
@@ -65,14 +66,20 @@ impl Job {
         let key = |&input: &usize| {
             Tiers::key(&self.options.key(&info.identity, prompt, self.inputs.get(input))).with_model(&content)
         };
-        Some(group.order.iter().map(key).collect())
+        let keys = group.order.iter().map(key).collect();
+        Some((info, keys))
     }
 
-    /// Takes what was found for a group, and puts it into memory.
-    fn take_found(&self, group: &mut SlotGroup, found: Vec<Option<CachedItem>>) -> Result<()> {
-        let Some(info) = group.entry.info() else { return Ok(()) };
+    /// Takes what was found for a group of the model of `info`, and puts it into memory. The slot may have another model by
+    /// now.
+    fn take_found(
+        &self,
+        group: &mut SlotGroup,
+        info: &ModelInfo,
+        found: Vec<Option<CachedItem>>,
+    ) -> Result<()> {
         let (_, shape) = info.shapes(&self.options, &group.entry.name)?;
-        let prompt = self.inputs.prompt(&info, &self.options)?;
+        let prompt = self.inputs.prompt(info, &self.options)?;
         let memory = group.entry.cache.memory(&self.embedder.cache);
         let mut taken = 0;
         let mut state = self.state.lock();
