@@ -34,6 +34,7 @@ from fixture_makers import (  # noqa: E402  (after the environment above)
     judges,
     late,
     real,
+    regexes,
     rope,
     scorers,
     semantic,
@@ -53,6 +54,7 @@ def makers(models: Path) -> dict[str, Callable[[], None]]:
     table["added_tokens"] = partial(added_tokens.make, FIXTURES)
     table["gguf_blocks"] = partial(blocks.make, FIXTURES)
     table["tokenizers"] = partial(tokenizer_kinds.make, FIXTURES)
+    table["regexes"] = partial(regexes.make, FIXTURES)
     table["rope"] = partial(rope.make, FIXTURES)
     table |= {spec.name: partial(encoders.make, spec, FIXTURES) for spec in encoders.ENCODERS}
     table |= {spec.name: partial(causal.make, spec, FIXTURES) for spec in causal.GENERATORS}

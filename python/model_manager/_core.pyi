@@ -697,7 +697,8 @@ class Manager:
             messages: Mappings, usually with ``role`` and ``content``; the template decides which other keys it reads.
             model: Slot; None: ``text_generator``.
             add_generation_prompt: End where the assistant's answer begins.
-            chat_template: Use this template instead of the model's own.
+            chat_template: Use this template instead of the model's own; or the name of one where the model has several,
+                such as ``tool_use``, which conversations with ``tools`` take anyway.
             timeout: Seconds that loading may take; None: `load_timeout`.
             variables: Further variables of the template, such as ``tools``, ``documents``, ``enable_thinking``. Those
                 that it does not read change nothing, as in transformers.

@@ -133,26 +133,29 @@ impl Generator {
             Prompt::Text(text) => self.model.tokens.encode_within(text, true, bounds),
             Prompt::Tokens(ids) => Ok(ids.to_vec()),
             Prompt::Chat(conversation) => {
-                if let Some(template) = &self.model.template {
-                    template.check_variables(&conversation.variables)?;
+                if let Some(templates) = &self.model.templates {
+                    templates.of(conversation).check_variables(&conversation.variables)?;
                 }
                 self.model.tokens.encode_within(&self.chat_text(conversation, None)?, false, bounds)
             }
         }
     }
 
-    /// The prompt that the chat template makes of a conversation; `source` replaces the model's own template.
+    /// The prompt that the chat template makes of a conversation; `source` replaces the model's own template, or names one
+    /// where it has several.
     ///
     /// # Errors
     /// Those of [`ChatTemplate::render`]; [`Error::Input`] for a model without a template.
     pub fn chat_text(&self, conversation: &Conversation, source: Option<&str>) -> Result<String> {
-        match (&self.model.template, source) {
-            (Some(template), None) => template.render(conversation),
+        let templates = self.model.templates.as_ref();
+        let named = source.and_then(|name| templates?.named(name));
+        match (named.or_else(|| Some(templates?.of(conversation)).filter(|_| source.is_none())), source) {
+            (Some(template), _) => template.render(conversation),
             (None, None) => Err(Error::Input(format!(
                 "model {:?} has no chat template; give it a prompt instead of messages",
                 self.model.name
             ))),
-            (_, Some(source)) => {
+            (None, Some(source)) => {
                 let tokens = self.model.special_tokens.clone();
                 ChatTemplate::new(&self.model.name, source, tokens).render(conversation)
             }

@@ -9,7 +9,8 @@ use tokenizers::AddedToken;
 use tokenizers::models::bpe::BPE;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
-use super::chat::{self, ChatTemplate, TURNS_TEMPLATE};
+use super::chat::templates::{ChatTemplates, TemplateSources};
+use super::chat::{self, TURNS_TEMPLATE};
 use super::stop::TextTokens;
 #[cfg(feature = "cuda")]
 use crate::compute::Cuda;
@@ -20,7 +21,7 @@ use crate::models::manifest::WeightFiles;
 use crate::models::tokenizers::compact::of_two_files;
 use crate::models::tokenizers::config::TokenizerConfig;
 use crate::models::tokenizers::model::{Inner, TokenModel};
-use crate::models::tokenizers::pair_chat::{special_tokens, template_source};
+use crate::models::tokenizers::pair_chat::{FURTHER_TEMPLATES, special_tokens, template_sources};
 use crate::models::tokenizers::tokenizer::guarded;
 use crate::models::tokenizers::{added_tokens, file, gguf as gguf_tokenizer};
 use crate::models::{
@@ -42,7 +43,7 @@ pub struct TextModel {
     /// Text to tokens and back.
     pub tokens: Arc<TextTokens>,
     /// How a conversation becomes a prompt; `None` for models that were not trained on any.
-    pub template: Option<ChatTemplate>,
+    pub templates: Option<ChatTemplates>,
     /// Its special tokens by name, as a chat template knows them.
     pub special_tokens: Vec<(Arc<str>, chat::Value)>,
     /// The end-of-text token.
@@ -178,6 +179,9 @@ impl TextFiles {
     }
 }
 
+/// The key of a GGUF file's chat template. Further ones have their names after it.
+const TEMPLATE: &str = "tokenizer.chat_template";
+
 impl TextModel {
     /// Loads the files that [`TextFiles::find`] found onto the CPU. `name` is what messages call the model.
     ///
@@ -212,14 +216,19 @@ impl TextModel {
         let Some(gguf) = &config.gguf else { return Err(Error::invalid_file(path, "it is no GGUF file")) };
         let words = gguf_tokenizer::tokenizer(gguf)?;
         check_causal(&config)?;
-        let template = gguf.text("tokenizer.chat_template");
+        let template = gguf.text(TEMPLATE);
         let named = [("bos_token", &words.begin), ("eos_token", &words.end)];
         let special_tokens: Vec<_> = named
             .into_iter()
             .filter(|(_, text)| !text.is_empty())
             .map(|(name, text)| (Arc::from(name), chat::Value::text(text.as_str())))
             .collect();
-        let template = template.map(|source| ChatTemplate::new(name, source, special_tokens.clone()));
+        let templates = template.map(|usual| {
+            let further =
+                |key: &&str| Some((key.to_string(), gguf.text(&format!("{TEMPLATE}.{key}"))?.to_owned()));
+            let others = FURTHER_TEMPLATES.iter().filter_map(further).collect();
+            ChatTemplates::new(name, &TemplateSources { usual: usual.into(), others }, &special_tokens)
+        });
         let weights = config.weights(files)?;
         let network = Network::load(&config, &weights, format, target)?;
         weights.check_read()?;
@@ -232,7 +241,7 @@ impl TextModel {
             tokens: Arc::new(
                 TextTokens::new(words.tokenizer).map_err(|e| Error::invalid_file(path, e.to_string()))?,
             ),
-            template,
+            templates,
             special_tokens,
             end: words.end_id,
             ends: words.ends,
@@ -244,6 +253,7 @@ impl TextModel {
         check(&config)?;
         let settings = TokenizerConfig::read(files)?;
         let generation = optional(files, "generation_config.json")?;
+        log_unused(&files.model, &generation);
         let tokens = TextTokens::new(tokenizer(files)?)
             .map_err(|e| Error::invalid_file(files.transformer.join("tokenizer.json"), e.to_string()))?;
         let tokens = Arc::new(tokens);
@@ -263,22 +273,48 @@ impl TextModel {
         if end_text.is_empty() {
             end_text = end.and_then(|id| tokens.token(id)).unwrap_or_default();
         }
-        let own = template_source(files, &settings)?;
+        let own = template_sources(files, &settings)?;
         let bare = config.family.bare_turns && !end_text.is_empty();
-        let own = own.or_else(|| bare.then(|| TURNS_TEMPLATE.into()));
+        let own = own.or_else(|| bare.then(|| TemplateSources::of(TURNS_TEMPLATE)));
         let special_tokens = special_tokens(&settings, &end_text);
-        let template = own.map(|source| ChatTemplate::new(&files.model, &source, special_tokens.clone()));
+        let templates = own.map(|sources| ChatTemplates::new(&files.model, &sources, &special_tokens));
         Ok(Self {
             name: files.model.clone(),
             path: files.root.clone(),
             architecture: config.family.model_type.to_owned(),
             network,
             tokens,
-            template,
+            templates,
             special_tokens,
             end,
             ends,
         })
+    }
+}
+
+/// What `generation_config.json` may set that changes answers in transformers. Here the call sets it.
+const SET_BY_CALLS: [&str; 13] = [
+    "bad_words_ids",
+    "begin_suppress_tokens",
+    "do_sample",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "min_new_tokens",
+    "min_p",
+    "no_repeat_ngram_size",
+    "repetition_penalty",
+    "suppress_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+];
+
+/// Logs what `generation_config.json` sets and this crate leaves to calls.
+fn log_unused(model: &str, generation: &Value) {
+    let set = SET_BY_CALLS.iter().filter(|key| !generation[**key].is_null());
+    let set: Vec<_> = set.copied().collect();
+    if !set.is_empty() {
+        log::info!("{model}: generation_config.json sets {}; here the call does", set.join(", "));
     }
 }
 

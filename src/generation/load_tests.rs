@@ -228,7 +228,7 @@ fn a_prompt_in_parts_equals_a_prompt_at_once() {
 fn conversations_become_the_prompt_of_transformers() {
     for name in NAMES.split(' ') {
         let model = load(name, WeightFormat::F32, Isa::Portable);
-        let template = model.template.as_ref().unwrap();
+        let template = model.templates.as_ref().unwrap().usual();
         match reference(name).chat {
             Some(chat) => {
                 let turns: Vec<_> = chat.messages.iter().map(|turn| (&*turn.role, &*turn.content)).collect();
@@ -409,7 +409,10 @@ fn a_gguf_file_is_the_same_model() {
         assert!(error < 1e-4, "{:?}: {error}", case.prompt);
     }
     assert_eq!((model.end, model.ends.as_slice()), (Some(316), &[316, 318][..]));
-    assert_eq!(model.template.unwrap().render(&Conversation::of(&[("user", "x")]).unwrap()).unwrap(), "x");
+    assert_eq!(
+        model.templates.unwrap().usual().render(&Conversation::of(&[("user", "x")]).unwrap()).unwrap(),
+        "x"
+    );
 }
 
 #[test]

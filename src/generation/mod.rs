@@ -17,6 +17,7 @@ pub mod sampler;
 mod softmax;
 pub mod stop;
 
+pub use chat::templates::{ChatTemplates, TemplateSources};
 pub use chat::{ChatTemplate, Conversation};
 pub use engine::{
     Completion, Deadline, Engine, EngineSettings, EngineStats, EngineTicket, Event, FinishReason, OnEvent,

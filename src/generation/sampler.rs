@@ -44,13 +44,16 @@ impl Sampler {
     /// The next token, from logits that [`check_finite`] passed before they were processed.
     ///
     /// # Errors
-    /// [`Error::Input`] when the parameters have ruled out every token.
+    /// [`Error::Input`] when the parameters have ruled out every token, or made a logit infinite.
     pub fn choose(&mut self, logits: &[f32]) -> Result<u32> {
         let highest = softmax::highest(logits);
-        if highest == f32::NEG_INFINITY {
-            return Err(Error::Input(
-                "no_repeat_ngram_size and min_new_tokens have ruled out every token; lower them".into(),
-            ));
+        if highest.is_infinite() {
+            let reason = if highest > 0.0 {
+                "temperature or repetition_penalty is so small that probabilities are infinite; raise it"
+            } else {
+                "no_repeat_ngram_size, min_new_tokens or repetition_penalty have ruled out every token; lower them"
+            };
+            return Err(Error::Input(reason.into()));
         }
         let Some(draws) = &mut self.draws else {
             return Ok(logits.iter().position(|&logit| logit == highest).unwrap_or(0) as u32);
@@ -122,7 +125,14 @@ mod tests {
                 assert_eq!(check_finite(&logits, "m"), Err(Error::NotFinite { model: "m".into() }));
             }
         }
-        assert!(matches!(Sampler::greedy().choose(&[f32::NEG_INFINITY; 3]), Err(Error::Input(_))));
+        for (logits, named) in
+            [([f32::NEG_INFINITY; 2], "no_repeat_ngram_size"), ([0.0, f32::INFINITY], "temperature")]
+        {
+            for mut sampler in [Sampler::greedy(), Sampler::seeded(Some(1))] {
+                let error = sampler.choose(&logits).unwrap_err();
+                assert!(matches!(&error, Error::Input(reason) if reason.contains(named)), "{error}");
+            }
+        }
     }
 
     #[test]

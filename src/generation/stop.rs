@@ -99,13 +99,15 @@ pub struct Detokenizer {
     ids: Vec<u32>,
     /// How many of `ids` are already text.
     read: usize,
+    /// Bytes of the text of the others that are out: whole characters before one that is not complete.
+    shown: usize,
 }
 
 impl Detokenizer {
     /// Continues the text of `prompt`; an empty prompt starts a text of its own.
     pub fn new(prompt: &[u32]) -> Self {
         let context = prompt[prompt.len().saturating_sub(CONTEXT_TOKENS)..].to_vec();
-        Self { read: context.len(), ids: context }
+        Self { read: context.len(), ids: context, shown: 0 }
     }
 
     /// The text that `id` completes; empty while a character is incomplete.
@@ -133,12 +135,15 @@ impl Detokenizer {
             // Byte fallback turns a whole run of bytes into U+FFFD when one of them is wrong, also those already shown.
             None => tokens.decode(&self.ids[self.read..])?,
         };
-        if piece.is_empty() || (piece.ends_with('\u{fffd}') && !last) {
-            return Ok(String::new());
+        let whole = if last { &*piece } else { piece.trim_end_matches('\u{fffd}') };
+        let new = whole.get(self.shown..).unwrap_or_default().to_owned();
+        if whole.len() < piece.len() {
+            self.shown = self.shown.max(whole.len());
+        } else if !piece.is_empty() {
+            self.ids.drain(..self.read);
+            (self.read, self.shown) = (self.ids.len(), 0);
         }
-        self.ids.drain(..self.read);
-        self.read = self.ids.len();
-        Ok(piece)
+        Ok(new)
     }
 }
 

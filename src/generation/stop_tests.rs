@@ -108,6 +108,18 @@ proptest! {
     }
 }
 
+/// A token that ends a character and begins the next one: the first is out at once, so that a stop text ends there.
+#[test]
+fn a_character_does_not_wait_for_the_next_one() {
+    let tokens = byte_level();
+    // "ş" and the first byte of "ı", as the tokens "Å", "Ł" and so on.
+    let id = |spelt: &str| tokens.id(spelt).unwrap();
+    let ids = [id("a"), id("ÅŁ"), id("Ä"), id("±"), id("b")];
+    assert_eq!(streamed(&tokens, &ids), ["a", "ş", "", "ı", "b", ""]);
+    let mixed = [id("ĠÄ"), id("±")];
+    assert_eq!(streamed(&tokens, &mixed), [" ", "ı", ""]);
+}
+
 #[test]
 fn the_answer_keeps_its_leading_space() {
     let tokens = sentence_piece();

@@ -171,11 +171,14 @@ pub(crate) enum Missing {
 }
 
 /// Optional files next to the weights, which configure the tokenizer and the pooling.
-const OPTIONAL: [&str; 8] = [
+const OPTIONAL: [&str; 10] = [
     "tokenizer_config.json",
     "special_tokens_map.json",
     "generation_config.json",
     "chat_template.jinja",
+    // Those of `FURTHER_TEMPLATES` in tokenizers/pair_chat.rs.
+    "additional_chat_templates/tool_use.jinja",
+    "additional_chat_templates/rag.jinja",
     "added_tokens.json",
     // Stanford's ColBERT, and the layers of bge-m3 over single tokens.
     "artifact.metadata",

@@ -123,8 +123,31 @@ fn refused(py: Python<'_>, reason: String) -> PyErr {
     to_py(py, &Error::argument("messages", reason))
 }
 
+/// Arguments of `apply_chat_template` in transformers that change what it returns, which is a text here. Their off-values are
+/// taken: callers pass `tokenize=False`.
+const OTHER_RESULTS: [&str; 8] = [
+    "continue_final_message",
+    "max_length",
+    "padding",
+    "return_assistant_tokens_mask",
+    "return_dict",
+    "return_tensors",
+    "tokenize",
+    "truncation",
+];
+
 /// Adds `tools`, `documents` and what else the template may name.
 pub(super) fn add_variables(conversation: &mut Conversation, variables: &Bound<'_, PyDict>) -> PyResult<()> {
+    for name in OTHER_RESULTS {
+        if let Some(value) = variables.get_item(name)? {
+            if value.is_truthy()? {
+                let reason =
+                    format!("{name}={} is not supported: the result is a text; leave it out", value.repr()?);
+                return Err(to_py(variables.py(), &Error::argument(name, reason)));
+            }
+            variables.del_item(name)?;
+        }
+    }
     add(conversation, "variables", variables)
 }
 

@@ -5,7 +5,7 @@ use pyo3::types::PyDict;
 
 use super::{adaptive, caching, tracker};
 use crate::config::Settings;
-use crate::generation::{ChatTemplate, Completion, EngineStats, Generator};
+use crate::generation::{ChatTemplate, ChatTemplates, Completion, EngineStats, Generator};
 use crate::manager::{CardReport, ENGINE, ManagerStatistics, ModelDescription, QueueReport, SlotReport};
 use crate::remote::{Circuit, HealthReport};
 
@@ -138,7 +138,7 @@ pub(super) fn generator<'py>(
     generator: &Generator,
 ) -> PyResult<Bound<'py, PyDict>> {
     let model = generator.model();
-    let template = model.template.as_ref();
+    let template = model.templates.as_ref().map(ChatTemplates::usual);
     let variables: Vec<&str> =
         template.into_iter().flat_map(ChatTemplate::reads).map(|name| &**name).collect();
     Ok(dict!(py, {

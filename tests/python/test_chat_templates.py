@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import jinja as reference
@@ -9,7 +10,7 @@ import jinja2
 import pytest
 from conftest import FIXTURES
 from generators import writer
-from model_manager.errors import InputError, ModelManagerError, UnsupportedModelError
+from model_manager.errors import ArgumentError, InputError, InvalidFileError, ModelManagerError, UnsupportedModelError
 
 TOKENS = {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
 
@@ -168,6 +169,54 @@ def test_a_template_that_does_not_parse_leaves_generation_usable(make_writer, tm
     with pytest.raises(UnsupportedModelError, match=r"chat template does not parse: .*\(line 2\)"):
         manager.chat([USER], max_new_tokens=2)
     assert manager.apply_chat_template([USER], chat_template="{{ messages[0].role }}") == "user"
+
+
+NAMED = {"default": "usual", "tool_use": "with {{ tools|length }} tools", "rag": "with documents"}
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
+
+
+@pytest.mark.parametrize("place", ["tokenizer_config.json", "folder"])
+def test_of_several_templates_tools_and_names_choose(make_writer, tmp_path, place):
+    folder = tmp_path / "several"
+    shutil.copytree(FIXTURES / "llama", folder)
+    if place == "folder":
+        (folder / "chat_template.jinja").write_text(NAMED["default"])
+        (folder / "additional_chat_templates").mkdir()
+        for name in ("tool_use", "rag"):
+            (folder / "additional_chat_templates" / f"{name}.jinja").write_text(NAMED[name])
+    else:
+        (folder / "chat_template.jinja").unlink(missing_ok=True)
+        path = folder / "tokenizer_config.json"
+        settings = json.loads(path.read_text()) if path.exists() else {}
+        settings["chat_template"] = [{"name": name, "template": source} for name, source in NAMED.items()]
+        path.write_text(json.dumps(settings))
+    manager = make_writer(generator_model=str(folder))
+    assert manager.apply_chat_template([USER]) == "usual"
+    assert manager.apply_chat_template([USER], tools=None) == "usual"
+    assert manager.apply_chat_template([USER], tools=[TOOL, TOOL]) == "with 2 tools"
+    assert manager.apply_chat_template([USER], tools=[TOOL], chat_template="default") == "usual"
+    assert manager.apply_chat_template([USER], chat_template="rag") == "with documents"
+    assert manager.apply_chat_template([USER], chat_template="no name") == "no name"
+
+
+def test_several_templates_without_a_default_are_refused(make_writer, tmp_path):
+    folder = tmp_path / "several"
+    shutil.copytree(FIXTURES / "llama", folder)
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**settings, "chat_template": [{"name": "rag", "template": "x"}]}))
+    with pytest.raises(InvalidFileError, match='"default"; it has .*"rag"'):
+        make_writer(generator_model=str(folder)).apply_chat_template([USER])
+
+
+def test_arguments_of_transformers_that_change_the_result_are_refused(llama):
+    plain = ours(llama, "x{{ messages|length }}")
+    off = {"tokenize": False, "return_dict": False, "return_tensors": None, "continue_final_message": False}
+    assert ours(llama, "x{{ messages|length }}", **off) == plain
+    for name, value in [("continue_final_message", True), ("tokenize", True), ("return_tensors", "pt"), ("max_length", 9)]:
+        with pytest.raises(ArgumentError, match=f"{name}={value!r} is not supported"):
+            ours(llama, "x", **{name: value})
 
 
 def test_a_hostile_template_is_stopped_in_time(llama):

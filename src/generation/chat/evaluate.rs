@@ -303,8 +303,9 @@ impl<'t> Renderer<'t> {
                 value.length(&mut self.budget)?
             }
             Value::Markup(_) => return Err(Problem::unsupported("a slice of a Markup")),
-            // Jinja looks up a key that no such value has.
-            other => return Ok(Value::undefined(format!("'{}' object has no slices", other.type_name()))),
+            other => {
+                return Err(Problem::failed(format!("'{}' object is not subscriptable", other.type_name())));
+            }
         } as i128;
         let place = |bound: Option<i128>, first: i128, last: i128, default: i128| match bound {
             None => default,

@@ -285,6 +285,9 @@ fn batches(r: &mut Renderer<'_>, name: &str, value: &Value, given: ArgumentValue
 }
 
 fn map(r: &mut Renderer<'_>, value: &Value, mut given: ArgumentValues) -> TemplateResult<Value> {
+    if !value.truth() {
+        return Value::iter(Vec::new());
+    }
     let items = value.elements(&mut r.budget)?;
     let mut out = Vec::new();
     if given.positional.is_empty() && given.named.iter().any(|(name, _)| &**name == "attribute") {
@@ -314,6 +317,9 @@ fn select(
     value: &Value,
     mut given: ArgumentValues,
 ) -> TemplateResult<Value> {
+    if !value.truth() {
+        return Value::iter(Vec::new());
+    }
     let attribute = if name.ends_with("attr") {
         if given.positional.is_empty() {
             return Err(Problem::failed("Missing parameter for attribute name"));

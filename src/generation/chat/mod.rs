@@ -32,6 +32,7 @@ mod reads;
 mod render;
 mod sorting;
 mod strings;
+pub mod templates;
 mod tests_of;
 mod text;
 mod text_filters;

@@ -180,7 +180,12 @@ fn floats(operator: Binary, x: f64, y: f64) -> TemplateResult<Value> {
         Binary::Mod => modulo(),
         Binary::FloorDiv => {
             let quotient = (x - modulo()) / y;
-            if quotient == 0.0 { 0.0_f64.copysign(x / y) } else { quotient.round() }
+            let floor = quotient.floor();
+            match quotient {
+                0.0 => 0.0_f64.copysign(x / y),
+                _ if quotient - floor > 0.5 => floor + 1.0,
+                _ => floor,
+            }
         }
         Binary::Pow => {
             if x == 0.0 && y < 0.0 {

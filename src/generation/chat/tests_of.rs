@@ -98,10 +98,10 @@ pub(super) fn test(
         },
         // Values with a length and items by key.
         "sequence" => match value {
-            Value::Undefined(_) => return Err(Problem::unsupported("'is sequence' of an undefined value")),
             value => matches!(
                 value,
-                Value::Text(_)
+                Value::Undefined(_)
+                    | Value::Text(_)
                     | Value::Markup(_)
                     | Value::List(_)
                     | Value::Tuple(_)

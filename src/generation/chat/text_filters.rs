@@ -207,7 +207,7 @@ fn subject(value: &Value, what: &str) -> TemplateResult<std::sync::Arc<str>> {
     value.defined()?;
     match value {
         Value::Text(text) => Ok(text.clone()),
-        other => Err(Problem::failed(format!("{what} of a {}", other.type_name()))),
+        other => Err(Problem::unsupported(format!("{what} of a {}", other.type_name()))),
     }
 }
 

@@ -129,9 +129,12 @@ impl<C> Sequence<C> {
 
     /// Emits the rest of the text and the end. Returns what a later request may reuse.
     pub(super) fn finish(mut self, reason: FinishReason, tokens: &TextTokens) -> Finished<C> {
-        let outcome = self.rest(tokens).map(|rest| {
+        // A character of which a part is missing is not begun when the answer is cancelled.
+        let rest =
+            if reason == FinishReason::Cancelled { Ok(self.stops.finish()) } else { self.rest(tokens) };
+        let outcome = rest.map(|rest| {
             self.emit(rest);
-            self.completion(reason)
+            self.completion(if self.stopped { FinishReason::Stop } else { reason })
         });
         self.listener.emit(Event::Done(outcome));
         Finished {
@@ -154,6 +157,7 @@ impl<C> Sequence<C> {
         }
         let last = self.detokenizer.finish(tokens)?;
         let released = self.stops.push(&last);
+        self.stopped = released.stopped;
         let pending = if released.stopped { String::new() } else { self.stops.finish() };
         Ok(released.text + &pending)
     }

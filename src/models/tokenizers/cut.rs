@@ -294,6 +294,10 @@ impl Normal {
             N::Replace(_) => {
                 let Ok(value) = serde_json::to_value(normalizer) else { return false };
                 if let Some(text) = value["pattern"]["String"].as_str() {
+                    // What takes the place of one character may join those around it.
+                    if text.chars().count() == 1 && !(text == " " && value["content"] == "▁") {
+                        return false;
+                    }
                     let chars: Vec<char> = text.chars().map(folded).collect();
                     joined.extend(chars.windows(2).map(|pair| (pair[0], pair[1])));
                     return true;

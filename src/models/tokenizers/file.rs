@@ -3,16 +3,18 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read as _;
-use std::panic::catch_unwind;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tokenizers::{AddedToken, TokenizerBuilder};
 
 use super::charsmap;
 use super::compact::CompactModel;
 use super::model::{Inner, TokenModel};
+use super::oniguruma;
 use crate::compute::memory::Buffer;
 use crate::models::manifest::metadata;
 use crate::{Error, Result};
@@ -141,7 +143,12 @@ fn build(model: TokenModel, parts: &FileParts<'_>) -> tokenizers::Result<Inner> 
         if depth(json.as_bytes()) >= DEEPEST {
             return Err("it is too deep".into());
         }
-        Ok(serde_json::from_str(json)?)
+        if !json.contains("\"Regex\"") {
+            return Ok(serde_json::from_str(json)?);
+        }
+        let mut json: Value = serde_json::from_str(json)?;
+        oniguruma::translate_all(&mut json)?;
+        Ok(serde_json::from_value(json)?)
     }
     if part(parts, "version", "1.0".to_owned())? != "1.0" {
         return Err("its version is unknown".into());
@@ -184,17 +191,40 @@ fn of_crate(path: &Path, bytes: &[u8]) -> Result<Inner> {
             ),
         });
     }
-    /// The one part that is looked at first.
+    /// The parts that are looked at first.
     #[derive(Deserialize)]
-    struct Normalizer {
-        normalizer: Option<serde_json::Value>,
+    struct Checked {
+        normalizer: Option<Value>,
+        pre_tokenizer: Option<Value>,
+        decoder: Option<Value>,
     }
     let invalid = |reason: &str| Error::invalid_file(path, format!("{reason}; download it again"));
-    let normalizer = serde_json::from_slice::<Normalizer>(bytes).ok().and_then(|file| file.normalizer);
-    if normalizer.is_some_and(|json| !charsmap::are_sound(&json)) {
-        return Err(invalid("its precompiled_charsmap is damaged"));
+    let checked = serde_json::from_slice::<Checked>(bytes).ok();
+    let mut translated = Vec::new();
+    if let Some(Checked { normalizer, pre_tokenizer, decoder }) = checked {
+        if normalizer.as_ref().is_some_and(|json| !charsmap::are_sound(json)) {
+            return Err(invalid("its precompiled_charsmap is damaged"));
+        }
+        for (key, part) in
+            [("normalizer", normalizer), ("pre_tokenizer", pre_tokenizer), ("decoder", decoder)]
+        {
+            let Some(mut part) = part else { continue };
+            let before = part.clone();
+            oniguruma::translate_all(&mut part).map_err(|reason| Error::invalid_file(path, reason))?;
+            translated.extend((part != before).then_some((key, part)));
+        }
     }
-    match catch_unwind(|| serde_json::from_slice(bytes)) {
+    let read = || {
+        if translated.is_empty() {
+            return serde_json::from_slice(bytes);
+        }
+        let mut json: Value = serde_json::from_slice(bytes)?;
+        for (key, part) in translated {
+            json[key] = part;
+        }
+        serde_json::from_value(json)
+    };
+    match catch_unwind(AssertUnwindSafe(read)) {
         Ok(Ok(inner)) => Ok(inner),
         Ok(Err(e)) => Err(invalid(&format!("it does not read as a tokenizer ({e})"))),
         Err(_) => Err(invalid("it is damaged in a way that its reader does not survive")),

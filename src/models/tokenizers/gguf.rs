@@ -38,7 +38,7 @@ const O200K: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\
 const THREE_DIGITS: &str = "[0-9][0-9][0-9]";
 
 /// A type of `tokenizer.ggml.token_type`.
-const USER_DEFINED: i128 = 4;
+pub(super) const USER_DEFINED: i128 = 4;
 
 /// Tokens that end an answer, whatever the file calls its end of text and whatever type it gives them: as llama.cpp
 /// recognizes them.
@@ -62,7 +62,11 @@ const ENDS: [&str; 17] = [
     "<｜end_of_sentence｜>",
 ];
 /// Ways of splitting whose texts begin with a special token unless the file says otherwise: as llama.cpp has it.
-const BEGIN: [&str; 4] = ["llama-bpe", "llama3", "llama-v3", "lfm2"];
+const BEGIN: [&str; 5] = ["llama-bpe", "llama3", "llama-v3", "lfm2", "tekken"];
+/// Architectures whose byte-level tokenizers split texts otherwise than GPT-2: files from before the key for it do not say how.
+const OTHER_SPLITS: [&str; 3] = ["llama", "qwen2", "qwen2moe"];
+/// Tokens of Phi-3 that leave the space after them. The others take it, which the file does not say: as llama.cpp has it.
+const KEEP_SPACE: [&str; 3] = ["<unk>", "<s>", "<|endoftext|>"];
 /// Bytes of a token at most. Building the merges takes time that grows with the square of it.
 const LONGEST_TOKEN: usize = 4096;
 
@@ -139,6 +143,7 @@ pub(crate) fn tokenizer(gguf: &Gguf) -> Result<GgufTokenizer> {
             _ => special && is_end(id),
         };
         let tokens = pieces.iter().enumerate().filter(|(id, _)| wanted(*id));
+        let phi3 = kind == "llama" && gguf.text("general.architecture") == Some("phi3");
         // The masks of XLM-R, JinaBERT and ModernBERT take the space before them.
         let pre = gguf.text("tokenizer.ggml.pre").unwrap_or_default();
         let takes_space = |piece: &str| match piece {
@@ -150,7 +155,8 @@ pub(crate) fn tokenizer(gguf: &Gguf) -> Result<GgufTokenizer> {
             // WordPiece's words have this mark, which is not part of them.
             let marked = kind == "bert" && types.get(id) == Some(&USER_DEFINED);
             let text = piece.strip_prefix('▁').filter(|_| marked).unwrap_or(piece);
-            AddedToken::from(text.to_owned(), special).normalized(false).lstrip(takes_space(piece))
+            let token = AddedToken::from(text.to_owned(), special).normalized(false);
+            token.lstrip(takes_space(piece)).rstrip(phi3 && !KEEP_SPACE.contains(&piece.as_str()))
         };
         tokens.map(token).collect()
     };
@@ -193,6 +199,14 @@ fn byte_level(gguf: &Gguf, pieces: &[String]) -> Result<Inner> {
     let falcon = gguf.text("general.architecture") == Some("falcon");
     let default = if falcon { "falcon" } else { "default" };
     let name = gguf.text("tokenizer.ggml.pre").unwrap_or(default);
+    let architecture = gguf.text("general.architecture").unwrap_or_default();
+    if name == "default" && OTHER_SPLITS.contains(&architecture) {
+        let reason = format!(
+            "its tokenizer does not say how it splits texts (tokenizer.ggml.pre), and models of {architecture} do it in different \
+             ways; convert the model again, or take a newer file"
+        );
+        return Err(unsupported(gguf, reason));
+    }
     let pattern = |regex: &str| -> Result<PreTokenizerWrapper> {
         let regex = SplitPattern::Regex(regex.into());
         let split = Split::new(regex, SplitDelimiterBehavior::Isolated, false);
@@ -243,7 +257,9 @@ fn byte_level(gguf: &Gguf, pieces: &[String]) -> Result<Inner> {
 
 fn sentence_piece(gguf: &Gguf, pieces: &[String], types: &[i128]) -> Result<Inner> {
     let scores = scores(gguf, pieces)?;
-    let unknown = types.iter().position(|&kind| kind == UNKNOWN).map(|id| pieces[id].clone());
+    let unknown = gguf.number("tokenizer.ggml.unknown_token_id");
+    let unknown = types.iter().position(|&kind| kind == UNKNOWN).or(unknown);
+    let unknown = unknown.and_then(|id| pieces.get(id).cloned());
     let model = merges::by_score(pieces, &scores, unknown)
         .map_err(|e| invalid(gguf, format!("its pieces do not fit together: {e}")))?;
     let mut tokenizer = Inner::new(model);
@@ -441,7 +457,7 @@ mod tests {
             let (_folder, gguf) = open(&writer);
             tokenizer(&gguf).unwrap().tokenizer.encode("ab", true).unwrap().get_ids().len()
         };
-        assert_eq!(BEGIN.map(|pre| ids(pre, None)), [3; 4]);
+        assert_eq!(BEGIN.map(|pre| ids(pre, None)), [3; BEGIN.len()]);
         assert_eq!(ids("llama-bpe", Some(false)), 2);
         assert_eq!((ids("qwen2", None), ids("smollm", None), ids("gpt-2", None)), (2, 2, 2));
         assert_eq!(ids("qwen2", Some(true)), 3);

@@ -10,11 +10,13 @@ use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
 use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
+use tokenizers::pre_tokenizers::split::Split;
 use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
 use tokenizers::processors::template::TemplateProcessing;
-use tokenizers::{Model as _, NormalizedString, Normalizer as _};
+use tokenizers::{Model as _, NormalizedString, Normalizer as _, SplitDelimiterBehavior};
 
 use super::charsmap;
+use super::gguf::USER_DEFINED;
 use super::model::{Inner, TokenModel};
 use super::pieces::Pieces;
 use super::pipeline::guarded;
@@ -27,6 +29,7 @@ use crate::models::formats::gguf::{Gguf, GgufValue};
 use crate::{Error, Result};
 
 /// Token types of `tokenizer.ggml.token_type`.
+const NORMAL: i128 = 1;
 pub(super) const UNKNOWN: i128 = 2;
 pub(super) const CONTROL: i128 = 3;
 /// A piece that stands for one byte.
@@ -53,7 +56,7 @@ pub(super) fn word_piece(gguf: &Gguf, pieces: &[String], types: &[i128]) -> Resu
     };
     let unknown = token(&["unknown"], "[UNK]")?;
     let (first, last) = (token(&["cls", "bos"], "[CLS]")?, token(&["seperator", "eos"], "[SEP]")?);
-    // The file does not say whether letters keep their case; its words do.
+    // Older files do not say whether letters keep their case; their words do.
     let cased = words
         .iter()
         .enumerate()
@@ -70,7 +73,9 @@ pub(super) fn word_piece(gguf: &Gguf, pieces: &[String], types: &[i128]) -> Resu
         }
     };
     let mut tokenizer = Inner::new(model);
-    let normalizer = BertNormalizer::new(true, true, None, !cased);
+    let lowercase = gguf.flag("tokenizer.ggml.normalizer.lowercase").unwrap_or(!cased);
+    let strips = gguf.flag("tokenizer.ggml.normalizer.strip_accents");
+    let normalizer = BertNormalizer::new(true, true, strips, lowercase);
     tokenizer.with_normalizer(Some(normalizer)).map_err(damaged)?;
     tokenizer.with_pre_tokenizer(Some(BertPreTokenizer));
     let (first, last) = ((words[first].clone(), first as u32), (words[last].clone(), last as u32));
@@ -94,7 +99,10 @@ pub(super) fn unigram(gguf: &Gguf, pieces: &[String], types: &[i128]) -> Result<
         })?;
     let bytes = types.contains(&BYTE);
     let damaged = |e: tokenizers::Error| invalid(gguf, format!("its vocabulary does not fit together: {e}"));
-    let small = table(pieces).and_then(|texts| Unigram::new(texts, pages::copied(&scores), unknown, bytes));
+    let small = table(pieces).and_then(|texts| {
+        let scores = scores_in_texts(pieces, types, &scores);
+        Unigram::new(texts, pages::copied(&scores), unknown, bytes)
+    });
     let model = match small {
         Some(model) => TokenModel::Unigram(model),
         None => {
@@ -127,21 +135,60 @@ pub(super) fn unigram(gguf: &Gguf, pieces: &[String], types: &[i128]) -> Result<
         tokenizer.with_normalizer(Some(normalizer)).map_err(damaged)?;
     }
     let prefix = gguf.flag("tokenizer.ggml.add_space_prefix").unwrap_or(true);
-    let scheme = if prefix { PrependScheme::Always } else { PrependScheme::Never };
-    let marks = PreTokenizerWrapper::from(Metaspace::new('▁', scheme, true));
     let removes = gguf.flag("tokenizer.ggml.remove_extra_whitespaces").unwrap_or(true);
     if removes && !prefix {
         let reason = "its tokenizer removes spaces (tokenizer.ggml.remove_extra_whitespaces) and puts none before a text \
                       (tokenizer.ggml.add_space_prefix); only one of both is supported";
         return Err(Error::Unsupported { model: gguf.path().display().to_string(), reason: reason.into() });
     }
-    let splits = if removes { vec![WhitespaceSplit.into(), marks] } else { vec![marks] };
+    let scheme = if prefix { PrependScheme::Always } else { PrependScheme::Never };
+    let marks = PreTokenizerWrapper::from(Metaspace::new('▁', scheme, true));
+    let mut splits = vec![marks];
+    if removes {
+        let words: PreTokenizerWrapper = match blanks_are_spaces(tokenizer.get_normalizer()) {
+            true => WhitespaceSplit.into(),
+            false => Split::new(SPACE, SplitDelimiterBehavior::Removed, false).map_err(damaged)?.into(),
+        };
+        splits.insert(0, words);
+    }
     tokenizer.with_pre_tokenizer(Some(PreTokenizers::new(splits)));
     tokenizer.with_decoder(Some(Metaspace::new('▁', scheme, true)));
     if tokenizer.get_model().get_vocab_size() == 0 {
         return Err(invalid(gguf, "its vocabulary is empty"));
     }
     Ok(tokenizer)
+}
+
+const SPACE: &str = " ";
+
+/// Whether all blanks are spaces once a text is normalized, as with the usual map of SentencePiece. SentencePiece removes
+/// spaces alone.
+fn blanks_are_spaces(normalizer: Option<&NormalizerWrapper>) -> bool {
+    let blanks = ('\0'..='\u{3000}').filter(|c| c.is_whitespace());
+    normalizer.is_some_and(|normalizer| {
+        blanks.into_iter().all(|blank| {
+            let mut text = NormalizedString::from(format!("a{blank}a"));
+            normalizer.normalize(&mut text).is_ok()
+                && text.get().chars().all(|c| c == ' ' || !c.is_whitespace())
+        })
+    })
+}
+
+/// The scores of pieces as a text is made of them, where SentencePiece's `unigram_model.cc` (`EncodeOptimized`) takes those of
+/// normal pieces, a bonus for those that users have defined, and finds no others.
+fn scores_in_texts(pieces: &[String], types: &[i128], scores: &[f64]) -> Vec<f64> {
+    if types.len() != pieces.len() {
+        return scores.to_vec();
+    }
+    let normal = |(_, kind): &(&f64, &i128)| **kind == NORMAL;
+    let highest =
+        scores.iter().zip(types).filter(normal).map(|(&score, _)| score).fold(f64::NEG_INFINITY, f64::max);
+    let score = |((piece, &kind), &score): ((&String, &i128), &f64)| match kind {
+        NORMAL => score,
+        USER_DEFINED if highest.is_finite() => piece.len() as f64 * highest - 0.1,
+        _ => f64::NEG_INFINITY,
+    };
+    pieces.iter().zip(types).zip(scores).map(score).collect()
 }
 
 /// The score of each piece.

@@ -42,6 +42,41 @@ fn word_piece_has_tokens_of_its_own_under_their_ids() {
     assert!(ids(&writer, "▁<doc>").iter().all(|id| (*id as usize) < pieces.len()));
 }
 
+/// Turkish: `ç` is a letter, not a `c` with a mark.
+#[test]
+fn word_piece_keeps_marks_and_case_as_the_file_says() {
+    let pieces = ["[UNK]", "[CLS]", "[SEP]", "▁çal", "▁cal", "▁Çal"].map(str::to_owned);
+    let file = || {
+        Writer::default()
+            .text("tokenizer.ggml.model", "bert")
+            .texts("tokenizer.ggml.tokens", &pieces)
+            .integers("tokenizer.ggml.token_type", &[3, 3, 3, 1, 1, 1])
+    };
+    let (lowercase, strips) =
+        ("tokenizer.ggml.normalizer.lowercase", "tokenizer.ggml.normalizer.strip_accents");
+    assert_eq!(ids(&file(), "Çal"), [5], "a word has a capital");
+    assert_eq!(ids(&file().flag(lowercase, true), "Çal"), [4]);
+    assert_eq!(ids(&file().flag(lowercase, true).flag(strips, false), "Çal"), [3]);
+    assert_eq!(ids(&file().flag(lowercase, false).flag(strips, true), "Çal çal"), [0, 4]);
+}
+
+/// As llama.cpp has it: the tokens of a turn take the blanks after them.
+#[test]
+fn special_tokens_of_phi3_take_the_blanks_after_them() {
+    let pieces = ["<unk>", "<s>", "<|user|>", "▁", "a", "<0x0A>"].map(str::to_owned);
+    let file = |architecture: &str| {
+        Writer::default()
+            .text("general.architecture", architecture)
+            .text("tokenizer.ggml.model", "llama")
+            .texts("tokenizer.ggml.tokens", &pieces)
+            .floats("tokenizer.ggml.scores", &[0.0; 6])
+            .integers("tokenizer.ggml.token_type", &[2, 3, 3, 1, 1, 6])
+    };
+    assert_eq!(ids(&file("phi3"), "<|user|>\n a"), [2, 3, 4]);
+    assert_eq!(ids(&file("phi3"), "<s> a"), [1, 3, 3, 4]);
+    assert_eq!(ids(&file("llama"), "<|user|>\na"), [2, 3, 5, 4]);
+}
+
 #[test]
 fn bytes_stand_for_what_unigram_does_not_know() {
     let pieces = ["<unk>", "▁", "a", "<0xE9>", "<0xBE>", "<0x8D>"];
@@ -59,6 +94,46 @@ fn spaces_are_removed_only_where_one_is_put_first() {
     let file = unigram(&["<unk>", "▁", "a"], &[2, 1, 1]).flag("tokenizer.ggml.add_space_prefix", false);
     assert!(refusal(&file).contains("remove_extra_whitespaces"));
     assert_eq!(ids(&file.flag("tokenizer.ggml.remove_extra_whitespaces", false), "a a"), [2, 1, 2]);
+}
+
+/// As in SentencePiece: other blanks are characters.
+#[test]
+fn unigram_splits_at_spaces_alone() {
+    let blanks = unigram(&["<unk>", "▁", "a", "b", "\n"], &[2, 1, 1, 1, 1]);
+    assert_eq!(ids(&blanks, "a\nb"), [1, 2, 4, 3]);
+    assert_eq!(ids(&blanks, " a  b "), [1, 2, 1, 3]);
+}
+
+/// Types: unknown 2, control 3, defined by the user 4, unused 5, byte 6.
+#[test]
+fn pieces_that_are_not_normal_are_not_found_in_texts() {
+    let pieces = ["<unk>", "▁", "a", "b", "ab", "<0x41>", "[PAD0]"];
+    let file = |types: &[i32], scores: &[f32]| {
+        Writer::default()
+            .text("tokenizer.ggml.model", "t5")
+            .texts("tokenizer.ggml.tokens", &pieces.map(str::to_owned))
+            .integers("tokenizer.ggml.token_type", types)
+            .floats("tokenizer.ggml.scores", scores)
+    };
+    let scores = [0.0, -1.0, -2.0, -2.0, -3.0, -1.0, -9.0];
+    assert_eq!(ids(&file(&[2, 1, 1, 1, 1, 1, 1], &scores), "ab<0x41>"), [1, 4, 5]);
+    assert_eq!(ids(&file(&[2, 1, 1, 1, 5, 1, 1], &scores), "ab"), [1, 2, 3], "unused");
+    assert_eq!(ids(&file(&[2, 1, 1, 1, 1, 5, 5], &scores), "<0x41>"), [1, 0], "unused, too");
+}
+
+#[test]
+fn an_unknown_character_costs_more_than_the_lowest_of_the_normal_pieces() {
+    let pieces = ["<unk>", "▁", "ab", "cd", "abc", "[PAD0]"].map(str::to_owned);
+    let file = |types: &[i32]| {
+        Writer::default()
+            .text("tokenizer.ggml.model", "t5")
+            .texts("tokenizer.ggml.tokens", &pieces)
+            .integers("tokenizer.ggml.token_type", types)
+            .floats("tokenizer.ggml.scores", &[0.0, -1.0, -100.0, -100.0, -1.0, -9000.0])
+    };
+    // `abc` and an unknown `d` cost 1 + 110, `ab` and `cd` 200. A normal piece of -9000 makes the unknown one cost 9010.
+    assert_eq!(ids(&file(&[2, 1, 1, 1, 1, 5]), "abcd"), [1, 4, 0]);
+    assert_eq!(ids(&file(&[2, 1, 1, 1, 1, 1]), "abcd"), [1, 2, 3]);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! tokenizer.rs   from files to a tokenizer             config.rs, added_tokens.rs   what they add to tokenizer.json
-//! file.rs, compact.rs   from tokenizer.json            wordpiece.rs   from vocab.txt
+//! file.rs, compact.rs   from tokenizer.json, its patterns by oniguruma.rs            wordpiece.rs   from vocab.txt
 //! gguf.rs, gguf_words.rs, gguf_merges.rs   from a GGUF file
 //! pipeline.rs    a tokenizer in use                    direct*.rs     its short way from a text to ids
 //! model.rs       what makes pieces of words: unigram.rs, bpe.rs, wordpiece_model.rs
@@ -28,6 +28,7 @@ mod gguf_words;
 pub(crate) mod long;
 mod marks;
 pub(crate) mod model;
+mod oniguruma;
 pub(crate) mod pair_chat;
 mod pair_template;
 pub(crate) mod pairs;

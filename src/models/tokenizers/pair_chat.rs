@@ -1,6 +1,7 @@
 //! Two texts as one conversation, which a language model judges: the form of sentence-transformers' `CrossEncoder` for models
 //! with a chat template.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::Value as Json;
@@ -10,6 +11,7 @@ use super::long::Bounds;
 use super::pairs::Encoded;
 use super::tokenizer::Tokenizer;
 // The interpreter of templates knows no model.
+use crate::generation::TemplateSources;
 use crate::generation::chat::{ChatTemplate, Conversation, MORE_TOKENS, Problem, SPECIAL_TOKENS, Value};
 use crate::models::json::read_json;
 use crate::models::keys::refusal;
@@ -62,7 +64,7 @@ impl PairChat {
     /// [`Error::Unsupported`] when the template does not render both texts, or a setting is not known here.
     pub fn load(files: &ModelFiles, judges: bool, model_type: &str) -> Result<Option<Self>> {
         let settings = TokenizerConfig::read(files)?;
-        let source = template_source(files, &settings)?;
+        let source = template_sources(files, &settings)?.map(|sources| sources.usual);
         let (path, saved) = match SENTENCE_CONFIGS.iter().find_map(|name| files.beside_weights(name)) {
             Some(path) => (path.clone(), read_json(&path)?),
             None => (files.root.clone(), Json::Null),
@@ -245,21 +247,40 @@ fn is_structured(source: &str) -> bool {
     ["content[0]", ".type", "'type'", "\"type\"", "message.content["].iter().any(|part| source.contains(part))
 }
 
-/// The source of the template of a model's files.
+/// Templates that lie in a folder of their own, by the names that `transformers` and Cohere's models give them.
+pub(crate) const FURTHER_TEMPLATES: [&str; 2] = ["tool_use", "rag"];
+
+/// The chat templates of a model's own, if it has any: files, or entries of its `tokenizer_config.json`.
 ///
 /// # Errors
-/// [`Error::Io`] when its file cannot be read.
-pub(crate) fn template_source(files: &ModelFiles, settings: &TokenizerConfig) -> Result<Option<String>> {
-    match files.beside_weights("chat_template.jinja") {
-        Some(path) => std::fs::read_to_string(&path).map(Some).map_err(|e| Error::io(&path, "read", &e)),
-        None => Ok(named(settings.value("chat_template"))),
+/// [`Error::Io`] when a file cannot be read; [`Error::InvalidFile`] for several of which none is the default.
+pub(crate) fn template_sources(
+    files: &ModelFiles,
+    settings: &TokenizerConfig,
+) -> Result<Option<TemplateSources>> {
+    let read = |path: &Path| std::fs::read_to_string(path).map_err(|e| Error::io(path, "read", &e));
+    if let Some(path) = files.beside_weights("chat_template.jinja") {
+        let mut others = Vec::new();
+        for name in FURTHER_TEMPLATES {
+            if let Some(path) = files.beside_weights(&format!("additional_chat_templates/{name}.jinja")) {
+                others.push((name.to_owned(), read(&path)?));
+            }
+        }
+        return Ok(Some(TemplateSources { usual: read(&path)?, others }));
     }
-}
-
-/// The template itself, or the one called "default" of several.
-fn named(value: &Json) -> Option<String> {
-    let named = || value.as_array()?.iter().find(|entry| entry["name"] == "default");
-    value.as_str().or_else(|| named()?["template"].as_str()).map(str::to_owned)
+    let value = settings.value("chat_template");
+    let Some(entries) = value.as_array().filter(|entries| !entries.is_empty()) else {
+        return Ok(value.as_str().map(TemplateSources::of));
+    };
+    let named =
+        |entry: &Json| Some((entry["name"].as_str()?.to_owned(), entry["template"].as_str()?.to_owned()));
+    let mut others: Vec<_> = entries.iter().filter_map(named).collect();
+    let Some(usual) = others.iter().position(|(name, _)| name == "default") else {
+        let names: Vec<_> = others.iter().map(|(name, _)| name.as_str()).collect();
+        let reason = format!("none of its chat templates is called \"default\"; it has {names:?}");
+        return Err(Error::invalid_file(files.transformer.join("tokenizer_config.json"), reason));
+    };
+    Ok(Some(TemplateSources { usual: others.remove(usual).1, others }))
 }
 
 /// The special tokens that `tokenizer_config.json` names, and the end of text.

@@ -45,7 +45,8 @@ pub(crate) struct UnigramScratch {
 }
 
 impl Unigram {
-    /// `None` for a vocabulary that this does not hold: one without its unknown piece, or with an empty one.
+    /// Pieces whose score is minus infinity are not found in a text. `None` for a vocabulary that this does not hold: one
+    /// without its unknown piece, or with an empty one.
     pub(super) fn new(
         mut texts: TextTable,
         mut scores: PageVec<f64>,
@@ -63,7 +64,7 @@ impl Unigram {
         if byte_fallback && bytes.is_none() {
             return None;
         }
-        let smallest = scores.iter().copied().fold(f64::INFINITY, f64::min);
+        let smallest = scores.iter().copied().filter(|score| score.is_finite()).fold(f64::INFINITY, f64::min);
         Some(Self {
             unknown: u32::try_from(unknown).ok()?,
             unknown_score: smallest - UNKNOWN_PENALTY,
@@ -101,8 +102,11 @@ impl Unigram {
                 }
             };
             for (length, piece) in self.trie.prefixes(&text.as_bytes()[start..]) {
-                offer(length, self.scores[piece as usize] + before, piece);
-                alone |= length == c.len_utf8();
+                let score = self.scores[piece as usize];
+                if score > f64::NEG_INFINITY {
+                    offer(length, score + before, piece);
+                    alone |= length == c.len_utf8();
+                }
             }
             if !alone {
                 offer(c.len_utf8(), self.unknown_score + before, self.unknown);
@@ -121,7 +125,8 @@ impl Unigram {
             end = start;
         }
         for piece in pieces.iter_mut().filter(|piece| piece.2 == Some(self.unknown)) {
-            piece.2 = self.trie.get(&text[piece.0..piece.1]);
+            let found = self.trie.get(&text[piece.0..piece.1]);
+            piece.2 = found.filter(|&id| self.scores[id as usize] > f64::NEG_INFINITY);
         }
     }
 

@@ -214,6 +214,10 @@ def flag(body: Mapping[str, Any], name: str, default: bool = False) -> bool:
     return value
 
 
+#: Clients read numbers of 64 bits, and JSON is written with them.
+_LARGEST = 2**63 - 1
+
+
 def whole(body: dict[str, Any], name: str, least: int | None = None) -> int | None:
     """A whole number; None without it. Raises `ApiError` 400 for other values, and for numbers below `least`."""
     value = body.get(name)
@@ -224,4 +228,6 @@ def whole(body: dict[str, Any], name: str, least: int | None = None) -> int | No
     if not isinstance(value, int) or isinstance(value, bool) or (least is not None and value < least):
         limit = "" if least is None else f" of at least {least}"
         raise bad_request(f"{name} must be a whole number{limit}", name)
+    if abs(value) > _LARGEST:
+        raise bad_request(f"{name} must be a whole number of at most {_LARGEST}", name)
     return value
