@@ -129,6 +129,10 @@ impl Asking {
     fn serve(&self, thread: &Thread<'_>, batch: Vec<Arc<str>>) {
         let mut parts = vec![batch];
         while let Some(mut part) = parts.pop() {
+            if thread.lock().is_stopping() {
+                // Whoever closes the queue fails the callers that still wait; nothing more is sent for them.
+                return;
+            }
             self.drop_unwanted(thread, &mut part);
             if part.is_empty() {
                 continue;
