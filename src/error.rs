@@ -203,7 +203,8 @@ pub enum Error {
     },
     /// The numbers went wrong: NaN or infinity where a vector was due.
     #[error(
-        "model {model:?} produced a vector that is not finite; its weights are damaged or overflow this dtype (try dtype=\"float32\")"
+        "model {model:?} produced a vector that is not finite; its weights are damaged or overflow the format that they are \
+         computed in: try dtype=\"float32\" or, for a model of a server, another format of it there"
     )]
     NotFinite {
         /// The slot or source.

@@ -1,7 +1,6 @@
 //! From a source to a loaded model: find its files, free memory, load, start its queue.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use arc_swap::ArcSwapOption;
@@ -29,7 +28,7 @@ use crate::models::{
 };
 use crate::remote::{Address, Link, RemoteEncoder, RemoteSettings, shown};
 use crate::size::size_text;
-use crate::sync::spawn;
+use crate::sync::{StopFlag, spawn};
 use crate::{Error, Result};
 
 /// Tokens of a batch for each thread: some milliseconds of work, enough for every thread to have several sub-batches.
@@ -58,8 +57,8 @@ pub(super) struct ModelLoader {
     counters: Arc<Counters>,
     /// Models whose content is known; `None` where no tier asks for it.
     known: Option<Arc<KnownModels>>,
-    /// The manager is closed: downloads stop.
-    closing: Arc<AtomicBool>,
+    /// The manager is closed: downloads stop, and so do requests of a load to a server.
+    closing: Arc<StopFlag>,
 }
 
 impl ModelLoader {
@@ -130,9 +129,9 @@ impl ModelLoader {
         Batcher::start(name, encoder, self.batch_tokens, threads, &self.counters)
     }
 
-    /// Stops downloads.
+    /// Stops downloads, and the requests of loads to servers.
     pub(super) fn close(&self) {
-        self.closing.store(true, Ordering::Release);
+        self.closing.raise();
     }
 
     /// Loads what `spec` describes, for the slot `name`. Runs on the slot's loader thread.
@@ -211,6 +210,8 @@ impl ModelLoader {
                     handle.info = Arc::new(ModelInfo { asked: primary, ..ModelInfo::clone(&handle.info) });
                     return Ok((handle, charge));
                 }
+                // The manager is closed: the next source is not tried.
+                Err(Error::Closed) => return Err(Error::Closed),
                 Err(error) => {
                     log::warn!("{name}: {:?} cannot be loaded: {error}", shown(source));
                     first_error.get_or_insert(error);
@@ -293,7 +294,7 @@ impl ModelLoader {
             let mut since = Instant::now();
             // Half of the time, so that what computes goes first.
             let mut between = || {
-                if closing.load(Ordering::Acquire) {
+                if closing.is_raised() {
                     return Err(Error::Closed);
                 }
                 std::thread::sleep(since.elapsed());
@@ -378,7 +379,8 @@ impl ModelLoader {
         };
         let (backend, _) = self.models.get_or_load(&address.to_string().into(), || {
             let link = Link::new(address, self.host(), asking, self.healths.of(address))?;
-            Ok((Arc::new(EncoderBackend::Remote(RemoteEncoder::open(link, &self.counters)?)), None))
+            let encoder = RemoteEncoder::open(link, &self.counters, &self.closing)?;
+            Ok((Arc::new(EncoderBackend::Remote(encoder)), None))
         })?;
         // A replacement with other dimensions is another model. One of equal dimensions cannot be detected.
         let identity = format!("{address} {}", backend.shapes().dense.unwrap_or(0)).into();
@@ -466,7 +468,7 @@ impl ModelLoader {
     fn log_progress(&self) -> impl FnMut(&Progress<'_>) -> Result<()> {
         let mut logged = (String::new(), 0);
         move |progress| {
-            if self.closing.load(Ordering::Acquire) {
+            if self.closing.is_raised() {
                 return Err(Error::Closed);
             }
             let tenth =

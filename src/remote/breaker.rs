@@ -101,6 +101,12 @@ impl Permit<'_> {
         }
     }
 
+    /// Whether [`Self::failed`] would open the circuit.
+    pub(super) fn is_decisive(&self) -> bool {
+        let state = self.breaker.state.lock();
+        self.probe || (state.cooldown.is_none() && state.failures.saturating_add(1) >= FAILURES)
+    }
+
     /// The server does not work. True when this opens the circuit.
     pub(super) fn failed(self) -> bool {
         let now = self.breaker.clock.now();
@@ -134,7 +140,9 @@ mod tests {
         let clock = Clock::manual();
         let breaker = Breaker::new(clock.clone());
         for failure in 1..=FAILURES {
-            assert_eq!(breaker.enter().ok().unwrap().failed(), failure == FAILURES);
+            let permit = breaker.enter().ok().unwrap();
+            assert_eq!(permit.is_decisive(), failure == FAILURES);
+            assert_eq!(permit.failed(), failure == FAILURES);
         }
         (breaker, clock)
     }
@@ -172,6 +180,7 @@ mod tests {
         // Given up without an answer: the next one may try.
         drop(probe);
         let probe = breaker.enter().ok().unwrap();
+        assert!(probe.is_decisive());
         assert!(probe.failed());
         assert_eq!(wait(&breaker), Some(FIRST_COOLDOWN * 2));
         clock.advance(FIRST_COOLDOWN * 2);

@@ -8,6 +8,7 @@ use ureq::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use ureq::tls::TlsConfig;
 use ureq::{Agent, Timeout};
 
+use self::ServerState::{Doubtful, Down, Runs};
 use super::address::{Address, KEY_VARIABLE, Protocol};
 use super::protocol::{self, Answer, Defect, EncodingFormat, complaint};
 use crate::config::Host;
@@ -35,24 +36,36 @@ pub(super) struct Client {
 #[derive(Debug)]
 pub(super) enum Fault {
     /// Another attempt may succeed, after the time that the server asks for.
-    Transient {
-        reason: String,
-        after: Option<Duration>,
-        /// The server answers, so it is only busy.
-        alive: bool,
-    },
+    Transient { reason: String, after: Option<Duration>, server: ServerState },
     /// Another attempt would fail in the same way.
-    Permanent {
-        error: Error,
-        /// The server answers, so it runs.
-        alive: bool,
-    },
+    Permanent { error: Error, server: ServerState },
     /// The server refuses these texts; it may accept other ones.
     Refused {
         error: Error,
         /// Fewer texts at a time may succeed.
         too_large: bool,
     },
+}
+
+/// What a failed request says about the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ServerState {
+    /// It runs: it is busy, or it refuses.
+    Runs,
+    /// It fails at these texts, and perhaps at all others.
+    Doubtful,
+    /// It cannot be reached, or does not answer.
+    Down,
+}
+
+impl Fault {
+    /// What it says about the server.
+    pub(super) fn server(&self) -> ServerState {
+        match self {
+            Self::Transient { server, .. } | Self::Permanent { server, .. } => *server,
+            Self::Refused { .. } => ServerState::Runs,
+        }
+    }
 }
 
 impl Client {
@@ -107,11 +120,13 @@ impl Client {
             return self.send(texts, *form, trace);
         }
         let (form, answer) = match self.send(texts, EncodingFormat::Base64, trace) {
-            // The first of the two refusals is reported: every server supports the plain form.
-            Err(Fault::Refused { error, too_large: false }) => {
+            Err(first @ Fault::Refused { too_large: false, .. }) => {
                 match self.send(texts, EncodingFormat::Float, trace) {
                     Ok(answer) => (EncodingFormat::Float, answer),
-                    Err(_) => return Err(Fault::Refused { error, too_large: false }),
+                    // The first of the two refusals is reported: every server supports the plain form.
+                    Err(Fault::Refused { too_large: false, .. }) => return Err(first),
+                    // The server never judged the plain form: it may be busy, and take it later.
+                    Err(fault) => return Err(fault),
                 }
             }
             outcome => (EncodingFormat::Base64, outcome?),
@@ -123,7 +138,7 @@ impl Client {
 
     fn send(&self, texts: &[&str], form: EncodingFormat, trace: Option<&Trace>) -> Result<Answer, Fault> {
         let body = protocol::request(self.address.protocol, &self.address.model, texts, form)
-            .map_err(|reason| self.lasting(reason, true))?;
+            .map_err(|reason| self.lasting(reason, Runs))?;
         let mut request = self.agent.post(&self.url).header("Content-Type", "application/json");
         if let Some(key) = &self.key {
             request = request.header("Authorization", format!("Bearer {key}"));
@@ -142,23 +157,31 @@ impl Client {
             return Err(self.refused(status, after, location, &body.unwrap_or_default()));
         }
         let body = body.map_err(|error| self.unanswered(&error))?;
-        protocol::answer(self.address.protocol, &body, texts.len()).map_err(|defect| match defect {
-            Defect::NotFinite => {
-                Fault::Permanent { error: Error::NotFinite { model: self.address.to_string() }, alive: true }
-            }
-            Defect::Malformed(reason) => self.lasting(
-                format!("the answer is not what it should be ({reason}); check that the address is that of the server's API"),
-                false,
-            ),
-        })
+        protocol::answer(self.address.protocol, &body, texts.len())
+            .map_err(|defect| Fault::Permanent { error: self.defective(defect), server: Doubtful })
+    }
+
+    /// The error for an answer, or for one row of it.
+    pub(super) fn defective(&self, defect: Defect) -> Error {
+        match defect {
+            Defect::NotFinite => Error::NotFinite { model: self.address.to_string() },
+            Defect::Malformed(reason) => Error::Remote {
+                server: self.url.clone(),
+                reason: self.hide_key(&format!(
+                    "the answer is not what it should be ({reason}); check that the address is that of the server's API"
+                )),
+            },
+        }
     }
 
     /// An error that another attempt does not change.
-    fn lasting(&self, reason: impl Into<String>, alive: bool) -> Fault {
+    fn lasting(&self, reason: impl Into<String>, state: ServerState) -> Fault {
         let (server, reason) = (self.url.clone(), self.hide_key(&reason.into()));
-        let error =
-            if alive { Error::RemoteRefused { server, reason } } else { Error::Remote { server, reason } };
-        Fault::Permanent { error, alive }
+        let error = match state {
+            Runs => Error::RemoteRefused { server, reason },
+            Doubtful | Down => Error::Remote { server, reason },
+        };
+        Fault::Permanent { error, server: state }
     }
 
     /// Classifies a request without an answer, or without a complete one.
@@ -166,9 +189,9 @@ impl Client {
         use ureq::Error as E;
         if let Some(reason) = tls::refusal(error) {
             // The server is there, and refuses every request for the same reason.
-            return self.lasting(reason, true);
+            return self.lasting(reason, Runs);
         }
-        let passing = |reason: String| Fault::Transient { reason, after: None, alive: false };
+        let passing = |reason: String| Fault::Transient { reason, after: None, server: Down };
         match error {
             E::Timeout(Timeout::Connect | Timeout::Resolve) => passing("no connection in time".into()),
             E::Timeout(_) => self.lasting(
@@ -176,17 +199,17 @@ impl Client {
                     "no answer within {} s; raise remote_timeout or lower remote_batch",
                     self.timeout.as_secs_f64()
                 ),
-                false,
+                Down,
             ),
             E::BodyExceedsLimit(limit) => {
-                self.lasting(format!("the answer is longer than {limit} bytes"), false)
+                self.lasting(format!("the answer is longer than {limit} bytes"), Doubtful)
             }
             // A server that expects TLS closes a connection without it.
             E::Io(io) if self.url.starts_with("http:") && hung_up(io.kind()) => {
                 passing(format!("{}; if it speaks TLS, write https in the place of http", tls::words(error)))
             }
             E::Io(_) | E::HostNotFound | E::ConnectionFailed => passing(tls::words(error)),
-            _ => self.lasting(error.to_string(), false),
+            _ => self.lasting(error.to_string(), Down),
         }
     }
 
@@ -202,11 +225,13 @@ impl Client {
         let answered = if said.is_empty() { status.to_string() } else { format!("{status}: {said}") };
         let model = || self.address.to_string();
         match status.as_u16() {
-            408 | 429 => Fault::Transient { reason: answered, after, alive: true },
-            500..600 => Fault::Transient { reason: answered, after, alive: false },
+            408 | 429 => Fault::Transient { reason: answered, after, server: Runs },
+            // The second is what some servers answer where others answer the first. One that asks for a pause blames itself.
+            500 | 424 if after.is_none() => Fault::Transient { reason: answered, after, server: Doubtful },
+            500..600 | 424 => Fault::Transient { reason: answered, after, server: Down },
             300..400 => {
                 let to = location.unwrap_or_else(|| "nowhere".into());
-                self.lasting(format!("it redirects to {to} ({status}); name that server itself"), true)
+                self.lasting(format!("it redirects to {to} ({status}); name that server itself"), Runs)
             }
             401 | 403 => {
                 let variable = self.address.key.as_deref().unwrap_or(KEY_VARIABLE);
@@ -217,7 +242,7 @@ impl Client {
                         "name the variable that holds a key: ollama://env:NAME@HOST/MODEL".into()
                     }
                 };
-                self.lasting(format!("access was refused ({answered}); {remedy}"), true)
+                self.lasting(format!("access was refused ({answered}); {remedy}"), Runs)
             }
             404 => {
                 let remedy = match self.address.protocol {
@@ -229,13 +254,13 @@ impl Client {
                     ),
                 };
                 let reason = format!("{} answered {answered}; {remedy}", self.url);
-                Fault::Permanent { error: Error::ModelNotFound { model: model(), reason }, alive: true }
+                Fault::Permanent { error: Error::ModelNotFound { model: model(), reason }, server: Runs }
             }
             400 | 413 | 422 => Fault::Refused {
                 error: Error::Input(format!("{} does not take the text: {answered}", model())),
                 too_large: status == StatusCode::PAYLOAD_TOO_LARGE,
             },
-            _ => self.lasting(format!("it answered {answered}"), true),
+            _ => self.lasting(format!("it answered {answered}"), Runs),
         }
     }
 

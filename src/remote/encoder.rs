@@ -2,23 +2,20 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 
-use super::link::{Failure, Link, Recovery};
+use super::link::{Callers, Failure, Link, PROBE, Recovery};
 use super::protocol::{Answer, shares};
 use crate::batching::{
     BatchLimit, Chunk, Counters, Lane, Queue, QueueWorker, Waiter, abandon, complete, next_batch,
 };
 use crate::output::{Shape, View};
-use crate::sync::{Abandon, Work, WorkerThread};
+use crate::sync::{Abandon, StopFlag, Work, WorkerThread};
 use crate::trace::{Trace, TraceStage};
 use crate::{Error, Result};
 
 /// Bytes of text of one request at most: some hundred kilobytes parse at once everywhere.
 const BATCH_BYTES: usize = 256 << 10;
-/// What the server is asked to embed to see that the model is there and how long its vectors are.
-const PROBE: &str = "hello";
 
 /// A model that a server runs. Dropping it ends its threads and fails callers that still wait; the server keeps its model.
 pub struct RemoteEncoder {
@@ -38,22 +35,27 @@ struct Asking {
 type Thread<'a> = WorkerThread<'a, Queue<Arc<str>>>;
 
 impl RemoteEncoder {
-    /// Asks the server for one vector, and starts the threads.
+    /// Asks the server for one vector, and starts the threads. `closing` ends the pauses between attempts.
     ///
     /// # Errors
-    /// [`Error::Remote`], [`Error::ModelNotFound`] and what else the server's answer means; [`Error::Internal`] when the
-    /// operating system provides no thread.
-    pub fn open(link: Link, counters: &Arc<Counters>) -> Result<Self> {
-        let probe = link.embed(&[PROBE], None, &mut |pause| {
-            thread::sleep(pause);
-            true
-        });
-        let Answer { values, width, .. } = probe.map_err(|failure| failure.error)?;
-        let length = values.iter().map(|value| value * value).sum::<f32>().sqrt();
+    /// [`Error::Remote`], [`Error::ModelNotFound`] and what else the server's answer means; [`Error::Closed`] when `closing`
+    /// is raised before the vector is there; [`Error::Internal`] when the operating system provides no thread.
+    pub fn open(link: Link, counters: &Arc<Counters>, closing: &StopFlag) -> Result<Self> {
+        if closing.is_raised() {
+            return Err(Error::Closed);
+        }
+        let answer =
+            link.embed(&[PROBE], None, &mut Loading(closing)).map_err(|failure| match failure.error {
+                Error::Cancelled => Error::Closed,
+                error => error,
+            })?;
+        let rows: std::result::Result<Vec<_>, _> = answer.rows.into_iter().collect();
+        let probe = rows.map_err(|defect| link.defective(defect))?.concat();
+        let length = probe.iter().map(|value| value * value).sum::<f32>().sqrt();
         let settings = link.settings();
         let asking = Arc::new(Asking {
             link,
-            width,
+            width: probe.len(),
             normalizes: (length - 1.0).abs() < 1e-3,
             budget: BatchLimit { weight: BATCH_BYTES, items: settings.batch },
             counters: Arc::clone(counters),
@@ -127,6 +129,10 @@ impl Asking {
     fn serve(&self, thread: &Thread<'_>, batch: Vec<Arc<str>>) {
         let mut parts = vec![batch];
         while let Some(mut part) = parts.pop() {
+            if thread.lock().is_stopping() {
+                // Whoever closes the queue fails the callers that still wait; nothing more is sent for them.
+                return;
+            }
             self.drop_unwanted(thread, &mut part);
             if part.is_empty() {
                 continue;
@@ -169,20 +175,18 @@ impl Asking {
     fn ask(&self, thread: &Thread<'_>, texts: &[Arc<str>]) -> std::result::Result<Answer, Failure> {
         let borrowed: Vec<&str> = texts.iter().map(|text| &**text).collect();
         let trace = trace_of(thread, texts);
-        let answer = self.link.embed(&borrowed, trace.as_deref(), &mut |pause| wait(thread, texts, pause))?;
-        if answer.width == self.width {
-            return Ok(answer);
-        }
+        let answer = self.link.embed(&borrowed, trace.as_deref(), &mut Batch { thread, texts })?;
+        let Some(width) = answer.width().filter(|width| *width != self.width) else { return Ok(answer) };
         let reason = format!(
-            "its vectors have {} dimensions now, not {}: the model was replaced there. Unload it here, so \
+            "its vectors have {width} dimensions now, not {}: the model was replaced there. Unload it here, so \
              that it is loaded again",
-            answer.width, self.width
+            self.width
         );
         let error = Error::Remote { server: self.link.address().to_string(), reason };
         Err(Failure { error, remedy: Recovery::Nothing })
     }
 
-    /// Delivers every row to the callers that want it.
+    /// Delivers every row to the callers that want it. A row that is none fails its own callers only.
     fn reply(&self, thread: &Thread<'_>, texts: &[Arc<str>], outcome: Result<Answer>, began: Instant) {
         let ended = Instant::now();
         let tokens = outcome.as_ref().ok().and_then(|answer| answer.tokens).unwrap_or(0);
@@ -193,11 +197,14 @@ impl Asking {
             Ok(answer) => {
                 let lengths: Vec<usize> = texts.iter().map(|text| text.len()).collect();
                 let tokens = shares(tokens, &lengths);
-                let rows = answer.values.chunks_exact(answer.width);
-                for ((vector, tokens), waiters) in rows.zip(tokens).zip(waiters) {
-                    waiters
-                        .iter()
-                        .for_each(|waiter| waiter.chunk.deliver(waiter.row, View::Dense(vector), tokens));
+                for ((row, tokens), waiters) in answer.rows.into_iter().zip(tokens).zip(waiters) {
+                    let row = row.map_err(|defect| self.link.defective(defect));
+                    for waiter in waiters {
+                        match &row {
+                            Ok(vector) => waiter.chunk.deliver(waiter.row, View::Dense(vector), tokens),
+                            Err(error) => waiter.chunk.fail(error.clone()),
+                        }
+                    }
                 }
             }
             Err(error) => {
@@ -219,14 +226,38 @@ fn is_wanted(queue: &Queue<Arc<str>>, text: &Arc<str>) -> bool {
     queue.waiters(text).iter().any(|waiter| !waiter.chunk.is_cancelled())
 }
 
-/// Waits before the next attempt. True when it is to be made.
-fn wait(thread: &Thread<'_>, texts: &[Arc<str>], pause: Duration) -> bool {
-    let mut queue = thread.lock();
-    queue.set_away(false);
-    queue = queue.pause_until(Instant::now() + pause);
-    let goes_on = !queue.is_stopping() && texts.iter().any(|text| is_wanted(&queue, text));
-    queue.set_away(goes_on);
-    goes_on
+/// The load of a model, as the only caller of its one request.
+struct Loading<'a>(&'a StopFlag);
+
+impl Callers for Loading<'_> {
+    fn pause(&mut self, pause: Duration) -> bool {
+        self.0.pause(pause)
+    }
+
+    fn divisible(&self, _: Recovery) -> bool {
+        false
+    }
+}
+
+/// The callers of a batch.
+struct Batch<'a> {
+    thread: &'a Thread<'a>,
+    texts: &'a [Arc<str>],
+}
+
+impl Callers for Batch<'_> {
+    fn pause(&mut self, pause: Duration) -> bool {
+        let mut queue = self.thread.lock();
+        queue.set_away(false);
+        queue = queue.pause_until(Instant::now() + pause);
+        let goes_on = !queue.is_stopping() && self.texts.iter().any(|text| is_wanted(&queue, text));
+        queue.set_away(goes_on);
+        goes_on
+    }
+
+    fn divisible(&self, remedy: Recovery) -> bool {
+        divisible(self.thread, self.texts, remedy)
+    }
 }
 
 /// Whether the two halves of a part that failed may succeed. Texts of one caller fail together anyway.

@@ -5,14 +5,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::address::Address;
-use super::breaker::{Breaker, Circuit};
-use super::client::{Client, Fault};
-use super::protocol::Answer;
+use super::breaker::{Breaker, Circuit, Permit};
+use super::client::{Client, Fault, ServerState};
+use super::protocol::{Answer, Defect};
 use super::retry::{ATTEMPTS, PATIENCE, chance, pause};
 use crate::clock::Clock;
 use crate::config::Host;
 use crate::trace::Trace;
 use crate::{Error, Result};
+
+/// What a server is asked to embed to see that it and the model are there, and how long the vectors are.
+pub(super) const PROBE: &str = "hello";
 
 /// How requests to servers are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,6 +89,15 @@ pub(super) struct Failure {
     pub(super) remedy: Recovery,
 }
 
+/// Those who wait for the vectors of a request.
+pub(super) trait Callers {
+    /// Pauses before the next attempt. True when it is to be made.
+    fn pause(&mut self, pause: Duration) -> bool;
+
+    /// Whether the texts will be asked for in parts, where that may help.
+    fn divisible(&self, remedy: Recovery) -> bool;
+}
+
 /// What may still succeed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Recovery {
@@ -136,25 +148,34 @@ impl Link {
         self.settings
     }
 
-    /// The vectors of `texts`, for a call with this record. `wait` pauses between attempts and says whether to go on.
+    /// The vectors of `texts`, for a call with this record.
     pub(super) fn embed(
         &self,
         texts: &[&str],
         trace: Option<&Trace>,
-        wait: &mut dyn FnMut(Duration) -> bool,
+        callers: &mut dyn Callers,
     ) -> std::result::Result<Answer, Failure> {
-        self.attempt(texts, trace, wait).inspect_err(|failure| {
-            if failure.error != Error::Cancelled {
-                self.health.errors.fetch_add(1, Ordering::Relaxed);
-            }
-        })
+        let outcome = self.attempt(texts, trace, callers);
+        let failed = match &outcome {
+            Ok(answer) => answer.rows.iter().any(Result::is_err),
+            Err(failure) => failure.error != Error::Cancelled && !callers.divisible(failure.remedy),
+        };
+        if failed {
+            self.health.errors.fetch_add(1, Ordering::Relaxed);
+        }
+        outcome
+    }
+
+    /// The error for a row that is none.
+    pub(super) fn defective(&self, defect: Defect) -> Error {
+        self.client.defective(defect)
     }
 
     fn attempt(
         &self,
         texts: &[&str],
         trace: Option<&Trace>,
-        wait: &mut dyn FnMut(Duration) -> bool,
+        callers: &mut dyn Callers,
     ) -> std::result::Result<Answer, Failure> {
         let lasting = |error: Error| Failure { error, remedy: Recovery::Nothing };
         let mut failed = 0;
@@ -164,33 +185,28 @@ impl Link {
             let open = |cooldown| lasting(self.cooling_down(cooldown, latest.as_deref()));
             let permit = self.health.breaker.enter().map_err(open)?;
             self.health.requests.fetch_add(1, Ordering::Relaxed);
-            let (reason, after) = match self.client.ask(texts, trace) {
+            let fault = match self.client.ask(texts, trace) {
                 Ok(answer) => {
                     permit.succeeded();
                     return Ok(answer);
                 }
-                Err(Fault::Refused { error, too_large }) => {
-                    permit.succeeded();
+                Err(fault) => fault,
+            };
+            let server = fault.server();
+            self.report(permit, server, texts);
+            let remedy = if server == ServerState::Doubtful { Recovery::Isolate } else { Recovery::Nothing };
+            let (reason, after) = match fault {
+                Fault::Refused { error, too_large } => {
                     let remedy = if too_large { Recovery::SplitBatch } else { Recovery::Isolate };
                     return Err(Failure { error, remedy });
                 }
-                Err(Fault::Permanent { error, alive }) => {
-                    if alive {
-                        permit.succeeded();
-                    } else {
-                        self.note_failure(permit.failed());
-                    }
-                    return Err(lasting(error));
-                }
-                Err(Fault::Transient { reason, after, alive }) => {
-                    if alive {
-                        permit.succeeded();
-                    } else {
-                        self.note_failure(permit.failed());
-                    }
-                    (reason, after)
-                }
+                Fault::Permanent { error, .. } => return Err(Failure { error, remedy }),
+                Fault::Transient { reason, after, .. } => (reason, after),
             };
+            // At once: the callers of sound texts need not wait for all attempts at a bad one.
+            if callers.divisible(remedy) {
+                return Err(Failure { error: self.error(reason), remedy });
+            }
             failed += 1;
             if let Some(asked) = after.filter(|asked| *asked > PATIENCE) {
                 let asked = asked.as_secs();
@@ -202,11 +218,35 @@ impl Link {
             let pause = pause(failed, after, chance());
             log::warn!("{}: {reason}; trying again in {:.1} s", self.client.url(), pause.as_secs_f64());
             latest = Some(reason);
-            if !wait(pause) {
+            if !callers.pause(pause) {
                 return Err(lasting(Error::Cancelled));
             }
             self.health.retries.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Reports a failed request for `texts` to the circuit breaker.
+    fn report(&self, permit: Permit<'_>, server: ServerState, texts: &[&str]) {
+        let runs = match server {
+            ServerState::Runs => true,
+            ServerState::Down => false,
+            // A few bad texts in a row must not shut out all others.
+            ServerState::Doubtful => permit.is_decisive() && self.answers(texts),
+        };
+        if runs {
+            permit.succeeded();
+        } else {
+            self.note_failure(permit.failed());
+        }
+    }
+
+    /// Whether the server still answers for the text that it answered for at loading, after it failed at `texts`.
+    fn answers(&self, texts: &[&str]) -> bool {
+        if texts == [PROBE] {
+            return false;
+        }
+        self.health.requests.fetch_add(1, Ordering::Relaxed);
+        self.client.ask(&[PROBE], None).map_or_else(|fault| fault.server() == ServerState::Runs, |_| true)
     }
 
     fn note_failure(&self, opened: bool) {

@@ -4,8 +4,9 @@ use std::fmt;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use serde::de::{self, SeqAccess, Visitor};
+use serde::de::{self, DeserializeOwned, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 
 use super::address::Protocol;
 
@@ -18,18 +19,26 @@ pub(super) enum EncodingFormat {
     Float,
 }
 
-/// The vectors of one request, in the order of its texts.
+/// The answer to one request.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Answer {
-    /// Row-major `[texts, width]`, all finite.
-    pub(super) values: Vec<f32>,
-    /// Dimensions.
-    pub(super) width: usize,
+    /// By text: its vector, which is finite, or why it has none. All vectors have the same length.
+    pub(super) rows: Vec<Row>,
     /// Tokens that the server read for all texts together, when it reports them.
     pub(super) tokens: Option<u64>,
 }
 
-/// Why an answer is none.
+/// What a text has in an answer. One bad row says nothing about the others.
+pub(super) type Row = Result<Vec<f32>, Defect>;
+
+impl Answer {
+    /// Dimensions; `None` when no text has a vector.
+    pub(super) fn width(&self) -> Option<usize> {
+        self.rows.iter().flatten().map(Vec::len).next()
+    }
+}
+
+/// Why an answer, or one row of it, is none.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Defect {
     /// Not what the protocol says.
@@ -53,27 +62,24 @@ struct OpenAiRequest<'a> {
 }
 
 #[derive(Deserialize)]
-struct OllamaAnswer {
-    embeddings: Vec<Embedding>,
-    prompt_eval_count: Option<u64>,
+struct OllamaAnswer<E> {
+    embeddings: Vec<E>,
+    /// Of any kind, like [`OpenAiAnswer::usage`]: a count that is none takes no vectors away.
+    #[serde(default)]
+    prompt_eval_count: Value,
 }
 
 #[derive(Deserialize)]
-struct OpenAiAnswer {
-    data: Vec<EmbeddingObject>,
-    usage: Option<Usage>,
+struct OpenAiAnswer<E> {
+    data: Vec<EmbeddingObject<E>>,
+    #[serde(default)]
+    usage: Value,
 }
 
 #[derive(Deserialize)]
-struct EmbeddingObject {
-    embedding: Embedding,
+struct EmbeddingObject<E> {
+    embedding: E,
     index: Option<usize>,
-}
-
-#[derive(Deserialize)]
-struct Usage {
-    prompt_tokens: Option<u64>,
-    total_tokens: Option<u64>,
 }
 
 /// The body of a request for the vectors of `texts`.
@@ -101,47 +107,79 @@ pub(super) fn request(
 
 /// The vectors in `body`, which answers a request of `texts` texts.
 pub(super) fn answer(protocol: Protocol, body: &[u8], texts: usize) -> Result<Answer, Defect> {
-    let malformed = |error: serde_json::Error| Defect::Malformed(format!("it does not parse: {error}"));
-    let (rows, tokens) = match protocol {
-        Protocol::Ollama => {
-            let OllamaAnswer { embeddings, prompt_eval_count } =
-                serde_json::from_slice(body).map_err(malformed)?;
-            (embeddings.into_iter().map(|Embedding(row)| (None, row)).collect::<Vec<_>>(), prompt_eval_count)
+    let (rows, tokens) = match parse::<Embedding>(protocol, body) {
+        Ok((rows, tokens)) => {
+            (rows.into_iter().map(|(number, row)| (number, checked(row))).collect(), tokens)
         }
-        Protocol::OpenAi => {
-            let OpenAiAnswer { data, usage } = serde_json::from_slice(body).map_err(malformed)?;
-            let rows = data.into_iter().map(|item| (item.index, item.embedding.0)).collect();
-            (rows, usage.and_then(|usage| usage.prompt_tokens.or(usage.total_tokens)))
+        Err(error) => {
+            // The vectors one by one: the others may be sound. The first error is reported, as it says where.
+            let (rows, tokens) = parse::<Value>(protocol, body).map_err(|_| unparsed(&error))?;
+            let row =
+                |value| Embedding::deserialize(value).map_err(|error| unparsed(&error)).and_then(checked);
+            (rows.into_iter().map(|(number, value)| (number, row(value))).collect(), tokens)
         }
     };
-    let (values, width) = arrange(rows, texts)?;
-    Ok(Answer { values, width, tokens })
+    Ok(Answer { rows: arrange(rows, texts)?, tokens })
 }
 
-/// Rows with their numbers as one matrix in the order of the numbers; without any, in their own.
-fn arrange(rows: Vec<(Option<usize>, Vec<f32>)>, texts: usize) -> Result<(Vec<f32>, usize), Defect> {
+/// The vectors of an answer as they come, each with its number where it has one; and its count of tokens.
+type Parsed<E> = (Vec<(Option<usize>, E)>, Option<u64>);
+
+fn parse<E: DeserializeOwned>(protocol: Protocol, body: &[u8]) -> serde_json::Result<Parsed<E>> {
+    Ok(match protocol {
+        Protocol::Ollama => {
+            let OllamaAnswer { embeddings, prompt_eval_count } = serde_json::from_slice(body)?;
+            (embeddings.into_iter().map(|row| (None, row)).collect(), count(&prompt_eval_count))
+        }
+        Protocol::OpenAi => {
+            let OpenAiAnswer { data, usage } = serde_json::from_slice(body)?;
+            let rows = data.into_iter().map(|item| (item.index, item.embedding)).collect();
+            (rows, count(&usage["prompt_tokens"]).or_else(|| count(&usage["total_tokens"])))
+        }
+    })
+}
+
+fn unparsed(error: &serde_json::Error) -> Defect {
+    Defect::Malformed(format!("it does not parse: {error}"))
+}
+
+/// A whole number, also one that is written as a fraction.
+fn count(value: &Value) -> Option<u64> {
+    // From 2^53 on, not every whole number is a float.
+    let whole = |float: &f64| float.fract() == 0.0 && (0.0..9_007_199_254_740_992.0).contains(float);
+    value.as_u64().or_else(|| value.as_f64().filter(whole).map(|float| float as u64))
+}
+
+/// The numbers of a row, if they are a vector.
+fn checked(Embedding(row): Embedding) -> Row {
+    if row.is_empty() {
+        return Err(Defect::Malformed("it has a vector without dimensions".into()));
+    }
+    if row.iter().all(|value| value.is_finite()) { Ok(row) } else { Err(Defect::NotFinite) }
+}
+
+/// Rows in the order of their numbers; without any, in their own.
+fn arrange(rows: Vec<(Option<usize>, Row)>, texts: usize) -> Result<Vec<Row>, Defect> {
     let malformed = |reason: String| Err(Defect::Malformed(reason));
     if rows.len() != texts {
         return malformed(format!("it has {} vectors for {texts} texts", rows.len()));
     }
-    let width = rows.first().map_or(0, |(_, row)| row.len());
-    if let Some((_, odd)) = rows.iter().find(|(_, row)| row.len() != width || row.is_empty()) {
-        return malformed(format!("it has vectors of {width} and of {} dimensions", odd.len()));
+    let mut widths = rows.iter().filter_map(|(_, row)| row.as_ref().ok()).map(Vec::len);
+    if let Some(width) = widths.next()
+        && let Some(odd) = widths.find(|other| *other != width)
+    {
+        return malformed(format!("it has vectors of {width} and of {odd} dimensions"));
     }
-    let mut values = vec![0.0; texts * width];
-    let mut filled = vec![false; texts];
+    let mut arranged: Vec<Option<Row>> = vec![None; texts];
     for (place, (number, row)) in rows.into_iter().enumerate() {
         let number = number.unwrap_or(place);
-        match filled.get_mut(number) {
-            Some(filled) if !*filled => *filled = true,
+        match arranged.get_mut(number) {
+            Some(empty @ None) => *empty = Some(row),
             _ => return malformed(format!("the index {number} is there twice or out of range")),
         }
-        if !row.iter().all(|value| value.is_finite()) {
-            return Err(Defect::NotFinite);
-        }
-        values[number * width..(number + 1) * width].copy_from_slice(&row);
     }
-    Ok((values, width))
+    // As many rows as places, and none twice: every place has one.
+    Ok(arranged.into_iter().flatten().collect())
 }
 
 /// A vector in either form.
@@ -184,7 +222,7 @@ impl<'de> Deserialize<'de> for Embedding {
 /// at most 300 characters.
 pub(super) fn complaint(body: &[u8]) -> String {
     let text = String::from_utf8_lossy(body);
-    let json: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    let json: Value = serde_json::from_str(&text).unwrap_or_default();
     let error = &json["error"];
     let given = [&error["message"], error, &json["detail"], &json["message"]];
     let given = given.iter().find_map(|value| value.as_str()).unwrap_or(&text);
@@ -219,6 +257,15 @@ mod tests {
         answer(Protocol::OpenAi, body.as_bytes(), texts)
     }
 
+    fn sound(rows: &[&[f32]], tokens: Option<u64>) -> Answer {
+        Answer { rows: rows.iter().map(|row| Ok(row.to_vec())).collect(), tokens }
+    }
+
+    /// What is wrong with the answer, or with its first row.
+    fn defect(body: &str, texts: usize) -> Defect {
+        openai(body, texts).map_or_else(|whole| whole, |answer| answer.rows[0].clone().unwrap_err())
+    }
+
     #[test]
     fn requests_are_what_the_protocols_say() {
         let body = request(Protocol::Ollama, "m", &["a\n", "ü"], EncodingFormat::Base64).unwrap();
@@ -235,12 +282,14 @@ mod tests {
         let body = r#"{"object":"list","data":[{"index":1,"embedding":[3,4.5]},{"index":0,"embedding":"AACAPwAAAEA="}],
                        "usage":{"prompt_tokens":7,"total_tokens":9}}"#;
         let answer = openai(body, 2).unwrap();
-        assert_eq!(answer, Answer { values: vec![1.0, 2.0, 3.0, 4.5], width: 2, tokens: Some(7) });
+        assert_eq!(answer, sound(&[&[1.0, 2.0], &[3.0, 4.5]], Some(7)));
         let unnumbered = openai(r#"{"data":[{"embedding":[1]},{"embedding":[2]}]}"#, 2).unwrap();
-        assert_eq!(unnumbered, Answer { values: vec![1.0, 2.0], width: 1, tokens: None });
+        assert_eq!(unnumbered, sound(&[&[1.0], &[2.0]], None));
         let ollama = br#"{"model":"m","embeddings":[[1,2],[3,4]],"prompt_eval_count":5,"total_duration":1}"#;
-        let expected = Answer { values: vec![1.0, 2.0, 3.0, 4.0], width: 2, tokens: Some(5) };
-        assert_eq!(super::answer(Protocol::Ollama, ollama, 2), Ok(expected));
+        assert_eq!(
+            super::answer(Protocol::Ollama, ollama, 2),
+            Ok(sound(&[&[1.0, 2.0], &[3.0, 4.0]], Some(5)))
+        );
     }
 
     #[test]
@@ -261,15 +310,63 @@ mod tests {
             (r#"{"data":[{"embedding":"???"}]}"#, 1, "parse"),
             (r#"{"data":[{"embedding":[1]}]} trailing"#, 1, "parse"),
         ] {
-            match openai(body, texts) {
-                Err(Defect::Malformed(reason)) => assert!(reason.contains(word), "{body}: {reason}"),
-                other => panic!("{body}: {other:?}"),
+            match defect(body, texts) {
+                Defect::Malformed(reason) => assert!(reason.contains(word), "{body}: {reason}"),
+                Defect::NotFinite => panic!("{body}"),
             }
         }
         for infinite in ["[1e39]", "[1,-1e300]", "\"AADAfw==\""] {
             let body = format!(r#"{{"data":[{{"embedding":{infinite}}}]}}"#);
-            assert_eq!(openai(&body, 1), Err(Defect::NotFinite), "{infinite}");
+            assert_eq!(defect(&body, 1), Defect::NotFinite, "{infinite}");
         }
+    }
+
+    #[test]
+    fn a_row_that_is_none_leaves_the_others() {
+        let (one, nan) = ("\"AACAPw==\"", "\"AADAfw==\"");
+        for bad in [nan, "[1e39]", "[null]", "null", "[]", "\"???\"", "\"AAAA\"", "{\"a\":[1]}", "[[1]]", "3"]
+        {
+            let item = |index: usize, vector: &str| format!(r#"{{"embedding":{vector},"index":{index}}}"#);
+            let body = format!(r#"{{"data":[{},{},{}]}}"#, item(1, bad), item(2, one), item(0, "[2]"));
+            let rows = openai(&body, 3).unwrap().rows;
+            assert_eq!((&rows[0], &rows[2]), (&Ok(vec![2.0]), &Ok(vec![1.0])), "{bad}");
+            assert!(rows[1].is_err(), "{bad}");
+            let body = format!(r#"{{"embeddings":[[1],{bad},[2]]}}"#);
+            let rows = answer(Protocol::Ollama, body.as_bytes(), 3).unwrap().rows;
+            assert_eq!((&rows[0], &rows[2]), (&Ok(vec![1.0]), &Ok(vec![2.0])), "{bad}");
+            assert!(rows[1].is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_count_of_tokens_that_is_none_takes_no_vectors_away() {
+        for (count, tokens) in [
+            ("2", Some(2)),
+            ("2.0", Some(2)),
+            ("2e3", Some(2000)),
+            ("2.5", None),
+            ("-1", None),
+            ("1e30", None),
+            ("null", None),
+            ("\"2\"", None),
+            ("[]", None),
+            ("{}", None),
+        ] {
+            let usages =
+                [format!(r#"{{"prompt_tokens":{count}}}"#), format!(r#"{{"total_tokens":{count}}}"#)];
+            for usage in usages {
+                let body = format!(r#"{{"data":[{{"embedding":[1]}}],"usage":{usage}}}"#);
+                assert_eq!(openai(&body, 1), Ok(sound(&[&[1.0]], tokens)), "{usage}");
+            }
+            let body = format!(r#"{{"embeddings":[[1]],"prompt_eval_count":{count}}}"#);
+            assert_eq!(answer(Protocol::Ollama, body.as_bytes(), 1), Ok(sound(&[&[1.0]], tokens)), "{count}");
+        }
+        for usage in ["[]", "3", "null", "\"\"", "{\"prompt_tokens\":null,\"total_tokens\":[]}"] {
+            let body = format!(r#"{{"data":[{{"embedding":[1]}}],"usage":{usage}}}"#);
+            assert_eq!(openai(&body, 1), Ok(sound(&[&[1.0]], None)), "{usage}");
+        }
+        let both = r#"{"data":[{"embedding":[1]}],"usage":{"prompt_tokens":-1,"total_tokens":4}}"#;
+        assert_eq!(openai(both, 1), Ok(sound(&[&[1.0]], Some(4))));
     }
 
     #[test]
@@ -361,8 +458,11 @@ mod tests {
             ] {
                 let body = body.to_string();
                 if let Ok(answer) = answer(protocol, body.as_bytes(), texts) {
-                    prop_assert_eq!(answer.values.len(), texts * answer.width);
-                    prop_assert!(answer.values.iter().all(|value| value.is_finite()));
+                    prop_assert_eq!(answer.rows.len(), texts);
+                    let vectors: Vec<_> = answer.rows.iter().flatten().collect();
+                    prop_assert!(vectors.iter().all(|vector| Some(vector.len()) == answer.width()));
+                    prop_assert!(vectors.iter().all(|vector| !vector.is_empty()));
+                    prop_assert!(vectors.iter().copied().flatten().all(|value| value.is_finite()));
                 }
                 prop_assert!(complaint(body.as_bytes()).chars().count() <= 300);
             }
@@ -372,8 +472,8 @@ mod tests {
         fn any_order_of_rows_is_put_right(order in Just((0..20usize).collect::<Vec<_>>()).prop_shuffle()) {
             let data: Vec<_> = order.iter().map(|&n| json!({"index": n, "embedding": [n, -(n as f32)]})).collect();
             let answer = openai(&json!({"data": data}).to_string(), 20).unwrap();
-            let expected: Vec<f32> = (0..20).flat_map(|n| [n as f32, -(n as f32)]).collect();
-            prop_assert_eq!(answer.values, expected);
+            let expected: Vec<Row> = (0..20).map(|n| Ok(vec![n as f32, -(n as f32)])).collect();
+            prop_assert_eq!(answer.rows, expected);
         }
     }
 }

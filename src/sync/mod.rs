@@ -5,8 +5,10 @@ mod locks;
 mod primitives;
 #[cfg(all(test, shuttle))]
 pub(crate) mod schedule_tests;
+mod stop;
 mod worker;
 
 pub use locks::{Condvar, Mutex, MutexGuard};
 pub(crate) use primitives::thread;
+pub use stop::StopFlag;
 pub use worker::{Abandon, Guard, Monitor, Work, Worker, WorkerThread, spawn};

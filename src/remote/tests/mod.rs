@@ -8,12 +8,17 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use self::server::{Fault, Server, WIDTH, vector};
+use serde_json::json;
+
+use self::server::{Fault, Server, WIDTH, base64_of, vector};
+use super::link::{Callers, Recovery};
 use super::*;
 use crate::batching::{Cancel, Chunk, ChunkOutput, Counters, Lane};
 use crate::clock::Clock;
 use crate::config::Host;
+use crate::manager::{EmbedOptions, EmbeddingSpec, Manager, Retention, SourceSpec, Spec};
 use crate::output::Output;
+use crate::sync::StopFlag;
 use crate::{Error, Result};
 
 /// An environment in which the usual variable holds a key.
@@ -42,12 +47,27 @@ fn openai(server: &Server) -> Link {
 }
 
 fn open(link: Link) -> RemoteEncoder {
-    RemoteEncoder::open(link, &Arc::default()).unwrap()
+    RemoteEncoder::open(link, &Arc::default(), &StopFlag::default()).unwrap()
+}
+
+/// One caller, who never pauses.
+struct Alone;
+
+impl Callers for Alone {
+    fn pause(&mut self, _: Duration) -> bool {
+        true
+    }
+
+    fn divisible(&self, _: Recovery) -> bool {
+        false
+    }
 }
 
 /// One request after the other, without pauses.
 fn ask(link: &Link, texts: &[&str]) -> Result<Vec<f32>> {
-    link.embed(texts, None, &mut |_| true).map(|answer| answer.values).map_err(|failure| failure.error)
+    let answer = link.embed(texts, None, &mut Alone).map_err(|failure| failure.error)?;
+    let rows: Result<Vec<_>, _> = answer.rows.into_iter().collect();
+    rows.map(|rows| rows.concat()).map_err(|defect| link.defective(defect))
 }
 
 fn submit(encoder: &RemoteEncoder, texts: &[&str], cancel: &Cancel) -> Receiver<Result<ChunkOutput>> {
@@ -121,6 +141,31 @@ fn a_server_without_base64_is_asked_for_numbers_from_then_on() {
 }
 
 #[test]
+fn a_busy_server_without_base64_is_asked_again() {
+    let server = Server::new();
+    server.refuse_base64();
+    let link = openai(&server);
+    for busy in [
+        Fault::Status(429, "retry-after: 0\r\n", ""),
+        Fault::Status(503, "", ""),
+        Fault::Status(500, "", ""),
+        Fault::Hangup,
+    ] {
+        let link = openai(&server);
+        let before = server.asked().len();
+        server.fail([Fault::Held, busy.clone()]);
+        assert_eq!(ask(&link, &["a"]), Ok(expected(&["a"])), "{busy:?}");
+        let asked = server.asked().split_off(before);
+        let forms: Vec<_> =
+            asked.iter().map(|asked| asked.body["encoding_format"].as_str().unwrap()).collect();
+        assert_eq!(forms, ["base64", "float", "base64", "float"], "{busy:?}");
+    }
+    // Both forms refused: the text is to blame.
+    server.fail([Fault::Held, Fault::Status(400, "", "too long")]);
+    assert!(matches!(ask(&link, &["a"]), Err(Error::Input(reason)) if reason.contains("must be float")));
+}
+
+#[test]
 fn transient_failures_are_tried_again() {
     let server = Server::new();
     let link = openai(&server);
@@ -189,7 +234,7 @@ fn a_server_that_is_not_there_is_named() {
 fn a_server_that_comes_back_is_found_by_one_request() {
     let (server, clock) = (Server::new(), Clock::manual());
     let link = link_with(&format!("ollama://127.0.0.1:{}/m", server.port()), SETTINGS, clock.clone());
-    server.fail(vec![Fault::Status(500, "", ""); 5]);
+    server.fail(vec![Fault::Status(503, "", ""); 5]);
     assert!(ask(&link, &["a"]).is_err());
     assert!(ask(&link, &["a"]).is_err());
     assert_eq!(server.asked().len(), 5);
@@ -197,6 +242,47 @@ fn a_server_that_comes_back_is_found_by_one_request() {
     assert_eq!(link.health().report().circuit, Circuit::HalfOpen);
     assert_eq!(ask(&link, &["a"]), Ok(expected(&["a"])));
     assert_eq!((server.asked().len(), link.health().report().circuit), (6, Circuit::Closed));
+}
+
+#[test]
+fn a_text_that_the_server_fails_at_shuts_out_no_others() {
+    for status in [500, 424, 200] {
+        for scheme in ["ollama", "openai+http"] {
+            let server = Server::new();
+            server.refuse("poison", status);
+            let source = format!("{scheme}://127.0.0.1:{}/m", server.port());
+            let link = link_with(&source, SETTINGS, Clock::manual());
+            for _ in 0..7 {
+                let error = ask(&link, &["poison"]).unwrap_err().to_string();
+                assert!(!error.contains("left alone"), "{status}: {error}");
+                assert_eq!(link.health().report().circuit, Circuit::Closed, "{status}");
+            }
+            assert_eq!(ask(&link, &["good"]), Ok(expected(&["good"])));
+        }
+    }
+}
+
+#[test]
+fn a_server_that_fails_at_every_text_is_left_alone() {
+    for fault in [Fault::Status(500, "", ""), Fault::Body("<html>".into())] {
+        let (server, clock) = (Server::new(), Clock::manual());
+        let link = link_with(&format!("ollama://127.0.0.1:{}/m", server.port()), SETTINGS, clock.clone());
+        server.fail(vec![fault.clone(); 8]);
+        while link.health().report().circuit == Circuit::Closed {
+            assert!(server.asked().len() < 6, "{fault:?}");
+            assert!(ask(&link, &["a"]).is_err());
+        }
+        let texts = |server: &Server| server.asked().iter().map(|asked| asked.texts().join(" ")).collect();
+        let asked: Vec<String> = texts(&server);
+        assert_eq!(asked, ["a", "a", "a", "a", "a", "hello"], "{fault:?}");
+        assert!(ask(&link, &["a"]).unwrap_err().to_string().contains("tried again in 5.0 s"), "{fault:?}");
+        // So does the one request that finds out whether it works again.
+        clock.advance(Duration::from_secs(5));
+        assert!(ask(&link, &["a"]).is_err());
+        let asked: Vec<String> = texts(&server);
+        assert_eq!(asked[6..], ["a", "hello"], "{fault:?}");
+        assert!(matches!(link.health().report().circuit, Circuit::Open(left) if left.as_secs() == 10));
+    }
 }
 
 #[test]
@@ -248,7 +334,7 @@ fn cancelled_texts_are_not_sent() {
 fn a_text_given_up_during_a_pause_is_not_sent_again() {
     let server = Server::new();
     let counters: Arc<Counters> = Arc::default();
-    let encoder = RemoteEncoder::open(openai(&server), &counters).unwrap();
+    let encoder = RemoteEncoder::open(openai(&server), &counters, &StopFlag::default()).unwrap();
     let before = server.asked().len();
     server.fail([Fault::Status(503, "", "")]);
     let cancel = Cancel::default();
@@ -281,6 +367,71 @@ fn a_refused_text_fails_its_own_caller_only() {
         assert_eq!(values(&reply.recv().unwrap().unwrap()), expected(&[text]));
     }
     busy.into_iter().for_each(|busy| drop(busy.recv().unwrap().unwrap()));
+}
+
+#[test]
+fn a_text_that_the_server_fails_at_fails_its_own_caller_only() {
+    // The last: an answer that is none as a whole.
+    for status in [500, 424, 200] {
+        let server = Server::new();
+        let encoder = open(openai(&server));
+        let busy = occupy(&server, &encoder);
+        server.refuse("poison", status);
+        let poisoned = submit(&encoder, &["harmless", "poison"], &Cancel::default());
+        let fine: Vec<_> = ["a", "b", "c"].map(|text| submit(&encoder, &[text], &Cancel::default())).into();
+        server.release();
+        for (text, reply) in ["a", "b", "c"].iter().zip(fine) {
+            assert_eq!(values(&reply.recv().unwrap().unwrap()), expected(&[text]), "{status}");
+        }
+        let error = poisoned.recv().unwrap().unwrap_err();
+        assert!(matches!(&error, Error::Remote { .. }), "{status}: {error}");
+        busy.into_iter().for_each(|busy| drop(busy.recv().unwrap().unwrap()));
+        // Failures that were divided are none of a caller.
+        assert_eq!(encoder.link().health().report().errors, 1, "{status}");
+    }
+}
+
+#[test]
+fn a_bad_row_fails_its_own_caller_only() {
+    let nan = json!(base64_of(&[f32::NAN, 1.0, 1.0]));
+    let infinite = json!([1e39, 1.0, 1.0]);
+    let malformed = [json!(null), json!([]), json!("???"), json!([null, 1.0, 1.0]), json!({"a": 1})];
+    for bad in [nan.clone(), infinite.clone()].into_iter().chain(malformed) {
+        let server = Server::new();
+        let encoder = open(openai(&server));
+        let busy = occupy(&server, &encoder);
+        server.spoil("bad", bad.clone());
+        let spoiled = submit(&encoder, &["harmless", "bad"], &Cancel::default());
+        let fine: Vec<_> =
+            ["a", "harmless", "c"].map(|text| submit(&encoder, &[text], &Cancel::default())).into();
+        let before = server.asked().len();
+        server.release();
+        for (text, reply) in ["a", "harmless", "c"].iter().zip(fine) {
+            assert_eq!(values(&reply.recv().unwrap().unwrap()), expected(&[text]), "{bad}");
+        }
+        let error = spoiled.recv().unwrap().unwrap_err();
+        if bad == nan || bad == infinite {
+            assert!(matches!(error, Error::NotFinite { .. }), "{bad}: {error}");
+            assert!(error.to_string().contains("a model of a server"), "{error}");
+        } else {
+            assert!(matches!(error, Error::Remote { .. }), "{bad}: {error}");
+        }
+        busy.into_iter().for_each(|busy| drop(busy.recv().unwrap().unwrap()));
+        let report = encoder.link().health().report();
+        // Nothing was sent again.
+        assert_eq!((server.asked().len() - before, report.errors, report.circuit), (1, 1, Circuit::Closed));
+    }
+}
+
+#[test]
+fn a_first_vector_that_is_none_fails_the_load() {
+    for (bad, word) in [(json!([1e39, 1.0, 1.0]), "not finite"), (json!([]), "without dimensions")] {
+        let server = Server::new();
+        server.spoil("hello", bad);
+        let opened = RemoteEncoder::open(openai(&server), &Arc::default(), &StopFlag::default());
+        let error = opened.err().unwrap().to_string();
+        assert!(error.contains(word), "{error}");
+    }
 }
 
 #[test]
@@ -348,23 +499,56 @@ fn dropping_it_ends_at_once_and_fails_whoever_waits() {
 #[test]
 fn dropping_it_ends_a_pause_between_attempts() {
     let server = Server::new();
-    let encoder = open(openai(&server));
-    server.fail([Fault::Status(503, "retry-after: 25\r\n", "")]);
-    let before = server.asked().len();
-    let waiting = submit(&encoder, &["a"], &Cancel::default());
-    while server.asked().len() == before {
+    // Often: the thread may wake before or after the callers have been taken from it.
+    for _ in 0..40 {
+        let encoder = open(openai(&server));
+        server.fail([Fault::Status(503, "retry-after: 25\r\n", "")]);
+        let before = server.asked().len();
+        let waiting = submit(&encoder, &["a"], &Cancel::default());
+        while server.asked().len() == before {
+            thread::yield_now();
+        }
+        drop(encoder);
+        assert_eq!(waiting.recv().unwrap(), Err(Error::Closed));
+        assert_eq!(server.asked().len(), before + 1);
+    }
+}
+
+#[test]
+fn closing_a_manager_ends_a_load_that_pauses() {
+    let (server, second) = (Server::new(), Server::new());
+    server.fail(vec![Fault::Status(429, "retry-after: 25\r\n", ""); 4]);
+    let source = |server: &Server| format!("openai+http://127.0.0.1:{}/org/model", server.port());
+    let spec = EmbeddingSpec {
+        fallback: vec![source(&second)],
+        ..EmbeddingSpec::new(SourceSpec::Fixed(source(&server)))
+    };
+    let manager = Arc::new(Manager::from_environment(vec![], Arc::new(Keyed)).unwrap());
+    manager.register("remote", Spec::Embedding(spec), Retention::default(), false).unwrap();
+    let (sender, receiver) = channel();
+    let calling = Arc::clone(&manager);
+    let call = thread::spawn(move || {
+        let options = EmbedOptions { model: Some("remote".into()), ..EmbedOptions::default() };
+        let result = calling.embed(vec!["a".to_owned()], options, &mut || Ok(()), &mut |_, _| Ok(()));
+        sender.send(result.map(drop)).unwrap();
+    });
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while server.asked().is_empty() {
+        assert!(Instant::now() < deadline, "it was not asked");
         thread::yield_now();
     }
-    drop(encoder);
-    assert_eq!(waiting.recv().unwrap(), Err(Error::Closed));
-    assert_eq!(server.asked().len(), before + 1);
+    manager.close();
+    // Less than the pause.
+    assert_eq!(receiver.recv_timeout(Duration::from_secs(20)), Ok(Err(Error::Closed)));
+    call.join().unwrap();
+    assert_eq!((server.asked().len(), second.asked().len()), (1, 0));
 }
 
 #[test]
 fn racing_callers_all_get_their_own_rows() {
     let server = Server::new();
     let counters: Arc<Counters> = Arc::default();
-    let encoder = RemoteEncoder::open(openai(&server), &counters).unwrap();
+    let encoder = RemoteEncoder::open(openai(&server), &counters, &StopFlag::default()).unwrap();
     server.fail((0..10).flat_map(|_| [Fault::Held, Fault::Held, Fault::Hangup]));
     thread::scope(|scope| {
         for caller in 0..8 {

@@ -47,6 +47,8 @@ struct Script {
     knows_base64: bool,
     /// A request that holds this text is refused with this status.
     poison: Option<(&'static str, u16)>,
+    /// This text's vector is this value.
+    spoiled: Option<(&'static str, Value)>,
     /// More texts than this at a time are too large.
     most: usize,
     counts_tokens: bool,
@@ -121,6 +123,10 @@ impl Server {
 
     pub(super) fn refuse(&self, text: &'static str, status: u16) {
         self.script().poison = Some((text, status));
+    }
+
+    pub(super) fn spoil(&self, text: &'static str, embedding: Value) {
+        self.script().spoiled = Some((text, embedding));
     }
 
     pub(super) fn take_at_most(&self, texts: usize) {
@@ -218,14 +224,17 @@ fn vectors(asked: &Asked, script: &Script) -> (u16, String) {
     }
     let tokens: Option<usize> =
         script.counts_tokens.then(|| texts.iter().map(|text| text.split(' ').count()).sum());
+    let spoiled = |text: &str| {
+        script.spoiled.as_ref().filter(|(spoiled, _)| *spoiled == text).map(|(_, value)| value.clone())
+    };
     if asked.path.ends_with("/api/embed") {
-        let vectors: Vec<_> = texts.iter().map(|text| vector(text)).collect();
+        let embedding = |text: &str| spoiled(text).unwrap_or_else(|| json!(vector(text)));
+        let vectors: Vec<_> = texts.iter().map(|text| embedding(text)).collect();
         return (200, json!({"embeddings": vectors, "prompt_eval_count": tokens}).to_string());
     }
     let embedding = |text: &str| {
         let vector = vector(text);
-        let bytes: Vec<u8> = vector.iter().flat_map(|value| value.to_le_bytes()).collect();
-        if base64 { json!(STANDARD.encode(bytes)) } else { json!(vector) }
+        spoiled(text).unwrap_or_else(|| if base64 { json!(base64_of(&vector)) } else { json!(vector) })
     };
     // Last first: the index counts, not the place.
     let data: Vec<_> = texts
@@ -235,6 +244,11 @@ fn vectors(asked: &Asked, script: &Script) -> (u16, String) {
         .map(|(index, text)| json!({"index": index, "embedding": embedding(text)}))
         .collect();
     (200, json!({"data": data, "usage": {"prompt_tokens": tokens}}).to_string())
+}
+
+/// A vector in base64.
+pub(super) fn base64_of(vector: &[f32]) -> String {
+    STANDARD.encode(vector.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>())
 }
 
 fn send(mut stream: &TcpStream, status: u16, headers: &str, body: &str, length: usize) -> Option<()> {
