@@ -42,7 +42,7 @@ fn main() -> Result<()> {
     );
     let conversation =
         Conversation::of(&[("user", "What is the capital of Turkey? Answer in one sentence.")])?;
-    let asked = if generator.model().template.is_some() {
+    let asked = if generator.model().templates.is_some() {
         Prompt::Chat(&conversation)
     } else {
         Prompt::Text("Ankara")

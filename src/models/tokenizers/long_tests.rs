@@ -26,6 +26,13 @@ static TOKENIZERS: LazyLock<Vec<Named>> = LazyLock::new(|| {
         let json = std::fs::read(folder.join(name).join("tokenizer.json")).unwrap();
         add(name.to_owned(), file::compact(&json).expect(name));
     }
+    // A character that goes joins those around it.
+    let json = std::fs::read(folder.join("bert_wordpiece").join("tokenizer.json")).unwrap();
+    let mut json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    let without = serde_json::json!({"type": "Replace", "pattern": {"String": "'"}, "content": ""});
+    json["normalizer"] =
+        serde_json::json!({"type": "Sequence", "normalizers": [without, json["normalizer"].take()]});
+    add("bert without apostrophes".to_owned(), serde_json::from_value(json).unwrap());
     for pre in ["gpt-2", "smollm", "qwen2", "llama-bpe"] {
         add(pre.to_owned(), byte_level(pre));
     }
@@ -125,6 +132,11 @@ fn plain(inner: &Pipeline, text: &str) -> Vec<u32> {
 
 fn bounded(inner: &Pipeline, cuts: &Cuts, text: &str, keep: Keep) -> Result<Vec<u32>> {
     read(inner, cuts, text, keep, &mut Bounds { max_bytes: 1 << 20, check: &mut || Ok(()) })
+}
+
+#[test]
+fn a_text_is_not_cut_where_a_character_goes() {
+    compare(&"can't Şehir'in ".repeat(3_000));
 }
 
 fn compare(text: &str) {
