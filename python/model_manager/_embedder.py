@@ -9,7 +9,7 @@ import hashlib
 import logging
 import re
 
-from ._arguments import a_manager, a_text, an_int
+from ._arguments import a_manager, a_text, an_int, an_iterable
 from ._scoring import RERANKER
 from .compat.chatbot import model_manager
 from .errors import InputError
@@ -139,6 +139,7 @@ class Embedder:
 
     def documents(self, texts: Sequence[str], **options: Any) -> Vectors:
         """Vectors of documents, shape (n, dimension). Other arguments and errors are those of `Manager.embed`."""
+        an_iterable("texts", texts, "several texts")
         vectors: Vectors = self.manager.embed(texts, self.slot, **self._options(DOCUMENT_PROMPTS, options))
         return vectors
 
@@ -161,11 +162,13 @@ class Embedder:
 
     def queries(self, texts: Sequence[str], **options: Any) -> Vectors:
         """Vectors of queries, shape (n, dimension)."""
+        an_iterable("texts", texts, "several texts")
         vectors: Vectors = self.manager.embed(texts, self.slot, **self._options(QUERY_PROMPTS, options))
         return vectors
 
     async def adocuments(self, texts: Sequence[str]) -> Vectors:
         """`documents` for asyncio."""
+        an_iterable("texts", texts, "several texts")
         return await self._aembed(texts, DOCUMENT_PROMPTS)
 
     async def aquery(self, text: str) -> Vectors:

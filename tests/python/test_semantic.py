@@ -474,6 +474,11 @@ def test_examples_of_a_wrong_type(manager):
         IntentClassifier({"a": [3]}, manager)
     with pytest.raises(TypeError, match="examples must be a mapping of intents"):
         IntentClassifier(["x"], manager)
+    for wrong in ({"x": "y"}, b"x"):
+        with pytest.raises(TypeError, match=r"examples\['a'\] must be a list of texts, not"):
+            IntentClassifier({"a": wrong}, manager)
+    with pytest.raises(errors.ArgumentError, match="'a' has no examples"):
+        IntentClassifier({"a": iter([])}, manager)
     intents = IntentClassifier({"a": ["x"]}, manager)
     with pytest.raises(TypeError, match="text must be a str, not list"):
         intents.predict(["x"])

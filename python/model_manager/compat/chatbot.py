@@ -11,7 +11,7 @@ import gc
 import logging
 
 from .. import _core
-from .._arguments import a_text, an_int, type_error
+from .._arguments import a_text, an_int, an_iterable
 from .._core import Config, LazyLoadTracker
 from .._environment import warn
 from ..errors import (
@@ -359,9 +359,7 @@ class ModelManager(BaseManager):
             if self.config.use_huggingface:
                 names.append(GENERATOR)
         else:
-            wanted = [models] if isinstance(models, str | ModelType) else models
-            if not hasattr(wanted, "__iter__"):
-                raise type_error("models", "slots", models)
+            wanted = an_iterable("models", [models] if isinstance(models, str | ModelType) else models, "slots")
             names = [model.value if isinstance(model, ModelType) else model for model in wanted]
         for name in names:
             try:

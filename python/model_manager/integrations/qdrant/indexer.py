@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sized
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..._arguments import an_iterable
 from ..._embedder import Embedder, reranker_for
 from ...compat.chatbot import model_manager
 from ...errors import InputError, TaskError
@@ -240,6 +241,7 @@ class QdrantIndexer:
                 figures until then.
             CollectionError, StoreError: The collection does not fit or cannot be reached.
             ModelManagerError: The errors of loading the model.
+            TypeError: `documents` is one document, or a frame.
 
         Ctrl-C, or an error while reading the input, ends the run between two requests. No point is half written, and
         `report` has the figures.
@@ -250,6 +252,7 @@ class QdrantIndexer:
             raise InputError(f"batch_size={batch_size}: must be at least 1")
         if on_error not in ("report", "raise"):
             raise InputError(f"on_error={on_error!r}: must be 'report' or 'raise'")
+        an_iterable("documents", documents, "an iterable of documents")
         self.report = report = IndexReport()
         self.create_collection()
         with progress_bar(progress, len(documents) if isinstance(documents, Sized) else None) as advance:
