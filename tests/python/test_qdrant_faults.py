@@ -92,6 +92,20 @@ def test_a_qdrant_that_cannot_be_reached_at_all(make_indexer, fake):
         make_indexer(fake).add_documents(iter(documents(1)))
 
 
+@pytest.mark.parametrize(("batch_size", "failed"), [(1, "aa"), (2, "aa"), (3, "aab")])
+def test_a_document_that_comes_again_shares_the_fate_of_the_first(make_indexer, fake, batch_size, failed):
+    """Nothing is skipped as stored that is not stored."""
+    source = [{"id": "a", "text": "the same"}] * 2 + [{"id": "b", "text": "another"}]
+    fake.faults = [TimeoutError("late")] * 4
+    report = make_indexer(fake).add_documents(source, batch_size=batch_size)
+    assert sorted(failed_ids(report)) == [*failed]
+    assert (report.indexed, report.skipped) == (3 - len(failed), 0)
+    assert len(fake.points) == report.indexed
+    fake.points.clear()
+    report = make_indexer(fake).add_documents(source, batch_size=batch_size)
+    assert (report.indexed, report.skipped, report.failed, len(fake.points)) == (2, 1, 0, 2)
+
+
 def test_bad_documents_in_the_middle(make_indexer, fake):
     source = documents(12)
     source[3]["text"] = ""

@@ -254,7 +254,9 @@ class QdrantIndexer:
             raise InputError(f"on_error={on_error!r}: must be 'report' or 'raise'")
         an_iterable("documents", documents, "an iterable of documents")
         self.report = report = IndexReport()
-        self.create_collection()
+        fresh = self.create_collection()
+        if self._chunk:
+            self._store.index_parents()
         with progress_bar(progress, len(documents) if isinstance(documents, Sized) else None) as advance:
             run = Run(
                 self._store,
@@ -266,6 +268,7 @@ class QdrantIndexer:
                 advance=advance,
                 split=self._split if self._chunk else None,
                 fingerprint=self._fingerprint(),
+                fresh=fresh,
             )
             before = self._encoders.truncated
             try:

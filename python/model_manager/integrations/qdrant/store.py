@@ -17,7 +17,7 @@ from ... import tracing
 from ..._embedder import without_key
 from ...errors import InputError, ModelManagerError
 from .collection import METADATA, CollectionError, Layout, Wanted, check_identity, settings
-from .documents import Stored
+from .documents import CONTENT_HASH, PARENT, Stored
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -243,6 +243,40 @@ class Store:
         known: Mapping[str, Any] = (getattr(found.config, "metadata", None) or {}).get(METADATA) or {}
         return known
 
+    def unmark(self, point_ids: Sequence[str]) -> None:
+        """Take the hash from points, so that a later run takes no document of theirs for stored. Points that do not
+        exist are skipped.
+        """
+        if point_ids:
+            # By a filter: the server refuses ids that do not exist.
+            chosen = models.Filter(must=[models.HasIdCondition(has_id=list(point_ids))])
+            self._send(
+                "mark points",
+                lambda: self.client.set_payload(self.collection, {CONTENT_HASH: None}, chosen, wait=True),
+            )
+
+    def remove_rest(self, parents: Sequence[str], keep: Sequence[str]) -> None:
+        """Delete all chunks of these documents but the points `keep`."""
+        if parents:
+            own = models.FieldCondition(key=PARENT, match=models.MatchAny(any=list(parents)))
+            kept = models.HasIdCondition(has_id=list(keep))
+            chosen = models.FilterSelector(filter=models.Filter(must=[own], must_not=[kept]))
+            self._send("delete chunks", lambda: self.client.delete(self.collection, chosen, wait=True))
+
+    def index_parents(self) -> None:
+        """Have the server find the chunks of a document without reading all points. An embedded Qdrant has no such
+        indexes.
+        """
+        if self.embedded:
+            return
+        found = self._send("read the indexes", lambda: self.client.get_collection(self.collection))
+        if PARENT not in (found.payload_schema or {}):
+            kind = models.PayloadSchemaType.KEYWORD
+            self._send(
+                "create an index",
+                lambda: self.client.create_payload_index(self.collection, PARENT, kind, wait=True),
+            )
+
     def remove(self, point_ids: Sequence[Any]) -> None:
         """Delete points; those that do not exist are skipped."""
         if point_ids:
@@ -285,7 +319,7 @@ class Store:
         def best() -> list[models.ScoredPoint]:
             if not grouped:
                 return list(self.client.query_points(self.collection, **request).points)
-            found = self.client.query_points_groups(self.collection, group_by="parent_id", group_size=1, **request)
+            found = self.client.query_points_groups(self.collection, group_by=PARENT, group_size=1, **request)
             return sorted((point for group in found.groups for point in group.hits), key=lambda point: -point.score)
 
         return self._send("search", best)
