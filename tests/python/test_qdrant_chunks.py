@@ -11,7 +11,7 @@ import pytest
 from conftest import ENGLISH_MODEL, TURKISH_MODEL, tiny
 from model_manager.errors import InputError
 from model_manager.integrations.qdrant import CollectionError, QdrantIndexer, StoreError, point_id
-from qdrant_client import QdrantClient
+from qdrant_client import QdrantClient, models
 from qdrant_server import QdrantServer
 from qdrants import SLOT
 
@@ -227,6 +227,30 @@ def test_a_collection_says_that_it_holds_chunks(chunked, embedded, shared):
     assert len(plain.search("servis", limit=10, score_threshold=None)) == 3
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_whole_documents_and_chunks_are_not_mixed(chunked, embedded, named):
+    """A search for the best chunk of each document would never find a whole one."""
+    if not named:  # a server before 1.16 keeps no names of models
+        size = models.VectorParams(size=32, distance=models.Distance.COSINE)
+        embedded.create_collection("notes", vectors_config=size)
+    plain = chunked(chunk=False, overlap=0)
+    plain.add_documents(DOCUMENTS[1:2])
+    for use in (lambda: chunked().add_documents(DOCUMENTS), chunked().create_collection):
+        with pytest.raises(CollectionError, match=r"'notes' holds whole documents, .* without chunk, choose another"):
+            use()
+    if named:
+        assert [hit.id for hit in chunked().search("servis", score_threshold=None)] == ["kısa"]
+    else:
+        with pytest.raises(CollectionError, match="'notes' holds whole documents"):
+            chunked().search("servis", score_threshold=None)
+    assert embedded.count("notes").count == 1
+    assert chunked().create_collection(recreate=True)
+    chunked().add_documents(DOCUMENTS)
+    with pytest.raises(CollectionError, match=r"'notes' holds chunks of documents, .*: give it chunk=, choose another"):
+        plain.add_documents(DOCUMENTS)
+    assert len(plain.search("servis", score_threshold=None)) == 3
+
+
 def test_chunks_fill_what_the_model_reads(chunked, embedded, shared):
     chunked(chunk=True, overlap=0).add_documents(DOCUMENTS)
     for point in points_of(embedded).values():
@@ -262,8 +286,6 @@ def test_another_model_is_refused_with_both_names(embedded):
 
 
 def test_a_collection_without_a_name_is_used_as_before(embedded, shared):
-    from qdrant_client import models
-
     embedded.create_collection("notes", vectors_config=models.VectorParams(size=32, distance=models.Distance.COSINE))
     indexer = QdrantIndexer("notes", embedded, SLOT, manager=shared)
     assert indexer.add_documents(["bir"]).indexed == 1

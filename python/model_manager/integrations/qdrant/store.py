@@ -16,7 +16,17 @@ from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedR
 from ... import tracing
 from ..._embedder import without_key
 from ...errors import InputError, ModelManagerError
-from .collection import METADATA, CollectionError, Layout, Wanted, check_identity, settings
+from .collection import (
+    CHUNKS,
+    METADATA,
+    CollectionError,
+    Layout,
+    Wanted,
+    check_division,
+    check_identity,
+    settings,
+    whole_documents,
+)
 from .documents import CONTENT_HASH, PARENT, Stored
 
 if TYPE_CHECKING:
@@ -130,7 +140,9 @@ class Store:
             self._refuse_alias()
             self._send("delete the collection", lambda: self.client.delete_collection(name))
         elif self.exists():
-            self.check(wanted, identity)
+            known = self.check(wanted, identity)
+            if identity is not None:
+                self._check_division(known, identity)
             self._use_write_ahead_log()
             return False
         made = settings(wanted, identity)
@@ -138,6 +150,17 @@ class Store:
         self.layout = wanted.layout()
         self._use_write_ahead_log()
         return True
+
+    def _check_division(self, known: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+        if known:
+            check_division(self.collection, known, identity)
+        elif identity.get(CHUNKS):
+            self.check_chunks()
+
+    def check_chunks(self) -> None:
+        """Raise `CollectionError` if a point is no chunk. For a collection that does not say what it holds."""
+        if self.count(without=PARENT):
+            raise whole_documents(self.collection)
 
     def _refuse_alias(self) -> None:
         if (real := self.aliases().get(self.collection)) is not None:
