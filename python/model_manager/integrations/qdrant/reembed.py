@@ -157,8 +157,8 @@ def _create(source: Store, new: Store, wanted: Wanted, identity: Mapping[str, An
                 f"collection {new.collection!r} exists and was not filled from {source.collection!r}: choose another"
                 " target"
             )
-        return
-    new.prepare(wanted, identity={**identity, SOURCE: source.collection})
+    else:
+        new.prepare(wanted, identity={**identity, SOURCE: source.collection})
     new.copy_payload_indexes(source)
 
 

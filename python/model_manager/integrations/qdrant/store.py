@@ -135,21 +135,42 @@ class Store:
 
         `identity` says whose vectors it will hold; a collection keeps it.
         """
-        name = self.collection
         if recreate:
             self._refuse_alias()
-            self._send("delete the collection", lambda: self.client.delete_collection(name))
+            self.drop()
         elif self.exists():
-            known = self.check(wanted, identity)
-            if identity is not None:
-                self._check_division(known, identity)
-            self._use_write_ahead_log()
+            self._use(wanted, identity)
             return False
+        return self._create(wanted, identity)
+
+    def _create(self, wanted: Wanted, identity: Mapping[str, Any] | None) -> bool:
+        """Create the collection, unless another process does so meanwhile; return whether it was this one."""
         made = settings(wanted, identity)
-        self._send("create the collection", lambda: self.client.create_collection(name, **made))
+        attempts = 0
+
+        def create() -> object:
+            nonlocal attempts
+            attempts += 1
+            return self.client.create_collection(self.collection, **made)
+
+        try:
+            self._send("create the collection", create)
+        except StoreError as error:
+            # It exists. After a second attempt the first one has made it, and only its answer came too late.
+            if error.transient or not self.exists():
+                raise
+            self._use(wanted, identity)
+            return attempts > 1
         self.layout = wanted.layout()
         self._use_write_ahead_log()
         return True
+
+    def _use(self, wanted: Wanted, identity: Mapping[str, Any] | None) -> None:
+        """Prepare for writing to the existing collection. Raises `CollectionError` if it does not fit."""
+        known = self.check(wanted, identity)
+        if identity is not None:
+            self._check_division(known, identity)
+        self._use_write_ahead_log()
 
     def _check_division(self, known: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
         if known:
