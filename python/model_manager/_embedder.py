@@ -78,9 +78,11 @@ def reranker_for(manager: ScoringManager | None, model: str | None) -> tuple[Sco
     return found, slot_for(found, model, "reranker")
 
 
-def fingerprint_of(known: Description, dimension: int | None) -> str:
-    """A hash of everything but the text that a described model's vectors of documents depend on."""
-    prompt = find_prompt(known["prompts"], DOCUMENT_PROMPTS) or known["default_prompt_name"]
+def fingerprint_of(known: Description, dimension: int | None, names: Sequence[str] = DOCUMENT_PROMPTS) -> str:
+    """A hash of everything but the text that a described model's vectors of documents depend on, or of queries: those
+    that get the prompt of one of these names.
+    """
+    prompt = find_prompt(known["prompts"], names) or known["default_prompt_name"]
     parts = [
         known["source"].rstrip("/").rpartition("/")[2],
         known["architecture"],
@@ -124,6 +126,11 @@ class Embedder:
         its name only, so that an index can move between machines.
         """
         return fingerprint_of(self.describe(), self.dimension)
+
+    @property
+    def query_fingerprint(self) -> str:
+        """`fingerprint` of the vectors of queries."""
+        return fingerprint_of(self.describe(), self.dimension, QUERY_PROMPTS)
 
     @property
     def truncated(self) -> int:

@@ -332,8 +332,44 @@ def test_another_model_embeds_the_questions_again(tmp_path):
             row = cache._vectors[next(iter(cache._rows))]
             np.testing.assert_allclose(row, own / np.linalg.norm(own), atol=1e-6)
         stored = sqlite3.connect(path).execute("SELECT fingerprint, vector FROM answers").fetchone()
-        assert stored[0] == cache._embedder.fingerprint
+        assert stored[0] == cache._embedder.query_fingerprint
         np.testing.assert_allclose(np.frombuffer(stored[1], np.float32), row, atol=1e-6)
+
+
+def test_another_prompt_for_questions_embeds_them_again(tmp_path):
+    path, found = tmp_path / "answers.db", []
+    for prompt in ("query: ", "task: "):
+        with tiny() as manager:
+            manager.register("prompted", TURKISH_MODEL, prompts={"query": prompt, "document": "passage: "})
+            with SemanticCache(manager, "prompted", path=path, threshold=0.99) as cache:
+                if not len(cache):
+                    cache.put(QUESTION, "x")
+                found.append(cache._embed(QUESTION))
+                np.testing.assert_allclose(cache._vectors[cache._row_of["", QUESTION]], found[-1], atol=1e-6)
+    assert float(found[0] @ found[1]) < 0.999
+
+
+def test_the_file_does_not_outgrow_the_cache(manager, tmp_path):
+    """What has expired, and what is more than the limit, leaves the file too."""
+    clock, path = Clock(), tmp_path / "answers.db"
+
+    def rows():
+        return {question for (question,) in sqlite3.connect(path).execute("SELECT question FROM answers")}
+
+    for run in range(3):
+        clock.now += 100
+        with SemanticCache(manager, path=path, ttl=60, max_entries=8, clock=clock) as cache:
+            for number in range(6):
+                clock.now += 1
+                cache.put(f"soru {run} {number}", number)
+        assert rows() == {f"soru {run} {number}" for number in range(6)}
+    with SemanticCache(manager, path=path, max_entries=2, clock=clock) as small:
+        assert len(small) == 2
+    assert rows() == {"soru 2 4", "soru 2 5"}
+    clock.now += 55  # one of them has expired
+    with SemanticCache(manager, path=path, ttl=56, clock=clock) as late:
+        assert len(late) == 1
+    assert rows() == {"soru 2 5"}
 
 
 def test_a_file_of_something_else_is_refused(manager, tmp_path):

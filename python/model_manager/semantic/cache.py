@@ -48,8 +48,9 @@ class SemanticCache:
 
     Safe for threads. The same text is found without computing a vector. The least recently used entry makes way for a
     new one when the cache is full. With a `path` the entries are in an SQLite file and survive the process; when the
-    model was replaced since, their questions are embedded again. Several processes may use one file; a process sees
-    what others added when it opens the cache.
+    model or its prompt for queries was replaced since, their questions are embedded again. Several processes may use
+    one file; a process sees what others added when it opens the cache, which removes what has expired, and what is
+    more than its `max_entries`, from the file.
     """
 
     def __init__(
@@ -152,7 +153,7 @@ class SemanticCache:
         with self._lock:
             gone = self._insert(key, Stored(answer, now, now), vector)
         if self._store is not None and text is not None:
-            self._store.write(key, text, now, vector, self._embedder.fingerprint, gone)
+            self._store.write(key, text, now, vector, self._embedder.query_fingerprint, gone)
 
     def get_or_compute(self, question: str, compute: Callable[[str], Any], *, scope: str = "") -> Any:
         """The stored answer, else `compute(question)`, which is stored. An exception of `compute` is raised and
@@ -245,14 +246,16 @@ class SemanticCache:
         return np.asarray(prepare(self._embedder.query(question)[None, :], "vector", "cosine")[0])
 
     def _load(self) -> None:
-        """Read the file once. Questions that another model embedded are embedded again, outside of the lock."""
+        """Read the file once, and remove what has expired or is too much from it. Questions that another model, or the
+        same one with another prompt, embedded are embedded again, outside of the lock.
+        """
         if self._loaded:
             return
         with self._loading:
             if self._loaded or self._store is None:
                 return
-            fingerprint = self._embedder.fingerprint
-            rows = self._store.read(self.max_entries)
+            fingerprint = self._embedder.query_fingerprint
+            rows = self._store.read(self.max_entries, None if self.ttl is None else self._clock() - self.ttl)
             stale = [row for row in rows if row.fingerprint != fingerprint]
             if stale:
                 fresh = prepare(self._embedder.queries([row.key[1] for row in stale]), "vectors", "cosine")
