@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from model_manager.semantic import (
     search,
     semantic_search,
 )
+from safetensors.numpy import load_file, save_file
 
 QUESTION = "Çalışma saatleri nedir?"
 
@@ -334,6 +336,29 @@ def test_another_model_embeds_the_questions_again(tmp_path):
         stored = sqlite3.connect(path).execute("SELECT fingerprint, vector FROM answers").fetchone()
         assert stored[0] == cache._embedder.query_fingerprint
         np.testing.assert_allclose(np.frombuffer(stored[1], np.float32), row, atol=1e-6)
+
+
+def test_another_checkpoint_of_the_same_name_embeds_the_questions_again(tmp_path):
+    """Two folders of one name, and everything but the weights is equal."""
+    folders = [tmp_path / name / "model" for name in ("old", "new")]
+    for folder in folders:
+        shutil.copytree(FIXTURES / "bert_plain", folder)
+    file = folders[1] / "model.safetensors"
+    weights = load_file(file)
+    name = next(name for name in weights if name.endswith("word_embeddings.weight"))
+    save_file({**weights, name: np.ascontiguousarray(weights[name][::-1])}, file)
+    path = tmp_path / "answers.db"
+    questions = [QUESTION, "başka bir soru"]
+    with tiny() as manager:
+        with SemanticCache(manager, str(folders[0]), path=path) as cache:
+            for question in questions:
+                cache.put(question, "x")
+        for folder in (folders[1], folders[1], folders[0]):
+            with SemanticCache(manager, str(folder), path=path) as cache:
+                assert len(cache) == 2
+                for question in questions:
+                    stored = cache._vectors[cache._row_of["", question]]
+                    np.testing.assert_allclose(stored, cache._embed(question), atol=1e-5)
 
 
 def test_another_prompt_for_questions_embeds_them_again(tmp_path):

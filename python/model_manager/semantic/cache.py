@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 
     from .._core import Manager
     from .rows import Vectors
+    from .store import Row
 
 _FIRST_ROWS = 64
+_SAME = 0.999
+"""The least cosine of two vectors of a text that are those of one model. Other hardware and batches change less."""
 
 
 class CachedAnswer(NamedTuple):
@@ -256,7 +259,10 @@ class SemanticCache:
                 return
             fingerprint = self._embedder.query_fingerprint
             rows = self._store.read(self.max_entries, None if self.ttl is None else self._clock() - self.ttl)
-            stale = [row for row in rows if row.fingerprint != fingerprint]
+            own = [row for row in rows if row.fingerprint == fingerprint]
+            # A folder of the same name may hold another checkpoint: one question shows whether its vectors differ.
+            changed = bool(own) and not self._is_own(own[-1])
+            stale = rows if changed else [row for row in rows if row.fingerprint != fingerprint]
             if stale:
                 fresh = prepare(self._embedder.queries([row.key[1] for row in stale]), "vectors", "cosine")
                 for row, vector in zip(stale, fresh, strict=True):
@@ -268,6 +274,12 @@ class SemanticCache:
                         self._insert(row.key, Stored(row.answer, row.created, row.used), row.vector)
                 self._evicted = 0
             self._loaded = True
+
+    def _is_own(self, row: Row) -> bool:
+        """Whether the model gives the stored vector of a question."""
+        vector = self._embed(row.key[1])
+        stored = row.vector
+        return stored is not None and stored.shape == vector.shape and float(stored @ vector) >= _SAME
 
     def _live(self, key: tuple[str, str]) -> Stored | None:
         entry = self._entries.get(key)
