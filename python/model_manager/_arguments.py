@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 
 from .errors import ArgumentError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
     from typing import Any
 
 _SHOWN = 80
@@ -22,9 +23,9 @@ def argument_error(param: str, message: str) -> ArgumentError:
     return error
 
 
-def type_error(param: str, takes: str, given: object) -> TypeError:
+def type_error(param: str, takes: str, given: object, remedy: str = "") -> TypeError:
     """The error for a value of another type than the argument `param` takes."""
-    error = TypeError(f"{param} must be {takes}, not {type(given).__name__}")
+    error = TypeError(f"{param} must be {takes}, not {type(given).__name__}{remedy}")
     error.param = param  # type: ignore[attr-defined]
     return error
 
@@ -65,6 +66,23 @@ def a_number(name: str, given: Any) -> float:
         raise argument_error(name, f"{name} is too large") from None
     except TypeError:  # an array of several numbers
         raise type_error(name, "a number", given) from None
+
+
+def an_iterable(name: str, given: Any, takes: str) -> Iterable[Any]:
+    """`given`, if it is an iterable of several items. Of a text, bytes, a mapping or a frame one gets characters,
+    numbers, keys and names of columns, which nobody means.
+    """
+    remedy = ""
+    if isinstance(given, str | bytes | bytearray | memoryview):
+        remedy = "; put a single one into a list"
+    elif isinstance(given, Mapping):
+        remedy = "; put a single one into a list, or give the mapping's values()"
+    elif hasattr(given, "columns"):
+        remedy = "; give one of its columns, or its rows one by one"
+    if remedy or not hasattr(given, "__iter__"):
+        raise type_error(name, takes, given, remedy)
+    items: Iterable[Any] = given
+    return items
 
 
 def a_function(name: str, given: Any) -> Any:

@@ -9,7 +9,7 @@ import hashlib
 import logging
 import re
 
-from ._arguments import a_manager, a_text, an_int
+from ._arguments import a_manager, a_text, an_int, an_iterable
 from ._scoring import RERANKER
 from .compat.chatbot import model_manager
 from .errors import InputError
@@ -78,9 +78,11 @@ def reranker_for(manager: ScoringManager | None, model: str | None) -> tuple[Sco
     return found, slot_for(found, model, "reranker")
 
 
-def fingerprint_of(known: Description, dimension: int | None) -> str:
-    """A hash of everything but the text that a described model's vectors of documents depend on."""
-    prompt = find_prompt(known["prompts"], DOCUMENT_PROMPTS) or known["default_prompt_name"]
+def fingerprint_of(known: Description, dimension: int | None, names: Sequence[str] = DOCUMENT_PROMPTS) -> str:
+    """A hash of everything but the text that a described model's vectors of documents depend on, or of queries: those
+    that get the prompt of one of these names.
+    """
+    prompt = find_prompt(known["prompts"], names) or known["default_prompt_name"]
     parts = [
         known["source"].rstrip("/").rpartition("/")[2],
         known["architecture"],
@@ -126,6 +128,11 @@ class Embedder:
         return fingerprint_of(self.describe(), self.dimension)
 
     @property
+    def query_fingerprint(self) -> str:
+        """`fingerprint` of the vectors of queries."""
+        return fingerprint_of(self.describe(), self.dimension, QUERY_PROMPTS)
+
+    @property
     def truncated(self) -> int:
         """Texts of the slot that were cut so far."""
         return self.manager.stats()["slots"][self.slot]["truncated"]
@@ -139,6 +146,7 @@ class Embedder:
 
     def documents(self, texts: Sequence[str], **options: Any) -> Vectors:
         """Vectors of documents, shape (n, dimension). Other arguments and errors are those of `Manager.embed`."""
+        an_iterable("texts", texts, "several texts")
         vectors: Vectors = self.manager.embed(texts, self.slot, **self._options(DOCUMENT_PROMPTS, options))
         return vectors
 
@@ -161,11 +169,13 @@ class Embedder:
 
     def queries(self, texts: Sequence[str], **options: Any) -> Vectors:
         """Vectors of queries, shape (n, dimension)."""
+        an_iterable("texts", texts, "several texts")
         vectors: Vectors = self.manager.embed(texts, self.slot, **self._options(QUERY_PROMPTS, options))
         return vectors
 
     async def adocuments(self, texts: Sequence[str]) -> Vectors:
         """`documents` for asyncio."""
+        an_iterable("texts", texts, "several texts")
         return await self._aembed(texts, DOCUMENT_PROMPTS)
 
     async def aquery(self, text: str) -> Vectors:

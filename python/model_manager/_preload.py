@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from . import _core
-from ._arguments import a_flag, a_text, one_of, type_error
+from ._arguments import a_flag, a_text, an_iterable, one_of
 from .errors import ClosedError, InputError, ModelManagerError
 
 if TYPE_CHECKING:
@@ -139,9 +139,7 @@ def start(
     if isinstance(texts, str | os.PathLike):
         known = read_texts(texts)
     else:
-        if not hasattr(texts, "__iter__"):
-            raise type_error("texts", "texts, or the name of a file", texts)
-        known = list(texts)
+        known = list(an_iterable("texts", texts, "texts, or the name of a file"))
         for number, text in enumerate(known):
             if not _is_unicode(a_text(f"texts[{number}]", text)):
                 raise InputError(f"texts[{number}] {LONE_SURROGATE}")

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
 
-from ._arguments import a_flag, a_text, an_int, argument_error, type_error
+from ._arguments import a_flag, a_text, an_int, an_iterable, argument_error
 from ._async import ainfer
 from ._core import Manager
 from .errors import InputError, TaskError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Any, TypeAlias
 
     import numpy as np
@@ -200,10 +199,8 @@ def classified(scores: NDArray[np.float32], labels: Sequence[str]) -> list[Class
 
 def document_texts(documents: Iterable[Document]) -> list[str]:
     """The texts of documents. Raises `InputError` for anything without a text."""
-    if isinstance(documents, str | bytes | Mapping) or not hasattr(documents, "__iter__"):
-        raise type_error("documents", "several texts", documents)
     texts: list[str] = []
-    for number, document in enumerate(documents):
+    for number, document in enumerate(an_iterable("documents", documents, "several texts")):
         text: Any = document
         if not isinstance(document, str):
             # Any mapping: the values of other types have no key "text".
@@ -223,9 +220,7 @@ def scored(texts: str | Iterable[Scored]) -> tuple[Any, list[str] | None, bool]:
     """The first texts, the second ones (None: there are no pairs), and whether a single text was given."""
     if isinstance(texts, str):
         return [texts], None, True
-    if isinstance(texts, Mapping | bytes) or not hasattr(texts, "__iter__"):
-        raise type_error("texts", "a str, or an iterable of str or of pairs", texts)
-    items = list(texts)
+    items = list(an_iterable("texts", texts, "a str, or an iterable of str or of pairs"))
     pairs = [not isinstance(item, str) for item in items]
     if not any(pairs):
         return items, None, False

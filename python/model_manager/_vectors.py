@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence, Set as AbstractSet
+
 from ._arguments import argument_error, one_of, type_error
 from ._async import aembed as aembed_dense, ainfer, in_thread
 from ._scoring import ScoringManager
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
     from .results import EmbedOutputs
 
 _OUTPUTS = ("dense", "sparse", "multi")
+_REPEATABLE = (Sequence, AbstractSet, Mapping)
+_COLUMNS = ("__array__", "__arrow_c_array__", "__arrow_c_stream__")
+"""What columns and arrays have, which may be read again and again. A length is no sign: progress bars have one."""
 
 
 class VectorsManager(ScoringManager):
@@ -165,7 +170,7 @@ def embed_outputs(
 ) -> EmbedOutputs:
     """`Manager.embed` with `outputs`."""
     wanted = _wanted(model, outputs, truncate_dim)
-    items = _several(texts)
+    items = _repeatable(_several(texts))
     found = {}
     known = manager.describe(model) if len(wanted) > 1 else None
     for kind in _kinds(known, wanted):
@@ -174,7 +179,7 @@ def embed_outputs(
             found[kind] = manager.embed(items, model, normalize=normalize, copy=copy, progress=progress, **options)
         else:
             found[kind], _ = manager._infer(kind, items, None, model, progress, **extra, **options)
-    return _outputs(found, wanted, isinstance(texts, str))
+    return _outputs(found, wanted, known, isinstance(texts, str))
 
 
 async def aembed(manager: Any, texts: Any, model: str | None = None, **options: Any) -> Any:
@@ -200,7 +205,7 @@ async def aembed_outputs(
 ) -> Any:
     """`aembed` with `outputs`."""
     wanted = _wanted(model, outputs, truncate_dim)
-    items = _several(texts)
+    items = _repeatable(_several(texts))
     found = {}
     known = await _description(manager, model) if len(wanted) > 1 else None
     for kind in _kinds(known, wanted):
@@ -209,7 +214,7 @@ async def aembed_outputs(
             found[kind] = await aembed_dense(manager, items, model, normalize=normalize, copy=copy, **options)
         else:
             found[kind], _ = await ainfer(manager, kind, items, None, model, **extra, **options)
-    return _outputs(found, wanted, isinstance(texts, str))
+    return _outputs(found, wanted, known, isinstance(texts, str))
 
 
 def _wanted(model: str | None, outputs: Any, truncate_dim: int | None) -> list[str]:
@@ -249,7 +254,7 @@ def _sparse(found: Any, known: Description | None, single: bool) -> Any:
     return vectors[0] if single else vectors
 
 
-def _outputs(found: dict[str, Any], wanted: list[str], single: bool) -> EmbedOutputs:
+def _outputs(found: dict[str, Any], wanted: list[str], known: Description | None, single: bool) -> EmbedOutputs:
     import numpy as np
 
     from .results import EmbedOutputs, SparseVector
@@ -257,7 +262,8 @@ def _outputs(found: dict[str, Any], wanted: list[str], single: bool) -> EmbedOut
     if "all" in found:
         parts = list(zip(*found.pop("all"), strict=True)) or [(), (), ()]
         found = dict(zip(_OUTPUTS, parts, strict=True))
-        found["dense"] = np.stack(found["dense"]) if found["dense"] else np.empty((0, 0), np.float32)
+        width = 0 if known is None else known["dimension"]
+        found["dense"] = np.stack(found["dense"]) if found["dense"] else np.empty((0, width), np.float32)
     if "sparse" in found:
         found["sparse"] = [SparseVector(indices, values) for indices, values in found["sparse"]]
     if "multi" in found:
@@ -272,3 +278,13 @@ def _check_form(form: str) -> None:
 
 def _several(texts: Any) -> Any:
     return [texts] if isinstance(texts, str) else texts
+
+
+def _repeatable(texts: Any) -> Any:
+    """`texts` in a form that every kind of output may read: an iterable that can be read only once becomes a list.
+
+    Columns and arrays stay what they are, and so does everything that the core refuses by its type.
+    """
+    if isinstance(texts, _REPEATABLE) or not hasattr(texts, "__iter__"):
+        return texts
+    return texts if any(hasattr(texts, name) for name in _COLUMNS) else list(texts)

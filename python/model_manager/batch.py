@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Mapping
+from numbers import Number
 
 from ._arguments import a_text, an_int, one_of, type_error
 from ._embedder import Embedder
@@ -175,12 +176,27 @@ class BatchEmbedder:
         for index in chosen:
             if not isinstance(texts[index], str):  # numbers would be token ids
                 raise TypeError(f"text {index} of the batch is a {type(texts[index]).__name__}, not a str")
-        return self._loaded().documents([texts[index] for index in chosen], prompt_name=self.prompt_name)
+        try:
+            return self._loaded().documents([texts[index] for index in chosen], prompt_name=self.prompt_name)
+        except (InputError, NotFiniteError) as error:
+            _name_row(error, chosen)
+            raise
+
+
+def _name_row(error: InputError | NotFiniteError, rows: Sequence[int]) -> None:
+    """Have an error name the row of the batch: the core counts the texts that it was given."""
+    if error.param == "texts" and error._place and error._rest is not None:
+        row, *rest = error._place
+        error._place = (rows[row], *rest)
+        error.args = ("texts" + "".join(f"[{number}]" for number in error._place) + error._rest,)
 
 
 def _is_null(text: Any) -> bool:
     """None, and what pandas and numpy put in its place."""
-    return text is None or (not isinstance(text, str) and text != text) or type(text).__name__ in ("NAType", "NaTType")
+    if text is None or type(text).__name__ in ("NAType", "NaTType"):
+        return True
+    # NaN alone differs from itself. Other objects compare as they like: an array gives an array.
+    return isinstance(text, Number) and bool(text != text)
 
 
 def _strings(column: Any) -> list[Any]:

@@ -152,6 +152,11 @@ def _index(server: QdrantServer, name: str, body: Any) -> Any:
     return {"operation_id": 0, "status": "completed"}
 
 
+def _set_payload(server: QdrantServer, name: str, body: Any) -> Any:
+    asked = _model(models.SetPayload, body)
+    return _json(server.qdrant.set_payload(name, asked.payload, asked.filter or asked.points))
+
+
 _ONE = r"/collections/([^/]+)"
 _ROUTES: list[tuple[str, str, Callable[..., Any]]] = [
     (f"{_ONE}/exists", "GET", lambda server, name, _body: {"exists": server.qdrant.collection_exists(name)}),
@@ -164,6 +169,7 @@ _ROUTES: list[tuple[str, str, Callable[..., Any]]] = [
     (f"{_ONE}/points", "PUT", _upsert),
     (f"{_ONE}/points", "POST", _retrieve),
     (f"{_ONE}/points/delete", "POST", _delete),
+    (f"{_ONE}/points/payload", "POST", _set_payload),
     (f"{_ONE}/points/query", "POST", _query),
     (f"{_ONE}/points/query/groups", "POST", _groups),
     (f"{_ONE}/points/scroll", "POST", _scroll),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import decimal
 import gc
 import pickle
 import subprocess
@@ -403,6 +404,20 @@ def test_a_text_without_a_vector_is_null_or_fails_its_batch(documents):
         BatchEmbedder(on_error="skip")
     with pytest.raises(errors.ConfigError):
         BatchEmbedder(config={"threads": -1})
+
+
+def test_an_error_names_the_row_of_the_batch():
+    settings = {"dtype": "float32", "threads": 1}
+    strict = BatchEmbedder(TURKISH_MODEL, config=settings)
+    with pytest.raises(errors.ArgumentError, match=r"^texts\[2\] holds a lone surrogate"):
+        strict([None, np.float32("nan"), "\ud800"])
+    tolerant = BatchEmbedder(TURKISH_MODEL, config=settings, on_error="null")
+    for odd in (np.array([1, 2]), ["a"], [], pd.DataFrame({"a": [1]}), {}):
+        with pytest.raises(TypeError, match=f"^text 1 of the batch is a {type(odd).__name__}, not a str"):
+            strict(["a", odd])
+        assert np.isnan(tolerant(["a", odd])).all(axis=1).tolist() == [False, True]
+    for missing in (decimal.Decimal("NaN"), np.float32("nan"), pd.NA, pd.NaT):
+        assert np.isnan(strict(["a", missing])).all(axis=1).tolist() == [False, True]
 
 
 # --- Parquet ---------------------------------------------------------------------------------------------------------

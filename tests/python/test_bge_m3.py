@@ -67,6 +67,37 @@ def test_other_models_give_what_they_have(manager):
         manager.embed("a text", "plain", outputs=ALL)
 
 
+class Once:
+    """Texts that can be read once and have a length, like a progress bar around a generator."""
+
+    def __init__(self, texts):
+        self.texts = iter(texts)
+
+    def __iter__(self):
+        return self.texts
+
+    def __len__(self):
+        return 3
+
+
+@pytest.mark.parametrize("model", ["bge", "plain"])
+@pytest.mark.parametrize("once", [iter, Once])
+def test_texts_that_can_be_read_once_are_read_for_every_kind(manager, model, once):
+    texts = ["one", "two", "three"]
+    for found in (
+        manager.embed(once(texts), model, outputs=("dense", "multi")),
+        asyncio.run(manager.aembed(once(texts), model, outputs=("dense", "multi"))),
+    ):
+        np.testing.assert_array_equal(found.dense, manager.embed(texts, model))
+        assert [rows.shape for rows in found.multi] == [rows.shape for rows in manager.embed_multi(texts, model)]
+
+
+def test_no_texts_have_no_vectors_of_the_models_length(manager):
+    assert manager.embed([], "bge", outputs=ALL).dense.shape == manager.embed([], "bge").shape == (0, 24)
+    with pytest.raises(TypeError, match="not dict"):
+        manager.embed({"one": 1}, "plain", outputs=("dense", "multi"))
+
+
 @pytest.mark.parametrize("model", ["bge", "plain"])
 def test_user_and_copy_are_keywords_with_outputs_too(manager, model):
     options = {"outputs": ("dense", "multi"), "user": "ayşe", "copy": True}

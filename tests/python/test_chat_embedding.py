@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 from conftest import DIMENSION, ENGLISH_TEXT, TURKISH_TEXT
-from model_manager import ModelManager
+from model_manager import ModelManager, errors
 
 
 def test_a_real_list_of_length_one(shared):
@@ -100,6 +100,31 @@ def test_a_failing_turkish_model_falls_back_to_the_english_one(make_manager, cap
     assert manager.turkish_sentence_model.name == "english_sentence"
     assert manager.sentence_model.encode(TURKISH_TEXT).shape == (DIMENSION,)
     assert "/no/such/model" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "error", [errors.OverloadedError, errors.WaitTimeoutError, errors.NotFiniteError, errors.DownloadError]
+)
+def test_an_error_that_may_pass_gives_no_vector_of_another_model(manager, monkeypatch, error):
+    """The next call may succeed, and both vectors would be in one index."""
+
+    def failing(name):
+        real = getattr(manager, name)
+
+        def call(*arguments, **options):
+            if "turkish_sentence" in arguments:
+                raise error("for a while")
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(manager, name, call)
+
+    failing("embed")
+    failing("get")
+    assert manager.generate_embedding(TURKISH_TEXT) == manager.generate_embedding("text", force_turkish=True) == []
+    assert manager.get_sentence_embedding(TURKISH_TEXT) is None
+    assert len(manager.generate_embedding(ENGLISH_TEXT)) == DIMENSION
+    with pytest.raises(error, match="for a while"):
+        _ = manager.turkish_sentence_model
 
 
 def test_without_any_model_there_is_an_empty_list_and_a_log_entry(make_manager, caplog):

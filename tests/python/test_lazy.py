@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
 import threading
 import time
 
 import pytest
-from conftest import ENGLISH_MODEL, TURKISH_MODEL
+from conftest import ENGLISH_MODEL, TURKISH_MODEL, run_python
 from model_manager import Config, ModelManager, ModelType, lazy_load_model, memory_efficient_cache, model_manager
 from model_manager.errors import ArgumentError
 
@@ -183,6 +185,52 @@ def test_in_any_other_class_the_process_wide_manager_keeps_it():
     del first, second
     gc.collect()
     assert set(model_manager.slots()) == before, "the slots go with their owners"
+
+
+class Copied:
+    def __init__(self, path):
+        self.path = path
+
+    @lazy_load_model("copied")
+    def engine(self):
+        return [self.path]
+
+    def __eq__(self, other):  # equal objects are not the same one, and have no hash
+        return isinstance(other, Copied)
+
+    __hash__ = None
+
+
+@pytest.mark.parametrize("how", [copy.copy, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_a_copy_has_an_object_of_its_own(how):
+    before = set(model_manager.slots())
+    first = Copied("first")
+    assert first.engine == ["first"]
+    second = how(first)
+    second.path = "second"
+    assert second.engine == ["second"]
+    assert first.engine == ["first"]
+    assert second.engine is second.engine
+    del first
+    gc.collect()
+    assert second.engine == ["second"]
+    del second
+    gc.collect()
+    assert set(model_manager.slots()) == before
+
+
+def test_a_pickled_object_finds_no_slot_of_another_process():
+    first = Copied("first")
+    assert first.engine == ["first"]
+    stored = pickle.dumps(first).hex()
+    code = f"""
+import pickle
+from test_lazy import Copied
+others = [Copied(f"other {{number}}") for number in range(20)]
+assert [one.engine for one in others] == [[f"other {{number}}"] for number in range(20)]
+print(pickle.loads(bytes.fromhex("{stored}")).engine)
+"""
+    assert run_python(code).stdout.strip() == "['first']"
 
 
 def test_errors_of_the_loader_come_out_and_it_is_tried_again():

@@ -9,13 +9,19 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import ENGLISH_MODEL, FIXTURES
 from model_manager import Config, CrossEncoder, ModelManager, errors
 from model_manager._embedder import Embedder
+from model_manager.semantic import BM25Index
 
 RERANKER = str(FIXTURES / "rerank_bert")
 GENERATOR = str(FIXTURES / "llama")
+
+
+def frame(*columns):
+    return pd.DataFrame({column: ["a", "b"] for column in columns})
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +83,17 @@ def models():
         (lambda m: m.rerank("a", {"text": "b"}), TypeError, r"documents must be several texts, not dict"),
         (lambda m: m.classify({"a": "b"}), TypeError, r"texts must be a str, or .*not dict"),
         (lambda m: m.rerank(["a"], ["b"]), TypeError, r"query must be a str, not list"),
-        (lambda m: CrossEncoder(m).predict("a"), TypeError, r"pairs \[\(query, text\), ...\], not one str"),
+        (lambda m: CrossEncoder(m).predict("a"), TypeError, r"pairs \[\(query, text\), ...\], not str"),
+        # Of a mapping and a frame one would get keys and names of columns: a pair of texts, here.
+        (lambda m: CrossEncoder(m).predict({"query": 1, "text": 2}), TypeError, r"pairs .*, not dict; .*values\(\)"),
+        (lambda m: CrossEncoder(m).predict(frame("query", "text")), TypeError, r"pairs .*, not DataFrame; .*columns"),
+        (lambda m: m.rerank("a", frame("text")), TypeError, r"documents .*, not DataFrame; give one of its columns"),
+        (lambda m: m.classify(frame("text")), TypeError, r"texts must .*, not DataFrame; give one of its columns"),
+        (lambda m: m.english_sentence_model.encode(frame("a")), TypeError, r"sentences must .*, not DataFrame; give"),
+        (lambda m: m.preload(frame("text")), TypeError, r"texts must be texts, .*, not DataFrame; give one of its"),
+        (lambda m: m.preload({"a": 1}), TypeError, r"texts must be texts, .*, not dict; put a single one into a list"),
+        (lambda m: BM25Index({"a": 1}), TypeError, r"texts must be an iterable of str, not dict; put a single one"),
+        (lambda m: Embedder(m, "plain").documents("a"), TypeError, r"texts must be several texts, not str; put a"),
         (lambda m: CrossEncoder(m).predict([("a",)]), TypeError, r"sentences\[0\] must be a pair of str"),
         (lambda m: m.embed("a", "reranker"), errors.TaskError, r'"reranker" gives no vectors .*it gives scores'),
         (lambda m: m.rerank("a", ["b"], "english_sentence"), errors.TaskError, r"gives no scores .*it gives vectors"),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 
 import numpy as np
 import pytest
 from conftest import ENGLISH_MODEL, TURKISH_MODEL, tiny
 from model_manager.errors import InputError
-from model_manager.integrations.qdrant import CollectionError, QdrantIndexer, point_id
+from model_manager.integrations.qdrant import CollectionError, QdrantIndexer, StoreError, point_id
+from qdrant_client import QdrantClient, models
+from qdrant_server import QdrantServer
 from qdrants import SLOT
 
 LONG = (
@@ -25,8 +29,8 @@ DOCUMENTS = [
 @pytest.fixture
 def chunked(embedded, shared):
     def make(**options):
-        options = {"model": SLOT, "manager": shared, "chunk": 20, "overlap": 3, **options}
-        return QdrantIndexer("notes", embedded, **options)
+        options = {"client": embedded, "model": SLOT, "manager": shared, "chunk": 20, "overlap": 3, **options}
+        return QdrantIndexer("notes", **options)
 
     return make
 
@@ -94,6 +98,115 @@ def test_an_ended_run_is_resumed_without_a_rest(chunked, embedded, monkeypatch):
     assert {p.payload["chunks"] for p in points_of(embedded).values()} == {report.points}
 
 
+class Interrupted:
+    """A client whose request of this number is interrupted, before or after it took effect."""
+
+    def __init__(self, client, number, when):
+        self._client = client
+        self._number = number
+        self._when = when
+        self.init_options = client.init_options
+        self.requests = []
+
+    def __getattr__(self, name):
+        def call(*arguments, **options):
+            self.requests.append(name)
+            wanted = len(self.requests) == self._number
+            if wanted and self._when == "before":
+                raise KeyboardInterrupt
+            result = getattr(self._client, name)(*arguments, **options)
+            if wanted:
+                raise KeyboardInterrupt
+            return result
+
+        return call
+
+
+def chunks_of(client):
+    fields = ("chunk", "chunks", "text", "content_hash")
+    return sorted(tuple(point.payload[field] for field in fields) for point in points_of(client).values())
+
+
+def alone(chunked, document):
+    """What a collection holds that has never had another version."""
+    client = QdrantClient(":memory:")
+    chunked(client=client).add_documents([document])
+    return chunks_of(client)
+
+
+def version(name, parts):
+    paragraphs = (f"{name} paragraph number {part} says something" for part in range(parts))
+    return {"id": "uzun", "text": "\n\n".join(paragraphs)}
+
+
+@pytest.mark.parametrize("sizes", [(3, 6, 2), (6, 2, 6), (None, 5, 2), (4, 1, 4)])
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("again", ["first", "second", "third"])
+def test_no_rest_of_a_version_whose_run_was_interrupted(chunked, sizes, when, again):
+    """Whatever request is interrupted, and whichever version comes next, what is stored is that version alone."""
+    stored, interrupted, other = sizes
+    first = None if stored is None else version("first", stored)
+    second = version("second", interrupted)
+    last = {"first": first or second, "second": second, "third": version("third", other)}[again]
+    for number in range(1, 50):
+        client = QdrantClient(":memory:")
+        if first is not None:
+            chunked(client=client).add_documents([first])
+        faulty = Interrupted(client, number, when)
+        with contextlib.suppress(KeyboardInterrupt):
+            chunked(client=faulty).add_documents([second])
+        chunked(client=client).add_documents([last])
+        assert chunks_of(client) == alone(chunked, last), faulty.requests
+        if len(faulty.requests) < number:
+            break
+    else:
+        pytest.fail("there are more requests than were interrupted")
+
+
+def test_no_rest_when_one_id_comes_twice(chunked, embedded):
+    chunked().add_documents([version("first", 9)])
+    chunked().add_documents([version("second", 5), version("third", 2)])
+    assert chunks_of(embedded) == alone(chunked, version("third", 2))
+
+
+def test_no_rest_of_a_version_that_could_not_be_written(chunked):
+    """The first version's later chunks are there when its first one is refused; a shorter version follows."""
+    client = QdrantClient(":memory:")
+    faulty = Interrupted(client, 0, "before")
+    indexer = chunked(client=faulty)
+    real = indexer._store.write
+    writes = []
+
+    def refusing(ids, vectors, payloads):
+        writes.append(ids)
+        if len(writes) == 2:
+            raise StoreError("refused")
+        real(ids, vectors, payloads)
+
+    indexer._store.write = refusing
+    report = indexer.add_documents([version("first", 6), version("second", 2)], batch_size=1)
+    assert (report.failed, report.indexed) == (1, 1)
+    assert chunks_of(client) == alone(chunked, version("second", 2))
+    assert faulty.requests.count("delete") == 1
+
+
+def test_a_new_collection_is_filled_without_looking_for_a_rest(chunked):
+    faulty = Interrupted(QdrantClient(":memory:"), 0, "before")
+    chunked(client=faulty).add_documents(DOCUMENTS, batch_size=1)
+    assert "delete" not in faulty.requests
+
+
+def test_a_server_finds_chunks_by_an_index(shared):
+    with QdrantServer() as server:
+        options = {"model": SLOT, "manager": shared, "chunk": 20, "url": server.url}
+        for parts in (6, 3):
+            with QdrantIndexer("notes", **options) as indexer:
+                indexer.add_documents([version("any", parts), DOCUMENTS[1]])
+        assert server.indexes["notes"]["parent_id"]["data_type"] == "keyword"
+        assert len(server.bodies("/index")) == 1
+        assert "parent_id" in json.dumps(server.bodies("/points/delete")[-1])
+
+
 def test_a_search_finds_the_best_chunk_of_each_document(chunked):
     indexer = chunked()
     indexer.add_documents(DOCUMENTS)
@@ -112,6 +225,30 @@ def test_a_collection_says_that_it_holds_chunks(chunked, embedded, shared):
     chunked().add_documents(DOCUMENTS)
     plain = QdrantIndexer("notes", embedded, SLOT, manager=shared)
     assert len(plain.search("servis", limit=10, score_threshold=None)) == 3
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_whole_documents_and_chunks_are_not_mixed(chunked, embedded, named):
+    """A search for the best chunk of each document would never find a whole one."""
+    if not named:  # a server before 1.16 keeps no names of models
+        size = models.VectorParams(size=32, distance=models.Distance.COSINE)
+        embedded.create_collection("notes", vectors_config=size)
+    plain = chunked(chunk=False, overlap=0)
+    plain.add_documents(DOCUMENTS[1:2])
+    for use in (lambda: chunked().add_documents(DOCUMENTS), chunked().create_collection):
+        with pytest.raises(CollectionError, match=r"'notes' holds whole documents, .* without chunk, choose another"):
+            use()
+    if named:
+        assert [hit.id for hit in chunked().search("servis", score_threshold=None)] == ["kısa"]
+    else:
+        with pytest.raises(CollectionError, match="'notes' holds whole documents"):
+            chunked().search("servis", score_threshold=None)
+    assert embedded.count("notes").count == 1
+    assert chunked().create_collection(recreate=True)
+    chunked().add_documents(DOCUMENTS)
+    with pytest.raises(CollectionError, match=r"'notes' holds chunks of documents, .*: give it chunk=, choose another"):
+        plain.add_documents(DOCUMENTS)
+    assert len(plain.search("servis", score_threshold=None)) == 3
 
 
 def test_chunks_fill_what_the_model_reads(chunked, embedded, shared):
@@ -149,8 +286,6 @@ def test_another_model_is_refused_with_both_names(embedded):
 
 
 def test_a_collection_without_a_name_is_used_as_before(embedded, shared):
-    from qdrant_client import models
-
     embedded.create_collection("notes", vectors_config=models.VectorParams(size=32, distance=models.Distance.COSINE))
     indexer = QdrantIndexer("notes", embedded, SLOT, manager=shared)
     assert indexer.add_documents(["bir"]).indexed == 1

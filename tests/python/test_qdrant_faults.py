@@ -7,6 +7,7 @@ import json
 import logging
 import threading
 import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from conftest import DIMENSION, FIXTURES
 from embedding_server import EmbeddingServer
 from model_manager.errors import InputError, NotFiniteError, OverloadedError
 from model_manager.integrations.qdrant import Backoff, CollectionError, IndexingError, QdrantIndexer, StoreError
+from qdrant_client import models
 from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrants import SLOT, FakeClient, documents
 
@@ -90,6 +92,53 @@ def test_a_qdrant_that_cannot_be_reached_at_all(make_indexer, fake):
     fake.collection_exists = gone
     with pytest.raises(StoreError, match=r"could not look up the collection, collection 'notes' \(4 attempts\)"):
         make_indexer(fake).add_documents(iter(documents(1)))
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_a_collection_that_exists_when_it_is_created(make_indexer, fake, monkeypatch, late):
+    """The answer to its creation came too late, or another process was faster."""
+    create, calls = fake.create_collection, []
+
+    def creating(name, **settings):
+        calls.append(name)
+        if fake.settings is not None:
+            raise ValueError(f"Collection `{name}` already exists!")
+        create(name, **settings)
+        raise TimeoutError("late") if late else ValueError(f"Collection `{name}` already exists!")
+
+    monkeypatch.setattr(fake, "create_collection", creating)
+    indexer = make_indexer(fake)
+    assert indexer.create_collection() is late
+    assert len(calls) == 1 + late
+    assert indexer.add_documents(documents(3)).indexed == 3
+    fake.settings = None
+    fake.get_collection = lambda _name: SimpleNamespace(config=SimpleNamespace(params=other))
+    other = SimpleNamespace(vectors=models.VectorParams(size=DIMENSION + 1, distance=models.Distance.COSINE))
+    with pytest.raises(CollectionError, match=f"has vectors of {DIMENSION + 1} dimensions"):
+        make_indexer(fake).create_collection()
+
+
+def test_a_creation_that_is_refused(make_indexer, fake, monkeypatch):
+    def refusing(*_arguments, **_settings):
+        raise ValueError("no more collections")
+
+    monkeypatch.setattr(fake, "create_collection", refusing)
+    with pytest.raises(StoreError, match="no more collections"):
+        make_indexer(fake).create_collection()
+
+
+@pytest.mark.parametrize(("batch_size", "failed"), [(1, "aa"), (2, "aa"), (3, "aab")])
+def test_a_document_that_comes_again_shares_the_fate_of_the_first(make_indexer, fake, batch_size, failed):
+    """Nothing is skipped as stored that is not stored."""
+    source = [{"id": "a", "text": "the same"}] * 2 + [{"id": "b", "text": "another"}]
+    fake.faults = [TimeoutError("late")] * 4
+    report = make_indexer(fake).add_documents(source, batch_size=batch_size)
+    assert sorted(failed_ids(report)) == [*failed]
+    assert (report.indexed, report.skipped) == (3 - len(failed), 0)
+    assert len(fake.points) == report.indexed
+    fake.points.clear()
+    report = make_indexer(fake).add_documents(source, batch_size=batch_size)
+    assert (report.indexed, report.skipped, report.failed, len(fake.points)) == (2, 1, 0, 2)
 
 
 def test_bad_documents_in_the_middle(make_indexer, fake):

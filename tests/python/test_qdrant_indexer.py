@@ -8,6 +8,7 @@ import threading
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import FIXTURES, run_python
 from model_manager.errors import InputError
@@ -248,6 +249,25 @@ def test_dimensions_that_the_model_does_not_have(make_indexer, fake):
 def test_arguments_of_add_documents(make_indexer, fake, arguments):
     with pytest.raises(InputError, match=next(iter(arguments))):
         make_indexer(fake).add_documents([], **arguments)
+
+
+@pytest.mark.parametrize(
+    ("given", "remedy"),
+    [
+        ("hello", "into a list"),
+        (b"hello", "into a list"),
+        ({"id": "a", "text": "the text", "metadata": {"x": 1}}, "into a list"),
+        (pd.DataFrame({"id": ["a"], "text": ["b"]}), "one of its columns, or its rows"),
+        (None, ""),
+    ],
+)
+def test_what_is_no_series_of_documents_is_refused(make_indexer, fake, given, remedy):
+    """Characters, keys and names of columns are texts too, and would be indexed."""
+    message = f"^documents must be an iterable of documents, not {type(given).__name__}.*{remedy}"
+    with pytest.raises(TypeError, match=message):
+        make_indexer(fake).add_documents(given)
+    assert fake.settings is None
+    assert make_indexer(fake).add_documents(pd.Series(["one", "two"])).indexed == 2
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

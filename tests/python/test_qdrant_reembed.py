@@ -211,3 +211,22 @@ def test_a_server_that_dies_in_the_middle(make, manager):
         actions = server.bodies("/collections/aliases")[-1]["actions"]
         assert [next(iter(action)) for action in actions] == ["delete_alias", "create_alias"]
         client.close()
+
+
+@pytest.mark.chaos
+def test_a_run_that_ended_before_the_indexes_were_copied(make):
+    with QdrantServer() as server:
+        client = QdrantClient(url=server.url, check_compatibility=False)
+        make(TURKISH_MODEL, client=client).add_documents(documents(3))
+        client.create_payload_index("notes", "n", models.PayloadSchemaType.INTEGER)
+
+        def interrupted(*_arguments, **_options):
+            raise KeyboardInterrupt
+
+        client.create_payload_index = interrupted
+        with pytest.raises(KeyboardInterrupt):
+            make(client=client).reembed("live")
+        del client.create_payload_index
+        done = make(client=client).reembed("live")
+        assert client.get_collection(done.target).payload_schema.keys() == {"n"}
+        client.close()

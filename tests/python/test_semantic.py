@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from model_manager.semantic import (
     search,
     semantic_search,
 )
+from safetensors.numpy import load_file, save_file
 
 QUESTION = "Çalışma saatleri nedir?"
 
@@ -332,8 +334,67 @@ def test_another_model_embeds_the_questions_again(tmp_path):
             row = cache._vectors[next(iter(cache._rows))]
             np.testing.assert_allclose(row, own / np.linalg.norm(own), atol=1e-6)
         stored = sqlite3.connect(path).execute("SELECT fingerprint, vector FROM answers").fetchone()
-        assert stored[0] == cache._embedder.fingerprint
+        assert stored[0] == cache._embedder.query_fingerprint
         np.testing.assert_allclose(np.frombuffer(stored[1], np.float32), row, atol=1e-6)
+
+
+def test_another_checkpoint_of_the_same_name_embeds_the_questions_again(tmp_path):
+    """Two folders of one name, and everything but the weights is equal."""
+    folders = [tmp_path / name / "model" for name in ("old", "new")]
+    for folder in folders:
+        shutil.copytree(FIXTURES / "bert_plain", folder)
+    file = folders[1] / "model.safetensors"
+    weights = load_file(file)
+    name = next(name for name in weights if name.endswith("word_embeddings.weight"))
+    save_file({**weights, name: np.ascontiguousarray(weights[name][::-1])}, file)
+    path = tmp_path / "answers.db"
+    questions = [QUESTION, "başka bir soru"]
+    with tiny() as manager:
+        with SemanticCache(manager, str(folders[0]), path=path) as cache:
+            for question in questions:
+                cache.put(question, "x")
+        for folder in (folders[1], folders[1], folders[0]):
+            with SemanticCache(manager, str(folder), path=path) as cache:
+                assert len(cache) == 2
+                for question in questions:
+                    stored = cache._vectors[cache._row_of["", question]]
+                    np.testing.assert_allclose(stored, cache._embed(question), atol=1e-5)
+
+
+def test_another_prompt_for_questions_embeds_them_again(tmp_path):
+    path, found = tmp_path / "answers.db", []
+    for prompt in ("query: ", "task: "):
+        with tiny() as manager:
+            manager.register("prompted", TURKISH_MODEL, prompts={"query": prompt, "document": "passage: "})
+            with SemanticCache(manager, "prompted", path=path, threshold=0.99) as cache:
+                if not len(cache):
+                    cache.put(QUESTION, "x")
+                found.append(cache._embed(QUESTION))
+                np.testing.assert_allclose(cache._vectors[cache._row_of["", QUESTION]], found[-1], atol=1e-6)
+    assert float(found[0] @ found[1]) < 0.999
+
+
+def test_the_file_does_not_outgrow_the_cache(manager, tmp_path):
+    """What has expired, and what is more than the limit, leaves the file too."""
+    clock, path = Clock(), tmp_path / "answers.db"
+
+    def rows():
+        return {question for (question,) in sqlite3.connect(path).execute("SELECT question FROM answers")}
+
+    for run in range(3):
+        clock.now += 100
+        with SemanticCache(manager, path=path, ttl=60, max_entries=8, clock=clock) as cache:
+            for number in range(6):
+                clock.now += 1
+                cache.put(f"soru {run} {number}", number)
+        assert rows() == {f"soru {run} {number}" for number in range(6)}
+    with SemanticCache(manager, path=path, max_entries=2, clock=clock) as small:
+        assert len(small) == 2
+    assert rows() == {"soru 2 4", "soru 2 5"}
+    clock.now += 55  # one of them has expired
+    with SemanticCache(manager, path=path, ttl=56, clock=clock) as late:
+        assert len(late) == 1
+    assert rows() == {"soru 2 5"}
 
 
 def test_a_file_of_something_else_is_refused(manager, tmp_path):
@@ -474,6 +535,11 @@ def test_examples_of_a_wrong_type(manager):
         IntentClassifier({"a": [3]}, manager)
     with pytest.raises(TypeError, match="examples must be a mapping of intents"):
         IntentClassifier(["x"], manager)
+    for wrong in ({"x": "y"}, b"x"):
+        with pytest.raises(TypeError, match=r"examples\['a'\] must be a list of texts, not"):
+            IntentClassifier({"a": wrong}, manager)
+    with pytest.raises(errors.ArgumentError, match="'a' has no examples"):
+        IntentClassifier({"a": iter([])}, manager)
     intents = IntentClassifier({"a": ["x"]}, manager)
     with pytest.raises(TypeError, match="text must be a str, not list"):
         intents.predict(["x"])

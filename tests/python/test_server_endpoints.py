@@ -9,14 +9,14 @@ import subprocess
 import sys
 
 import pytest
-from conftest import DIMENSION, ENGLISH_MODEL, ENGLISH_TEXT
+from conftest import DIMENSION, ENGLISH_MODEL, ENGLISH_TEXT, FIXTURES
 from fastapi import FastAPI
 from model_manager import ModelManager
 from model_manager.errors import ConfigError, InputError
 from model_manager.server import ServedModel, ServerConfig, create_app, router
 from model_manager.server.service import own_manager
 from prometheus_client.parser import text_string_to_metric_families
-from servers import MODELS, running, until
+from servers import MODELS, PROMPTS_MODEL, running, until
 
 JSON = {"content-type": "application/json"}
 
@@ -451,6 +451,38 @@ def test_served_models_out_of_range(wrong):
 def test_a_served_model_needs_a_source_or_a_slot(manager):
     with pytest.raises(InputError, match="no_slot"):
         create_app(ServerConfig(models=[ServedModel("no_slot")]), manager)
+
+
+@pytest.mark.parametrize("there", [{"source": PROMPTS_MODEL}, {"loader": object}])
+def test_a_served_model_whose_slot_holds_another_is_refused(make_manager, there):
+    manager = make_manager()
+    manager.register("taken", **there)
+    source = MODELS[0].source
+    message = rf"'taken' has the source '{source}', and the manager's slot 'taken' holds .* leave its source out"
+    with pytest.raises(InputError, match=message):
+        create_app(ServerConfig(models=[ServedModel("taken", source=source)]), manager)
+    create_app(ServerConfig(models=[ServedModel("taken")]), manager)
+    # The source that was registered, whichever of its chain is loaded.
+    manager.register("chain", "/no/such/model", fallback=[source])
+    manager.embed("a", "chain")
+    create_app(ServerConfig(models=[ServedModel("chain", source="/no/such/model")]), manager)
+    secret = "openai://key@localhost:9/model"
+    create_app(ServerConfig(models=[ServedModel("far", source=secret)]), manager)
+    create_app(ServerConfig(models=[ServedModel("far", source=secret)]), manager)
+    with pytest.raises(InputError) as caught:
+        create_app(ServerConfig(models=[ServedModel("chain", source=secret)]), manager)
+    assert "key@" not in str(caught.value)
+
+
+def test_a_source_is_not_answered_by_another_model(serve, manager):
+    """The slot of a served model may be given another one while the server runs."""
+    server = serve(manager)
+    assert server.embed(input="a", model=PROMPTS_MODEL).json()["model"] == "prompted"
+    manager.register("prompted", str(FIXTURES / "bert_plain"), replace=True)
+    assert server.embed(input="a", model="prompted").status_code == 200
+    assert server.embed(input="a", model=PROMPTS_MODEL).status_code == 404
+    manager.register("again", PROMPTS_MODEL)
+    assert server.embed(input="a", model=PROMPTS_MODEL).json()["model"] == "again"
 
 
 def test_the_core_does_not_import_the_server():

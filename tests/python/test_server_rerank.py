@@ -66,6 +66,18 @@ def test_the_reranker_of_the_settings_needs_no_name(serve, make_manager):
     assert response.json()["model"] == RERANKER
 
 
+def test_the_reranker_of_the_settings_is_not_answered_by_another(serve, make_manager):
+    server = serve(make_manager(reranker_model=RERANKER))
+    request = {"query": QUERY, "documents": DOCUMENTS, "model": RERANKER}
+    assert server.client.post("/v1/rerank", json=request).status_code == 200
+    server.manager.register("reranker", str(FIXTURES / "rerank_xlmr"), kind="reranker")
+    assert server.client.post("/v1/rerank", json=request).status_code == 404
+    assert server.client.post("/v1/rerank", json={**request, "model": "reranker"}).status_code == 200
+    server.manager.register("own", RERANKER, kind="reranker")
+    results = server.client.post("/v1/rerank", json=request).json()["results"]
+    assert [one["relevance_score"] for one in results] == [one.score for one in wanted(server, "own")]
+
+
 @pytest.mark.parametrize("path", ["/v1/rerank", "/v2/rerank", "/rerank"])
 def test_an_instruction_for_models_that_take_one(scorers, path):
     scorers.manager.register("judge", str(FIXTURES / "qwen3_reranker"), kind="reranker")

@@ -11,7 +11,7 @@ import gc
 import logging
 
 from .. import _core
-from .._arguments import a_text, an_int, type_error
+from .._arguments import a_text, an_int, an_iterable
 from .._core import Config, LazyLoadTracker
 from .._environment import warn
 from ..errors import (
@@ -65,7 +65,14 @@ TURKISH = ModelType.TURKISH_SENTENCE.value
 ENGLISH = ModelType.ENGLISH_SENTENCE.value
 GENERATOR = ModelType.TEXT_GENERATOR.value
 _NOT_LOAD_ERRORS = (ClosedError, InputError, InternalError, NotFiniteError, OverloadedError, RequestCancelledError)
-"""Errors of a generation whose model is loaded. All other errors mean that the model cannot be loaded."""
+"""Errors of calls whose model is loaded. Most others mean that the model cannot be loaded."""
+
+
+def _is_absent(error: ModelManagerError) -> bool:
+    """Whether another model may answer in its place: the model cannot be loaded, now or later. What succeeds when it is
+    tried again would mix the vectors of two models.
+    """
+    return not (error.transient or isinstance(error, _NOT_LOAD_ERRORS))
 
 
 class TurkishLanguageDetector:
@@ -162,12 +169,14 @@ class ModelManager(BaseManager):
 
     @property
     def turkish_sentence_model(self) -> SentenceModel:
-        """The Turkish sentence model, loaded. When it cannot be loaded, the English one."""
+        """The Turkish sentence model, loaded. When it cannot be loaded, the English one; an error that may pass (a
+        time-out, a hub that does not answer) is raised.
+        """
         try:
             return self._loaded_model(TURKISH)
-        except ClosedError:
-            raise
         except ModelManagerError as error:
+            if not _is_absent(error):
+                raise
             logger.warning("The Turkish sentence model cannot be loaded, using the English one: %s", error)
             return self.english_sentence_model
 
@@ -269,12 +278,10 @@ class ModelManager(BaseManager):
         slot = self.route(text) if force_turkish is None else TURKISH if force_turkish else ENGLISH
         try:
             vector = self.embed(text, slot)
-        except (InputError, ClosedError):
-            raise
         except ModelManagerError as error:
-            if slot != TURKISH:
+            if slot != TURKISH or not _is_absent(error):
                 raise
-            logger.warning("The Turkish sentence model failed, using the English one: %s", error)
+            logger.warning("The Turkish sentence model cannot be loaded, using the English one: %s", error)
             vector = self.embed(text, ENGLISH)
         numbers: list[float] = vector.tolist()
         return numbers
@@ -359,9 +366,7 @@ class ModelManager(BaseManager):
             if self.config.use_huggingface:
                 names.append(GENERATOR)
         else:
-            wanted = [models] if isinstance(models, str | ModelType) else models
-            if not hasattr(wanted, "__iter__"):
-                raise type_error("models", "slots", models)
+            wanted = an_iterable("models", [models] if isinstance(models, str | ModelType) else models, "slots")
             names = [model.value if isinstance(model, ModelType) else model for model in wanted]
         for name in names:
             try:

@@ -23,6 +23,25 @@ _instances = itertools.count(1)
 _registration = threading.Lock()
 
 
+class _Slot:
+    """The slot of one property of one object, kept among the object's attributes. A copy of the object gets the same
+    attributes, and must not take the slot for its own; a pickled one has none.
+    """
+
+    __slots__ = ("name", "owner")
+
+    def __init__(self, owner: Any, name: str) -> None:
+        self.owner = weakref.ref(owner)
+        self.name = name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_no_slot, ())
+
+
+def _no_slot() -> None:
+    """What is left of a slot in another process, or in a deep copy."""
+
+
 class LazyModel(KindProperty):
     """The property that `lazy_load_model` makes from a method. Its value lives in a slot of a manager."""
 
@@ -38,8 +57,11 @@ class LazyModel(KindProperty):
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         if instance is None:
             return self
-        slot = instance.__dict__.get(self._attribute) or self._register(instance)
-        return self._manager(instance).get(slot)
+        return self._manager(instance).get(self._own_slot(instance) or self._register(instance))
+
+    def _own_slot(self, instance: Any) -> str | None:
+        slot: _Slot | None = instance.__dict__.get(self._attribute)
+        return slot.name if slot is not None and slot.owner() is instance else None
 
     @staticmethod
     def _manager(instance: Any) -> Manager:
@@ -47,7 +69,7 @@ class LazyModel(KindProperty):
 
     def _register(self, instance: Any) -> str:
         with _registration:
-            slot: str | None = instance.__dict__.get(self._attribute)
+            slot = self._own_slot(instance)
             if slot is not None:
                 return slot
             # The manager holds the loader; a strong reference here would keep the instance alive.
@@ -62,7 +84,7 @@ class LazyModel(KindProperty):
                 slot = f"{type(instance).__qualname__}.{self.kind}#{next(_instances)}"
                 Manager.register(manager, slot, loader=loader)
                 weakref.finalize(instance, Manager.unregister, manager, slot).atexit = False
-            instance.__dict__[self._attribute] = slot
+            instance.__dict__[self._attribute] = _Slot(instance, slot)
             return slot
 
 

@@ -6,7 +6,7 @@ the next call loads it again.
 
 from __future__ import annotations
 
-from .._arguments import a_flag, a_manager, a_text, an_int, one_of, type_error, unexpected
+from .._arguments import a_flag, a_manager, a_text, an_int, an_iterable, one_of, type_error, unexpected
 from .._scoring import document_texts
 
 TYPE_CHECKING = False
@@ -79,9 +79,7 @@ class CrossEncoder:
             one_of("activation_fn", activation_fn, _ACTIVATIONS)
         elif activation_fn is not None and not callable(activation_fn):
             raise type_error("activation_fn", "a function or a str", activation_fn)
-        if isinstance(sentences, str) or not hasattr(sentences, "__iter__"):
-            raise TypeError(f"sentences must be pairs [(query, text), ...], not one {type(sentences).__name__}")
-        sentences = list(sentences)
+        sentences = list(an_iterable("sentences", sentences, "pairs [(query, text), ...]"))
         single = len(sentences) == 2 and all(isinstance(text, str) for text in sentences)
         pairs: Any = [sentences] if single else sentences
         for number, pair in enumerate(pairs):

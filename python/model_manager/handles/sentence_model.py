@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
-from .._arguments import a_flag, a_manager, a_text, an_int, argument_error, one_of, type_error
+from .._arguments import a_flag, a_manager, a_text, an_int, an_iterable, argument_error, one_of
 from .._extras import tqdm_class
 
 TYPE_CHECKING = False
@@ -101,9 +101,8 @@ class SentenceModel:
                 f" to embed its texts give {remedy}"
             )
         single = isinstance(sentences, str)
-        if not single and not hasattr(sentences, "__iter__"):
-            raise type_error("sentences", "a str or an iterable of str", sentences)
-        texts = [sentences] if isinstance(sentences, str) else list(sentences)
+        given = [sentences] if isinstance(sentences, str) else sentences
+        texts = list(an_iterable("sentences", given, "a str or an iterable of str"))
         if output_value == "token_embeddings":
             return self._token_states(texts, single, prompt, prompt_name, convert_to_tensor)
         with _Progress(bool(show_progress_bar), len(texts)) as progress:

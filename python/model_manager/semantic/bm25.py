@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .._arguments import a_flag, a_number, a_text, an_int, argument_error, type_error
+from .._arguments import a_flag, a_number, a_text, an_int, an_iterable, argument_error
 from .._extras import extra
 from ..results import SparseVector
 from .terms import check_language, query_terms, terms
@@ -150,9 +150,8 @@ class BM25Index:
         self.language = check_language(language)
         k1, b, _ = _parameters(k1, b, AVERAGE_LENGTH)
         a_flag("stop_words", stop_words)
-        if isinstance(texts, str | bytes) or not hasattr(texts, "__iter__"):
-            raise type_error("texts", "an iterable of str", texts)
-        self.texts = [a_text(f"texts[{index}]", text) for index, text in enumerate(texts)]
+        given = an_iterable("texts", texts, "an iterable of str")
+        self.texts = [a_text(f"texts[{index}]", text) for index, text in enumerate(given)]
         corpus = [terms(text, self.language, stop_words=stop_words) for text in self.texts]
         self._index: Any = None
         if any(corpus):

@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 
     from .._core import Manager
     from .rows import Vectors
+    from .store import Row
 
 _FIRST_ROWS = 64
+_SAME = 0.999
+"""The least cosine of two vectors of a text that are those of one model. Other hardware and batches change less."""
 
 
 class CachedAnswer(NamedTuple):
@@ -48,8 +51,9 @@ class SemanticCache:
 
     Safe for threads. The same text is found without computing a vector. The least recently used entry makes way for a
     new one when the cache is full. With a `path` the entries are in an SQLite file and survive the process; when the
-    model was replaced since, their questions are embedded again. Several processes may use one file; a process sees
-    what others added when it opens the cache.
+    model or its prompt for queries was replaced since, their questions are embedded again. Several processes may use
+    one file; a process sees what others added when it opens the cache, which removes what has expired, and what is
+    more than its `max_entries`, from the file.
     """
 
     def __init__(
@@ -152,7 +156,7 @@ class SemanticCache:
         with self._lock:
             gone = self._insert(key, Stored(answer, now, now), vector)
         if self._store is not None and text is not None:
-            self._store.write(key, text, now, vector, self._embedder.fingerprint, gone)
+            self._store.write(key, text, now, vector, self._embedder.query_fingerprint, gone)
 
     def get_or_compute(self, question: str, compute: Callable[[str], Any], *, scope: str = "") -> Any:
         """The stored answer, else `compute(question)`, which is stored. An exception of `compute` is raised and
@@ -245,15 +249,20 @@ class SemanticCache:
         return np.asarray(prepare(self._embedder.query(question)[None, :], "vector", "cosine")[0])
 
     def _load(self) -> None:
-        """Read the file once. Questions that another model embedded are embedded again, outside of the lock."""
+        """Read the file once, and remove what has expired or is too much from it. Questions that another model, or the
+        same one with another prompt, embedded are embedded again, outside of the lock.
+        """
         if self._loaded:
             return
         with self._loading:
             if self._loaded or self._store is None:
                 return
-            fingerprint = self._embedder.fingerprint
-            rows = self._store.read(self.max_entries)
-            stale = [row for row in rows if row.fingerprint != fingerprint]
+            fingerprint = self._embedder.query_fingerprint
+            rows = self._store.read(self.max_entries, None if self.ttl is None else self._clock() - self.ttl)
+            own = [row for row in rows if row.fingerprint == fingerprint]
+            # A folder of the same name may hold another checkpoint: one question shows whether its vectors differ.
+            changed = bool(own) and not self._is_own(own[-1])
+            stale = rows if changed else [row for row in rows if row.fingerprint != fingerprint]
             if stale:
                 fresh = prepare(self._embedder.queries([row.key[1] for row in stale]), "vectors", "cosine")
                 for row, vector in zip(stale, fresh, strict=True):
@@ -265,6 +274,12 @@ class SemanticCache:
                         self._insert(row.key, Stored(row.answer, row.created, row.used), row.vector)
                 self._evicted = 0
             self._loaded = True
+
+    def _is_own(self, row: Row) -> bool:
+        """Whether the model gives the stored vector of a question."""
+        vector = self._embed(row.key[1])
+        stored = row.vector
+        return stored is not None and stored.shape == vector.shape and float(stored @ vector) >= _SAME
 
     def _live(self, key: tuple[str, str]) -> Stored | None:
         entry = self._entries.get(key)

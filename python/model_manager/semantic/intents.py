@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .._arguments import a_number, a_text, an_int, argument_error, type_error
+from .._arguments import a_number, a_text, an_int, an_iterable, argument_error, type_error
 from .._embedder import Embedder
 from .rows import prepare
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from .._core import Manager
     from .rows import Vectors
@@ -46,7 +46,7 @@ class IntentClassifier:
 
     def __init__(
         self,
-        examples: Mapping[str, Sequence[str]],
+        examples: Mapping[str, Iterable[str]],
         manager: Manager | None = None,
         model: str | None = None,
         *,
@@ -84,12 +84,11 @@ class IntentClassifier:
         self._embedder = Embedder(manager, model)
         self._vectors: Vectors | None = None
 
-    def _add(self, number: int, label: str, texts: Sequence[str]) -> None:
-        if isinstance(texts, str | bytes) or not hasattr(texts, "__iter__"):
-            raise type_error(f"examples[{label!r}]", "a list of texts", texts)
-        if not texts:
+    def _add(self, number: int, label: str, texts: Iterable[str]) -> None:
+        given = list(an_iterable(f"examples[{label!r}]", texts, "a list of texts"))
+        if not given:
             raise argument_error("examples", f"the intent {label!r} has no examples; give it at least one")
-        for text in texts:
+        for text in given:
             if not isinstance(text, str):
                 raise TypeError(f"an example of {label!r} is a {type(text).__name__}, not a str")
             if not text.strip():
@@ -111,9 +110,7 @@ class IntentClassifier:
 
     def predict_many(self, texts: Iterable[str]) -> list[Intent]:
         """The intent of each text, in their order."""
-        if isinstance(texts, str | bytes | Mapping) or not hasattr(texts, "__iter__"):
-            raise type_error("texts", "an iterable of str", texts)
-        asked = list(texts)
+        asked = list(an_iterable("texts", texts, "an iterable of str"))
         for index, text in enumerate(asked):
             if not a_text(f"texts[{index}]", text).strip():
                 raise argument_error("texts", f"texts[{index}] is blank; it has no intent")

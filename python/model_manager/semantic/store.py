@@ -110,13 +110,20 @@ class AnswerStore:
         connection.execute(_TABLE)
         return connection
 
-    def read(self, limit: int) -> list[Row]:
-        """The `limit` entries that were used last, the oldest of them first. A damaged row is left out."""
+    def read(self, limit: int, oldest: float | None) -> list[Row]:
+        """The `limit` entries that were used last, the oldest of them first. A damaged row is left out. Others are
+        removed, and so are entries that were made at `oldest` or before.
+        """
         with self._open() as connection:
-            rows = connection.execute(
-                "SELECT scope, question, answer, created, used, fingerprint, vector FROM answers"
-                " ORDER BY used DESC LIMIT ?",
+            if oldest is not None:
+                connection.execute("DELETE FROM answers WHERE created <= ?", (oldest,))
+            connection.execute(
+                "DELETE FROM answers WHERE (scope, question) NOT IN"
+                " (SELECT scope, question FROM answers ORDER BY used DESC LIMIT ?)",
                 (limit,),
+            )
+            rows = connection.execute(
+                "SELECT scope, question, answer, created, used, fingerprint, vector FROM answers ORDER BY used DESC"
             ).fetchall()
         found = []
         for scope, question, answer, created, used, fingerprint, vector in reversed(rows):

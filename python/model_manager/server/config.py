@@ -33,7 +33,8 @@ class ServedModel:
     Args:
         name: The name in requests, and the ``model`` in answers.
         slot: The manager's slot. None: the slot of the same name.
-        source: The model that the slot loads (see `Manager.register`). None: the slot exists already.
+        source: The model that the slot loads (see `Manager.register`). None: the slot exists already. A slot that
+            exists with another source is refused when the application is made.
         aliases: Further names that clients may use. The first word of the name (`qwen3` of `qwen3-embedding`) is always
             an alias, unless two models have it.
         dimensions: Length of vectors when a request gives none. None: the model's own.

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from .. import tracing
 from .._async import in_thread
 from .._core import Config
+from .._embedder import without_key
 from ..compat import ModelManager
 from ..errors import InputError, ModelManagerError
-from .config import DEFAULT_DIMENSIONS, DEFAULT_SOURCE, ServedModel, ServerConfig
+from .config import DEFAULT_DIMENSIONS, DEFAULT_SOURCE, ServedModel, ServerConfig, default_models
 from .errors import ApiError, unknown_model
 from .hosts import Hosts
 from .prometheus import Metrics, check_shared_folder
@@ -128,6 +129,7 @@ class Service:
     def _register(self) -> None:
         for model in self.config.models:
             if model.key in self.manager.slots():
+                self._check_source(model)
                 continue
             if model.source is None:
                 raise InputError(
@@ -135,6 +137,19 @@ class Service:
                     "register the slot or give ServedModel a source"
                 )
             self.manager.register(model.key, model.source, kind="embedding")
+
+    def _check_source(self, model: ServedModel) -> None:
+        """Refuse a model whose slot holds another one, which would answer in its name."""
+        if model.source is None or self.holds(model.key, model.source):
+            return
+        if model.source == DEFAULT_SOURCE and model in default_models():
+            return  # nobody has named this source: it is for a manager without such a slot
+        there = self.source(model.key)
+        held = "an object of its own" if there is None else repr(there)
+        raise InputError(
+            f"the served model {model.name!r} has the source {without_key(model.source)!r}, and the manager's slot"
+            f" {model.key!r} holds {held}; give ServedModel another slot, or leave its source out to serve that one"
+        )
 
     async def start(self) -> None:
         """Start, inside the event loop that serves the requests."""
@@ -265,10 +280,15 @@ class Service:
         """The embedding model with this public name, alias, source, slot or first word. Raises `ApiError` 404."""
         if not name:
             return self.default
+        found = self._listed(name) or self._listed(name.removesuffix(":latest"))
+        return found or self._unlisted(name)
+
+    def _listed(self, name: str) -> ServedModel | None:
+        """The model of the settings with this name, alias or source."""
         found = self._by_name.get(name)
-        if found is None:
-            found = self._by_name.get(name.removesuffix(":latest")) or self._unlisted(name)
-        return found
+        by_source = found is not None and name not in (found.name, *found.aliases)
+        # The slot may hold another model by now.
+        return None if found is not None and by_source and not self.holds(found.key, name) else found
 
     def _unlisted(self, name: str) -> ServedModel:
         """A slot outside the settings with this name or source, else the only served model with this first word."""
@@ -280,6 +300,19 @@ class Service:
         if by_word is not None:
             return by_word
         raise unknown_model(name, [model.name for model in self.models()])
+
+    def source(self, slot: str) -> str | None:
+        """The source of a slot as it was registered, without its key; None for one with a loader of its own. A model of
+        its fallback chain may have answered.
+        """
+        registered = self.manager._registered.get(slot)
+        if registered is not None:
+            return None if registered[0] is None else without_key(os.fspath(registered[0]))
+        return self.manager.stats()["slots"][slot]["source"]
+
+    def holds(self, slot: str, source: str) -> bool:
+        """Whether the slot exists and has this source."""
+        return slot in self.manager.slots() and self.source(slot) == without_key(source)
 
     def slots(self, kind: Kind) -> dict[str, SlotStatistics]:
         """The manager's slots of one kind, with their state."""

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 METADATA = "model_manager"
 """The key of a collection's metadata that says whose vectors it holds. Qdrant keeps metadata from version 1.16 on."""
 
+CHUNKS = "chunks"
+"""The key of the metadata that says whether the points are chunks."""
+
 KINDS = ("dense", "sparse", "multi")
 """The kinds of vectors, which are also their names in a new collection."""
 REMEDY = "choose another collection, or recreate this one (all its points are lost)"
@@ -167,6 +170,28 @@ def check_identity(collection: str, known: Mapping[str, Any], own: Mapping[str, 
                 f" (vectors of different models cannot be compared): use that model, {REMEDY}, or let reembed fill a"
                 " new collection"
             )
+
+
+def check_division(collection: str, known: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Raise `CollectionError` where whole documents and chunks would be in one collection. A search for the
+    best chunk of each document finds no whole one.
+    """
+    if bool(known.get(CHUNKS)) == bool(own.get(CHUNKS)):
+        return
+    if own.get(CHUNKS):
+        raise whole_documents(collection)
+    raise CollectionError(
+        f"collection {collection!r} holds chunks of documents, by which a search would not find the whole documents of"
+        f" this indexer: give it chunk=, {REMEDY}"
+    )
+
+
+def whole_documents(collection: str) -> CollectionError:
+    """The error for an indexer of chunks where documents are whole."""
+    return CollectionError(
+        f"collection {collection!r} holds whole documents, which a search by this indexer's chunks would not find: make"
+        f" the indexer without chunk, {REMEDY}"
+    )
 
 
 def identity_of(metadata: Mapping[str, Any], kind: str) -> Mapping[str, Any]:

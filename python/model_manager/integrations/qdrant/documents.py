@@ -21,7 +21,9 @@ CONTENT_HASH = "content_hash"
 """The payload field that shows a later run that a document has not changed."""
 OWN_FIELDS = frozenset({"text", "text_length", "word_count", "indexed_at", "original_doc_id", CONTENT_HASH})
 """Payload fields that the indexer sets. They replace metadata of the same names."""
-CHUNK_FIELDS = frozenset({"parent_id", "chunk", "chunks", "chunk_start", "chunk_end"})
+PARENT = "parent_id"
+"""The payload field that the chunks of one document have in common."""
+CHUNK_FIELDS = frozenset({PARENT, "chunk", "chunks", "chunk_start", "chunk_end"})
 """Further payload fields of a chunk: the point of the document's first chunk, number and count, first and last
 character in the document's text.
 """
@@ -70,8 +72,10 @@ class Document:
     """Whether the collection holds an older version."""
     points: list[Point] = field(default_factory=list)
     """Its points: one, or one for each chunk. The first one has the document's own id."""
-    stale: list[str] = field(default_factory=list)
-    """Points of chunks that the older version had and this one has not."""
+    divided: bool = False
+    """Whether it is in chunks, or an older version may be: what is left of other versions is deleted."""
+    same: list[Document] = field(default_factory=list)
+    """Later documents of the input with the same id and content: they are stored if this one is."""
     whole: bool = True
     """False for a stored point, which may be a chunk: it replaces no other points."""
 
@@ -99,7 +103,7 @@ class Document:
                     "text": chunk.text,
                     "text_length": len(chunk.text),
                     "word_count": len(chunk.text.split()),
-                    "parent_id": self.point_id,
+                    PARENT: self.point_id,
                     "chunk": number,
                     "chunks": len(chunks),
                     "chunk_start": chunk.start,

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Mapping, Sized
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..._arguments import an_iterable
 from ..._embedder import Embedder, reranker_for
 from ...compat.chatbot import model_manager
 from ...errors import InputError, TaskError
-from .collection import CollectionError, Wanted, check_names
+from .collection import CHUNKS, CollectionError, Wanted, check_names
 from .connect import DEFAULT_PATH, connect, progress_bar
 from .encoders import Encoders, sparse_encoder, token_encoder
 from .pipeline import OnError, Run
@@ -144,8 +145,8 @@ class QdrantIndexer:
         # This also closes it at the end of the interpreter, where an open embedded Qdrant prints an error.
         self._close = weakref.finalize(self, made.close) if client is None else None
         self._store = Store(made, collection, Backoff() if backoff is None else backoff)
-        self._known: Mapping[str, Any] | None = None
-        """What the collection says of its points, once a search has asked."""
+        self._grouped: bool | None = None
+        """Whether a search returns the best point of each document, once one has asked."""
         self.report = IndexReport()
         """The report of the latest `add_documents`, even if it is running or was interrupted."""
 
@@ -175,7 +176,8 @@ class QdrantIndexer:
 
         Raises:
             CollectionError: The existing one has another dimension or measure, or lacks vectors that this indexer has,
-                or has several that fit and no name is given.
+                or has several that fit and no name is given; or it holds whole documents and this indexer makes chunks,
+                or the reverse.
             StoreError: Qdrant failed.
             TaskError: A model does not make the vectors that it is given for.
             ModelManagerError: The errors of loading the model.
@@ -194,7 +196,7 @@ class QdrantIndexer:
     def _identity(self) -> dict[str, Any]:
         identity = self._encoders.identity()
         if self._chunk:
-            identity["chunks"] = True
+            identity[CHUNKS] = True
         if self._reranker is not None:
             # For the reader: a reranker changes nothing that is stored, so another one may be used.
             identity["rerank"] = self._reranker
@@ -240,6 +242,7 @@ class QdrantIndexer:
                 figures until then.
             CollectionError, StoreError: The collection does not fit or cannot be reached.
             ModelManagerError: The errors of loading the model.
+            TypeError: `documents` is one document, or a frame.
 
         Ctrl-C, or an error while reading the input, ends the run between two requests. No point is half written, and
         `report` has the figures.
@@ -250,8 +253,11 @@ class QdrantIndexer:
             raise InputError(f"batch_size={batch_size}: must be at least 1")
         if on_error not in ("report", "raise"):
             raise InputError(f"on_error={on_error!r}: must be 'report' or 'raise'")
+        an_iterable("documents", documents, "an iterable of documents")
         self.report = report = IndexReport()
-        self.create_collection()
+        fresh = self.create_collection()
+        if self._chunk:
+            self._store.index_parents()
         with progress_bar(progress, len(documents) if isinstance(documents, Sized) else None) as advance:
             run = Run(
                 self._store,
@@ -263,6 +269,7 @@ class QdrantIndexer:
                 advance=advance,
                 split=self._split if self._chunk else None,
                 fingerprint=self._fingerprint(),
+                fresh=fresh,
             )
             before = self._encoders.truncated
             try:
@@ -426,11 +433,10 @@ class QdrantIndexer:
 
     def _nearest(self, query: Query, made: Plan) -> list[SearchHit]:
         try:
-            if self._known is None:
-                self._known = self._store.check(self._wanted(), self._identity())
-            grouped = bool(self._chunk or self._known.get("chunks"))
+            if self._grouped is None:
+                self._grouped = self._ask_grouped()
             request = made.request(self._store.layout, query, embedded=self._store.embedded)
-            points = [] if request is None else self._store.query(request, grouped=grouped)
+            points = [] if request is None else self._store.query(request, grouped=self._grouped)
         except StoreError as error:
             # Only a failed search needs this second request.
             if not error.transient:
@@ -440,6 +446,15 @@ class QdrantIndexer:
                 self._store.check(self._wanted())
             raise
         return SearchHits(SearchHit.of(point) for point in points)
+
+    def _ask_grouped(self) -> bool:
+        """Whether the points are chunks. Raises `CollectionError` where another model made them."""
+        known = self._store.check(self._wanted(), self._identity())
+        if known:
+            return bool(known.get(CHUNKS))
+        if self._chunk:
+            self._store.check_chunks()
+        return bool(self._chunk)
 
     def _texts(self, hits: list[SearchHit]) -> list[str]:
         """The texts of candidates for the reranker."""

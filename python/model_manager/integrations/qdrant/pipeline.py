@@ -90,9 +90,11 @@ class Run:
         advance: Callable[[int], object],
         split: Callable[[str], Sequence[TextChunk]] | None = None,
         fingerprint: str,
+        fresh: bool = False,
         prepare: Callable[[Any, int, str], Document] = prepare,
     ) -> None:
-        """`split` makes the chunks of a text; None: a document is one point. `fingerprint` stands for everything that
+        """`split` makes the chunks of a text; None: a document is one point. `fresh`: nothing else has written to the
+        collection, so that what it has of a document is known. `fingerprint` stands for everything that
         points depend on in addition to the document. `prepare` makes a document of an item of the input, its place and
         the fingerprint, and raises TypeError or ValueError.
         """
@@ -105,9 +107,12 @@ class Run:
         self._advance = advance
         self._fingerprint = fingerprint
         self._split = split
+        self._fresh = fresh
         self._prepare = prepare
         self._position = 0
         self._under_way: deque[_Batch] = deque()
+        self._pending: dict[str, Document] = {}
+        """The latest document under way of each point."""
 
     def index(self, documents: Iterable[Any], batch_size: int) -> None:
         """Index everything. After an exception the collection holds whole points only, and the report is correct."""
@@ -143,10 +148,10 @@ class Run:
     def _changed(self, documents: list[Document]) -> list[Document]:
         """The documents that are new, or differ from the stored or pending ones with the same id."""
         known = self._store.stored([one.point_id for one in documents if one.id is not None])
-        known |= {one.point_id: one.stored for batch in self._under_way for one in batch.documents}
         changed = []
         for one in documents:
-            there = known.get(one.point_id)
+            pending = self._pending.get(one.point_id)
+            there = known.get(one.point_id) if pending is None else pending.stored
             if there is not None and there.has_other_type(one.stored):
                 error = ValueError(
                     f"its id {one.stored.original_doc_id!r} has the point of {there.original_doc_id!r}, which exists"
@@ -156,25 +161,27 @@ class Run:
                 continue
             one.replaces = there is not None and there.content_hash != one.content_hash
             if self._skip_unchanged and there is not None and there.content_hash == one.content_hash:
-                self._report.skipped += 1
-                self._advance(1)
+                if pending is None:
+                    self._skip(one)
+                else:
+                    pending.same.append(one)
             elif self._divide(one, there):
-                known[one.point_id] = one.stored
+                self._pending[one.point_id] = one
                 changed.append(one)
         return changed
 
     def _divide(self, document: Document, there: Stored | None) -> bool:
-        """Make its points, and name those of the stored version that are left over. False if that failed."""
+        """Make its points, and say whether those of other versions may be there. False if that failed."""
         if self._split is not None:
             try:
                 document.split(self._split(document.text))
             except (ModelManagerError, ValueError) as error:
                 self._fail(Failure(document.position, document.id, str(error)), error)
                 return False
-        if not document.whole:
-            return True
-        before = (there.chunks if there is not None else None) or 1
-        document.stale = [document.chunk_id(number) for number in range(len(document.points), before)]
+        if document.whole and document.id is not None:
+            in_chunks = there is not None and there.chunks is not None
+            # An interrupted run may have left chunks without the first one, by which a document is looked up.
+            document.divided = in_chunks or (self._split is not None and not self._fresh)
         return True
 
     def _finish_first(self) -> None:
@@ -230,6 +237,7 @@ class Run:
         try:
             self._write_points([*{one.point_id: (one, row) for one, row in placed}.values()], vectors)
         except StoreError as error:
+            self._fresh = False  # some of the points may be there
             if error.transient or len(documents) == 1:
                 self._fail_all(documents, error)
                 return
@@ -241,23 +249,47 @@ class Run:
         self._report.updated += sum(one.replaces for one in documents)
         self._report.points += points
         self._advance(len(documents))
+        for one in documents:
+            self._settle(one, self._skip)
 
     def _write_points(self, placed: list[tuple[Document, int]], vectors: Columns) -> None:
-        """Write the points of documents whose vectors begin at these rows. A document's first point is written last: it
-        has the hash by which a later run takes the whole document for stored.
+        """Write the points of documents whose vectors begin at these rows.
+
+        A document's first point has the hash by which a later run takes the whole document for stored. That of an older
+        version loses it before anything else changes, and the new one is written last: a run that ends in between
+        leaves no version that counts as stored.
         """
+        divided = [one for one, _ in placed if one.divided]
+        self._store.unmark([one.point_id for one in divided if one.replaces])
         later = [(point, row + number) for one, row in placed for number, point in enumerate(one.points) if number]
         first = [(one.points[0], row) for one, row in placed]
         for part in (later, first):
             if part is first:
-                self._store.remove([stale for one, _ in placed for stale in one.stale])
+                kept = [point.id for one in divided for point in one.points]
+                self._store.remove_rest([one.point_id for one in divided], kept)
             if part:
                 ids, payloads = [point.id for point, _ in part], [point.payload for point, _ in part]
                 self._store.write(ids, vectors.take([row for _, row in part]), payloads)
 
     def _fail_all(self, documents: list[Document], error: Exception) -> None:
+        def fail(document: Document) -> None:
+            self._fail(Failure(document.position, document.id, str(error)), error)
+
         for one in documents:
-            self._fail(Failure(one.position, one.id, str(error)), error)
+            fail(one)
+            self._settle(one, fail)
+
+    def _settle(self, document: Document, report: Callable[[Document], object]) -> None:
+        """Report the documents of the same content, which waited for this one."""
+        if self._pending.get(document.point_id) is document:
+            del self._pending[document.point_id]
+        for one in document.same:
+            report(one)
+        document.same.clear()
+
+    def _skip(self, _document: Document) -> None:
+        self._report.skipped += 1
+        self._advance(1)
 
     def _fail(self, failure: Failure, error: Exception) -> None:
         self._report.failures.append(failure)

@@ -9,7 +9,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .collection import KINDS, CollectionError, Wanted, identity_of
+from .collection import CHUNKS, KINDS, CollectionError, Wanted, identity_of
 from .documents import CONTENT_HASH, OWN_FIELDS, Document, Point, content_hash
 from .pipeline import Run
 from .report import IndexReport
@@ -90,9 +90,9 @@ def reembed(
     if not source.exists():
         raise CollectionError(f"collection {source.collection!r} does not exist: there is nothing to embed again")
     known = source.metadata()
-    identity = {key: value for key, value in identity.items() if key != "chunks"}
-    if known.get("chunks"):
-        identity["chunks"] = True
+    identity = {key: value for key, value in identity.items() if key != CHUNKS}
+    if known.get(CHUNKS):
+        identity[CHUNKS] = True
     new = store.other(target or f"{alias}-{_hash(identity)}")
     current = aliases.get(alias)
     if current not in (None, source.collection, new.collection):
@@ -157,8 +157,8 @@ def _create(source: Store, new: Store, wanted: Wanted, identity: Mapping[str, An
                 f"collection {new.collection!r} exists and was not filled from {source.collection!r}: choose another"
                 " target"
             )
-        return
-    new.prepare(wanted, identity={**identity, SOURCE: source.collection})
+    else:
+        new.prepare(wanted, identity={**identity, SOURCE: source.collection})
     new.copy_payload_indexes(source)
 
 

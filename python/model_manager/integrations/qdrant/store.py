@@ -16,8 +16,18 @@ from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedR
 from ... import tracing
 from ..._embedder import without_key
 from ...errors import InputError, ModelManagerError
-from .collection import METADATA, CollectionError, Layout, Wanted, check_identity, settings
-from .documents import Stored
+from .collection import (
+    CHUNKS,
+    METADATA,
+    CollectionError,
+    Layout,
+    Wanted,
+    check_division,
+    check_identity,
+    settings,
+    whole_documents,
+)
+from .documents import CONTENT_HASH, PARENT, Stored
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -125,19 +135,53 @@ class Store:
 
         `identity` says whose vectors it will hold; a collection keeps it.
         """
-        name = self.collection
         if recreate:
             self._refuse_alias()
-            self._send("delete the collection", lambda: self.client.delete_collection(name))
+            self.drop()
         elif self.exists():
-            self.check(wanted, identity)
-            self._use_write_ahead_log()
+            self._use(wanted, identity)
             return False
+        return self._create(wanted, identity)
+
+    def _create(self, wanted: Wanted, identity: Mapping[str, Any] | None) -> bool:
+        """Create the collection, unless another process does so meanwhile; return whether it was this one."""
         made = settings(wanted, identity)
-        self._send("create the collection", lambda: self.client.create_collection(name, **made))
+        attempts = 0
+
+        def create() -> object:
+            nonlocal attempts
+            attempts += 1
+            return self.client.create_collection(self.collection, **made)
+
+        try:
+            self._send("create the collection", create)
+        except StoreError as error:
+            # It exists. After a second attempt the first one has made it, and only its answer came too late.
+            if error.transient or not self.exists():
+                raise
+            self._use(wanted, identity)
+            return attempts > 1
         self.layout = wanted.layout()
         self._use_write_ahead_log()
         return True
+
+    def _use(self, wanted: Wanted, identity: Mapping[str, Any] | None) -> None:
+        """Prepare for writing to the existing collection. Raises `CollectionError` if it does not fit."""
+        known = self.check(wanted, identity)
+        if identity is not None:
+            self._check_division(known, identity)
+        self._use_write_ahead_log()
+
+    def _check_division(self, known: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+        if known:
+            check_division(self.collection, known, identity)
+        elif identity.get(CHUNKS):
+            self.check_chunks()
+
+    def check_chunks(self) -> None:
+        """Raise `CollectionError` if a point is no chunk. For a collection that does not say what it holds."""
+        if self.count(without=PARENT):
+            raise whole_documents(self.collection)
 
     def _refuse_alias(self) -> None:
         if (real := self.aliases().get(self.collection)) is not None:
@@ -243,6 +287,40 @@ class Store:
         known: Mapping[str, Any] = (getattr(found.config, "metadata", None) or {}).get(METADATA) or {}
         return known
 
+    def unmark(self, point_ids: Sequence[str]) -> None:
+        """Take the hash from points, so that a later run takes no document of theirs for stored. Points that do not
+        exist are skipped.
+        """
+        if point_ids:
+            # By a filter: the server refuses ids that do not exist.
+            chosen = models.Filter(must=[models.HasIdCondition(has_id=list(point_ids))])
+            self._send(
+                "mark points",
+                lambda: self.client.set_payload(self.collection, {CONTENT_HASH: None}, chosen, wait=True),
+            )
+
+    def remove_rest(self, parents: Sequence[str], keep: Sequence[str]) -> None:
+        """Delete all chunks of these documents but the points `keep`."""
+        if parents:
+            own = models.FieldCondition(key=PARENT, match=models.MatchAny(any=list(parents)))
+            kept = models.HasIdCondition(has_id=list(keep))
+            chosen = models.FilterSelector(filter=models.Filter(must=[own], must_not=[kept]))
+            self._send("delete chunks", lambda: self.client.delete(self.collection, chosen, wait=True))
+
+    def index_parents(self) -> None:
+        """Have the server find the chunks of a document without reading all points. An embedded Qdrant has no such
+        indexes.
+        """
+        if self.embedded:
+            return
+        found = self._send("read the indexes", lambda: self.client.get_collection(self.collection))
+        if PARENT not in (found.payload_schema or {}):
+            kind = models.PayloadSchemaType.KEYWORD
+            self._send(
+                "create an index",
+                lambda: self.client.create_payload_index(self.collection, PARENT, kind, wait=True),
+            )
+
     def remove(self, point_ids: Sequence[Any]) -> None:
         """Delete points; those that do not exist are skipped."""
         if point_ids:
@@ -285,7 +363,7 @@ class Store:
         def best() -> list[models.ScoredPoint]:
             if not grouped:
                 return list(self.client.query_points(self.collection, **request).points)
-            found = self.client.query_points_groups(self.collection, group_by="parent_id", group_size=1, **request)
+            found = self.client.query_points_groups(self.collection, group_by=PARENT, group_size=1, **request)
             return sorted((point for group in found.groups for point in group.hits), key=lambda point: -point.score)
 
         return self._send("search", best)

@@ -194,7 +194,9 @@ def _model(service: Service, body: dict[str, Any]) -> tuple[str, str]:
         raise bad_request(f"model must be a string, not {json_kind(name)}", "model")
     plain = name.removesuffix(":latest")
     slots = service.manager.stats()["slots"]
-    if plain == RERANKER or name == service.manager.config.reranker_model:
+    # The built-in slot appears with its first use, unless it was registered with another model.
+    source = service.manager.config.reranker_model
+    if plain == RERANKER or (name == source and (RERANKER not in slots or service.holds(RERANKER, source))):
         return name, RERANKER
     for slot, state in slots.items():
         if plain == slot or (state["kind"] in _KINDS and name in (slot, state["source"])):
