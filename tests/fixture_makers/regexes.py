@@ -17,9 +17,11 @@ PATTERNS = (
     *(rf"[x[:^{name}:]]+" for name in CLASSES),
     *(r"\w", r"\W", r"[\w]", r"[^\w\s]+", r"[\W_]", r"\w+|[^\w\s]+", r"\bx", r"x\b", r"\Bx", r"\b\w+\b"),
     *("^x", "x$", "^", "$", r"\s+$", r"^\s+|\s+$", r"\Ax", r"x\z", r"x\Z", "(?m).x", "(?m:.x)|(?-m:x.)", "(?mi)X."),
-    *("[]x]+", "[^]x]+", "[x^$]+", r"[\^$]", "[x-]", r"[\]x]", r"[a-z&&[^x]]", r"x{,2}", "(?i)k", "(?i)[a-z]+", "(?i:'s|'t|'re|'ll)"),
+    *("[]x]+", "[^]x]+", "[x^$]+", r"[\^$]", "[x-]", r"[\]x]", r"[a-z&&[^x]]", r"x{,2}", "(?i)k", "(?i)[a-z]+"),
+    "(?i:'s|'t|'re|'ll)",
     *(r"\p{L}+", r"\P{L}", r"\p{N}{1,3}", r"[\p{L}\p{M}]+", r"\h+", "(?<=x).", "(?<!x).", "(?>x+)x", "(?=x)", "."),
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     r" ?[^(\s|[.,!?…。，、।۔،])]+",
 )  # fmt: skip
 
@@ -29,7 +31,8 @@ REFUSED = (r"\pL", r"[\pL]", "(?i)ss", "(?i:Straße|strasse)", "(?x) x", "[[:let
 
 def _texts() -> list[str]:
     """Characters of every kind between letters, alone and in runs; lines."""
-    odd = [*range(0x250), *range(0x250, 0x3100, 37), *range(0x3100, 0x20000, 977), 0x200B, 0x200C, 0x200D, 0x2028, 0xFEFF]
+    hidden = (0x200B, 0x200C, 0x200D, 0x2028, 0xFEFF)
+    odd = [*range(0x250), *range(0x250, 0x3100, 37), *range(0x3100, 0x20000, 977), *hidden]
     characters = [chr(code) for code in odd if not 0xD800 <= code < 0xE000]
     lines = ["x\nx", "\nx\n", "x\r\nx \n", "", "\n", "x", "  x  \n  x  ", "x x\n\nxx'S it'll K\u212a ſtraße\n"]
     return ["".join(f"x{c}" for c in characters) + "x", "".join(characters), *lines]

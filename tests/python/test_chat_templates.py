@@ -206,7 +206,7 @@ def test_several_templates_without_a_default_are_refused(make_writer, tmp_path):
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text()) if path.exists() else {}
     path.write_text(json.dumps({**settings, "chat_template": [{"name": "rag", "template": "x"}]}))
-    with pytest.raises(InvalidFileError, match='"default"; it has .*"rag"'):
+    with pytest.raises(InvalidFileError, match=r'"default"; it has .*"rag"'):
         make_writer(generator_model=str(folder)).apply_chat_template([USER])
 
 
@@ -214,7 +214,8 @@ def test_arguments_of_transformers_that_change_the_result_are_refused(llama):
     plain = ours(llama, "x{{ messages|length }}")
     off = {"tokenize": False, "return_dict": False, "return_tensors": None, "continue_final_message": False}
     assert ours(llama, "x{{ messages|length }}", **off) == plain
-    for name, value in [("continue_final_message", True), ("tokenize", True), ("return_tensors", "pt"), ("max_length", 9)]:
+    refused = {"continue_final_message": True, "tokenize": True, "return_tensors": "pt", "max_length": 9}
+    for name, value in refused.items():
         with pytest.raises(ArgumentError, match=f"{name}={value!r} is not supported"):
             ours(llama, "x", **{name: value})
 
