@@ -406,7 +406,13 @@ mod tests {
                 assert_eq!(split(&writer, text), expected, "{text}");
             }
         }
-        assert_eq!(split(&file(None, "llama"), "1234 12"), "1234 Ġ 12");
+        assert_eq!(split(&file(None, "gpt2"), "1234 12"), "1234 Ġ 12");
+        // Others split in ways of their own, which such a file does not say.
+        for architecture in OTHER_SPLITS {
+            let (_folder, gguf) = open(&file(None, architecture));
+            let error = tokenizer(&gguf).err().unwrap().to_string();
+            assert!(error.contains("tokenizer.ggml.pre") && error.contains(architecture), "{error}");
+        }
     }
 
     /// A file whose tokens are the byte alphabet, then `words` of the types `kinds`.
