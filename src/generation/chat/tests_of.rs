@@ -97,18 +97,16 @@ pub(super) fn test(
             ),
         },
         // Values with a length and items by key.
-        "sequence" => match value {
-            value => matches!(
-                value,
-                Value::Undefined(_)
-                    | Value::Text(_)
-                    | Value::Markup(_)
-                    | Value::List(_)
-                    | Value::Tuple(_)
-                    | Value::Dict(_)
-                    | Value::Range(..)
-            ),
-        },
+        "sequence" => matches!(
+            value,
+            Value::Undefined(_)
+                | Value::Text(_)
+                | Value::Markup(_)
+                | Value::List(_)
+                | Value::Tuple(_)
+                | Value::Dict(_)
+                | Value::Range(..)
+        ),
         "callable" => match value {
             Value::Object(at) => {
                 matches!(
