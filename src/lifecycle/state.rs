@@ -16,7 +16,7 @@ use super::phase::{AcquireStep, Flight, LockedSlot, Phase, Ready, longer};
 use super::policy::AdaptivePolicy;
 use super::residency::{Loaded, Residency};
 use super::tracker::Record;
-use super::wait_graph::Waiting;
+use super::wait_graph::GraphedWait;
 use crate::size::size_text;
 use crate::sync::{Mutex, spawn, thread};
 use crate::{Error, Result};
@@ -173,7 +173,7 @@ impl<T: ?Sized + Send + Sync + 'static> SlotState<T> {
     ///
     /// # Errors
     /// [`Error::Loader`] when the caller is a load that this slot's load waits for.
-    pub(super) fn waits(&self) -> Result<Option<Waiting<'_>>> {
+    pub(super) fn waits(&self) -> Result<Option<GraphedWait<'_>>> {
         self.context.wait_graph.wait(&self.name).map_err(|path| {
             let path: Vec<_> = path.iter().map(|slot| format!("{slot:?}")).collect();
             let reason = format!("loaders wait for each other: {}", path.join(" needs "));

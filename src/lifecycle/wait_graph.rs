@@ -8,44 +8,44 @@ use crate::sync::thread::ThreadId;
 
 /// The loads of a manager, and the models that their threads wait for. A cheap-clone handle: clones are the same graph.
 #[derive(Debug, Clone, Default)]
-pub struct WaitGraph(Arc<Mutex<Vec<Load>>>);
+pub struct WaitGraph(Arc<Mutex<Vec<RunningLoad>>>);
 
 /// A load in progress. It waits for at most one model at a time.
 #[derive(Debug)]
-struct Load {
+struct RunningLoad {
     thread: ThreadId,
     slot: Arc<str>,
     waits_for: Option<Arc<str>>,
 }
 
 /// A load is in the graph until this is dropped.
-pub(super) struct Loading<'a> {
+pub(super) struct GraphedLoad<'a> {
     graph: &'a WaitGraph,
     thread: ThreadId,
 }
 
 /// A load waits until this is dropped.
-pub(super) struct Waiting<'a> {
+pub(super) struct GraphedWait<'a> {
     graph: &'a WaitGraph,
     thread: ThreadId,
 }
 
 impl WaitGraph {
     /// Adds the load of `slot` on this thread.
-    pub(super) fn load(&self, thread: ThreadId, slot: &Arc<str>) -> Loading<'_> {
-        self.0.lock().push(Load { thread, slot: Arc::clone(slot), waits_for: None });
-        Loading { graph: self, thread }
+    pub(super) fn load(&self, thread: ThreadId, slot: &Arc<str>) -> GraphedLoad<'_> {
+        self.0.lock().push(RunningLoad { thread, slot: Arc::clone(slot), waits_for: None });
+        GraphedLoad { graph: self, thread }
     }
 
     /// The caller is about to wait for `slot`. `None` unless the caller is a load.
     ///
     /// # Errors
     /// The slots whose loads would wait for each other, from the caller's back to it.
-    pub(super) fn wait(&self, slot: &Arc<str>) -> Result<Option<Waiting<'_>>, Vec<Arc<str>>> {
+    pub(super) fn wait(&self, slot: &Arc<str>) -> Result<Option<GraphedWait<'_>>, Vec<Arc<str>>> {
         let thread = caller();
         let mut loads = self.0.lock();
         // A load that asks for its own slot is refused there.
-        let other = |load: &Load| load.thread == thread && load.slot != *slot;
+        let other = |load: &RunningLoad| load.thread == thread && load.slot != *slot;
         let Some(own) = loads.iter().position(other) else { return Ok(None) };
         let mut path = vec![Arc::clone(&loads[own].slot)];
         let mut next = Some(slot);
@@ -55,21 +55,21 @@ impl WaitGraph {
             if seen {
                 return Err(path);
             }
-            let waits = |load: &&Load| load.slot == *slot && load.waits_for.is_some();
+            let waits = |load: &&RunningLoad| load.slot == *slot && load.waits_for.is_some();
             next = loads.iter().find(waits).and_then(|load| load.waits_for.as_ref());
         }
         loads[own].waits_for = Some(Arc::clone(slot));
-        Ok(Some(Waiting { graph: self, thread }))
+        Ok(Some(GraphedWait { graph: self, thread }))
     }
 }
 
-impl Drop for Loading<'_> {
+impl Drop for GraphedLoad<'_> {
     fn drop(&mut self) {
         self.graph.0.lock().retain(|load| load.thread != self.thread);
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for GraphedWait<'_> {
     fn drop(&mut self) {
         let mut loads = self.graph.0.lock();
         if let Some(own) = loads.iter_mut().find(|load| load.thread == self.thread) {

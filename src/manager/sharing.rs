@@ -11,7 +11,7 @@ use crate::remote::{Address, Health};
 use crate::sync::Mutex;
 
 /// A loaded model, and its charge to the budget: `None` where it takes no memory of its own here.
-pub(super) type Shared = (Arc<EncoderBackend>, Option<Arc<Charge>>);
+pub(super) type ChargedBackend = (Arc<EncoderBackend>, Option<Arc<Charge>>);
 
 /// A model as the slots share it: it stays as long as one of them has it.
 #[derive(Default)]
@@ -22,7 +22,7 @@ struct SharedModel {
 
 impl SharedModel {
     /// `None` unless it is loaded, and charged as it was.
-    fn upgrade(&self) -> Option<Shared> {
+    fn upgrade(&self) -> Option<ChargedBackend> {
         let charge = self.charge.as_ref().map(|charge| charge.upgrade().ok_or(())).transpose().ok()?;
         Some((self.backend.upgrade()?, charge))
     }
@@ -38,8 +38,8 @@ impl SharedModels {
     pub(super) fn get_or_load(
         &self,
         identity: &Arc<str>,
-        load: impl FnOnce() -> Result<Shared>,
-    ) -> Result<Shared> {
+        load: impl FnOnce() -> Result<ChargedBackend>,
+    ) -> Result<ChargedBackend> {
         let cell = Arc::clone(self.0.lock().entry(Arc::clone(identity)).or_default());
         let mut model = cell.lock();
         if let Some(shared) = model.upgrade() {

@@ -1,5 +1,6 @@
 //! The keyword `cache` of `Manager.register`, and reports of the tiers.
 
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict, PyString};
 
@@ -39,7 +40,8 @@ pub(super) fn options(value: Option<&Bound<'_, PyAny>>) -> PyResult<CacheOptions
                 options.size = Some(size?);
             }
             "policy" => {
-                let name = value.extract::<Utf8>().map_err(|_| wrong("policy", "a name", &value))?;
+                let name =
+                    value.extract::<Utf8>().map_err(|error| wrong_or(error, "policy", "a name", &value))?;
                 options.policy = Some(Policy::parse("cache policy", &name).or_raise(py)?);
             }
             "ttl" => {
@@ -57,7 +59,7 @@ pub(super) fn options(value: Option<&Bound<'_, PyAny>>) -> PyResult<CacheOptions
             }
             "tiers" if !value.is_instance_of::<PyString>() => {
                 let names: Vec<Utf8> =
-                    value.extract().map_err(|_| wrong("tiers", "a list of names", &value))?;
+                    value.extract().map_err(|error| wrong_or(error, "tiers", "a list of names", &value))?;
                 if let Some(wrong) = names.iter().map(|name| &**name).find(|name| !TIERS.contains(name)) {
                     let reason = format!("there is no cache tier {wrong:?}; there are {}", TIERS.join(", "));
                     return Err(to_py(py, &Error::argument("cache", reason)));
@@ -78,6 +80,11 @@ pub(super) fn options(value: Option<&Bound<'_, PyAny>>) -> PyResult<CacheOptions
 fn wrong(name: &str, expected: &str, value: &Bound<'_, PyAny>) -> PyErr {
     let kind = value.get_type().name().map_or_else(|_| "this".to_owned(), |kind| kind.to_string());
     wrong_type(value.py(), "cache", format!("cache {name} must be {expected}, not {kind}"))
+}
+
+/// The same for `error`, unless the type is right: half a character is no text.
+fn wrong_or(error: PyErr, name: &str, expected: &str, value: &Bound<'_, PyAny>) -> PyErr {
+    if error.is_instance_of::<PyTypeError>(value.py()) { wrong(name, expected, value) } else { error }
 }
 
 /// The tiers by name.

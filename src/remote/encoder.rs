@@ -45,7 +45,7 @@ impl RemoteEncoder {
             return Err(Error::Closed);
         }
         let answer =
-            link.embed(&[PROBE], None, &mut Loading(closing)).map_err(|failure| match failure.error {
+            link.embed(&[PROBE], None, &mut LoadCaller(closing)).map_err(|failure| match failure.error {
                 Error::Cancelled => Error::Closed,
                 error => error,
             })?;
@@ -227,9 +227,9 @@ fn is_wanted(queue: &Queue<Arc<str>>, text: &Arc<str>) -> bool {
 }
 
 /// The load of a model, as the only caller of its one request.
-struct Loading<'a>(&'a StopFlag);
+struct LoadCaller<'a>(&'a StopFlag);
 
-impl Callers for Loading<'_> {
+impl Callers for LoadCaller<'_> {
     fn pause(&mut self, pause: Duration) -> bool {
         self.0.pause(pause)
     }

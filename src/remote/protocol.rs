@@ -23,13 +23,13 @@ pub(super) enum EncodingFormat {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Answer {
     /// By text: its vector, which is finite, or why it has none. All vectors have the same length.
-    pub(super) rows: Vec<Row>,
+    pub(super) rows: Vec<AnswerRow>,
     /// Tokens that the server read for all texts together, when it reports them.
     pub(super) tokens: Option<u64>,
 }
 
 /// What a text has in an answer. One bad row says nothing about the others.
-pub(super) type Row = Result<Vec<f32>, Defect>;
+pub(super) type AnswerRow = Result<Vec<f32>, Defect>;
 
 impl Answer {
     /// Dimensions; `None` when no text has a vector.
@@ -151,7 +151,7 @@ fn count(value: &Value) -> Option<u64> {
 }
 
 /// The numbers of a row, if they are a vector.
-fn checked(Embedding(row): Embedding) -> Row {
+fn checked(Embedding(row): Embedding) -> AnswerRow {
     if row.is_empty() {
         return Err(Defect::Malformed("it has a vector without dimensions".into()));
     }
@@ -159,7 +159,7 @@ fn checked(Embedding(row): Embedding) -> Row {
 }
 
 /// Rows in the order of their numbers; without any, in their own.
-fn arrange(rows: Vec<(Option<usize>, Row)>, texts: usize) -> Result<Vec<Row>, Defect> {
+fn arrange(rows: Vec<(Option<usize>, AnswerRow)>, texts: usize) -> Result<Vec<AnswerRow>, Defect> {
     let malformed = |reason: String| Err(Defect::Malformed(reason));
     if rows.len() != texts {
         return malformed(format!("it has {} vectors for {texts} texts", rows.len()));
@@ -170,7 +170,7 @@ fn arrange(rows: Vec<(Option<usize>, Row)>, texts: usize) -> Result<Vec<Row>, De
     {
         return malformed(format!("it has vectors of {width} and of {odd} dimensions"));
     }
-    let mut arranged: Vec<Option<Row>> = vec![None; texts];
+    let mut arranged: Vec<Option<AnswerRow>> = vec![None; texts];
     for (place, (number, row)) in rows.into_iter().enumerate() {
         let number = number.unwrap_or(place);
         match arranged.get_mut(number) {
@@ -472,7 +472,7 @@ mod tests {
         fn any_order_of_rows_is_put_right(order in Just((0..20usize).collect::<Vec<_>>()).prop_shuffle()) {
             let data: Vec<_> = order.iter().map(|&n| json!({"index": n, "embedding": [n, -(n as f32)]})).collect();
             let answer = openai(&json!({"data": data}).to_string(), 20).unwrap();
-            let expected: Vec<Row> = (0..20).map(|n| Ok(vec![n as f32, -(n as f32)])).collect();
+            let expected: Vec<AnswerRow> = (0..20).map(|n| Ok(vec![n as f32, -(n as f32)])).collect();
             prop_assert_eq!(answer.rows, expected);
         }
     }

@@ -179,7 +179,9 @@ fn floats(operator: Binary, x: f64, y: f64) -> TemplateResult<Value> {
         Binary::Div => x / y,
         Binary::Mod => modulo(),
         Binary::FloorDiv => {
-            let quotient = (x - modulo()) / y;
+            // As Python's `float_floor_div`.
+            let rest = x % y;
+            let quotient = (x - rest) / y - f64::from(rest != 0.0 && (rest < 0.0) != (y < 0.0));
             let floor = quotient.floor();
             match quotient {
                 0.0 => 0.0_f64.copysign(x / y),

@@ -11,7 +11,7 @@ use super::long::Bounds;
 use super::pairs::Encoded;
 use super::tokenizer::Tokenizer;
 // The interpreter of templates knows no model.
-use crate::generation::TemplateSources;
+use crate::generation::chat::templates::TemplateSources;
 use crate::generation::chat::{ChatTemplate, Conversation, MORE_TOKENS, Problem, SPECIAL_TOKENS, Value};
 use crate::models::json::read_json;
 use crate::models::keys::refusal;

@@ -214,12 +214,8 @@ def flag(body: Mapping[str, Any], name: str, default: bool = False) -> bool:
     return value
 
 
-#: Clients read numbers of 64 bits, and JSON is written with them.
-_LARGEST = 2**63 - 1
-
-
-def whole(body: dict[str, Any], name: str, least: int | None = None) -> int | None:
-    """A whole number; None without it. Raises `ApiError` 400 for other values, and for numbers below `least`."""
+def whole(body: dict[str, Any], name: str, least: int | None = None, most: int | None = None) -> int | None:
+    """A whole number; None without it. Raises `ApiError` 400 for other values, and for numbers out of bounds."""
     value = body.get(name)
     if value is None:
         return None
@@ -228,6 +224,6 @@ def whole(body: dict[str, Any], name: str, least: int | None = None) -> int | No
     if not isinstance(value, int) or isinstance(value, bool) or (least is not None and value < least):
         limit = "" if least is None else f" of at least {least}"
         raise bad_request(f"{name} must be a whole number{limit}", name)
-    if abs(value) > _LARGEST:
-        raise bad_request(f"{name} must be a whole number of at most {_LARGEST}", name)
+    if most is not None and value > most:
+        raise bad_request(f"{name} must be a whole number of at most {most}", name)
     return value

@@ -42,7 +42,7 @@ _REASONING: dict[str, tuple[str, ...]] = {
 def core_parameters(body: dict[str, Any]) -> dict[str, Any]:
     """Keyword arguments of `Manager.submit_generation`. Raises `ApiError` 400 for what is not supported."""
     params = parameters(body)
-    if (most := whole(body, "max_output_tokens", 1)) is not None:
+    if (most := whole(body, "max_output_tokens", 1, _LARGEST)) is not None:
         params["max_new_tokens"] = min(most, MAX_TOKENS)
     return params
 
@@ -63,6 +63,10 @@ def effort(body: Mapping[str, Any]) -> str | None:
     return found
 
 
+#: The answer repeats numbers, which clients read with 64 bits.
+_LARGEST = 2**63 - 1
+
+
 def repeated(body: dict[str, Any], temperature: float) -> dict[str, Any]:
     """What the answer repeats of the request, with the values of fields that were left out.
 
@@ -81,7 +85,7 @@ def repeated(body: dict[str, Any], temperature: float) -> dict[str, Any]:
         "background": False,
         "instructions": body.get("instructions"),
         "max_output_tokens": whole(body, "max_output_tokens", 1),
-        "max_tool_calls": whole(body, "max_tool_calls", 0),
+        "max_tool_calls": whole(body, "max_tool_calls", 0, _LARGEST),
         "metadata": _metadata(body),
         "parallel_tool_calls": flag(body, "parallel_tool_calls", default=True),
         "previous_response_id": None,
