@@ -19,7 +19,7 @@ use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, SplitDelimiterBehavior};
 
 use super::gguf_merges as merges;
-use super::gguf_words::{CONTROL, UNKNOWN, invalid, scores, unigram, word_piece};
+use super::gguf_words::{CONTROL, UNKNOWN, USER_DEFINED, invalid, scores, unigram, word_piece};
 use super::model::Inner;
 use crate::models::formats::gguf::{Gguf, GgufValue};
 use crate::{Error, Result};
@@ -36,9 +36,6 @@ const O200K: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\
 
 /// How Falcon splits runs of digits, after marks, words and digits.
 const THREE_DIGITS: &str = "[0-9][0-9][0-9]";
-
-/// A type of `tokenizer.ggml.token_type`.
-pub(super) const USER_DEFINED: i128 = 4;
 
 /// Tokens that end an answer, whatever the file calls its end of text and whatever type it gives them: as llama.cpp
 /// recognizes them.

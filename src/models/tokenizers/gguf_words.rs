@@ -16,7 +16,6 @@ use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{Model as _, NormalizedString, Normalizer as _, SplitDelimiterBehavior};
 
 use super::charsmap;
-use super::gguf::USER_DEFINED;
 use super::model::{Inner, TokenModel};
 use super::pieces::Pieces;
 use super::pipeline::guarded;
@@ -32,6 +31,7 @@ use crate::{Error, Result};
 const NORMAL: i128 = 1;
 pub(super) const UNKNOWN: i128 = 2;
 pub(super) const CONTROL: i128 = 3;
+pub(super) const USER_DEFINED: i128 = 4;
 /// A piece that stands for one byte.
 const BYTE: i128 = 6;
 /// What a normalizer is tried on: letters with marks, wide forms, and what lies beyond 16 bits.
