@@ -70,7 +70,7 @@ def a_number(name: str, given: Any) -> float:
 
 def an_iterable(name: str, given: Any, takes: str) -> Iterable[Any]:
     """`given`, if it is an iterable of several items. Of a text, bytes, a mapping or a frame one gets characters,
-    numbers, keys and names of columns, which nobody means.
+    numbers, keys and names of columns, which are not meant.
     """
     remedy = ""
     if isinstance(given, str | bytes | bytearray | memoryview):

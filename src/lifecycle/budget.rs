@@ -34,7 +34,7 @@ pub struct Charge {
     passing: bool,
 }
 
-/// Idle slots that hold one charge, and nobody else does: unloading all of them gives it back.
+/// All the slots that hold one charge, each of them idle: unloading all of them gives it back.
 struct Holders<S> {
     slots: Vec<(S, Idle)>,
     charge: HeldCharge,

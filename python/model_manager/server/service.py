@@ -143,7 +143,7 @@ class Service:
         if model.source is None or self.holds(model.key, model.source):
             return
         if model.source == DEFAULT_SOURCE and model in default_models():
-            return  # nobody has named this source: it is for a manager without such a slot
+            return  # the default source: it is for a manager without such a slot
         there = self.source(model.key)
         held = "an object of its own" if there is None else repr(there)
         raise InputError(
