@@ -227,7 +227,7 @@ impl TextModel {
             let further =
                 |key: &&str| Some((key.to_string(), gguf.text(&format!("{TEMPLATE}.{key}"))?.to_owned()));
             let others = FURTHER_TEMPLATES.iter().filter_map(further).collect();
-            ChatTemplates::new(name, &TemplateSources { usual: usual.into(), others }, &special_tokens)
+            ChatTemplates::new(name, &TemplateSources { usual: Ok(usual.into()), others }, &special_tokens)
         });
         let weights = config.weights(files)?;
         let network = Network::load(&config, &weights, format, target)?;
@@ -321,7 +321,9 @@ fn log_unused(model: &str, generation: &Value) {
 /// `tokenizer.json`, or GPT-2's `vocab.json` and `merges.txt`.
 fn tokenizer(files: &ModelFiles) -> Result<Inner> {
     if let Some(path) = files.beside_weights("tokenizer.json") {
-        return Ok(file::read(&path)?.0);
+        let (mut inner, _) = file::read(&path)?;
+        added_tokens::follow(&mut inner, files, &TokenizerConfig::read(files)?)?;
+        return Ok(inner);
     }
     let missing = |file: &str| Error::MissingFile {
         model: files.model.clone(),

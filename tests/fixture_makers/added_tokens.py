@@ -1,4 +1,4 @@
-"""What transformers makes of the files that add tokens to a BERT vocabulary without a `tokenizer.json`."""
+"""What transformers makes of files that add tokens: to a BERT vocabulary alone, and to a `tokenizer.json`."""
 
 import json
 import shutil
@@ -43,21 +43,47 @@ def cases(size: int) -> dict[str, dict[str, Any]]:
     }
 
 
+def cases_over_json(size: int) -> dict[str, dict[str, Any]]:
+    """Name → what `tokenizer_config.json` says, next to a `tokenizer.json` whose vocabulary has `size` pieces."""
+    word = described("drug", special=False, normalized=True, single_word=True)
+    own = described("[MASK]", single_word=True)
+    return {
+        "none": {},
+        "described": {"added_tokens_decoder": {str(size): described("[DRUG]"), str(size + 1): word}},
+        "described otherwise": {"added_tokens_decoder": {"4": own}, "mask_token": "[MASK]"},
+        "named": {"eos_token": "the"},
+        "named by an object": {"eos_token": {**described("the"), "single_word": True, "__type": "AddedToken"}},
+        "additional": {"additional_special_tokens": ["the", "is"]},
+        "extra": {"extra_special_tokens": ["the"]},
+    }
+
+
+def _ids(tokenizer: Any, folder: Path, files: dict[str, Any]) -> list[int]:
+    for file, content in files.items():
+        (folder / file).write_text(json.dumps(content), encoding="utf-8")
+    return tokenizer.from_pretrained(str(folder))(TEXT)["input_ids"]
+
+
 def make(fixtures: Path) -> None:
-    """Writes the ids of every case, on the vocabulary of the fixture `bert_bin`."""
-    from transformers import BertTokenizer
+    """Writes the ids of every case, on the vocabulary of the fixture `bert_bin` and on the file of `bert_cls`."""
+    from transformers import BertTokenizer, PreTrainedTokenizerFast
 
     source = fixtures / "bert_bin"
     size = len((source / "vocab.txt").read_text(encoding="utf-8").splitlines())
     settings = json.loads((source / "tokenizer_config.json").read_text(encoding="utf-8"))
     versions = {name: VERSIONS[name] for name in ("transformers", "tokenizers")}
-    made = []
+    made, over_json = [], []
     for name, files in cases(size).items():
         files = {**files, "tokenizer_config.json": {**settings, **files.get("tokenizer_config.json", {})}}
         with tempfile.TemporaryDirectory() as folder:
             shutil.copy(source / "vocab.txt", folder)
-            for file, content in files.items():
-                (Path(folder) / file).write_text(json.dumps(content), encoding="utf-8")
-            ids = BertTokenizer.from_pretrained(folder)(TEXT)["input_ids"]
-        made.append({"name": name, "files": files, "ids": ids})
-    write_json(fixtures / "text" / "added_tokens.json", {"versions": versions, "text": TEXT, "cases": made})
+            made.append({"name": name, "files": files, "ids": _ids(BertTokenizer, Path(folder), files)})
+    source = fixtures / "bert_cls" / "tokenizer.json"
+    size = len(json.loads(source.read_text(encoding="utf-8"))["model"]["vocab"])
+    for name, config in cases_over_json(size).items():
+        files = {"tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", **config}}
+        with tempfile.TemporaryDirectory() as folder:
+            shutil.copy(source, folder)
+            over_json.append({"name": name, "files": files, "ids": _ids(PreTrainedTokenizerFast, Path(folder), files)})
+    made = {"versions": versions, "text": TEXT, "cases": made, "over_json": over_json}
+    write_json(fixtures / "text" / "added_tokens.json", made)

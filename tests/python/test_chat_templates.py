@@ -199,15 +199,34 @@ def test_of_several_templates_tools_and_names_choose(make_writer, tmp_path, plac
     assert manager.apply_chat_template([USER], chat_template="no name") == "no name"
 
 
-def test_several_templates_without_a_default_are_refused(make_writer, tmp_path):
+def test_several_templates_without_a_default_serve_calls_that_take_another(make_writer, tmp_path):
     folder = tmp_path / "several"
     shutil.copytree(FIXTURES / "llama", folder)
     (folder / "chat_template.jinja").unlink(missing_ok=True)
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps({**settings, "chat_template": [{"name": "rag", "template": "x"}]}))
-    with pytest.raises(InvalidFileError, match=r'"default"; it has .*"rag"'):
-        make_writer(generator_model=str(folder)).apply_chat_template([USER])
+    named = [{"name": name, "template": NAMED[name]} for name in ("rag", "tool_use")]
+    path.write_text(json.dumps({**settings, "chat_template": named}))
+    manager = make_writer(generator_model=str(folder))
+    assert manager.generate("Merhaba", max_new_tokens=2, do_sample=False) is not None
+    assert manager.apply_chat_template([USER], chat_template="rag") == "with documents"
+    assert manager.apply_chat_template([USER], tools=[TOOL]) == "with 1 tools"
+    for conversation in (lambda: manager.apply_chat_template([USER]), lambda: manager.chat([USER])):
+        with pytest.raises(InvalidFileError, match=r'"default"; it has .*"rag"'):
+            conversation()
+
+
+def test_a_template_that_reads_parts_alone_gets_the_texts(make_writer, tmp_path):
+    folder = tmp_path / "parts"
+    shutil.copytree(FIXTURES / "llama", folder)
+    template = "{% for m in messages %}{% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}"
+    (folder / "chat_template.jinja").write_text(template + "{% endif %}{% endfor %}{% endfor %}")
+    manager = make_writer(generator_model=str(folder))
+    part = {"role": "user", "content": [{"type": "text", "text": USER["content"]}]}
+    assert manager.apply_chat_template([USER]) == manager.apply_chat_template([part]) == USER["content"]
+    options = {"max_new_tokens": 4, "do_sample": False}
+    expected = manager.generate(USER["content"], **options)
+    assert manager.chat([USER], **options) == manager.chat([part], **options) == expected
 
 
 def test_arguments_of_transformers_that_change_the_result_are_refused(llama):

@@ -25,6 +25,7 @@ mod names;
 mod numbers;
 mod operators;
 mod parser;
+mod parts;
 mod percent;
 mod pieces;
 mod problem;
@@ -38,14 +39,15 @@ mod text;
 mod text_filters;
 mod value;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use ast::Body;
 pub use problem::Problem;
-use problem::ProblemKind;
+use problem::{ProblemKind, TemplateResult};
 use value::Dict;
 pub use value::Value;
 
+use crate::models::tokenizers::config::SPECIAL_TOKENS;
 use crate::{Error, Result};
 
 /// The format of DialoGPT, for GPT-2 models without a template: each message is followed by end-of-text.
@@ -54,9 +56,6 @@ pub const TURNS_TEMPLATE: &str =
 
 /// Variables of every template that the call and the model set.
 const CALL: [&str; 2] = ["messages", "add_generation_prompt"];
-/// Special tokens that a model may name.
-pub(crate) const SPECIAL_TOKENS: [&str; 7] =
-    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 /// The list of further ones.
 pub(crate) const MORE_TOKENS: &str = "additional_special_tokens";
 
@@ -109,6 +108,9 @@ pub struct ChatTemplate {
     /// The variables that it reads and callers may set, in the order of the alphabet.
     reads: Vec<Arc<str>>,
     thinks: bool,
+    /// Whether it may read a message as a list of parts alone, and whether it does, once a conversation asked.
+    may_want_parts: bool,
+    wants_parts: OnceLock<bool>,
     model: String,
     tokens: Vec<(Arc<str>, Value)>,
 }
@@ -140,7 +142,13 @@ impl ChatTemplate {
         };
         let thinks = ["<think>", "</think>"].iter().any(|marker| source.contains(marker))
             || reads.iter().any(|name| &**name == "enable_thinking");
-        Self { body, reads, thinks, model: model.into(), tokens }
+        let (may_want_parts, wants_parts) = (source.contains(parts::TEXT), OnceLock::new());
+        Self { body, reads, thinks, may_want_parts, wants_parts, model: model.into(), tokens }
+    }
+
+    /// One that refuses every conversation with `error`.
+    pub fn refused(model: &str, error: Error) -> Self {
+        Self { body: Err(error), ..Self::new(model, "", Vec::new()) }
     }
 
     /// The variables that it reads and callers may set, in the order of the alphabet.
@@ -176,6 +184,9 @@ impl ChatTemplate {
 
     /// The prompt for a conversation.
     ///
+    /// A template that reads messages as lists of parts alone, and would lose plain texts in silence, gets each text as
+    /// a list of one part.
+    ///
     /// # Errors
     /// [`Error::Input`] when there are no messages, or the template refuses them or fails, in its own words;
     /// [`Error::Unsupported`] when it does not compile, uses what this crate does not have or reaches one of the
@@ -185,12 +196,22 @@ impl ChatTemplate {
             return Err(Error::Input("messages is empty: a chat needs at least one".into()));
         }
         let body = self.body.as_ref().map_err(Clone::clone)?;
-        let variables = self.variables(conversation).map_err(|problem| self.refused(&problem))?;
-        let rendered = on_own_stack(|| render::render(body, &variables))?;
-        rendered.map_err(|problem| self.refused(&problem))
+        on_own_stack(|| self.render_within(body, conversation))?.map_err(|problem| self.problem(&problem))
     }
 
-    fn variables(&self, conversation: &Conversation) -> problem::TemplateResult<Dict> {
+    fn render_within(&self, body: &Body, conversation: &Conversation) -> TemplateResult<String> {
+        let render = |messages: &Value| {
+            let variables = self.variables(messages, conversation)?;
+            render::render(body, &variables)
+        };
+        let in_parts = || *self.wants_parts.get_or_init(|| parts::are_wanted(&render));
+        if self.may_want_parts && parts::has_texts(&conversation.messages) && in_parts() {
+            return render(&parts::of_texts(&conversation.messages)?);
+        }
+        render(&conversation.messages)
+    }
+
+    fn variables(&self, messages: &Value, conversation: &Conversation) -> TemplateResult<Dict> {
         let mut dict = Dict::default();
         let mut budget = limits::RenderBudget::new();
         let mut set = |name: &Arc<str>, value: &Value| {
@@ -204,12 +225,12 @@ impl ChatTemplate {
         for (name, value) in &conversation.variables {
             set(name, value)?;
         }
-        set(&"messages".into(), &conversation.messages)?;
+        set(&"messages".into(), messages)?;
         set(&"add_generation_prompt".into(), &Value::Bool(conversation.add_generation_prompt))?;
         Ok(dict)
     }
 
-    fn refused(&self, problem: &Problem) -> Error {
+    fn problem(&self, problem: &Problem) -> Error {
         let reason = located(problem);
         match problem.kind {
             ProblemKind::Limit => Error::Unsupported {

@@ -3,15 +3,18 @@
 use std::sync::Arc;
 
 use super::{ChatTemplate, Conversation, Value};
+use crate::Result;
 
 /// The name of the template for conversations with tools, where a model has several.
 const WITH_TOOLS: &str = "tool_use";
+/// The name of the usual one, where a model has several.
+pub(crate) const DEFAULT: &str = "default";
 
 /// The sources of a model's templates.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct TemplateSources {
-    /// That of usual conversations.
-    pub usual: String,
+    /// That of usual conversations, or why there is none: only a conversation that takes it needs it.
+    pub usual: Result<String>,
     /// The others, by name.
     pub others: Vec<(String, String)>,
 }
@@ -27,7 +30,7 @@ pub struct ChatTemplates {
 impl TemplateSources {
     /// A single template.
     pub fn of(usual: impl Into<String>) -> Self {
-        Self { usual: usual.into(), others: Vec::new() }
+        Self { usual: Ok(usual.into()), others: Vec::new() }
     }
 }
 
@@ -36,7 +39,11 @@ impl ChatTemplates {
     pub fn new(model: &str, sources: &TemplateSources, tokens: &[(Arc<str>, Value)]) -> Self {
         let compile = |source: &str| ChatTemplate::new(model, source, tokens.to_vec());
         let others = sources.others.iter().map(|(name, source)| (name.clone(), compile(source)));
-        Self { usual: compile(&sources.usual), others: others.collect() }
+        let usual = match &sources.usual {
+            Ok(source) => compile(source),
+            Err(error) => ChatTemplate::refused(model, error.clone()),
+        };
+        Self { usual, others: others.collect() }
     }
 
     /// That of usual conversations.
@@ -53,7 +60,7 @@ impl ChatTemplates {
 
     /// The one of this name, where there are several.
     pub fn named(&self, name: &str) -> Option<&ChatTemplate> {
-        if name == "default" && !self.others.is_empty() {
+        if name == DEFAULT && !self.others.is_empty() {
             return Some(&self.usual);
         }
         self.others.iter().find(|(own, _)| own == name).map(|(_, template)| template)
@@ -68,7 +75,7 @@ mod tests {
     fn tools_and_names_choose_among_several() {
         let source = |text: &str| format!("{text} {{{{ messages[0].content }}}}");
         let others = ["tool_use", "rag"].map(|name| (name.to_owned(), source(name))).to_vec();
-        let several = ChatTemplates::new("m", &TemplateSources { usual: source("usual"), others }, &[]);
+        let several = ChatTemplates::new("m", &TemplateSources { usual: Ok(source("usual")), others }, &[]);
         let one = ChatTemplates::new("m", &TemplateSources::of(source("usual")), &[]);
         let mut conversation = Conversation::of(&[("user", "hi")]).unwrap();
         let rendered = |templates: &ChatTemplates, of: &Conversation| templates.of(of).render(of).unwrap();

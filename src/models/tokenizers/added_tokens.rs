@@ -1,15 +1,17 @@
 //! Tokens that a model's files add to its vocabulary: `added_tokens_decoder` in `tokenizer_config.json`, or
-//! `added_tokens.json` with `special_tokens_map.json`. Read only where no `tokenizer.json` holds them already.
+//! `added_tokens.json` with `special_tokens_map.json` where there is no `tokenizer.json`.
 //!
 //! As in transformers, a token that the vocabulary lacks gets the next free id, in the order of the ids in the file.
 
-use std::path::Path;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
-use tokenizers::AddedToken;
+use tokenizers::{AddedToken, NormalizedString, Normalizer as _};
 
-use super::config::{TokenizerConfig, added_token};
+use super::config::{SPECIAL_TOKENS, TokenizerConfig, added_token};
 use super::model::Inner;
+use super::pipeline::guarded;
 use crate::models::json::read_json;
 use crate::models::manifest::ModelFiles;
 use crate::{Error, Result};
@@ -31,50 +33,99 @@ pub(crate) fn add(
     own: Vec<AddedToken>,
     plain_special: bool,
 ) -> Result<()> {
-    let mut tokens = Vec::new();
-    let from = if let Some(decoder) = settings.object("added_tokens_decoder") {
-        let path = files.transformer.join("tokenizer_config.json");
-        for (id, entry) in decoder {
-            tokens.push((number(&path, id, &Value::String(id.clone()))?, described(&path, id, entry)?));
-        }
-        Some(path)
+    if settings.object(DECODER).is_some() {
+        add_described(tokenizer, files, settings)?;
     } else if let Some(path) = files.beside_weights("added_tokens.json") {
         let added: Map<String, Value> = read_json(&path)?;
-        for (token, id) in added {
+        let tokens = added.into_iter().map(|(token, id)| {
             let id = number(&path, &token, &id)?;
-            let added = AddedToken::from(token, plain_special);
-            tokens.push((id, added));
-        }
-        Some(path)
-    } else {
-        None
-    };
-    let failed = |path: &Path, error: tokenizers::Error| invalid(path, &error.to_string());
-    if let Some(path) = from {
-        if tokens.len() > MOST {
-            return Err(invalid(&path, &format!("it adds {} tokens; at most {MOST} are read", tokens.len())));
-        }
-        if let Some((_, long)) = tokens.iter().find(|(_, token)| token.content.len() > LONGEST) {
-            let length = long.content.len();
-            return Err(invalid(
-                &path,
-                &format!("it adds a token of {length} bytes; at most {LONGEST} are read"),
-            ));
-        }
-        tokens.sort_by_key(|(id, _)| *id);
-        let wanted: Vec<(u64, String)> =
-            tokens.iter().map(|(id, token)| (*id, token.content.clone())).collect();
-        tokenizer.add_tokens(tokens.into_iter().map(|(_, token)| token)).map_err(|e| failed(&path, e))?;
-        for (id, token) in wanted {
-            let given = tokenizer.token_to_id(&token);
-            if given.map(u64::from) != Some(id) {
-                log::warn!("{}: the token {token:?} has the id {given:?}, not {id}", path.display());
-            }
+            Ok((id, AddedToken::from(token, plain_special)))
+        });
+        add_all(tokenizer, &path, tokens.collect::<Result<_>>()?)?;
+    }
+    let path = config_path(files);
+    let named = own.into_iter().chain(settings.additional());
+    tokenizer.add_special_tokens(named).map_err(|e| invalid(&path, &e.to_string()))?;
+    Ok(())
+}
+
+/// Puts what `tokenizer_config.json` says of added tokens over `tokenizer.json`, as transformers does: those that it
+/// describes otherwise or alone, and special tokens that the vocabulary has as plain pieces. A special token without an
+/// id in any file is left out: the model has no row for it.
+///
+/// # Errors
+/// As [`add`].
+pub(crate) fn follow(tokenizer: &mut Inner, files: &ModelFiles, settings: &TokenizerConfig) -> Result<()> {
+    add_described(tokenizer, files, settings)?;
+    let added = tokenizer.get_added_vocabulary().get_vocab();
+    let named = SPECIAL_TOKENS.iter().filter_map(|name| settings.token(name)).chain(settings.additional());
+    let named: Vec<_> = named
+        .filter(|token| {
+            !added.contains_key(&token.content) && tokenizer.token_to_id(&token.content).is_some()
+        })
+        .map(|token| AddedToken { special: true, ..token })
+        .collect();
+    let path = config_path(files);
+    tokenizer.add_tokens(named).map_err(|e| invalid(&path, &e.to_string()))?;
+    Ok(())
+}
+
+/// The added tokens by their ids.
+const DECODER: &str = "added_tokens_decoder";
+
+fn config_path(files: &ModelFiles) -> PathBuf {
+    files.transformer.join("tokenizer_config.json")
+}
+
+fn add_described(tokenizer: &mut Inner, files: &ModelFiles, settings: &TokenizerConfig) -> Result<()> {
+    let path = config_path(files);
+    let entries = settings.object(DECODER).into_iter().flatten().map(|(id, entry)| {
+        Ok((number(&path, id, &Value::String(id.clone()))?, described(&path, id, entry)?))
+    });
+    add_all(tokenizer, &path, entries.collect::<Result<_>>()?)
+}
+
+fn add_all(tokenizer: &mut Inner, path: &Path, mut tokens: Vec<(u64, AddedToken)>) -> Result<()> {
+    if tokens.len() > MOST {
+        return Err(invalid(path, &format!("it adds {} tokens; at most {MOST} are read", tokens.len())));
+    }
+    if let Some((_, long)) = tokens.iter().find(|(_, token)| token.content.len() > LONGEST) {
+        let length = long.content.len();
+        return Err(invalid(path, &format!("it adds a token of {length} bytes; at most {LONGEST} are read")));
+    }
+    tokens.sort_by_key(|(id, _)| *id);
+    let wanted: Vec<(u64, String)> = tokens.iter().map(|(id, token)| (*id, token.content.clone())).collect();
+    let added = tokenizer.add_tokens(tokens.into_iter().map(|(_, token)| token));
+    added.map_err(|e| invalid(path, &e.to_string()))?;
+    for (id, token) in wanted {
+        let given = tokenizer.token_to_id(&token);
+        if given.map(u64::from) != Some(id) {
+            log::warn!("{}: the token {token:?} has the id {given:?}, not {id}", path.display());
         }
     }
-    let named = settings.additional();
-    let path = files.transformer.join("tokenizer_config.json");
-    tokenizer.add_special_tokens(own.into_iter().chain(named)).map_err(|e| failed(&path, e))?;
+    check_distinct(tokenizer, path)
+}
+
+/// Refuses two added tokens that a normalizer makes the same text: which of them a text gets would be chance.
+///
+/// # Errors
+/// [`Error::InvalidFile`] naming both.
+pub(super) fn check_distinct(tokenizer: &Inner, path: &Path) -> Result<()> {
+    let Some(normalizer) = tokenizer.get_normalizer() else { return Ok(()) };
+    let mut forms = HashMap::new();
+    let added = tokenizer.get_added_vocabulary().get_added_tokens_decoder();
+    for token in added.values().filter(|token| token.normalized) {
+        let mut form = NormalizedString::from(token.content.as_str());
+        guarded(|| normalizer.normalize(&mut form)).map_err(|e| invalid(path, &e.to_string()))?;
+        if let Some(other) = forms.insert(form.get().to_owned(), &token.content) {
+            let (one, other) = (other.min(&token.content), other.max(&token.content));
+            let reason = format!(
+                "its added tokens {one:?} and {other:?} are one text for its normalizer, so none is sure to be found: \
+                 remove one, or set \"normalized\": false for both"
+            );
+            return Err(invalid(path, &reason));
+        }
+    }
     Ok(())
 }
 

@@ -11,10 +11,9 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokenizers::{AddedToken, TokenizerBuilder};
 
-use super::charsmap;
 use super::compact::CompactModel;
 use super::model::{Inner, TokenModel};
-use super::oniguruma;
+use super::{added_tokens, charsmap, oniguruma};
 use crate::compute::memory::Buffer;
 use crate::models::manifest::metadata;
 use crate::{Error, Result};
@@ -41,10 +40,12 @@ pub(crate) fn read(path: &Path) -> Result<(Inner, Buffer)> {
     let mut bytes = Buffer::zeroed(length as usize)?;
     let read = File::open(path).and_then(|mut file| file.read_exact(bytes.as_mut_slice()));
     read.map_err(|e| Error::io(path, "read", &e))?;
-    match compact(bytes.as_slice()) {
-        Some(inner) => Ok((inner, bytes)),
-        None => Ok((of_crate(path, bytes.as_slice())?, bytes)),
-    }
+    let inner = match compact(bytes.as_slice()) {
+        Some(inner) => inner,
+        None => of_crate(path, bytes.as_slice())?,
+    };
+    added_tokens::check_distinct(&inner, path)?;
+    Ok((inner, bytes))
 }
 
 /// White space of JSON.

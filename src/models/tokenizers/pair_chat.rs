@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use serde_json::Value as Json;
 
-use super::config::TokenizerConfig;
+use super::config::{SPECIAL_TOKENS, TokenizerConfig};
 use super::long::Bounds;
 use super::pairs::Encoded;
 use super::tokenizer::Tokenizer;
 // The interpreter of templates knows no model.
-use crate::generation::chat::templates::TemplateSources;
-use crate::generation::chat::{ChatTemplate, Conversation, MORE_TOKENS, Problem, SPECIAL_TOKENS, Value};
+use crate::generation::chat::templates::{DEFAULT, TemplateSources};
+use crate::generation::chat::{ChatTemplate, Conversation, MORE_TOKENS, Problem, Value};
 use crate::models::json::read_json;
 use crate::models::keys::refusal;
 use crate::models::manifest::{ModelFiles, SENTENCE_CONFIGS};
@@ -64,7 +64,7 @@ impl PairChat {
     /// [`Error::Unsupported`] when the template does not render both texts, or a setting is not known here.
     pub fn load(files: &ModelFiles, judges: bool, model_type: &str) -> Result<Option<Self>> {
         let settings = TokenizerConfig::read(files)?;
-        let source = template_sources(files, &settings)?.map(|sources| sources.usual);
+        let source = template_sources(files, &settings)?.map(|sources| sources.usual).transpose()?;
         let (path, saved) = match SENTENCE_CONFIGS.iter().find_map(|name| files.beside_weights(name)) {
             Some(path) => (path.clone(), read_json(&path)?),
             None => (files.root.clone(), Json::Null),
@@ -253,7 +253,7 @@ pub(crate) const FURTHER_TEMPLATES: [&str; 2] = ["tool_use", "rag"];
 /// The chat templates of a model's own, if it has any: files, or entries of its `tokenizer_config.json`.
 ///
 /// # Errors
-/// [`Error::Io`] when a file cannot be read; [`Error::InvalidFile`] for several of which none is the default.
+/// [`Error::Io`] when a file cannot be read.
 pub(crate) fn template_sources(
     files: &ModelFiles,
     settings: &TokenizerConfig,
@@ -266,7 +266,7 @@ pub(crate) fn template_sources(
                 others.push((name.to_owned(), read(&path)?));
             }
         }
-        return Ok(Some(TemplateSources { usual: read(&path)?, others }));
+        return Ok(Some(TemplateSources { usual: Ok(read(&path)?), others }));
     }
     let value = settings.value("chat_template");
     let Some(entries) = value.as_array().filter(|entries| !entries.is_empty()) else {
@@ -275,12 +275,15 @@ pub(crate) fn template_sources(
     let named =
         |entry: &Json| Some((entry["name"].as_str()?.to_owned(), entry["template"].as_str()?.to_owned()));
     let mut others: Vec<_> = entries.iter().filter_map(named).collect();
-    let Some(usual) = others.iter().position(|(name, _)| name == "default") else {
-        let names: Vec<_> = others.iter().map(|(name, _)| name.as_str()).collect();
-        let reason = format!("none of its chat templates is called \"default\"; it has {names:?}");
-        return Err(Error::invalid_file(files.transformer.join("tokenizer_config.json"), reason));
+    let usual = match others.iter().position(|(name, _)| name == DEFAULT) {
+        Some(at) => Ok(others.remove(at).1),
+        None => {
+            let names: Vec<_> = others.iter().map(|(name, _)| name.as_str()).collect();
+            let reason = format!("none of its chat templates is called {DEFAULT:?}; it has {names:?}");
+            Err(Error::invalid_file(files.transformer.join("tokenizer_config.json"), reason))
+        }
     };
-    Ok(Some(TemplateSources { usual: others.remove(usual).1, others }))
+    Ok(Some(TemplateSources { usual, others }))
 }
 
 /// The special tokens that `tokenizer_config.json` names, and the end of text.

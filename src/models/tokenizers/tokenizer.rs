@@ -17,7 +17,7 @@ use super::long::{self, Bounds, Keep};
 use super::pair_template::PairTemplate;
 pub(crate) use super::pipeline::guarded;
 use super::pipeline::{Inner, Pipeline};
-use super::{file, gguf, wordpiece};
+use super::{added_tokens, file, gguf, wordpiece};
 use crate::models::formats::gguf::Gguf;
 use crate::models::manifest::{Missing, ModelFiles};
 use crate::{Error, Result};
@@ -46,6 +46,7 @@ impl Tokenizer {
         if let Some(path) = files.beside_weights("tokenizer.json") {
             let (mut inner, _) = file::read(&path)?;
             follow(&settings, &mut inner).map_err(|e| invalid(&path, &e.to_string()))?;
+            added_tokens::follow(&mut inner, files, &settings)?;
             return Self::prepare(&path, inner, &settings, lower_case);
         }
         if let Some(path) = files.beside_weights("vocab.txt") {

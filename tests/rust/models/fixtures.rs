@@ -340,25 +340,55 @@ fn vectors_of_a_batch_are_the_same_on_every_instruction_set() {
     }
 }
 
-/// A folder with `vocab.txt` and no `tokenizer.json`, whose other files add tokens.
+/// Folders whose other files add tokens to a `vocab.txt`, or to a `tokenizer.json`.
 #[test]
 fn added_tokens_are_those_of_transformers() {
     let read =
         |path: PathBuf| -> serde_json::Value { serde_json::from_slice(&fs::read(path).unwrap()).unwrap() };
     let reference = read(fixture("text").join("added_tokens.json"));
     let text = reference["text"].as_str().unwrap();
-    let cases = reference["cases"].as_array().unwrap();
-    assert_eq!(cases.len(), 9);
-    for case in cases {
-        let folder = tempfile::tempdir().unwrap();
-        for name in ["vocab.txt", "config.json", "pytorch_model.bin"] {
-            fs::copy(fixture("bert_bin").join(name), folder.path().join(name)).unwrap();
+    let of_vocabulary = ["vocab.txt", "config.json", "pytorch_model.bin"];
+    let of_json = ["tokenizer.json", "config.json", "model.safetensors"];
+    for (kind, source, count, own) in
+        [("cases", "bert_bin", 9, of_vocabulary), ("over_json", "bert_cls", 7, of_json)]
+    {
+        let cases = reference[kind].as_array().unwrap();
+        assert_eq!(cases.len(), count, "{kind}");
+        for case in cases {
+            let folder = tempfile::tempdir().unwrap();
+            for name in own {
+                fs::copy(fixture(source).join(name), folder.path().join(name)).unwrap();
+            }
+            for (name, content) in case["files"].as_object().unwrap() {
+                fs::write(folder.path().join(name), content.to_string()).unwrap();
+            }
+            let files = ModelFiles::open("added", folder.path()).unwrap();
+            let ids = Tokenizer::load(&files, false).unwrap().encode(text, 512).unwrap();
+            assert_eq!(serde_json::json!(ids), case["ids"], "{kind}: {}", case["name"]);
         }
-        for (name, content) in case["files"].as_object().unwrap() {
-            fs::write(folder.path().join(name), content.to_string()).unwrap();
-        }
-        let files = ModelFiles::open("added", folder.path()).unwrap();
-        let ids = Tokenizer::load(&files, false).unwrap().encode(text, 512).unwrap();
-        assert_eq!(serde_json::json!(ids), case["ids"], "{}", case["name"]);
     }
+}
+
+#[test]
+fn added_tokens_that_normalize_to_one_text_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        fs::copy(fixture("bert_cls").join(name), folder.path().join(name)).unwrap();
+    }
+    let mut json: serde_json::Value =
+        serde_json::from_slice(&fs::read(fixture("bert_cls").join("tokenizer.json")).unwrap()).unwrap();
+    let plain = |id: u32, content: &str| {
+        serde_json::json!({
+            "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": true, "special": false,
+        })
+    };
+    json["normalizer"] = serde_json::json!({"type": "Lowercase"});
+    let next = json["model"]["vocab"].as_object().unwrap().len() as u32;
+    let added = json["added_tokens"].as_array_mut().unwrap();
+    added.extend([plain(next, "<URL>"), plain(next + 1, "<url>")]);
+    fs::write(folder.path().join("tokenizer.json"), json.to_string()).unwrap();
+    let files = ModelFiles::open("added", folder.path()).unwrap();
+    let error = Tokenizer::load(&files, false).map(drop).unwrap_err().to_string();
+    assert!(error.contains("\"<URL>\" and \"<url>\" are one text"), "{error}");
 }

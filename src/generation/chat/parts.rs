@@ -1,0 +1,97 @@
+//! Templates of models that read pictures as well, which know the content of a message as a list of parts alone, such as
+//! `{"type": "text", "text": "Merhaba"}`. Jinja reads the keys of a text's characters as undefined: without an error,
+//! the prompt would hold none of it.
+
+use std::sync::Arc;
+
+use super::problem::TemplateResult;
+use super::value::Value;
+
+/// The key of a part's text: a template without this word reads no parts.
+pub(super) const TEXT: &str = "text";
+
+/// Whether a template puts texts into the prompt as parts, and not as they are.
+pub(super) fn are_wanted(render: &dyn Fn(&Value) -> TemplateResult<String>) -> bool {
+    // Whether the prompt depends on the text. A template that refuses a text in one form may take it in the other.
+    let reaches = |form: &dyn Fn(&Value) -> TemplateResult<Value>| -> TemplateResult<bool> {
+        let prompt = |text: &str| render(&form(&user(text)?)?);
+        Ok(prompt("alpha")? != prompt("charlie")?)
+    };
+    !reaches(&|messages| Ok(messages.clone())).unwrap_or(false) && reaches(&of_texts).unwrap_or(false)
+}
+
+/// Whether a message has a text for its content.
+pub(super) fn has_texts(messages: &Value) -> bool {
+    let (Value::List(messages) | Value::Tuple(messages)) = messages else { return false };
+    messages.items.iter().any(|message| content(message).is_some())
+}
+
+/// These messages, with each text as a list of one part.
+pub(super) fn of_texts(messages: &Value) -> TemplateResult<Value> {
+    let (Value::List(items) | Value::Tuple(items)) = messages else { return Ok(messages.clone()) };
+    let message = |message: &Value| match (message, content(message)) {
+        (Value::Dict(dict), Some(text)) => {
+            let part = Value::dict([entry("type", TEXT), entry(TEXT, text.clone())])?;
+            let parts = Value::list(vec![part])?;
+            let entries = dict.entries().iter().map(|(key, value)| match key.as_text().map(|key| &**key) {
+                Some(CONTENT) => (key.clone(), parts.clone()),
+                _ => (key.clone(), value.clone()),
+            });
+            Value::dict(entries)
+        }
+        _ => Ok(message.clone()),
+    };
+    Value::list(items.items.iter().map(message).collect::<TemplateResult<_>>()?)
+}
+
+const CONTENT: &str = "content";
+
+fn content(message: &Value) -> Option<&Arc<str>> {
+    let Value::Dict(message) = message else { return None };
+    message.get_text(CONTENT)?.as_text()
+}
+
+fn user(text: &str) -> TemplateResult<Value> {
+    Value::list(vec![Value::dict([entry("role", "user"), entry(CONTENT, text)])?])
+}
+
+fn entry(key: &str, value: impl Into<Arc<str>>) -> (Value, Value) {
+    (Value::text(key), Value::text(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{ChatTemplate, Conversation};
+
+    /// That of SmolVLM, in short.
+    const OF_PARTS: &str = "{% for message in messages %}{{ message.role }}:{% for line in message.content %}\
+        {% if line['type'] == 'text' %}{{ line['text'] }}{% elif line['type'] == 'image' %}<image>{% endif %}\
+        {% endfor %};{% endfor %}";
+
+    #[test]
+    fn texts_reach_a_template_that_reads_parts_alone() {
+        let rendered = |source: &str| {
+            let conversation = Conversation::of(&[("user", "Merhaba"), ("assistant", "Selam")]).unwrap();
+            ChatTemplate::new("m", source, Vec::new()).render(&conversation).unwrap()
+        };
+        assert_eq!(rendered(OF_PARTS), "user:Merhaba;assistant:Selam;");
+        for as_they_are in [
+            "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}{{ m.content[0].text }}{% endif %} {% endfor %}",
+            "{% for m in messages %}{{ m.content }}{# text #} {% endfor %}",
+        ] {
+            assert_eq!(rendered(as_they_are), "Merhaba Selam ");
+        }
+        // Neither form reaches this prompt.
+        assert_eq!(rendered("text of {{ messages | length }}"), "text of 2");
+    }
+
+    #[test]
+    fn a_template_that_refuses_texts_gets_parts() {
+        let source = "{% if messages[0].content is string %}{{ raise_exception('parts, please') }}{% endif %}\
+            {{ messages[0].content[0].text }}";
+        let template = ChatTemplate::new("m", source, Vec::new());
+        let of = |text| template.render(&Conversation::of(&[("user", text)]).unwrap()).unwrap();
+        assert_eq!(of("Merhaba"), "Merhaba");
+        assert_eq!(of("İyi günler"), "İyi günler");
+    }
+}
