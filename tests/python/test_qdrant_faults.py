@@ -218,10 +218,27 @@ def test_a_queue_that_is_full_for_a_while(make_manager, make_indexer, fake, monk
             raise OverloadedError("the queue is full")
         return embed(texts, *arguments, **options)
 
+    indexer = make_indexer(fake, manager=manager)
+    indexer.create_collection()
     monkeypatch.setattr(manager, "submit", full_submit)
     monkeypatch.setattr(manager, "embed", full_embed)
-    report = make_indexer(fake, manager=manager).add_documents(documents(4))
+    report = indexer.add_documents(documents(4))
     assert (report.indexed, report.failed) == (indexed, 4 - indexed)
+
+
+def test_a_queue_that_is_full_when_the_collection_is_made(make_manager, make_indexer, fake, monkeypatch):
+    manager = make_manager()
+    embed, left = manager.embed, [3]
+
+    def full_embed(texts, *arguments, **options):
+        if left[0]:
+            left[0] -= 1
+            raise OverloadedError("the queue is full")
+        return embed(texts, *arguments, **options)
+
+    monkeypatch.setattr(manager, "embed", full_embed)
+    assert make_indexer(fake, manager=manager).create_collection()
+    assert fake.settings["metadata"]["model_manager"]["probe"]["vectors"]
 
 
 def test_a_server_that_refuses_is_not_asked_again(make_manager, make_indexer, fake):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import shutil
 import threading
 from types import SimpleNamespace
 
@@ -13,8 +15,11 @@ import pytest
 from conftest import FIXTURES, run_python
 from model_manager.errors import InputError
 from model_manager.integrations.qdrant import Backoff, CollectionError, IndexReport, QdrantIndexer, StoreError, point_id
+from model_manager.integrations.qdrant.probe import differs, probe_of
+from model_manager.results import SparseVector
 from qdrant_client import QdrantClient, models
 from qdrants import SLOT, FakeClient, documents
+from safetensors.numpy import load_file, save_file
 
 
 def stored(client, collection="notes"):
@@ -104,10 +109,64 @@ def test_points_that_something_else_wrote_are_replaced(make_indexer, embedded):
     assert "old" not in stored(embedded)["d0"].payload
 
 
+def test_other_weights_of_the_same_name_are_refused(make_manager, make_indexer, embedded, tmp_path):
+    """Two folders of one name, in which everything but the weights is equal; and one that is a copy."""
+    folders = [tmp_path / name / "model" for name in ("old", "copy", "new")]
+    for folder in folders:
+        shutil.copytree(FIXTURES / "bert_plain", folder)
+    file = folders[2] / "model.safetensors"
+    weights = load_file(file)
+    name = next(name for name in weights if name.endswith("word_embeddings.weight"))
+    save_file({**weights, name: np.ascontiguousarray(weights[name][::-1])}, file)
+    manager = make_manager()
+    old, copy, new = (
+        functools.partial(make_indexer, embedded, manager=manager, model=str(folder)) for folder in folders
+    )
+    old().add_documents(documents(3))
+    assert copy().add_documents(documents(3)).skipped == 3
+    message = (
+        r"holds dense vectors of other weights of .*model' \(for one text the cosine is 0\.\d+\): use those weights"
+    )
+    for use in (lambda: new().add_documents(documents(3)), lambda: new().search("a question")):
+        with pytest.raises(CollectionError, match=message):
+            use()
+    # A collection of an earlier version says nothing of that.
+    metadata = embedded._client.collections["notes"].config.metadata["model_manager"]
+    assert metadata.pop("probe")
+    assert new().search("a question")
+    done = new().reembed("notes-live", target="notes-2")
+    assert not done.done, "without a probe nothing tells them apart"
+
+
+@pytest.mark.parametrize(("stored", "used", "fits"), [("float32", "int8", True), ("int4", "float32", True)])
+def test_other_numbers_of_the_same_weights_fit(make_manager, make_indexer, embedded, stored, used, fits):
+    manager = make_manager()
+    for dtype in (stored, used):
+        manager.register(dtype, str(FIXTURES / "bert_plain"), dtype=dtype)
+    make_indexer(embedded, manager=manager, model=stored).add_documents(documents(3))
+    assert bool(make_indexer(embedded, manager=manager, model=used).search("document number 1")) is fits
+
+
+def test_probes_of_every_kind():
+    known = {"engine": "model_manager", "dtype": "float32"}
+    sparse = [SparseVector(np.array([3, 9], np.uint32), np.array([1.0, 2.0], np.float32))]
+    other = [SparseVector(np.array([3, 8], np.uint32), np.array([1.0, 2.0], np.float32))]
+    assert probe_of(known, sparse)["vectors"] == [{"3": 1.0, "9": 2.0}]
+    assert differs(probe_of(known, sparse), probe_of(known, sparse)) is None
+    assert differs(probe_of(known, sparse), probe_of(known, other)) == pytest.approx(0.2)
+    tokens = np.arange(6.0, dtype=np.float32).reshape(3, 2)
+    assert probe_of(known, [tokens])["vectors"] == [{"0": 0.0, "1": 1.0}]
+    near = [{"0": 1.0, "1": 0.2}], [{"0": 1.0, "1": 0.0}]
+    fine, coarse = ({"coarse": value, "vectors": near[0]} for value in (False, True))
+    assert differs(fine, {"coarse": False, "vectors": near[1]}) == pytest.approx(1 / 1.04**0.5)
+    assert differs(coarse, {"coarse": False, "vectors": near[1]}) is None
+    assert differs({}, fine) is None
+
+
 def test_settings_of_a_new_collection(make_indexer, fake):
     make_indexer(fake).create_collection()
     metadata = fake.settings.pop("metadata")["model_manager"]
-    assert metadata.keys() == {"model", "fingerprint"}
+    assert metadata.keys() == {"model", "fingerprint", "probe"}
     assert metadata["model"].endswith("/xlmr")
     made = {name: value.model_dump(exclude_none=True, mode="json") for name, value in fake.settings.items()}
     assert made == {

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from qdrant_client import models
 
 from ...errors import InputError, ModelManagerError
+from .probe import PROBE, differs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -160,7 +161,9 @@ def check_names(names: Mapping[str, str] | None) -> Mapping[str, str]:
 
 
 def check_identity(collection: str, known: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Raise `CollectionError` where a kind of vectors was made by another model than that of the same kind in `own`."""
+    """Raise `CollectionError` where a kind of vectors was made by another model than that of the same kind in `own`, or
+    by other weights of it.
+    """
     for kind in KINDS:
         there, here = identity_of(known, kind), identity_of(own, kind)
         if there and here and there.get("fingerprint") != here["fingerprint"]:
@@ -169,6 +172,12 @@ def check_identity(collection: str, known: Mapping[str, Any], own: Mapping[str, 
                 f"collection {collection!r} holds {what} of {there.get('model')!r}, not of {here['model']!r}"
                 f" (vectors of different models cannot be compared): use that model, {REMEDY}, or let reembed fill a"
                 " new collection"
+            )
+        cosine = differs(there.get(PROBE) or {}, here.get(PROBE) or {})
+        if cosine is not None:
+            raise CollectionError(
+                f"collection {collection!r} holds {kind} vectors of other weights of {there.get('model')!r} (for one"
+                f" text the cosine is {cosine:.2f}): use those weights, {REMEDY}, or let reembed fill a new collection"
             )
 
 

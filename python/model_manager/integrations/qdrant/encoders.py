@@ -12,6 +12,7 @@ from ..._embedder import Embedder, fingerprint_of, slot_for
 from ...errors import InputError, TaskError
 from ...handles.sentence_model import DOCUMENT_PROMPTS, QUERY_PROMPTS, find_prompt
 from ...semantic.bm25 import BM25
+from .probe import PROBE, TEXTS, probe_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -113,6 +114,7 @@ class _Model:
         self.manager = manager
         self.slot = slot
         self._known: Description | None = None
+        self._probe: dict[str, Any] | None = None
 
     def describe(self) -> Description:
         """The model's description; the first call loads it. Raises `TaskError` for a model that lacks the task."""
@@ -128,7 +130,13 @@ class _Model:
     def identity(self) -> dict[str, Any]:
         """What the collection keeps."""
         known = self.describe()
-        return {"model": known["source"], "fingerprint": fingerprint_of(known, self.width(known))}
+        if self._probe is None:
+            self._probe = probe_of(known, self.documents(TEXTS))
+        return {"model": known["source"], "fingerprint": fingerprint_of(known, self.width(known)), PROBE: self._probe}
+
+    def documents(self, texts: Sequence[str]) -> Sequence[Any]:
+        """The vectors of texts."""
+        raise NotImplementedError
 
     def width(self, known: Description) -> int:
         return known["dimension"]
@@ -201,6 +209,7 @@ class Encoders:
         self.dense = dense
         self.sparse = sparse
         self.multi = multi
+        self._probe: dict[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -223,7 +232,10 @@ class Encoders:
         """Whose vectors these are, as a collection keeps it. Loads the models."""
         made: dict[str, Any] = {}
         if self.dense is not None:
-            made = {"model": self.dense.describe()["source"], "fingerprint": self.dense.fingerprint}
+            known = self.dense.describe()
+            if self._probe is None:
+                self._probe = probe_of(known, self.dense.documents(TEXTS))
+            made = {"model": known["source"], "fingerprint": self.dense.fingerprint, PROBE: self._probe}
         if self.sparse is not None:
             made["sparse"] = self.sparse.identity()
         if self.multi is not None:

@@ -16,7 +16,7 @@ from ...errors import InputError, TaskError
 from .collection import CHUNKS, CollectionError, Wanted, check_names
 from .connect import DEFAULT_PATH, connect, progress_bar
 from .encoders import Encoders, sparse_encoder, token_encoder
-from .pipeline import OnError, Run
+from .pipeline import OnError, Run, pause_if_transient
 from .reembed import Reembedding, reembed
 from .report import IndexReport
 from .requests import DEFAULT_HNSW_EF, DEFAULT_SCORE_THRESHOLD, TOKENS, Mode, Plan, plan
@@ -194,7 +194,8 @@ class QdrantIndexer:
         )
 
     def _identity(self) -> dict[str, Any]:
-        identity = self._encoders.identity()
+        # It embeds two texts the first time.
+        identity = self._store.backoff.run(self._encoders.identity, pause_if_transient, self._store.sleep)
         if self._chunk:
             identity[CHUNKS] = True
         if self._reranker is not None:

@@ -75,6 +75,14 @@ def texts_of(documents: Iterable[Document]) -> list[str]:
     return [point.text for one in documents for point in one.points]
 
 
+def pause_if_transient(error: Exception, planned: float) -> float | None:
+    """The pause before texts are embedded again; None for an error that would come again. See `Backoff.run`."""
+    if not isinstance(error, ModelManagerError) or not error.transient:
+        return None
+    logger.warning("The model could not embed texts: %s; trying again in %.2g s", error, planned)
+    return planned
+
+
 class Run:
     """From an iterable of documents to a finished report."""
 
@@ -203,14 +211,7 @@ class Run:
         """The vectors of `batch`, computed again while the errors of the model are transient."""
         again = functools.partial(self._encoders.documents, texts_of(batch.documents))
         requests: Iterator[Callable[[], Columns]] = itertools.chain([batch.vectors], itertools.repeat(again))
-
-        def pause_after(error: Exception, planned: float) -> float | None:
-            if not isinstance(error, ModelManagerError) or not error.transient:
-                return None
-            logger.warning("The model could not embed a batch: %s; trying again in %.2g s", error, planned)
-            return planned
-
-        return self._store.backoff.run(lambda: next(requests)(), pause_after, self._store.sleep)
+        return self._store.backoff.run(lambda: next(requests)(), pause_if_transient, self._store.sleep)
 
     def _embed_singly(self, documents: list[Document], error: ModelManagerError) -> None:
         """Find the documents that made a batch fail. Errors that no document causes are not tried for each of them."""

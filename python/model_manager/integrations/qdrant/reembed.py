@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .collection import CHUNKS, KINDS, CollectionError, Wanted, identity_of
 from .documents import CONTENT_HASH, OWN_FIELDS, Document, Point, content_hash
 from .pipeline import Run
+from .probe import PROBE, differs
 from .report import IndexReport
 
 if TYPE_CHECKING:
@@ -201,7 +202,10 @@ def _document(record: models.Record, position: int, fingerprint: str, *, text_fi
 
 
 def _same(known: Mapping[str, Any], own: Mapping[str, Any], kind: str) -> bool:
-    return identity_of(known, kind).get("fingerprint") == identity_of(own, kind).get("fingerprint")
+    there, here = identity_of(known, kind), identity_of(own, kind)
+    if there.get("fingerprint") != here.get("fingerprint"):
+        return False
+    return differs(there.get(PROBE) or {}, here.get(PROBE) or {}) is None
 
 
 def _hash(identity: Mapping[str, Any]) -> str:
