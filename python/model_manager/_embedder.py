@@ -6,10 +6,12 @@ The indexer, the LangChain and LlamaIndex adapters and the command line use it.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import re
+from collections.abc import Iterator
 
-from ._arguments import a_manager, a_text, an_int, an_iterable
+from ._arguments import a_manager, a_text, an_int, an_iterable, type_error
 from ._scoring import RERANKER
 from .compat.chatbot import model_manager
 from .errors import InputError
@@ -93,6 +95,15 @@ def fingerprint_of(known: Description, dimension: int | None, names: Sequence[st
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
+def _texts(given: Any) -> Any:
+    """Several texts, as given. Numbers are refused: the core would read them as the token ids of one text."""
+    items = an_iterable("texts", given, "several texts")
+    first = list(itertools.islice(items, 1))
+    if first and hasattr(first[0], "__index__"):
+        raise type_error("texts[0]", "a str", first[0])
+    return itertools.chain(first, items) if isinstance(items, Iterator) else items
+
+
 class Embedder:
     """Vectors of one model. Documents get its prompt named ``document`` (``passage``, ``corpus``), queries the one
     named ``query``. A model without them uses its default prompt, if it has one.
@@ -107,9 +118,22 @@ class Embedder:
         self._known: Description | None = None
 
     def describe(self) -> Description:
-        """The model's description; the first call loads it."""
-        if self._known is None:
-            self._known = self.manager.describe(self.slot)
+        """The description of the slot's present model. It loads the model, unless an earlier call described it."""
+        return self._described() or self._describe_anew()
+
+    def _described(self) -> Description | None:
+        """The description, if it can be had without loading the model."""
+        known = self.manager.describe(self.slot, load=False)
+        if known is not None:
+            self._known = known
+            return known
+        # It is not in memory; the next use may load another one.
+        if self._known is not None and self._known["source"] == self.manager.stats()["slots"][self.slot]["source"]:
+            return self._known
+        return None
+
+    def _describe_anew(self) -> Description:
+        self._known = self.manager.describe(self.slot)
         return self._known
 
     @property
@@ -146,7 +170,7 @@ class Embedder:
 
     def documents(self, texts: Sequence[str], **options: Any) -> Vectors:
         """Vectors of documents, shape (n, dimension). Other arguments and errors are those of `Manager.embed`."""
-        an_iterable("texts", texts, "several texts")
+        texts = _texts(texts)
         vectors: Vectors = self.manager.embed(texts, self.slot, **self._options(DOCUMENT_PROMPTS, options))
         return vectors
 
@@ -164,22 +188,24 @@ class Embedder:
 
     def query(self, text: str, **options: Any) -> Vectors:
         """Vector of a query, shape (dimension,), read-only."""
+        a_text("text", text)
         vectors: Vectors = self.manager.embed(text, self.slot, **self._options(QUERY_PROMPTS, options))
         return vectors
 
     def queries(self, texts: Sequence[str], **options: Any) -> Vectors:
         """Vectors of queries, shape (n, dimension)."""
-        an_iterable("texts", texts, "several texts")
+        texts = _texts(texts)
         vectors: Vectors = self.manager.embed(texts, self.slot, **self._options(QUERY_PROMPTS, options))
         return vectors
 
     async def adocuments(self, texts: Sequence[str]) -> Vectors:
         """`documents` for asyncio."""
-        an_iterable("texts", texts, "several texts")
+        texts = _texts(texts)
         return await self._aembed(texts, DOCUMENT_PROMPTS)
 
     async def aquery(self, text: str) -> Vectors:
         """`query` for asyncio."""
+        a_text("text", text)
         return await self._aembed(text, QUERY_PROMPTS)
 
     async def _aembed(self, texts: str | Sequence[str], names: Sequence[str]) -> Vectors:
@@ -187,8 +213,8 @@ class Embedder:
 
         from ._async import aembed
 
-        if self._known is None:
-            await asyncio.to_thread(self.describe)  # it may load the model
+        if self._described() is None:
+            await asyncio.to_thread(self._describe_anew)
         return await aembed(self.manager, texts, self.slot, **self._options(names, {}))
 
     def _options(self, names: Sequence[str], options: dict[str, Any], *, dimensions: bool = True) -> dict[str, Any]:

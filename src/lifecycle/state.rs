@@ -351,6 +351,7 @@ impl<T: ?Sized + Send + Sync + 'static> Managed for SlotState<T> {
 
     fn status(&self) -> Status {
         let now = self.context.clock.now();
+        let default = self.default_keep_alive();
         let inner = self.inner.lock();
         let (state, leases, bytes) = match &inner.phase {
             Phase::Absent => (State::Absent, 0, 0),
@@ -360,7 +361,6 @@ impl<T: ?Sized + Send + Sync + 'static> Managed for SlotState<T> {
         let last_used = if leases > 0 { Some(now) } else { inner.last_used };
         let deadline = match &inner.phase {
             Phase::Ready(ready) if !inner.options.pinned => {
-                let default = self.context.reaper.default_keep_alive();
                 let keep_alive = if leases > 0 {
                     longer(ready.keep_alive, inner.options.keep_alive, default)
                 } else {

@@ -32,7 +32,8 @@ pub struct ChunkSize {
     pub overlap: usize,
 }
 
-/// Cuts `text` into chunks. White space at their ends is left out, so that a blank text has none.
+/// Cuts `text` into chunks. White space at their ends is left out, so that a blank text has none. A part of which the
+/// tokenizer makes no token, such as a zero-width space, is blank too.
 ///
 /// # Errors
 /// [`Error::Argument`] when `max_tokens` has no place for text, when the overlap is not smaller than that place, and when a
@@ -79,6 +80,9 @@ pub fn chunks(
                     ),
                 ));
             }
+            if tokens == around && sizer.is_blank(part.chunk)? {
+                continue;
+            }
             let characters = part.char_offset..part.char_offset + part.chunk.chars().count();
             let bytes = part.byte_offset..part.byte_offset + part.chunk.len();
             push(&mut found, TextChunk { bytes, characters, tokens })?;
@@ -115,6 +119,12 @@ impl Sizer<'_, '_> {
             parts.collect::<Vec<_>>()
         });
         smaller.into_iter().find(|parts| parts.iter().all(fits)).unwrap_or_else(|| vec![chunk])
+    }
+
+    /// Whether the tokenizer makes no token of a piece.
+    fn is_blank(&self, piece: &str) -> Result<bool> {
+        let (bounds, _) = &mut *self.state.borrow_mut();
+        Ok(self.tokenizer.count_within(piece, bounds)? <= self.tokenizer.special_tokens())
     }
 
     fn count(&self, piece: &str, bounds: &mut Bounds<'_>) -> Result<usize> {

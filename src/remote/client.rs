@@ -150,6 +150,8 @@ impl Client {
         let status = response.status();
         let limit = ANSWER_BYTES + ANSWER_BYTES_PER_TEXT * texts.len() as u64;
         let after = retry_after(response.headers());
+        let encoding =
+            response.headers().get("content-encoding").and_then(|name| name.to_str().ok().map(str::to_owned));
         let location = response.headers().get("location").and_then(|at| at.to_str().ok().map(str::to_owned));
         let body = response.body_mut().with_config().limit(limit).read_to_vec();
         if !status.is_success() {
@@ -157,8 +159,19 @@ impl Client {
             return Err(self.refused(status, after, location, &body.unwrap_or_default()));
         }
         let body = body.map_err(|error| self.unanswered(&error))?;
-        protocol::answer(self.address.protocol, &body, texts.len())
-            .map_err(|defect| Fault::Permanent { error: self.defective(defect), server: Doubtful })
+        protocol::answer(self.address.protocol, &body, texts.len()).map_err(|defect| {
+            let defect = match encoding.filter(|name| name != "identity") {
+                Some(name) => {
+                    Defect::Malformed(format!("it is encoded as {name:?}, which was not asked for"))
+                }
+                None => defect,
+            };
+            // Gateways answer with status 200 and an error.
+            match protocol::complaint_of(&body) {
+                Some(said) => self.lasting(format!("it answers {said:?}"), Doubtful),
+                None => Fault::Permanent { error: self.defective(defect), server: Doubtful },
+            }
+        })
     }
 
     /// The error for an answer, or for one row of it.

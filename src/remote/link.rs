@@ -194,18 +194,19 @@ impl Link {
             };
             let server = fault.server();
             self.report(permit, server, texts);
-            let remedy = if server == ServerState::Doubtful { Recovery::Isolate } else { Recovery::Nothing };
+            let recovery =
+                if server == ServerState::Doubtful { Recovery::Isolate } else { Recovery::Nothing };
             let (reason, after) = match fault {
                 Fault::Refused { error, too_large } => {
                     let remedy = if too_large { Recovery::SplitBatch } else { Recovery::Isolate };
                     return Err(Failure { error, remedy });
                 }
-                Fault::Permanent { error, .. } => return Err(Failure { error, remedy }),
+                Fault::Permanent { error, .. } => return Err(Failure { error, remedy: recovery }),
                 Fault::Transient { reason, after, .. } => (reason, after),
             };
             // At once: the callers of sound texts need not wait for all attempts at a bad one.
-            if callers.divisible(remedy) {
-                return Err(Failure { error: self.error(reason), remedy });
+            if callers.divisible(recovery) {
+                return Err(Failure { error: self.error(reason), remedy: recovery });
             }
             failed += 1;
             if let Some(asked) = after.filter(|asked| *asked > PATIENCE) {
@@ -213,7 +214,9 @@ impl Link {
                 return Err(lasting(self.error(format!("{reason}; it asks to be left alone for {asked} s"))));
             }
             if failed == ATTEMPTS {
-                return Err(lasting(self.error(format!("{reason}, {ATTEMPTS} times in a row; {REMEDY}"))));
+                return Err(lasting(
+                    self.error(format!("{reason}, {ATTEMPTS} times in a row; {}", remedy(server))),
+                ));
             }
             let pause = pause(failed, after, chance());
             log::warn!("{}: {reason}; trying again in {:.1} s", self.client.url(), pause.as_secs_f64());
@@ -267,7 +270,10 @@ impl Link {
         } else {
             format!("it is tried again in {:.1} s", cooldown.as_secs_f64())
         };
-        self.error(format!("{latest}it kept failing and is left alone for a while; {when}. {REMEDY}"))
+        self.error(format!(
+            "{latest}it kept failing and is left alone for a while; {when}. {}",
+            remedy(ServerState::Down)
+        ))
     }
 
     fn error(&self, reason: String) -> Error {
@@ -275,4 +281,11 @@ impl Link {
     }
 }
 
-const REMEDY: &str = "Check that the server runs and can be reached from here";
+/// What to do about a server that kept failing.
+fn remedy(server: ServerState) -> &'static str {
+    match server {
+        ServerState::Runs => "It is busy: lower remote_connections, or ask again later",
+        ServerState::Doubtful => "Its log may say why",
+        ServerState::Down => "Check that the server runs and can be reached from here",
+    }
+}

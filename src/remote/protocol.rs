@@ -230,6 +230,12 @@ pub(super) fn complaint(body: &[u8]) -> String {
     line.chars().filter(|c| !c.is_control()).take(300).collect()
 }
 
+/// What a body says that is an error in place of an answer.
+pub(super) fn complaint_of(body: &[u8]) -> Option<String> {
+    let json: Value = serde_json::from_slice(body).ok()?;
+    (!json.get("error")?.is_null()).then(|| complaint(body))
+}
+
 /// Shares of a request's `tokens` by the lengths of its texts. They sum to `tokens` exactly; one text alone has them all.
 pub(super) fn shares(tokens: u64, lengths: &[usize]) -> Vec<u32> {
     let all: u128 = lengths.iter().map(|&length| length as u128 + 1).sum();

@@ -48,6 +48,52 @@ def test_langchain_has_the_managers_vectors(manager):
         langchain(manager, dimensions=33).embed_query("a")
 
 
+@pytest.mark.parametrize("call", ["embed_query", "aembed_query"])
+@pytest.mark.parametrize("given", [["a", "b"], [101, 102], 7])
+def test_what_is_no_text_is_no_query(manager, call, given):
+    with pytest.raises(TypeError, match="text must be a str"):
+        found = getattr(langchain(manager), call)(given)
+        asyncio.run(found)
+
+
+def test_numbers_are_no_documents(shared):
+    """Of one text they would be the token ids, and all documents would get one vector."""
+    from model_manager.integrations.langchain import ModelManagerEmbeddings
+
+    model = ModelManagerEmbeddings("turkish_sentence", manager=shared)
+    for numbers in ([5, 7], np.array([5, 7]), iter([5, 7])):
+        with pytest.raises(TypeError, match=r"texts\[0\] must be a str, not int"):
+            model.embed_documents(numbers)
+    texts = ["bir", "iki"]
+    assert (
+        model.embed_documents(iter(texts))
+        == model.embed_documents(texts)
+        == shared.embed(texts, "turkish_sentence").tolist()
+    )
+
+
+def test_a_slot_whose_model_is_replaced(make_manager):
+    """The adapter's prompts are those of the present model, loaded or not."""
+    manager = make_manager()
+    manager.register("prompts", str(FIXTURES / "bert_plain"))
+    model = langchain(manager)
+    assert model.embed_query("a text") == manager.embed("a text", "prompts").tolist()
+    manager.unload("prompts")
+    assert model.embed_query("a text") == manager.embed("a text", "prompts").tolist()
+    manager.register("prompts", PROMPTS, replace=True)
+    assert model.embed_query("a text") == wanted(manager, "a text", "query")
+    assert model.embed_documents(TEXTS) == wanted(manager, TEXTS, "passage")
+
+
+async def test_a_slot_whose_model_is_replaced_in_asyncio(make_manager):
+    manager = make_manager()
+    manager.register("prompts", str(FIXTURES / "bert_plain"))
+    model = langchain(manager)
+    await model.aembed_query("a text")
+    manager.register("prompts", PROMPTS, replace=True)
+    assert await model.aembed_query("a text") == wanted(manager, "a text", "query")
+
+
 def test_a_langchain_store_finds(manager):
     from langchain_core.vectorstores import InMemoryVectorStore
 

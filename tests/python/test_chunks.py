@@ -101,6 +101,8 @@ def test_every_text_is_covered(manager, text, slot, most, overlap):
 def test_blank_texts_have_no_chunks(manager):
     assert manager.chunk("", SLOTS[0]) == []
     assert manager.chunk(" \n\t ", SLOTS[0]) == []
+    # The tokenizer makes no token of these.
+    assert manager.chunk("\u200b", SLOTS[0]) == manager.chunk("\ufeff", SLOTS[0]) == []
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ fn it_stays_as_configured_until_enough_is_known_and_as_its_use_shows_then() {
     let stay = policy.stay();
     assert!((Duration::from_secs(150)..Duration::from_secs(900)).contains(&stay), "{stay:?}");
     drop(acquire(&slot).unwrap());
+    assert_eq!(slot.status().deadline, Some(world.clock.now() + policy.stay()));
     assert_eq!((advance(&world, stay.as_secs() - 1), advance(&world, 2)), (0, 1));
     let found = policy.explain();
     assert_eq!((found.spent.cold_starts, found.fixed.cold_starts), (2, 1));

@@ -199,6 +199,7 @@ fn permanent_failures_are_reported_at_once_with_their_remedy() {
         (Fault::Status(302, "location: http://127.0.0.1:9/x\r\n", ""), "redirects to http://127.0.0.1:9/x"),
         (Fault::Status(429, "retry-after: 3600\r\n", ""), "left alone for 3600 s"),
         (Fault::Body("<html>".into()), "not what it should be"),
+        (Fault::Body(r#"{"error":{"message":"overloaded"}}"#.into()), "it answers \"overloaded\""),
         (Fault::Body(r#"{"data":[]}"#.into()), "0 vectors for 1 texts"),
         (Fault::Body(r#"{"data":[{"embedding":[1e39]}]}"#.into()), "not finite"),
         (Fault::Body(huge), "longer than"),
@@ -211,6 +212,17 @@ fn permanent_failures_are_reported_at_once_with_their_remedy() {
         let counted = (after.requests - before.requests, after.retries - before.retries);
         assert_eq!((counted, after.errors - before.errors), ((1, 0), 1), "{fault:?}");
         assert!(ask(&link, &["a"]).is_ok());
+    }
+}
+
+#[test]
+fn the_remedy_is_that_of_the_failure() {
+    for (status, remedy) in [(429, "lower remote_connections"), (500, "Its log may say why")] {
+        let server = Server::new();
+        let link = link_with(&format!("ollama://127.0.0.1:{}/m", server.port()), SETTINGS, Clock::manual());
+        server.fail(vec![Fault::Status(status, "retry-after: 0\r\n", ""); 4]);
+        let error = ask(&link, &["a"]).unwrap_err().to_string();
+        assert!(error.contains(remedy) && !error.contains("can be reached"), "{status}: {error}");
     }
 }
 

@@ -113,19 +113,19 @@ class _Model:
     def __init__(self, manager: Any, slot: str) -> None:
         self.manager = manager
         self.slot = slot
-        self._known: Description | None = None
+        self._model = Embedder(manager, slot)
         self._probe: dict[str, Any] | None = None
 
     def describe(self) -> Description:
-        """The model's description; the first call loads it. Raises `TaskError` for a model that lacks the task."""
-        if self._known is None:
-            known: Description = self.manager.describe(self.slot)
-            if self.task not in known["tasks"]:
-                raise TaskError(
-                    f"the model of {self.slot!r} cannot {self.task}; it can {', '.join(known['tasks']) or 'do nothing'}"
-                )
-            self._known = known
-        return self._known
+        """The description of the slot's present model, see `Embedder.describe`. Raises `TaskError` for one that lacks
+        the task.
+        """
+        known: Description = self._model.describe()
+        if self.task not in known["tasks"]:
+            raise TaskError(
+                f"the model of {self.slot!r} cannot {self.task}; it can {', '.join(known['tasks']) or 'do nothing'}"
+            )
+        return known
 
     def identity(self) -> dict[str, Any]:
         """What the collection keeps."""
