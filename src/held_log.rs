@@ -12,15 +12,15 @@ thread_local! {
 
 struct Line {
     level: Level,
-    target: &'static str,
+    target: String,
     message: String,
 }
 
 /// Logs a line, now or when this thread no longer holds its lines back.
-pub(crate) fn log(level: Level, target: &'static str, message: Arguments<'_>) {
+pub(crate) fn log(level: Level, target: &str, message: Arguments<'_>) {
     let line = HELD.with_borrow_mut(|held| match held {
         Some(lines) => {
-            lines.push(Line { level, target, message: message.to_string() });
+            lines.push(Line { level, target: target.to_owned(), message: message.to_string() });
             None
         }
         None => Some(message),
@@ -28,6 +28,21 @@ pub(crate) fn log(level: Level, target: &'static str, message: Arguments<'_>) {
     if let Some(message) = line {
         log::log!(target: target, level, "{message}");
     }
+}
+
+/// Keeps a record of the process's logger if this thread holds its lines back. Returns whether it did.
+pub(crate) fn keep(record: &log::Record<'_>) -> bool {
+    HELD.with_borrow_mut(|held| {
+        let Some(lines) = held else { return false };
+        let (level, target) = (record.level(), record.target().to_owned());
+        lines.push(Line { level, target, message: record.args().to_string() });
+        true
+    })
+}
+
+/// Whether this thread holds its lines back.
+pub(crate) fn is_holding() -> bool {
+    HELD.with_borrow(Option::is_some)
 }
 
 /// Runs `work`, whose lines wait for [`HeldLines::write`]. Lines of other threads do not wait.
@@ -54,7 +69,7 @@ impl HeldLines {
     /// Logs them, in their order; later, where this thread holds lines back for another lock.
     pub(crate) fn write(self) {
         for Line { level, target, message } in self.0 {
-            log(level, target, format_args!("{message}"));
+            log(level, &target, format_args!("{message}"));
         }
     }
 }

@@ -252,7 +252,7 @@ impl Setting for KeepAliveSetting {
             SettingValue::Text(text) => KeepAlive::parse("", text),
             _ => return Err("must be \"auto\", seconds or a duration such as \"5m\"".into()),
         }
-        .map_err(reason)?;
+        .map_err(|error| reason(KeepAlive::or_auto(error)))?;
         Ok(Self { written: value.clone(), keep_alive: Some(keep_alive) })
     }
 

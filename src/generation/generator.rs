@@ -12,6 +12,9 @@ use super::params::GenerationParams;
 use crate::models::Bounds;
 use crate::{Error, Result};
 
+/// Characters of a caller's text in an error.
+const SHOWN: usize = 100;
+
 /// What to continue.
 #[derive(Debug, Clone, Copy)]
 pub enum Prompt<'a> {
@@ -145,7 +148,8 @@ impl Generator {
     /// where it has several.
     ///
     /// # Errors
-    /// Those of [`ChatTemplate::render`]; [`Error::Input`] for a model without a template.
+    /// Those of [`ChatTemplate::render`]; [`Error::Input`] for a model without a template; [`Error::Argument`] for a
+    /// `source` that is neither.
     pub fn chat_text(&self, conversation: &Conversation, source: Option<&str>) -> Result<String> {
         let templates = self.model.templates.as_ref();
         let named = source.and_then(|name| templates?.named(name));
@@ -155,6 +159,20 @@ impl Generator {
                 "model {:?} has no chat template; give it a prompt instead of messages",
                 self.model.name
             ))),
+            // A name, or a file's: as a template it would write itself, and nothing of the messages.
+            (None, Some(source)) if !source.contains('{') => {
+                let names = templates.map(|templates| templates.names().join(", ")).unwrap_or_default();
+                let has = if names.is_empty() { "none by name".to_owned() } else { names };
+                let given: String = source.chars().take(SHOWN).collect();
+                Err(Error::argument(
+                    "chat_template",
+                    format!(
+                        "chat_template={given:?} is neither a template of {:?}, which has {has}, nor the source of one: it \
+                         reads no message",
+                        self.model.name
+                    ),
+                ))
+            }
             (None, Some(source)) => {
                 let tokens = self.model.special_tokens.clone();
                 ChatTemplate::new(&self.model.name, source, tokens).render(conversation)

@@ -51,6 +51,16 @@ impl KeepAlive {
         Self::from_seconds(setting, if negative { -1.0 } else { seconds })
     }
 
+    /// The error of a value where `"auto"` is allowed too.
+    pub fn or_auto(error: Error) -> Error {
+        match error {
+            Error::Config { setting, value, reason } => {
+                Error::Config { setting, value, reason: format!("{reason}, or \"auto\"") }
+            }
+            other => other,
+        }
+    }
+
     /// When a model that is idle since `since` is to be unloaded; `None`: never.
     #[must_use]
     pub fn deadline(self, since: Instant) -> Option<Instant> {

@@ -279,7 +279,8 @@ impl ModelLoader {
         identity: &Arc<str>,
     ) -> Option<ModelContent> {
         let known = Arc::clone(self.known.as_ref()?);
-        let stamp = files.stamp(format, overrides).ok()?;
+        // The stamp of the files before the load: what replaced them since then is another model.
+        let stamp = identity.to_string();
         let content = ModelContent::default();
         if let Some(ContentId(id)) = known.find(&stamp).and_then(|known| known.content()) {
             content.settle(Some(id));

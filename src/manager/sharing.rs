@@ -4,11 +4,11 @@ use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
 use super::backend::EncoderBackend;
-use crate::Result;
 use crate::clock::Clock;
 use crate::lifecycle::Charge;
 use crate::remote::{Address, Health};
 use crate::sync::Mutex;
+use crate::{Result, held_log};
 
 /// A loaded model, and its charge to the budget: `None` where it takes no memory of its own here.
 pub(super) type ChargedBackend = (Arc<EncoderBackend>, Option<Arc<Charge>>);
@@ -34,21 +34,26 @@ impl SharedModel {
 pub(super) struct SharedModels(Mutex<HashMap<Arc<str>, Arc<Mutex<SharedModel>>>>);
 
 impl SharedModels {
-    /// The loaded model with this identity, or the one that `load` makes. Concurrent callers wait for one load.
+    /// The loaded model with this identity, or the one that `load` makes. Concurrent callers wait for one load. Its lines
+    /// are logged when the lock is free: a logging handler may use another name of the model.
     pub(super) fn get_or_load(
         &self,
         identity: &Arc<str>,
         load: impl FnOnce() -> Result<ChargedBackend>,
     ) -> Result<ChargedBackend> {
         let cell = Arc::clone(self.0.lock().entry(Arc::clone(identity)).or_default());
-        let mut model = cell.lock();
-        if let Some(shared) = model.upgrade() {
-            return Ok(shared);
-        }
-        let (backend, charge) = load()?;
-        *model =
-            SharedModel { backend: Arc::downgrade(&backend), charge: charge.as_ref().map(Arc::downgrade) };
-        Ok((backend, charge))
+        let (found, lines) = held_log::hold(|| {
+            let mut model = cell.lock();
+            if let Some(shared) = model.upgrade() {
+                return Ok(shared);
+            }
+            let (backend, charge) = load()?;
+            let charged = charge.as_ref().map(Arc::downgrade);
+            *model = SharedModel { backend: Arc::downgrade(&backend), charge: charged };
+            Ok((backend, charge))
+        });
+        lines.write();
+        found
     }
 }
 

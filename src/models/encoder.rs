@@ -23,7 +23,7 @@ use crate::compute::Cuda;
 use crate::compute::memory::joined;
 use crate::compute::{Backend, Candle, CandleDevice, Cpu, Isa, WeightFormat};
 use crate::output::Shapes;
-use crate::{Error, Result};
+use crate::{Error, Result, held_log};
 
 /// Makes the transformer from its configuration and weights.
 pub type Build<'a> = &'a dyn Fn(&ModelConfig, &Weights) -> Result<Box<dyn SentenceEncoder>>;
@@ -439,9 +439,18 @@ fn check_widths(sentence: &SentenceConfig, layers: &[DenseLayer], mut width: usi
     Ok(())
 }
 
-/// Both results, `aside` computed on a thread of its own where one can be had. A panic of it goes on in the caller.
+/// Both results, `aside` computed on a thread of its own where one can be had. A panic of it goes on in the caller. Where
+/// the caller holds its log lines back, those of the thread wait with them.
 fn together<A: Send, B>(aside: impl Fn() -> A + Sync, here: impl FnOnce() -> B) -> (A, B) {
-    thread::scope(|scope| {
+    let holding = held_log::is_holding();
+    let aside = || match holding {
+        true => {
+            let (a, lines) = held_log::hold(&aside);
+            (a, Some(lines))
+        }
+        false => (aside(), None),
+    };
+    let ((a, lines), b) = thread::scope(|scope| {
         let builder = thread::Builder::new().name("mm-tokenizer".into());
         match builder.spawn_scoped(scope, &aside) {
             Ok(thread) => {
@@ -450,5 +459,9 @@ fn together<A: Send, B>(aside: impl Fn() -> A + Sync, here: impl FnOnce() -> B) 
             }
             Err(_) => (aside(), here()),
         }
-    })
+    });
+    if let Some(lines) = lines {
+        lines.write();
+    }
+    (a, b)
 }

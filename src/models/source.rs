@@ -1,7 +1,7 @@
 //! What a user calls a model, and what kind of place that is.
 
-use std::fmt;
 use std::path::{Component, Path, PathBuf};
+use std::{fmt, fs};
 
 use crate::remote::Address;
 use crate::{Error, Result};
@@ -44,16 +44,14 @@ impl Source {
     /// Reads a model's name as users write it.
     ///
     /// `ollama://host/model` and its like, `pkg:package/inner`, `….gguf`, and what looks like a path (`/…`, `./…`, `../…`, `~/…`, a backslash) are
-    /// taken as such. Anything else is a hub id, unless a folder of that name with a `config.json` or `modules.json`
-    /// exists here. A bare name means `sentence-transformers/NAME`. The address of a model's page on the hub
+    /// taken as such. Anything else is a hub id, unless a folder of that name with a `config.json`, a `modules.json` or a
+    /// `.gguf` file exists here. A bare name means `sentence-transformers/NAME`. The address of a model's page on the hub
     /// (`https://huggingface.co/org/name`) means its id.
     ///
     /// # Errors
     /// [`Error::Input`] for an empty name, [`Error::ModelNotFound`] for one that can be none of these.
     pub fn parse(name: &str) -> Result<Self> {
-        Self::parse_with(name, |path| {
-            path.join("config.json").is_file() || path.join("modules.json").is_file()
-        })
+        Self::parse_with(name, holds_model)
     }
 
     fn parse_with(name: &str, holds_model: impl Fn(&Path) -> bool) -> Result<Self> {
@@ -91,11 +89,18 @@ impl Source {
                 name.to_string()
             }));
         }
+        let what = if path.is_file() {
+            "it is a file, and neither a .gguf nor a folder"
+        } else if path.is_dir() {
+            "this folder has no config.json, no modules.json and no .gguf"
+        } else {
+            "there is no such folder here"
+        };
         Err(Error::ModelNotFound {
             model: name.to_string(),
-            reason: "there is no such folder here, and it is not a hub id (organization/name) either; \
-                     write a folder as ./folder or with its full path"
-                .into(),
+            reason: format!(
+                "{what}, and it is not a hub id (organization/name) either; write a folder as ./folder or with its full path"
+            ),
         })
     }
 
@@ -141,6 +146,14 @@ impl fmt::Display for Source {
             Self::Server(address) => address.fmt(f),
         }
     }
+}
+
+/// Whether `path` is the folder of a model.
+fn holds_model(path: &Path) -> bool {
+    let gguf =
+        |entry: &fs::DirEntry| entry.path().extension().is_some_and(|end| end.eq_ignore_ascii_case("gguf"));
+    ["config.json", "modules.json"].iter().any(|name| path.join(name).is_file())
+        || fs::read_dir(path).is_ok_and(|entries| entries.flatten().any(|entry| gguf(&entry)))
 }
 
 /// What follows the hub's name in the address of one of its pages.
@@ -218,6 +231,16 @@ mod tests {
         assert_eq!(hub, Source::Hub("org/model".into()));
         let local = Source::parse_with("org/model", |path| path == Path::new("org/model")).unwrap();
         assert_eq!(local, Source::Directory("org/model".into()));
+    }
+
+    #[test]
+    fn a_folder_of_a_gguf_file_holds_a_model() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(!holds_model(folder.path()));
+        std::fs::write(folder.path().join("notes.txt"), "").unwrap();
+        assert!(!holds_model(folder.path()));
+        std::fs::write(folder.path().join("model.Q4_0.gguf"), "").unwrap();
+        assert!(holds_model(folder.path()));
     }
 
     #[test]

@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 
+use crate::held_log;
+
 /// The thread that ends the interpreter, once it does.
 static LEADER: OnceLock<ThreadId> = OnceLock::new();
 /// Threads that have passed the check and are not back in the interpreter yet.
@@ -77,6 +79,9 @@ impl log::Log for Logger {
     }
 
     fn log(&self, record: &log::Record<'_>) {
+        if held_log::keep(record) {
+            return;
+        }
         self.while_open(|logger| {
             if logger.enabled(record.metadata()) {
                 Python::attach(|py| {

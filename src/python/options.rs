@@ -52,6 +52,13 @@ pub(super) fn timeout(py: Python<'_>, seconds: Option<f64>) -> PyResult<Option<D
 
 /// Seconds or text such as "5m"; 0: unload after use; negative: without limit.
 pub(super) fn keep_alive(value: Option<&Bound<'_, PyAny>>) -> PyResult<Option<KeepAlive>> {
+    read_keep_alive(value, |error| error)
+}
+
+fn read_keep_alive(
+    value: Option<&Bound<'_, PyAny>>,
+    explained: impl FnOnce(Error) -> Error,
+) -> PyResult<Option<KeepAlive>> {
     let Some(value) = value.filter(|value| !value.is_none()) else { return Ok(None) };
     let keep_alive = if let Ok(text) = value.cast::<PyString>() {
         KeepAlive::parse("keep_alive", text_of(text, None)?)
@@ -62,7 +69,7 @@ pub(super) fn keep_alive(value: Option<&Bound<'_, PyAny>>) -> PyResult<Option<Ke
         let reason = format!("keep_alive must be seconds or text such as \"5m\", not {kind}");
         return Err(wrong_type(value.py(), "keep_alive", reason));
     };
-    keep_alive.or_raise(value.py()).map(Some)
+    keep_alive.map_err(explained).or_raise(value.py()).map(Some)
 }
 
 /// The same for a slot, which may also leave it to what was learned: `"auto"`, the second value.
@@ -70,7 +77,7 @@ pub(super) fn slot_keep_alive(value: Option<&Bound<'_, PyAny>>) -> PyResult<(Opt
     let text = value.and_then(|value| value.cast::<PyString>().ok());
     match text {
         Some(text) if text_of(text, None)?.trim().eq_ignore_ascii_case("auto") => Ok((None, true)),
-        _ => Ok((keep_alive(value)?, false)),
+        _ => Ok((read_keep_alive(value, KeepAlive::or_auto)?, false)),
     }
 }
 

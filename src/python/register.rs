@@ -166,7 +166,10 @@ fn embedding(
     let AboutVectors { fallback, pooling, max_length, prompts } = about;
     let dtype = parsed_dtype(py, dtype)?;
     let known = |name: String| {
-        let unknown = || refused(py, format!("pooling={name:?} is unknown; use mean, cls, max or lasttoken"));
+        let unknown = || {
+            let known: Vec<_> = Pooling::ALL.iter().map(|pooling| pooling.name()).collect();
+            refused(py, format!("pooling={name:?} is unknown; use one of {}", known.join(", ")))
+        };
         Pooling::from_name(&name).ok_or_else(unknown)
     };
     let pooling = pooling.map(known).transpose()?;

@@ -5,10 +5,12 @@ Each case runs in a process of its own: what it guards against is a process that
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 
 import pytest
-from conftest import run_python
+from conftest import FIXTURES, run_python
 
 SECONDS = 50
 """The timeout, in seconds, for work of one or two seconds."""
@@ -177,6 +179,35 @@ for n in range(4):
     m.close()
     for thread in threads:
         thread.join()
+""")
+
+
+@pytest.mark.parametrize("logs", ["pooling", "tokenizer"])
+def test_a_logging_handler_uses_another_name_of_the_model_that_is_loaded(tmp_path, logs):
+    """The load logs on its own thread, or on that of the tokenizer."""
+    folder = tmp_path / "model"
+    shutil.copytree(FIXTURES / ("qwen3" if logs == "pooling" else "bert_cls"), folder)
+    if logs == "tokenizer":
+        file = folder / "tokenizer.json"
+        tokenizer = json.loads(file.read_text())
+        tokenizer["added_tokens"][0]["id"] += 1
+        file.write_text(json.dumps(tokenizer))
+    options = 'kind="embedding", pooling="lasttoken"' if logs == "pooling" else ""
+    run(f"""
+said = []
+m = tiny()
+for name in "ab":
+    m.register(name, {str(folder)!r}, {options})
+def then(record):
+    if not said:
+        said.append(record.getMessage())
+        m.embed("hello world", "b")
+handle(then)
+thread = threading.Thread(target=m.embed, args=("hello world", "a"), daemon=True)
+thread.start()
+thread.join(30)
+assert not thread.is_alive(), "a hang"
+assert {"end token" if logs == "pooling" else "should have the id"!r} in said[0], said
 """)
 
 

@@ -58,6 +58,12 @@ impl ChatTemplates {
         self.named(WITH_TOOLS).filter(|_| with_tools).unwrap_or(&self.usual)
     }
 
+    /// Their names, where there are several.
+    pub fn names(&self) -> Vec<&str> {
+        let usual = (!self.others.is_empty()).then_some(DEFAULT);
+        usual.into_iter().chain(self.others.iter().map(|(name, _)| &**name)).collect()
+    }
+
     /// The one of this name, where there are several.
     pub fn named(&self, name: &str) -> Option<&ChatTemplate> {
         if name == DEFAULT && !self.others.is_empty() {

@@ -59,6 +59,9 @@ pub fn parts(path: &Path) -> Result<Vec<PathBuf>> {
     });
     let Some((stem, number, count)) = numbers else { return Ok(vec![path.to_path_buf()]) };
     let named = |number: usize| path.with_file_name(format!("{stem}-{number:05}-of-{count:05}.gguf"));
+    if number == 0 || number > count {
+        return Err(Error::invalid_file(path, format!("its name says part {number} of {count}; rename it")));
+    }
     if number != 1 {
         let reason = format!("it is part {number} of {count}; give the first, {}", named(1).display());
         return Err(Error::invalid_file(path, reason));

@@ -77,44 +77,32 @@ impl Pass<Candle> for CandlePass<'_> {
         }
         #[cfg(test)]
         self.backend.faults.check(self.ids.len()).map_err(failed)?;
-        let look_up = || {
-            let device = &self.backend.on.device;
-            let rows = |table: &Tensor, ids: &[u32]| {
-                // Here, since a card reads whatever lies past the end of a table.
-                let last = table.dim(0)? as u32;
-                if let Some(id) = ids.iter().find(|&&id| id >= last) {
-                    candle_core::bail!("{id} is not a row of a table of {last}");
-                }
-                table.index_select(&Tensor::new(ids, device)?, 0)
-            };
-            let mut sum = rows(words, self.ids)?;
-            if let Some((positions, scheme)) = positions {
-                let before = self.before();
-                let numbers = self.of_tokens(|_, ids| {
-                    scheme
-                        .of(ids)
-                        .map(move |position| (before + position) as u32)
-                        .collect::<Vec<_>>()
-                        .into_iter()
-                });
-                sum = (sum + rows(positions, &numbers)?)?;
+        let device = &self.backend.on.device;
+        let rows = |table: &Tensor, ids: &[u32]| -> Result<Tensor> {
+            // Here, since a card reads whatever lies past the end of a table.
+            let last = table.dim(0).map_err(failed)? as u32;
+            if let Some(id) = ids.iter().find(|&&id| id >= last) {
+                return Err(Error::Input(format!("{id} is not a row of a table of {last}")));
             }
-            match token_types {
-                Some(types) => {
-                    let last = types.dim(0)? - 1;
-                    let numbers = self.of_tokens(|number, ids| {
-                        let second = self.second_types.get(number).copied().unwrap_or(usize::MAX);
-                        (0..ids.len()).map(move |token| usize::from(token >= second).min(last) as u32)
-                    });
-                    sum + rows(types, &numbers)?
-                }
-                None => Ok(sum),
-            }
+            Tensor::new(ids, device).and_then(|ids| table.index_select(&ids, 0)).map_err(failed)
         };
-        look_up().map(Some).map_err(|error| match failed(error) {
-            Error::Internal { reason, .. } => Error::Input(reason),
-            other => other,
-        })
+        let mut sum = rows(words, self.ids)?;
+        if let Some((positions, scheme)) = positions {
+            let before = self.before();
+            let numbers = self.of_tokens(|_, ids| {
+                scheme.of(ids).map(move |position| (before + position) as u32).collect::<Vec<_>>().into_iter()
+            });
+            sum = (sum + rows(positions, &numbers)?).map_err(failed)?;
+        }
+        if let Some(types) = token_types {
+            let last = types.dim(0).map_err(failed)? - 1;
+            let numbers = self.of_tokens(|number, ids| {
+                let second = self.second_types.get(number).copied().unwrap_or(usize::MAX);
+                (0..ids.len()).map(move |token| usize::from(token >= second).min(last) as u32)
+            });
+            sum = (sum + rows(types, &numbers)?).map_err(failed)?;
+        }
+        Ok(Some(sum))
     }
 
     fn scale(&mut self, x: Option<Tensor>, factor: f32) -> Result<Option<Tensor>> {
