@@ -15,6 +15,11 @@ use crate::{Error, Result};
 /// Characters of a caller's text in an error.
 const SHOWN: usize = 100;
 
+/// Whether a text reads as the name of a template or of its file.
+fn is_name(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(|c| c.is_alphanumeric() || "_-./".contains(c))
+}
+
 /// What to continue.
 #[derive(Debug, Clone, Copy)]
 pub enum Prompt<'a> {
@@ -159,8 +164,8 @@ impl Generator {
                 "model {:?} has no chat template; give it a prompt instead of messages",
                 self.model.name
             ))),
-            // A name, or a file's: as a template it would write itself, and nothing of the messages.
-            (None, Some(source)) if !source.contains('{') => {
+            // As a template, a name would write itself, and nothing of the messages.
+            (None, Some(source)) if is_name(source) => {
                 let names = templates.map(|templates| templates.names().join(", ")).unwrap_or_default();
                 let has = if names.is_empty() { "none by name".to_owned() } else { names };
                 let given: String = source.chars().take(SHOWN).collect();

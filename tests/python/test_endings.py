@@ -203,6 +203,8 @@ def then(record):
         said.append(record.getMessage())
         m.embed("hello world", "b")
 handle(then)
+# What the other thread logs would wait for the handler's own lock.
+logging.getLogger("model_manager").setLevel(logging.WARNING)
 thread = threading.Thread(target=m.embed, args=("hello world", "a"), daemon=True)
 thread.start()
 thread.join(30)
