@@ -9,7 +9,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use model_manager::compute::backend::cpu::{CpuPass, States};
 use model_manager::compute::linear::WeightFormat;
 use model_manager::compute::{
-    Activation, Backend, Cpu, DType, Heads, Isa, LayerAttention, Mask, Packed, Pass, Positions, Threads,
+    Activation, Backend, Cpu, DType, Heads, Isa, LayerAttention, Mask, PackedBatch, Pass, Positions, Threads,
     Weight,
 };
 
@@ -53,7 +53,7 @@ fn time(
     let norm = cpu.norm(&vector(1.0, width), Some(&vector(0.0, width)), 1e-12).unwrap();
     let ids = vec![1; tokens - tokens % length];
     let offsets: Vec<u32> = (0..=ids.len()).step_by(length).map(|offset| offset as u32).collect();
-    let batch = Packed::new(&ids, &offsets).unwrap();
+    let batch = PackedBatch::new(&ids, &offsets).unwrap();
     let mut out = vec![0.0; batch.sequences()];
     let taken = Mutex::new(Duration::ZERO);
     cpu.run(&batch, 1, &mut out, &|pass, _| {

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use model_manager::compute::memory::resident_bytes;
-use model_manager::compute::{Isa, Packed};
+use model_manager::compute::{Isa, PackedBatch};
 use model_manager::config::DTypeChoice;
 use model_manager::models::{Encoder, ModelConfig, ModelFiles, Overrides, Weights, on_cpu};
 use model_manager::{Error, Result};
@@ -41,7 +41,7 @@ fn main() -> Result<()> {
         let count = (TOKENS / length).max(1);
         let ids: Vec<u32> = (0..count * length).map(|i| (i * 7919 % 900) as u32).collect();
         let offsets: Vec<u32> = (0..=count).map(|text| (text * length) as u32).collect();
-        let batch = Packed::new(&ids, &offsets)?;
+        let batch = PackedBatch::new(&ids, &offsets)?;
         let mut out = vec![0.0; count * encoder.width()];
         let (mut wall, mut work) = (f64::INFINITY, f64::INFINITY);
         for _ in 0..ROUNDS {

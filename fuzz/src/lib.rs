@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use model_manager::compute::{Isa, Packed, WeightFormat};
+use model_manager::compute::{Isa, PackedBatch, WeightFormat};
 use model_manager::generation::chat::{ChatTemplate, Conversation};
 use model_manager::generation::{TextFiles, TextModel};
 use model_manager::models::{Bounds, Encoder, ModelFiles, Overrides, on_cpu};
@@ -186,7 +186,7 @@ fn sentence(model: &str, name: &str, data: &[u8]) {
             &mut Bounds { max_bytes: 1 << 20, check: &mut || Ok(()) },
         )?;
         let mut out = vec![0.0; encoder.width()];
-        encoder.encode(&Packed::new(&read.ids, &[0, read.ids.len() as u32])?, &mut out)
+        encoder.encode(&PackedBatch::new(&read.ids, &[0, read.ids.len() as u32])?, &mut out)
     };
     let _: Result<(), model_manager::Error> = load();
 }

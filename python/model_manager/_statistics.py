@@ -196,7 +196,7 @@ class CardStatistics(TypedDict):
     budget: int | None
     """None: no limit."""
     free: int | None
-    """What no process holds; None where the driver does not report it."""
+    """Free bytes; None where the driver does not report it."""
     total: int | None
 
 

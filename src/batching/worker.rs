@@ -8,7 +8,7 @@ use super::chunk::Chunk;
 use super::counters::Counters;
 use super::queue::{BatchLimit, Lane, Queue, QueuedSequence, Waiter};
 use super::queue_worker::{QueueWorker, abandon, complete, next_batch};
-use crate::compute::Packed;
+use crate::compute::PackedBatch;
 use crate::models::Encoded;
 use crate::output::{Output, OutputKind, Shape};
 use crate::sync::{Abandon, Work, WorkerThread};
@@ -27,7 +27,7 @@ pub trait Forward: Send + Sync + 'static {
     ///
     /// # Errors
     /// Those of the model; every caller of this batch gets them.
-    fn forward(&self, kind: OutputKind, batch: &Packed<'_>, out: &mut Output) -> Result<()>;
+    fn forward(&self, kind: OutputKind, batch: &PackedBatch<'_>, out: &mut Output) -> Result<()>;
 }
 
 /// A queue and its worker thread, for one loaded model. Dropping it ends the thread and fails callers that still wait.
@@ -124,7 +124,7 @@ fn by_kind(batch: Vec<QueuedSequence>) -> Vec<Vec<QueuedSequence>> {
 struct BatchBuffers {
     ids: Vec<u32>,
     offsets: Vec<u32>,
-    seconds: Vec<u32>,
+    second_starts: Vec<u32>,
     out: Output,
 }
 
@@ -133,16 +133,21 @@ impl BatchBuffers {
     fn forward<F: Forward>(&mut self, name: &str, model: &F, batch: &[QueuedSequence]) -> Result<()> {
         self.ids.clear();
         self.offsets.clear();
-        self.seconds.clear();
+        self.second_starts.clear();
         self.offsets.push(0);
         for sequence in batch {
             self.ids.extend_from_slice(&sequence.ids);
             self.offsets.push(self.ids.len() as u32);
-            self.seconds.push(sequence.second);
+            self.second_starts.push(sequence.second);
         }
         let kind = batch.first().map_or(OutputKind::Dense, |sequence| sequence.kind);
         self.out.reset(model.shape(kind)?, batch.len())?;
-        let packed = Packed { ids: &self.ids, offsets: &self.offsets, seconds: &self.seconds, hidden: &[] };
+        let packed = PackedBatch {
+            ids: &self.ids,
+            offsets: &self.offsets,
+            second_starts: &self.second_starts,
+            hidden: &[],
+        };
         let out = &mut self.out;
         catch_unwind(AssertUnwindSafe(|| model.forward(kind, &packed, out))).unwrap_or_else(|payload| {
             Err(Error::panic(format!("the forward pass of {name}"), payload.as_ref()))
@@ -199,7 +204,7 @@ mod tests {
             Ok(PAIRS)
         }
 
-        fn forward(&self, _: OutputKind, batch: &Packed<'_>, out: &mut Output) -> Result<()> {
+        fn forward(&self, _: OutputKind, batch: &PackedBatch<'_>, out: &mut Output) -> Result<()> {
             let Output::Dense(out) = out else { panic!() };
             self.gate.lock().recv().unwrap();
             self.batches.fetch_add(1, Ordering::Relaxed);

@@ -16,9 +16,9 @@ pub struct Card {
 /// The memory of a card, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CardMemory {
-    /// What no process holds.
+    /// Free bytes.
     pub free: u64,
-    /// All of it.
+    /// All bytes.
     pub total: u64,
 }
 

@@ -4,13 +4,14 @@
 //! module, the backend `cuda` those of its own on NVIDIA's cards. [`Candle`] uses candle's operations on any device, and is the
 //! reference of the tests.
 //!
-//! This is the only module with unsafe code. Every unsafe block states the obligations that it meets. Tests compare every
+//! Unsafe code is here and in `arrow/` alone. Every unsafe block states the obligations that it meets. Tests compare every
 //! kernel with a plain reference on all instruction sets of the machine, at sizes around its tile edges, and with operands
 //! that end at inaccessible pages.
 #![allow(unsafe_code)]
 
 pub mod attention;
 pub mod backend;
+mod batch;
 pub mod cards;
 pub mod file;
 #[cfg(test)]
@@ -42,6 +43,7 @@ pub use backend::Cuda;
 pub use backend::{
     Backend, Candle, CandleDevice, Cpu, ForwardFn, KvCache, Pass, Positions, Relief, Row, Rows, Step,
 };
+pub use batch::PackedBatch;
 pub use isa::{DType, ISA_VARIABLE, Isa};
 pub use kernels::Activation;
 pub(crate) use kernels::rowwise::LONGEST_HEAD;
@@ -54,4 +56,4 @@ pub use short_convolution::{
     LONGEST_SHORT_CONVOLUTION, ShortConvolution, ShortConvolutionFactors, ShortConvolutionShape,
 };
 pub use threads::Threads;
-pub use weight::{Packed, Stored, Weight};
+pub use weight::{Stored, Weight};

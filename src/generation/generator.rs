@@ -33,7 +33,7 @@ pub enum Prompt<'a> {
 
 /// The settings of a request, in addition to its text.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Terms {
+pub struct RequestTerms {
     /// Whose requests may reuse its computation; see [`Request::scope`].
     pub scope: Option<PrefixScope>,
     /// When its caller stops waiting.
@@ -55,7 +55,7 @@ impl Generator {
     /// # Errors
     /// Those of [`Engine::start`].
     pub fn start(model: TextModel, change: impl FnOnce(&mut EngineSettings)) -> Result<Self> {
-        let mut settings = EngineSettings::new(model.name.clone(), model.ends.clone());
+        let mut settings = EngineSettings::new(model.name.clone(), model.eos_ids.clone());
         change(&mut settings);
         let tokens = Arc::clone(&model.tokens);
         let engine = match &model.network {
@@ -79,7 +79,7 @@ impl Generator {
 
     /// The end-of-text token.
     pub fn eos_token_id(&self) -> Option<u32> {
-        self.model.end
+        self.model.eos_id
     }
 
     /// Most tokens of prompt and answer.
@@ -117,7 +117,7 @@ impl Generator {
         self.engine.stats()
     }
 
-    /// The tokens of a prompt, and the text that they were made from.
+    /// The tokens of a prompt.
     ///
     /// # Errors
     /// [`Error::Input`] for an empty prompt, a conversation that the template refuses, a model without a template;
@@ -197,11 +197,11 @@ impl Generator {
         &self,
         prompt: Prompt<'_>,
         params: GenerationParams,
-        terms: Terms,
+        terms: RequestTerms,
         check: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Request> {
         params.validate()?;
-        let Terms { scope, deadline } = terms;
+        let RequestTerms { scope, deadline } = terms;
         let in_time = || match deadline {
             Some(late) if late.is_over() => Err(late.error(&self.model.name)),
             _ => Ok(()),
@@ -221,7 +221,7 @@ impl Generator {
         params: GenerationParams,
         check: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Completion> {
-        self.engine.generate(self.request(prompt, params, Terms::default(), check)?, check)
+        self.engine.generate(self.request(prompt, params, RequestTerms::default(), check)?, check)
     }
 
     /// The answer piece by piece. The engine keeps `held` until it has done with the request. `check` is asked between
@@ -233,7 +233,7 @@ impl Generator {
         &self,
         prompt: Prompt<'_>,
         params: GenerationParams,
-        terms: Terms,
+        terms: RequestTerms,
         held: impl Send + 'static,
         check: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Stream> {
@@ -248,7 +248,7 @@ impl Generator {
         &self,
         prompt: Prompt<'_>,
         params: GenerationParams,
-        terms: Terms,
+        terms: RequestTerms,
         on_event: OnEvent,
         check: &mut dyn FnMut() -> Result<()>,
     ) -> Result<EngineTicket> {

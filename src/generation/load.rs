@@ -47,9 +47,9 @@ pub struct TextModel {
     /// Its special tokens by name, as a chat template knows them.
     pub special_tokens: Vec<(Arc<str>, chat::Value)>,
     /// The end-of-text token.
-    pub end: Option<u32>,
+    pub eos_id: Option<u32>,
     /// All tokens that end an answer.
-    pub ends: Vec<u32>,
+    pub eos_ids: Vec<u32>,
 }
 
 /// A transformer with a head, on the backend that it was loaded for.
@@ -217,7 +217,7 @@ impl TextModel {
         let words = gguf_tokenizer::tokenizer(gguf)?;
         check_causal(&config)?;
         let template = gguf.text(TEMPLATE);
-        let named = [("bos_token", &words.begin), ("eos_token", &words.end)];
+        let named = [("bos_token", &words.bos), ("eos_token", &words.eos)];
         let special_tokens: Vec<_> = named
             .into_iter()
             .filter(|(_, text)| !text.is_empty())
@@ -243,8 +243,8 @@ impl TextModel {
             ),
             templates,
             special_tokens,
-            end: words.end_id,
-            ends: words.ends,
+            eos_id: words.eos_id,
+            eos_ids: words.eos_ids,
         })
     }
 
@@ -263,15 +263,15 @@ impl TextModel {
         weights.check()?;
         let spelling = |key: &str| settings.word(key).unwrap_or_default();
         let mut end_text = spelling("eos_token");
-        let mut ends = [&generation, &config.json]
+        let mut eos_ids = [&generation, &config.json]
             .iter()
             .map(|file| ids(&file["eos_token_id"]))
             .find(|ids| !ids.is_empty())
             .unwrap_or_default();
-        let end = tokens.id(&end_text).or_else(|| ends.first().copied());
-        ends.extend(end.filter(|id| !ends.contains(id)));
+        let eos_id = tokens.id(&end_text).or_else(|| eos_ids.first().copied());
+        eos_ids.extend(eos_id.filter(|id| !eos_ids.contains(id)));
         if end_text.is_empty() {
-            end_text = end.and_then(|id| tokens.token(id)).unwrap_or_default();
+            end_text = eos_id.and_then(|id| tokens.token(id)).unwrap_or_default();
         }
         let own = template_sources(files, &settings)?;
         let bare = config.family.bare_turns && !end_text.is_empty();
@@ -286,8 +286,8 @@ impl TextModel {
             tokens,
             templates,
             special_tokens,
-            end,
-            ends,
+            eos_id,
+            eos_ids,
         })
     }
 }

@@ -249,8 +249,8 @@ fn tokens_that_end_a_text_are_found() {
     for name in NAMES.split(' ') {
         let model = load(name, WeightFormat::F32, Isa::Portable);
         // Gemma's `generation_config.json` names the end of a turn too.
-        let ends = if name.starts_with("gemma") { vec![316, 318] } else { vec![316] };
-        assert_eq!((model.end, model.ends), (Some(316), ends), "{name}");
+        let eos_ids = if name.starts_with("gemma") { vec![316, 318] } else { vec![316] };
+        assert_eq!((model.eos_id, model.eos_ids), (Some(316), eos_ids), "{name}");
     }
 }
 
@@ -408,7 +408,7 @@ fn a_gguf_file_is_the_same_model() {
         let error = furthest(&logits(&model, &[&case.ids]), &case.logits);
         assert!(error < 1e-4, "{:?}: {error}", case.prompt);
     }
-    assert_eq!((model.end, model.ends.as_slice()), (Some(316), &[316, 318][..]));
+    assert_eq!((model.eos_id, model.eos_ids.as_slice()), (Some(316), &[316, 318][..]));
     assert_eq!(
         model.templates.unwrap().usual().render(&Conversation::of(&[("user", "x")]).unwrap()).unwrap(),
         "x"

@@ -23,6 +23,6 @@ pub use engine::{
     Completion, Deadline, Engine, EngineSettings, EngineStats, EngineTicket, Event, FinishReason, OnEvent,
     PrefixScope, Stream,
 };
-pub use generator::{Generator, Prompt, Terms};
+pub use generator::{Generator, Prompt, RequestTerms};
 pub use load::{ComputeTarget, Network, TextFiles, TextModel};
 pub use params::GenerationParams;

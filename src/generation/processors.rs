@@ -21,14 +21,14 @@ pub struct Processors {
 impl Processors {
     /// Processes `logits` (one value a token of the vocabulary) in place.
     ///
-    /// `history` is the prompt followed by what was written so far, `written` the length of the latter, `ends` the
+    /// `history` is the prompt followed by what was written so far, `written` the length of the latter, `eos_ids` the
     /// tokens that end a text.
     pub fn apply(
         &mut self,
         params: &GenerationParams,
         history: &[u32],
         written: usize,
-        ends: &[u32],
+        eos_ids: &[u32],
         logits: &mut [f32],
     ) {
         if params.repetition_penalty != 1.0 {
@@ -38,7 +38,7 @@ impl Processors {
             ban_repeated_ngrams(params.no_repeat_ngram_size, history, logits);
         }
         if written < params.min_new_tokens {
-            for &end in ends {
+            for &end in eos_ids {
                 if let Some(logit) = logits.get_mut(end as usize) {
                     *logit = f32::NEG_INFINITY;
                 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use super::managed::{HeldCharge, Idle, Managed, Why};
+use super::managed::{HeldCharge, Idle, Managed, UnloadReason};
 use crate::{Error, Result};
 
 /// The memory that all models of a manager may take. A cheap-clone handle: clones are the same budget.
@@ -94,7 +94,7 @@ impl Budget {
                 in_use: used.saturating_sub(evictable),
             })?;
             for (slot, idle) in victims {
-                slot.unload_idle(&idle, Why::Evicted);
+                slot.unload_idle(&idle, UnloadReason::Evicted);
             }
         }
     }

@@ -73,7 +73,7 @@ pub struct HeldCharge {
 
 /// Why a value left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Why {
+pub enum UnloadReason {
     /// Its idle time was up.
     Idle,
     /// Another model needed the memory.
@@ -95,7 +95,7 @@ pub trait Managed: Send + Sync {
     /// Whether its stay is decided by its use.
     fn is_adaptive(&self) -> bool;
     /// Unloads if the slot is still in the idle period `seen`. True when it did.
-    fn unload_idle(&self, seen: &Idle, why: Why) -> bool;
+    fn unload_idle(&self, seen: &Idle, reason: UnloadReason) -> bool;
     /// Makes the slot absent. True when it had or was loading a value.
     fn unload(&self) -> bool;
 }

@@ -41,7 +41,7 @@ pub use eviction::Eviction;
 pub use keep_alive::KeepAlive;
 pub use lease::{Continuation, Lease};
 pub use limit::MemoryLimit;
-pub use managed::{HeldCharge, Idle, Managed, SlotOptions, State, Status, Why};
+pub use managed::{HeldCharge, Idle, Managed, SlotOptions, State, Status, UnloadReason};
 pub use memory::{MemoryProbe, megabytes};
 pub use reaper::{Reaper, ReaperSettings};
 pub use residency::Loaded;

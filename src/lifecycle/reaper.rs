@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use super::keep_alive::KeepAlive;
-use super::managed::{Managed, State, Why};
+use super::managed::{Managed, State, UnloadReason};
 use crate::Error;
 use crate::clock::Clock;
 use crate::sync::{Work, Worker, WorkerThread};
@@ -285,7 +285,7 @@ fn sweep(slots: &[Arc<dyn Managed>], now: Instant, default: KeepAlive) -> Cleane
         {
             if deadline <= now {
                 // A destructor that panics costs its own slot, not the reaper.
-                match catch_unwind(AssertUnwindSafe(|| slot.unload_idle(&idle, Why::Idle))) {
+                match catch_unwind(AssertUnwindSafe(|| slot.unload_idle(&idle, UnloadReason::Idle))) {
                     Ok(unloaded) => cleaned.unloaded += usize::from(unloaded),
                     Err(_) => log::error!("freeing {:?} panicked", slot.name()),
                 }

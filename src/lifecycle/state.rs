@@ -10,7 +10,7 @@ use super::caller::caller;
 use super::context::Context;
 use super::keep_alive::KeepAlive;
 use super::lease::{Continuation, Lease, LeaseCounter};
-use super::managed::{Idle, Managed, SlotOptions, State, Status, Why};
+use super::managed::{Idle, Managed, SlotOptions, State, Status, UnloadReason};
 use super::memory::megabytes;
 use super::phase::{AcquireStep, Flight, LockedSlot, Phase, Ready, longer};
 use super::policy::AdaptivePolicy;
@@ -422,18 +422,18 @@ impl<T: ?Sized + Send + Sync + 'static> Managed for SlotState<T> {
         self.policy.is_some()
     }
 
-    fn unload_idle(&self, seen: &Idle, why: Why) -> bool {
+    fn unload_idle(&self, seen: &Idle, reason: UnloadReason) -> bool {
         let gone = {
             let mut inner = self.inner.lock();
             if inner.idle().is_none_or(|idle| idle.period != seen.period) { None } else { inner.take_value() }
         };
         let Some(gone) = gone else { return false };
-        if why == Why::Evicted {
+        if reason == UnloadReason::Evicted {
             self.context.eviction.evicted(seen.priority);
         }
-        let why = match why {
-            Why::Idle => "because it was idle",
-            Why::Evicted => "to make room for another model",
+        let why = match reason {
+            UnloadReason::Idle => "because it was idle",
+            UnloadReason::Evicted => "to make room for another model",
         };
         self.left(why, gone);
         true

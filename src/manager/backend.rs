@@ -6,7 +6,7 @@ use super::inputs::Inputs;
 use super::options::EmbedOptions;
 use crate::batching::{Batcher, Chunk, Forward, Lane};
 use crate::cache::Content;
-use crate::compute::Packed;
+use crate::compute::PackedBatch;
 use crate::compute::memory::joined;
 use crate::models::chunks::chunks;
 use crate::models::heads::ScoreConfig;
@@ -194,7 +194,7 @@ impl Forward for Encoder {
         self.shapes().expect(kind, &self.name)
     }
 
-    fn forward(&self, kind: OutputKind, batch: &Packed<'_>, out: &mut Output) -> Result<()> {
+    fn forward(&self, kind: OutputKind, batch: &PackedBatch<'_>, out: &mut Output) -> Result<()> {
         let _computing = fork::computing();
         self.compute(kind, batch, out)
     }

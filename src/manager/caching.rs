@@ -11,7 +11,7 @@ use crate::config::TimeSpan;
 /// How the results of one model are cached. What is not said is as for all models.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct CacheOptions {
-    /// Not at all.
+    /// Disables the cache for this model.
     pub off: bool,
     /// Results in memory.
     pub size: Option<usize>,

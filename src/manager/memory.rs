@@ -7,7 +7,9 @@ use super::model::LoadedModel;
 use super::registry::{NamedSlot, NamedSlots};
 use crate::compute::memory;
 use crate::generation::engine::{Allowance, KvMemory};
-use crate::lifecycle::{Budget, Charge, Managed, MemoryProbe, Why, in_leaving_order, is_loading_ahead};
+use crate::lifecycle::{
+    Budget, Charge, Managed, MemoryProbe, UnloadReason, in_leaving_order, is_loading_ahead,
+};
 use crate::{Error, Result};
 
 /// The process's memory, as the operating system and the allocator report it.
@@ -69,7 +71,7 @@ pub(super) fn relieve(entries: &NamedSlots, name: &str) -> bool {
     in_leaving_order(on_card.map(|entry| entry.slot.managed())).iter().any(|slots| {
         slots.iter().fold(false, |unloaded, (slot, idle)| {
             log::info!("{name}: its card is out of memory; unloading {}", slot.name());
-            slot.unload_idle(idle, Why::Evicted) || unloaded
+            slot.unload_idle(idle, UnloadReason::Evicted) || unloaded
         })
     })
 }

@@ -1,7 +1,7 @@
 //! The manager composes the other modules: lifecycle, models, batching, cache. It is the whole Rust API.
 //!
 //! ```text
-//! Manager (instance, api) ── Parts ── registry: name → Entry ── Slot<LoadedModel> ── EncoderBackend or Generator
+//! Manager (instance, api) ── Parts ── registry: name → NamedSlot ── Slot<LoadedModel> ── EncoderBackend or Generator
 //!                             ├ router: text → slot by language
 //!                             ├ loading: source → model      sharing: models by identity      memory: the budget
 //!                             ├ jobs: one call, from inputs to result      dispatcher: serves asynchronous calls

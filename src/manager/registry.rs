@@ -28,7 +28,7 @@ pub(super) struct NamedSlot {
     pub(super) truncated: AtomicU64,
     pub(super) cache: SlotCache,
     info: Arc<ArcSwapOption<ModelInfo>>,
-    /// What earlier processes found was looked for.
+    /// Whether what earlier processes found was looked up.
     recalled: AtomicBool,
 }
 

@@ -11,7 +11,7 @@ use super::late_texts::LateTexts;
 use crate::Error;
 use crate::Result;
 use crate::compute::memory::zeroed;
-use crate::compute::{Packed, Rows};
+use crate::compute::{PackedBatch, Rows};
 use crate::output::{Combined, Output, OutputKind};
 use crate::sync::Mutex;
 
@@ -24,9 +24,9 @@ impl Encoder {
     ///
     /// # Errors
     /// Those of the transformer.
-    pub fn encode(&self, batch: &Packed<'_>, out: &mut [f32]) -> Result<()> {
+    pub fn encode(&self, batch: &PackedBatch<'_>, out: &mut [f32]) -> Result<()> {
         let pooling = self.config.pooling;
-        let pooled = |batch: &Packed<'_>| -> Result<Vec<f32>> {
+        let pooled = |batch: &PackedBatch<'_>| -> Result<Vec<f32>> {
             let mut states = zeroed(batch.sequences() * self.model.width())?;
             self.model.encode(batch, pooling, &mut states)?;
             Ok(states)
@@ -40,7 +40,7 @@ impl Encoder {
             Head::Scores(classifier) => {
                 let shorter = classifier.without_padding(batch);
                 let batch = match &shorter {
-                    Some((ids, offsets)) => Packed { ids, offsets, ..*batch },
+                    Some((ids, offsets)) => PackedBatch { ids, offsets, ..*batch },
                     None => *batch,
                 };
                 let states = match self.pair_chat.is_some() && pooling == Pooling::Last {
@@ -59,12 +59,12 @@ impl Encoder {
 
     /// The last state of each sequence. What sequences begin with, up to their second text, is computed once where it is the
     /// same.
-    fn last_states(&self, batch: &Packed<'_>) -> Result<Vec<f32>> {
+    fn last_states(&self, batch: &PackedBatch<'_>) -> Result<Vec<f32>> {
         let width = self.model.width();
         let mut out = zeroed(batch.sequences() * width)?;
         let begin = |index: usize| {
             let range = batch.range(index);
-            let shared = batch.seconds.get(index).map_or(0, |&second| second as usize);
+            let shared = batch.second_starts.get(index).map_or(0, |&second| second as usize);
             range.start..range.start + shared.min(range.len().saturating_sub(1))
         };
         let mut groups: HashMap<&[u32], Vec<usize>> = HashMap::new();
@@ -78,7 +78,7 @@ impl Encoder {
                 offsets.push(u32::try_from(ids.len()).unwrap_or(u32::MAX));
             }
             let mut states = zeroed(members.len() * width)?;
-            self.model.encode_after(prefix, &Packed::new(&ids, &offsets)?, &mut states)?;
+            self.model.encode_after(prefix, &PackedBatch::new(&ids, &offsets)?, &mut states)?;
             for (&index, state) in members.iter().zip(states.chunks_exact(width.max(1))) {
                 out[index * width..(index + 1) * width].copy_from_slice(state);
             }
@@ -90,7 +90,7 @@ impl Encoder {
     ///
     /// # Errors
     /// Those of the transformer.
-    pub fn compute(&self, kind: OutputKind, batch: &Packed<'_>, out: &mut Output) -> Result<()> {
+    pub fn compute(&self, kind: OutputKind, batch: &PackedBatch<'_>, out: &mut Output) -> Result<()> {
         match (out, &self.head) {
             (Output::Dense(out) | Output::Scores(out), _) => self.encode(batch, out.values_mut()),
             (Output::Sparse(out), Head::Sparse(pooling, _)) => {
@@ -149,20 +149,20 @@ impl Encoder {
     /// What `make` makes of the ids, the `second` and the states of each text of a batch.
     fn each_text<T: Default + Send>(
         &self,
-        batch: &Packed<'_>,
+        batch: &PackedBatch<'_>,
         out: &mut Vec<T>,
         make: &MakeItem<'_, T>,
     ) -> Result<()> {
-        let second = |index: usize| batch.seconds.get(index).copied().unwrap_or(u32::MAX);
+        let second = |index: usize| batch.second_starts.get(index).copied().unwrap_or(u32::MAX);
         let of = |late: &LateTexts| -> Vec<u32> {
             let tokens = batch.ranges().map(|range| range.len());
             tokens.enumerate().map(|(index, tokens)| late.hidden(tokens, second(index))).collect()
         };
         let hidden = self.late.as_ref().map(of).filter(|hidden| hidden.iter().any(|&tokens| tokens > 0));
         let marked = match &hidden {
-            Some(hidden) => Packed { seconds: &[], hidden, ..*batch },
-            // `seconds` says which are queries and which documents: their tokens have one type.
-            None if self.late.is_some() => Packed { seconds: &[], ..*batch },
+            Some(hidden) => PackedBatch { second_starts: &[], hidden, ..*batch },
+            // `second_starts` says which are queries and which documents: their tokens have one type.
+            None if self.late.is_some() => PackedBatch { second_starts: &[], ..*batch },
             None => *batch,
         };
         let items: Vec<Mutex<Result<T>>> =

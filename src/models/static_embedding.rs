@@ -19,7 +19,7 @@ use super::tokenizers::Tokenizer;
 use super::weights::{StoredTensor, Weights};
 use crate::compute::file::{Bytes, WeightFile};
 use crate::compute::memory::zeroed;
-use crate::compute::{Packed, Stored, Threads, Weight};
+use crate::compute::{PackedBatch, Stored, Threads, Weight};
 use crate::sync::Mutex;
 use crate::{Error, Result};
 
@@ -291,7 +291,7 @@ impl SentenceEncoder for StaticModel {
         self.width
     }
 
-    fn encode(&self, batch: &Packed<'_>, _: Pooling, out: &mut [f32]) -> Result<()> {
+    fn encode(&self, batch: &PackedBatch<'_>, _: Pooling, out: &mut [f32]) -> Result<()> {
         assert_eq!(out.len(), batch.sequences() * self.width, "one row of output for each sequence");
         let threads = Threads::global();
         let forked = batch.tokens() * self.width >= WORTH_FORKING;

@@ -35,7 +35,7 @@ fn load(folder: &Path, overrides: Overrides) -> Result<Encoder> {
 fn vector(encoder: &Encoder, prompt: &str, text: &str) -> Vec<f32> {
     let ids = read(encoder, prompt, text).ids;
     let mut out = vec![f32::NAN; encoder.width()];
-    encoder.encode(&Packed::new(&ids, &[0, ids.len() as u32]).unwrap(), &mut out).unwrap();
+    encoder.encode(&PackedBatch::new(&ids, &[0, ids.len() as u32]).unwrap(), &mut out).unwrap();
     out
 }
 
@@ -70,7 +70,7 @@ fn vectors_are_those_of_the_references() {
             rows.extend(offsets[1..].iter().map(|end| end + round * ids.len() as u32));
         }
         let mut out = vec![f32::NAN; (rows.len() - 1) * 12];
-        encoder.encode(&Packed::new(&many, &rows).unwrap(), &mut out).unwrap();
+        encoder.encode(&PackedBatch::new(&many, &rows).unwrap(), &mut out).unwrap();
         for (row, case) in out.chunks(12).zip(cases.iter().cycle()) {
             let prompt = encoder.config.prompt("m", case.prompt_name.as_deref(), None).unwrap();
             assert_eq!(row, vector(&encoder, prompt, &case.text), "{name} {:?}", case.text);
@@ -194,10 +194,10 @@ fn wrong_tensors_are_named() {
     let encoder = load(folder.path(), Overrides::default()).unwrap();
     let mut out = [0.0; 2];
     let last = tokens as u32 - 1;
-    encoder.encode(&Packed::new(&[last, 0], &[0, 2]).unwrap(), &mut out).unwrap();
+    encoder.encode(&PackedBatch::new(&[last, 0], &[0, 2]).unwrap(), &mut out).unwrap();
     let length = 32.0_f32.hypot(40.0);
     assert!((out[0] - 32.0 / length).abs() < 1e-6, "the mean of (5, 6) and (3, 4), normalized: {out:?}");
-    let error = encoder.encode(&Packed::new(&[tokens as u32], &[0, 1]).unwrap(), &mut out).unwrap_err();
+    let error = encoder.encode(&PackedBatch::new(&[tokens as u32], &[0, 1]).unwrap(), &mut out).unwrap_err();
     assert!(error.to_string().contains("outside the model's vocabulary"), "{error}");
 }
 
@@ -263,7 +263,7 @@ fn rows_of_every_format_are_read() {
         write(&folder, &[("embeddings", dtype, &[tokens, 2], bytes), ("weights", "F64", &[tokens], factors)]);
         let encoder = load(folder.path(), Overrides::default()).unwrap();
         let mut out = [0.0; 2];
-        encoder.encode(&Packed::new(&[4, 8], &[0, 2]).unwrap(), &mut out).unwrap();
+        encoder.encode(&PackedBatch::new(&[4, 8], &[0, 2]).unwrap(), &mut out).unwrap();
         assert_eq!(out, [-0.75, -0.6875], "{dtype}");
     }
 }

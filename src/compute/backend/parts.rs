@@ -3,13 +3,13 @@
 use std::ops::Range;
 
 use super::candle::device::CandleDevice;
-use crate::compute::weight::Packed;
+use crate::compute::batch::PackedBatch;
 use crate::{Error, Result};
 
 /// A batch that is computed in parts.
 pub(super) struct BatchParts<'a> {
     pub(super) on: &'a CandleDevice,
-    pub(super) batch: &'a Packed<'a>,
+    pub(super) batch: &'a PackedBatch<'a>,
     /// Numbers that a sequence has in the output.
     pub(super) width: usize,
     /// Tokens of a part at most; a longer sequence goes alone.
@@ -31,7 +31,7 @@ pub(super) struct PartSequences<'a> {
 }
 
 impl<'a> PartSequences<'a> {
-    fn new(batch: &Packed<'a>, part: &Range<usize>) -> Self {
+    fn new(batch: &PackedBatch<'a>, part: &Range<usize>) -> Self {
         let start = batch.offsets[part.start] as usize;
         let rows = part.clone().map(|number| batch.range(number));
         let second = |number| batch.second_type(number).saturating_sub(batch.offsets[number] as usize);
@@ -59,7 +59,7 @@ impl<'a> BatchParts<'a> {
         let (batch, width) = (self.batch, self.width);
         assert_eq!(out.len(), batch.sequences() * width, "one row of output for each sequence");
         let parts = batch.tokens().div_ceil(self.most_tokens.max(1)).max(1);
-        // Some parts are a text shorter than this.
+        // A part ends with the text that reaches this many tokens, or before the one that exceeds `most_tokens`.
         let tokens = batch.tokens().div_ceil(parts).max(1);
         let mut first = 0;
         while first < batch.sequences() {
@@ -124,7 +124,7 @@ mod tests {
         });
         let offsets: Vec<u32> = std::iter::once(0).chain(ends).collect();
         let ids = vec![0; end_of(&offsets)];
-        let batch = Packed::new(&ids, &offsets).unwrap();
+        let batch = PackedBatch::new(&ids, &offsets).unwrap();
         let on = Device::Cpu.into();
         let mut found = Vec::new();
         let parts = BatchParts { on: &on, batch: &batch, width: 1, most_tokens };

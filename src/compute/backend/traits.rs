@@ -4,12 +4,13 @@ use crate::compute::attention::heads::{Heads, LayerAttention};
 use crate::compute::attention::kv_cache::CacheShape;
 use crate::compute::attention::relative::{RelativeLayers, RelativeTable};
 use crate::compute::attention::rope::{RopeTable, Rotary};
+use crate::compute::batch::PackedBatch;
 use crate::compute::kernels::activation::Activation;
 use crate::compute::linear::layer::{Biased, Matrix};
 use crate::compute::pooling::Pooling;
 pub use crate::compute::pooling::{Row, Rows};
 use crate::compute::short_convolution::ShortConvolutionFactors;
-use crate::compute::weight::{Packed, Weight};
+use crate::compute::weight::Weight;
 use crate::{Error, Result};
 
 /// How rows of the position table are chosen.
@@ -174,7 +175,7 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// several threads if that is faster.
     fn run(
         &self,
-        batch: &Packed<'_>,
+        batch: &PackedBatch<'_>,
         width: usize,
         out: &mut [f32],
         forward: &ForwardFn<'_, Self>,

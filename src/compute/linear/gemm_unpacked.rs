@@ -48,7 +48,7 @@ impl Gemm<'_> {
         panels: Range<usize>,
         memory: &mut Buffer,
     ) {
-        // Packed panels that one unpacked panel holds.
+        // PackedBatch panels that one unpacked panel holds.
         let together = self.kernel_set.kernels.width / PANEL;
         let (most, bytes) = (self.unpacked_panels(), self.unpacked_bytes());
         // In a gated layer, the panels of the second part follow those of the first one.

@@ -99,19 +99,19 @@ impl<C> Sequence<C> {
     pub(super) fn advance(
         &mut self,
         logits: &mut [f32],
-        ends: &[u32],
+        eos_ids: &[u32],
         tokens: &TextTokens,
         model: &str,
     ) -> Result<Option<FinishReason>> {
         sampler::check_finite(logits, model)?;
         let written = self.tokens.len() - self.prompt;
-        self.processors.apply(&self.params, &self.tokens, written, ends, logits);
+        self.processors.apply(&self.params, &self.tokens, written, eos_ids, logits);
         let token = self.sampler.choose(logits)?;
         let now = Instant::now();
         self.first.get_or_insert(now);
         self.last = Some(now);
         self.tokens.push(token);
-        if ends.contains(&token) {
+        if eos_ids.contains(&token) {
             return Ok(Some(FinishReason::Stop));
         }
         let piece = self.detokenizer.push(tokens, token)?;

@@ -13,7 +13,7 @@ pub struct EngineSettings {
     /// The model's name in errors.
     pub model: String,
     /// Tokens that end a text.
-    pub ends: Vec<u32>,
+    pub eos_ids: Vec<u32>,
     /// Sequences decoded together.
     pub max_active: usize,
     /// Requests that may wait; more are refused with [`Error::Overloaded`].
@@ -39,10 +39,10 @@ pub struct EngineSettings {
 
 impl EngineSettings {
     /// The defaults for a model with these end tokens.
-    pub fn new(model: impl Into<String>, ends: Vec<u32>) -> Self {
+    pub fn new(model: impl Into<String>, eos_ids: Vec<u32>) -> Self {
         Self {
             model: model.into(),
-            ends,
+            eos_ids,
             max_active: 16,
             max_queue: 256,
             prefill_chunk: 512,

@@ -406,7 +406,7 @@ fn stop_texts_and_end_tokens_end_the_answer() {
     assert_eq!(completion.text, text);
 
     let last = bench.expected(&[1, 2], 4)[3];
-    let ending = bench_with(|settings| settings.ends = vec![last]);
+    let ending = bench_with(|settings| settings.eos_ids = vec![last]);
     let completion = ending.run(request(vec![1, 2], 20)).unwrap();
     let first = free.tokens.iter().position(|&token| token == last).unwrap();
     assert_eq!((completion.reason, completion.tokens.len()), (FinishReason::Stop, first + 1));

@@ -80,9 +80,10 @@ struct StepShare {
     from: usize,
     /// And after it.
     to: usize,
-    wanted: bool,
-    /// Of those, tokens of the prompt that delay others.
+    /// Of the tokens between, those of the prompt that delay others.
     prefill: usize,
+    /// Whether a token is chosen after the last of them.
+    needs_logits: bool,
 }
 
 /// How a sequence ends.
@@ -278,7 +279,7 @@ impl<'a, D: Decoder> Run<'a, D> {
                 let outcome =
                     if alone { Err(error.clone()) } else { self.forward(std::slice::from_ref(share), row) };
                 match outcome {
-                    Ok(()) => row += usize::from(share.wanted),
+                    Ok(()) => row += usize::from(share.needs_logits),
                     Err(error) => failed.push((share.sequence, error)),
                 }
                 !failed.iter().any(|(sequence, _)| *sequence == share.sequence)
@@ -288,10 +289,10 @@ impl<'a, D: Decoder> Run<'a, D> {
         let mut outcomes: Vec<(usize, Outcome)> =
             failed.into_iter().map(|(sequence, error)| (sequence, Outcome::Fails(error))).collect();
         let rows = self.logits.chunks_exact_mut(width);
-        for (share, logits) in shares.iter().filter(|share| share.wanted).zip(rows) {
+        for (share, logits) in shares.iter().filter(|share| share.needs_logits).zip(rows) {
             let sequence = &mut self.active[share.sequence];
-            let (ends, model) = (&self.work.settings.ends, self.work.settings.model.as_str());
-            match guarded("sampling", || sequence.advance(logits, ends, &self.work.tokens, model)) {
+            let (eos_ids, model) = (&self.work.settings.eos_ids, self.work.settings.model.as_str());
+            match guarded("sampling", || sequence.advance(logits, eos_ids, &self.work.tokens, model)) {
                 Ok(None) => {}
                 Ok(Some(reason)) => outcomes.push((share.sequence, Outcome::Ends(reason))),
                 Err(error) => outcomes.push((share.sequence, Outcome::Fails(error))),
@@ -327,7 +328,7 @@ impl<'a, D: Decoder> Run<'a, D> {
             let prefill = if writing { 0 } else { to - from };
             budget -= prefill;
             if to > from {
-                shares.push(StepShare { sequence: index, from, to, wanted: to == end, prefill });
+                shares.push(StepShare { sequence: index, from, to, needs_logits: to == end, prefill });
             }
         }
         shares
@@ -336,7 +337,7 @@ impl<'a, D: Decoder> Run<'a, D> {
     /// Runs the model over `shares`; their logits start at `row`.
     fn forward(&mut self, shares: &[StepShare], row: usize) -> Result<()> {
         let width = self.work.decoder.vocabulary();
-        let wanted = shares.iter().filter(|share| share.wanted).count();
+        let wanted = shares.iter().filter(|share| share.needs_logits).count();
         let logits = &mut try_resized(&mut self.logits, (row + wanted) * width)?[row * width..];
         let mut next = shares.iter().peekable();
         let mut steps = Vec::with_capacity(shares.len());
@@ -345,7 +346,7 @@ impl<'a, D: Decoder> Run<'a, D> {
                 let (prompt, length) = (sequence.prompt(), sequence.tokens.len());
                 let tokens = &sequence.tokens[share.from..share.to];
                 let cache = &mut sequence.cache;
-                steps.push(Step { cache, tokens, prompt, length, needs_logits: share.wanted });
+                steps.push(Step { cache, tokens, prompt, length, needs_logits: share.needs_logits });
             }
         }
         guarded("forward pass", || self.work.decoder.forward(&mut steps, logits))

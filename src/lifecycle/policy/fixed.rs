@@ -36,8 +36,8 @@ impl FixedTimer {
     }
 }
 
-/// What was learned may cost so many times what the timer would have.
-const MOST: f64 = 1.04;
+/// The learned policy is dropped once it costs this many times what the fixed timer would have cost.
+const MOST_COST: f64 = 1.04;
 /// Loads by which it may be worse before the timer applies, and by which it may be better at most: what was saved long ago
 /// is no reason to be worse today.
 const PATIENCE: f64 = 2.0;
@@ -61,7 +61,7 @@ impl Lead {
         let own = in_memory - self.in_memory + if left { price } else { 0.0 };
         let fixed = idle.min(stay) + if idle > stay { price } else { 0.0 };
         self.in_memory = in_memory;
-        self.excess = (self.excess + own - MOST * fixed).max(-MOST_SAVED * price);
+        self.excess = (self.excess + own - MOST_COST * fixed).max(-MOST_SAVED * price);
         self.behind = self.excess > if self.behind { 0.0 } else { PATIENCE * price };
     }
 }

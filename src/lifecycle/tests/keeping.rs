@@ -151,11 +151,11 @@ fn an_idle_period_that_was_interrupted_is_over() {
     let managed = slot.managed();
     let seen = managed.idle().unwrap();
     let lease = slot.try_acquire().unwrap();
-    assert!(!managed.unload_idle(&seen, Why::Idle), "in use");
+    assert!(!managed.unload_idle(&seen, UnloadReason::Idle), "in use");
     drop(lease);
     assert_eq!(managed.idle().unwrap().since, seen.since, "the clock stands still");
-    assert!(!managed.unload_idle(&seen, Why::Evicted), "used since");
+    assert!(!managed.unload_idle(&seen, UnloadReason::Evicted), "used since");
     let seen = managed.idle().unwrap();
-    assert!(managed.unload_idle(&seen, Why::Evicted));
-    assert!(!managed.unload_idle(&seen, Why::Evicted));
+    assert!(managed.unload_idle(&seen, UnloadReason::Evicted));
+    assert!(!managed.unload_idle(&seen, UnloadReason::Evicted));
 }

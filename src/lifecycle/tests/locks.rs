@@ -56,7 +56,7 @@ fn none_while_a_value_drops() {
     with_meddling(keep(KeepAlive::Forever), |_, slot| {
         idle(slot);
         let managed = slot.managed();
-        assert!(managed.unload_idle(&managed.idle().unwrap(), Why::Evicted));
+        assert!(managed.unload_idle(&managed.idle().unwrap(), UnloadReason::Evicted));
     });
 }
 

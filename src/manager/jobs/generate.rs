@@ -10,7 +10,7 @@ use super::super::registry::Registry;
 use super::super::spec::GENERATOR;
 use crate::generation::{
     Completion, Conversation, Deadline, EngineTicket, Event, GenerationParams, Generator, OnEvent,
-    PrefixScope, Prompt, Stream, Terms,
+    PrefixScope, Prompt, RequestTerms, Stream,
 };
 use crate::lifecycle::{KeepAlive, Lease, State};
 use crate::sync::{Mutex, fork};
@@ -63,8 +63,8 @@ impl GenerateOptions {
     }
 
     /// The terms of a request that is made now.
-    fn terms(&self) -> Terms {
-        Terms { scope: self.prefix_scope, deadline: self.timeout.and_then(Deadline::after) }
+    fn terms(&self) -> RequestTerms {
+        RequestTerms { scope: self.prefix_scope, deadline: self.timeout.and_then(Deadline::after) }
     }
 }
 
@@ -283,7 +283,7 @@ fn begin(
     slot: &str,
     prompt: &OwnedPrompt,
     params: GenerationParams,
-    terms: Terms,
+    terms: RequestTerms,
     keep_alive: Option<KeepAlive>,
     ticket: &GenerationTicket,
     trace: Option<&Arc<Trace>>,

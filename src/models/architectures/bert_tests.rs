@@ -7,7 +7,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::Error;
-use crate::compute::{Backend, Candle, Cpu, DType, Isa, LONGEST_HEAD, Matrix, Packed, Weight, WeightFormat};
+use crate::compute::{
+    Backend, Candle, Cpu, DType, Isa, LONGEST_HEAD, Matrix, PackedBatch, Weight, WeightFormat,
+};
 use crate::models::architectures::LARGEST_SIZE;
 use crate::models::architectures::{self, Transformer};
 use crate::models::{Pooling, SentenceEncoder};
@@ -92,7 +94,7 @@ fn encode(model: &impl SentenceEncoder, texts: &[Vec<u32>], pooling: Pooling) ->
         offsets.push(ids.len() as u32);
     }
     let mut out = vec![f32::NAN; texts.len() * model.width()];
-    model.encode(&Packed::new(&ids, &offsets).unwrap(), pooling, &mut out).unwrap();
+    model.encode(&PackedBatch::new(&ids, &offsets).unwrap(), pooling, &mut out).unwrap();
     out
 }
 
@@ -215,7 +217,7 @@ fn bad_requests_are_refused_and_change_nothing() {
     let refused = |ids: &[u32], room: usize| {
         let offsets = [0, ids.len() as u32];
         let mut out = vec![0.0; room];
-        let result = model.encode(&Packed::new(ids, &offsets).unwrap(), Pooling::Mean, &mut out);
+        let result = model.encode(&PackedBatch::new(ids, &offsets).unwrap(), Pooling::Mean, &mut out);
         assert!(matches!(result, Err(Error::Input(_))), "{result:?}");
     };
     refused(&[3; 11], 36);
@@ -223,7 +225,7 @@ fn bad_requests_are_refused_and_change_nothing() {
     refused(&[3], 35);
     assert!(encode(&model, &texts(&[10, 3]), Pooling::Mean) == before);
     let mut nothing = [];
-    model.encode(&Packed::new(&[], &[0]).unwrap(), Pooling::Mean, &mut nothing).unwrap();
+    model.encode(&PackedBatch::new(&[], &[0]).unwrap(), Pooling::Mean, &mut nothing).unwrap();
 }
 
 #[test]

@@ -7,7 +7,7 @@ use base64::Engine as _;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::compute::{Activation, Isa, Packed, WeightFormat};
+use crate::compute::{Activation, Isa, PackedBatch, WeightFormat};
 use crate::models::formats::gguf::tests::{Writer, f32s};
 use crate::models::json::read_json;
 use crate::models::manifest::WeightFiles;
@@ -203,7 +203,7 @@ fn compare(name: &str, path: PathBuf) {
         let ids = encoder.tokenizer.encode(&case.text, 24).unwrap();
         assert_eq!(ids, case.ids, "{name} {:?}", case.text);
         let mut vector = vec![0.0; encoder.width()];
-        encoder.encode(&Packed::new(&ids, &[0, ids.len() as u32]).unwrap(), &mut vector).unwrap();
+        encoder.encode(&PackedBatch::new(&ids, &[0, ids.len() as u32]).unwrap(), &mut vector).unwrap();
         let worst = vector.iter().zip(&case.embedding).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(worst <= 2e-5 && vector.len() == case.embedding.len(), "{name} {:?}: {worst}", case.text);
     }
@@ -306,7 +306,7 @@ fn a_jina_bert_may_have_byte_level_tokens() {
         assert_eq!((ids[0], &ids[ids.len() - 2..]), (0, &[3, 1][..]), "the mask takes the space before it");
         let of = |encoder: &Encoder| {
             let mut vector = vec![0.0; encoder.width()];
-            encoder.encode(&Packed::new(&ids, &[0, ids.len() as u32]).unwrap(), &mut vector).unwrap();
+            encoder.encode(&PackedBatch::new(&ids, &[0, ids.len() as u32]).unwrap(), &mut vector).unwrap();
             vector
         };
         assert!(ids.len() > 5 && of(&encoder) == of(&original), "{pre} {ids:?}");

@@ -20,7 +20,7 @@ use super::masked::MaskedLm;
 use super::tensors::{NormTensors, Tensors};
 use crate::compute::file::WeightFile;
 use crate::compute::{
-    Activation, Backend, CacheShape, Heads, KvCache, Matrix, Packed, Pass, RopeTable, Row, Step,
+    Activation, Backend, CacheShape, Heads, KvCache, Matrix, PackedBatch, Pass, RopeTable, Row, Step,
 };
 use crate::models::decoder::Decoder;
 use crate::models::heads::layout::MaskedHead;
@@ -134,7 +134,7 @@ impl<B: Backend> Transformer<B> {
         }
     }
 
-    fn check_lengths(&self, batch: &Packed<'_>) -> Result<()> {
+    fn check_lengths(&self, batch: &PackedBatch<'_>) -> Result<()> {
         batch.ranges().try_for_each(|range| self.check_length(range.len()))
     }
 
@@ -280,7 +280,7 @@ impl<B: Backend> SentenceEncoder for Transformer<B> {
         self.description.hidden
     }
 
-    fn encode(&self, batch: &Packed<'_>, pooling: Pooling, out: &mut [f32]) -> Result<()> {
+    fn encode(&self, batch: &PackedBatch<'_>, pooling: Pooling, out: &mut [f32]) -> Result<()> {
         let width = self.description.hidden;
         if out.len() != batch.sequences() * width {
             return Err(Error::Input(format!(
@@ -298,7 +298,7 @@ impl<B: Backend> SentenceEncoder for Transformer<B> {
         self.check_files()
     }
 
-    fn encode_after(&self, prefix: &[u32], batch: &Packed<'_>, out: &mut [f32]) -> Result<()> {
+    fn encode_after(&self, prefix: &[u32], batch: &PackedBatch<'_>, out: &mut [f32]) -> Result<()> {
         let longest = batch.ranges().map(|range| prefix.len() + range.len()).max().unwrap_or(0);
         // The positions of a long text may differ from those of a short one, from the first on.
         let same = self.longest_short_text().is_none_or(|short| longest <= short);
@@ -347,7 +347,7 @@ impl<B: Backend> SentenceEncoder for Transformer<B> {
         self.check_files()
     }
 
-    fn states(&self, batch: &Packed<'_>, each: &ReadStates<'_>) -> Result<()> {
+    fn states(&self, batch: &PackedBatch<'_>, each: &ReadStates<'_>) -> Result<()> {
         self.check_lengths(batch)?;
         self.backend.run(batch, 0, &mut [], &|pass, _| {
             let (numbers, x) = (pass.numbers(), self.forward(pass, None)?);
@@ -356,7 +356,7 @@ impl<B: Backend> SentenceEncoder for Transformer<B> {
         self.check_files()
     }
 
-    fn logits(&self, batch: &Packed<'_>, each: &ReadStates<'_>) -> Result<()> {
+    fn logits(&self, batch: &PackedBatch<'_>, each: &ReadStates<'_>) -> Result<()> {
         let masked = self.masked.as_ref().ok_or_else(|| misuse("a model without a head has no logits"))?;
         self.check_lengths(batch)?;
         self.backend.run(batch, 0, &mut [], &|pass, _| {

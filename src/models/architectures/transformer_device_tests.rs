@@ -26,7 +26,7 @@ fn relieved(times: usize) -> (CandleDevice, Arc<AtomicUsize>) {
 fn attempt(model: &Transformer<Candle>, texts: &[Vec<u32>]) -> Result<Vec<f32>> {
     let (ids, offsets) = packed(texts);
     let mut out = vec![f32::NAN; texts.len() * model.width()];
-    model.encode(&Packed::new(&ids, &offsets).unwrap(), Pooling::Mean, &mut out)?;
+    model.encode(&PackedBatch::new(&ids, &offsets).unwrap(), Pooling::Mean, &mut out)?;
     Ok(out)
 }
 

@@ -92,7 +92,7 @@ fn hidden_tokens_are_zeros_for_convolutions() {
     let encode = |model: &dyn SentenceEncoder, texts: &[Vec<u32>], hidden: &[u32], pooling| {
         let (ids, offsets) = packed(texts);
         let mut out = vec![f32::NAN; texts.len() * 36];
-        let batch = Packed { hidden, ..Packed::new(&ids, &offsets).unwrap() };
+        let batch = PackedBatch { hidden, ..PackedBatch::new(&ids, &offsets).unwrap() };
         model.encode(&batch, pooling, &mut out).unwrap();
         out
     };

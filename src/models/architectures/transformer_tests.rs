@@ -45,14 +45,14 @@ fn packed(texts: &[Vec<u32>]) -> (Vec<u32>, Vec<u32>) {
 fn encode(model: &dyn SentenceEncoder, texts: &[Vec<u32>], pooling: Pooling) -> Vec<f32> {
     let (ids, offsets) = packed(texts);
     let mut out = vec![f32::NAN; texts.len() * model.width()];
-    model.encode(&Packed::new(&ids, &offsets).unwrap(), pooling, &mut out).unwrap();
+    model.encode(&PackedBatch::new(&ids, &offsets).unwrap(), pooling, &mut out).unwrap();
     out
 }
 
 fn vectors(encoder: &Encoder, texts: &[Vec<u32>]) -> Vec<f32> {
     let (ids, offsets) = packed(texts);
     let mut out = vec![0.0; texts.len() * encoder.width()];
-    encoder.encode(&Packed::new(&ids, &offsets).unwrap(), &mut out).unwrap();
+    encoder.encode(&PackedBatch::new(&ids, &offsets).unwrap(), &mut out).unwrap();
     out
 }
 
@@ -297,7 +297,8 @@ fn bad_requests_are_refused() {
     assert_eq!((model.width(), model.dtype()), (36, "float32"));
     for (ids, room) in [(vec![3; 11], 36), (vec![40], 36), (vec![3], 35)] {
         let offsets = [0, ids.len() as u32];
-        let result = model.encode(&Packed::new(&ids, &offsets).unwrap(), Pooling::Last, &mut vec![0.0; room]);
+        let result =
+            model.encode(&PackedBatch::new(&ids, &offsets).unwrap(), Pooling::Last, &mut vec![0.0; room]);
         assert!(matches!(result, Err(Error::Input(_))), "{result:?}");
     }
 }

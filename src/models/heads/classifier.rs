@@ -6,7 +6,7 @@ use super::dense::DenseLayer;
 use super::layout::{ClassifierHead, HeadActivation, HeadNormNames, HeadState, LayerActivation};
 use super::pooling::Pooling;
 use crate::compute::memory::zeroed;
-use crate::compute::{Matrix, Packed};
+use crate::compute::{Matrix, PackedBatch};
 use crate::models::config::ModelConfig;
 use crate::models::json::read_json;
 use crate::models::keys::{refusal, refuse_unknown};
@@ -228,7 +228,7 @@ impl Classifier {
 
     /// Ids and offsets of `batch` without the padding at the end of its sequences; `None` if there is none. A sequence of
     /// padding alone keeps its first token.
-    pub(crate) fn without_padding(&self, batch: &Packed<'_>) -> Option<(Vec<u32>, Vec<u32>)> {
+    pub(crate) fn without_padding(&self, batch: &PackedBatch<'_>) -> Option<(Vec<u32>, Vec<u32>)> {
         let padding = self.padding?;
         if !batch.ranges().any(|range| range.len() > 1 && batch.ids[range.end - 1] == padding) {
             return None;

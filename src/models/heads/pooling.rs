@@ -2,7 +2,7 @@
 
 use crate::Result;
 pub use crate::compute::Pooling;
-use crate::compute::{Packed, Rows};
+use crate::compute::{PackedBatch, Rows};
 
 /// Divides by the Euclidean length; a zero vector stays zero (PyTorch's `normalize`, whose floor is 1e-12).
 pub fn normalize(vector: &mut [f32]) {
@@ -25,14 +25,14 @@ pub trait SentenceEncoder: Send + Sync {
     /// # Errors
     /// [`crate::Error::Input`] for a token outside the vocabulary, a text that is too long, or `out` of the wrong
     /// length; [`crate::Error::Internal`] when a worker panics.
-    fn encode(&self, batch: &Packed<'_>, pooling: Pooling, out: &mut [f32]) -> Result<()>;
+    fn encode(&self, batch: &PackedBatch<'_>, pooling: Pooling, out: &mut [f32]) -> Result<()>;
 
     /// The last state of each sequence that begins with `prefix` and goes on with one of `batch`, none of which is empty, as
     /// [`encode`](Self::encode) gives it with [`Pooling::Last`] to within rounding. A causal model computes the prefix once.
     ///
     /// # Errors
     /// As [`encode`](Self::encode).
-    fn encode_after(&self, prefix: &[u32], batch: &Packed<'_>, out: &mut [f32]) -> Result<()> {
+    fn encode_after(&self, prefix: &[u32], batch: &PackedBatch<'_>, out: &mut [f32]) -> Result<()> {
         self.encode_whole(prefix, batch, out)
     }
 
@@ -40,14 +40,14 @@ pub trait SentenceEncoder: Send + Sync {
     ///
     /// # Errors
     /// As [`encode`](Self::encode).
-    fn encode_whole(&self, prefix: &[u32], batch: &Packed<'_>, out: &mut [f32]) -> Result<()> {
+    fn encode_whole(&self, prefix: &[u32], batch: &PackedBatch<'_>, out: &mut [f32]) -> Result<()> {
         let (mut ids, mut offsets) = (Vec::new(), vec![0]);
         for range in batch.ranges() {
             ids.extend_from_slice(prefix);
             ids.extend_from_slice(&batch.ids[range]);
             offsets.push(u32::try_from(ids.len()).unwrap_or(u32::MAX));
         }
-        self.encode(&Packed::new(&ids, &offsets)?, Pooling::Last, out)
+        self.encode(&PackedBatch::new(&ids, &offsets)?, Pooling::Last, out)
     }
 
     /// Whether it gives the [`states`](Self::states) of tokens.
@@ -59,7 +59,7 @@ pub trait SentenceEncoder: Send + Sync {
     ///
     /// # Errors
     /// As [`encode`](Self::encode).
-    fn states(&self, batch: &Packed<'_>, each: &ReadStates<'_>) -> Result<()> {
+    fn states(&self, batch: &PackedBatch<'_>, each: &ReadStates<'_>) -> Result<()> {
         let _ = (batch, each);
         Err(crate::Error::Internal { place: "encoder".into(), reason: "it gives no states of tokens".into() })
     }
@@ -69,7 +69,7 @@ pub trait SentenceEncoder: Send + Sync {
     ///
     /// # Errors
     /// As [`encode`](Self::encode); [`crate::Error::Internal`] for a model without such a head.
-    fn logits(&self, batch: &Packed<'_>, each: &ReadStates<'_>) -> Result<()> {
+    fn logits(&self, batch: &PackedBatch<'_>, each: &ReadStates<'_>) -> Result<()> {
         let _ = (batch, each);
         Err(crate::Error::Internal { place: "encoder".into(), reason: "it gives no logits".into() })
     }

@@ -72,13 +72,13 @@ pub(crate) struct GgufTokenizer {
     /// The tokenizer.
     pub(crate) tokenizer: Inner,
     /// Spelling of the first token of a text; "" without one.
-    pub(crate) begin: String,
+    pub(crate) bos: String,
     /// Spelling of the end-of-text token; "" without one.
-    pub(crate) end: String,
+    pub(crate) eos: String,
     /// The id of the latter.
-    pub(crate) end_id: Option<u32>,
+    pub(crate) eos_id: Option<u32>,
     /// All tokens that end an answer.
-    pub(crate) ends: Vec<u32>,
+    pub(crate) eos_ids: Vec<u32>,
     /// Whether a text to embed gets the end-of-text token.
     pub(crate) adds_end: bool,
 }
@@ -111,12 +111,12 @@ pub(crate) fn tokenizer(gguf: &Gguf) -> Result<GgufTokenizer> {
     }
     let number =
         |key: &str| gguf.number(&format!("tokenizer.ggml.{key}_token_id")).filter(|&id| id < pieces.len());
-    let mut ends: Vec<u32> =
+    let mut eos_ids: Vec<u32> =
         ["eos", "eot", "eom"].iter().filter_map(|key| number(key)).map(|id| id as u32).collect();
     let looks = pieces.iter().zip(0..).filter(|(piece, _)| ENDS.contains(&piece.as_str())).map(|(_, id)| id);
-    ends.extend(looks);
-    ends.sort_unstable();
-    ends.dedup();
+    eos_ids.extend(looks);
+    eos_ids.sort_unstable();
+    eos_ids.dedup();
     let kind = gguf.text("tokenizer.ggml.model").unwrap_or_default();
     let mut tokenizer = match gguf.text("tokenizer.ggml.model") {
         Some("gpt2") => byte_level(gguf, &pieces)?,
@@ -133,7 +133,7 @@ pub(crate) fn tokenizer(gguf: &Gguf) -> Result<GgufTokenizer> {
         }
     };
     let added = |special: bool| -> Vec<AddedToken> {
-        let is_end = |id: usize| ends.binary_search(&(id as u32)).is_ok();
+        let is_end = |id: usize| eos_ids.binary_search(&(id as u32)).is_ok();
         let wanted = |id: usize| match types.get(id) {
             Some(&(CONTROL | UNKNOWN)) => special,
             Some(&USER_DEFINED) => special == is_end(id),
@@ -181,10 +181,10 @@ pub(crate) fn tokenizer(gguf: &Gguf) -> Result<GgufTokenizer> {
     }
     Ok(GgufTokenizer {
         tokenizer,
-        begin: spelling(begin),
-        end: spelling(end),
-        end_id: end.map(|id| id as u32),
-        ends,
+        bos: spelling(begin),
+        eos: spelling(end),
+        eos_id: end.map(|id| id as u32),
+        eos_ids,
         adds_end: gguf.flag("tokenizer.ggml.add_eos_token").unwrap_or(kind == "t5") && kind != "bert",
     })
 }
@@ -339,7 +339,7 @@ mod tests {
         let ids = built.tokenizer.encode("Merhaba ş", true).unwrap().get_ids().to_vec();
         assert_eq!(ids, [1, 259, 266, 3 + 0xc5, 3 + 0x9f]);
         assert_eq!(built.tokenizer.decode(&ids, true).unwrap(), "Merhaba ş");
-        assert_eq!((built.begin.as_str(), built.end.as_str(), built.ends), ("<s>", "</s>", vec![2]));
+        assert_eq!((built.bos.as_str(), built.eos.as_str(), built.eos_ids), ("<s>", "</s>", vec![2]));
     }
 
     #[test]
@@ -359,7 +359,7 @@ mod tests {
             let (_folder, gguf) = open(&writer);
             let built = tokenizer(&gguf)?;
             let ids = built.tokenizer.encode("12<|im_end|>", true).unwrap().get_ids().to_vec();
-            assert_eq!(built.ends, [alphabet.len() as u32 - 1]);
+            assert_eq!(built.eos_ids, [alphabet.len() as u32 - 1]);
             Ok((ids.len(), built.tokenizer.decode(&ids, true).unwrap()))
         };
         assert_eq!(with("gpt-2"), Ok((2, "12".into())));
@@ -436,7 +436,7 @@ mod tests {
                 let (writer, first) = with_words("qwen2", &["<|endoftext|>", end, "<tool>"], &[3, kind, 4]);
                 let (_folder, gguf) = open(&writer.number("tokenizer.ggml.eos_token_id", first));
                 let built = tokenizer(&gguf).unwrap();
-                assert_eq!(built.ends, [first, first + 1], "{end} {kind}");
+                assert_eq!(built.eos_ids, [first, first + 1], "{end} {kind}");
                 let ids = built.tokenizer.encode(format!("a{end}<tool>"), true).unwrap().get_ids().to_vec();
                 assert_eq!(ids[1..], [first + 1, first + 2], "{end} {kind}");
                 assert_eq!(built.tokenizer.decode(&ids, true).unwrap(), "a<tool>", "{end} {kind}");
@@ -445,7 +445,7 @@ mod tests {
         let (writer, first) = with_words("qwen2", &["<stop>", "<pause>", "<other>"], &[1, 1, 1]);
         let writer = writer.number("tokenizer.ggml.eot_token_id", first);
         let (_folder, gguf) = open(&writer.number("tokenizer.ggml.eom_token_id", first + 1));
-        assert_eq!(tokenizer(&gguf).unwrap().ends, [first, first + 1]);
+        assert_eq!(tokenizer(&gguf).unwrap().eos_ids, [first, first + 1]);
     }
 
     #[test]

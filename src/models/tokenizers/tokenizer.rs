@@ -130,7 +130,7 @@ impl Tokenizer {
                 invalid(file.path(), "its tokenizer does not keep a text's tokens in one piece")
             })?;
         if built.adds_end {
-            after.push(built.end_id.ok_or_else(|| {
+            after.push(built.eos_id.ok_or_else(|| {
                 invalid(file.path(), "it asks for an end token (tokenizer.ggml.add_eos_token) but names none of its tokens as that")
             })?);
         }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use model_manager::Result;
-use model_manager::compute::{Isa, Packed, WeightFormat};
+use model_manager::compute::{Isa, PackedBatch, WeightFormat};
 use model_manager::models::{
     Encoder, ModelConfig, ModelFiles, ModelKind, Overrides, Pooling, SentenceConfig, SentenceEncoder,
     Tokenizer, Weights, on_cpu,
@@ -157,7 +157,7 @@ impl SentenceEncoder for Ids {
         self.width
     }
 
-    fn encode(&self, batch: &Packed<'_>, _: Pooling, out: &mut [f32]) -> Result<()> {
+    fn encode(&self, batch: &PackedBatch<'_>, _: Pooling, out: &mut [f32]) -> Result<()> {
         for (range, row) in batch.ranges().zip(out.chunks_exact_mut(self.width)) {
             row.fill(0.0);
             row.iter_mut().zip(&batch.ids[range]).for_each(|(x, id)| *x = *id as f32);
@@ -201,7 +201,7 @@ fn an_encoder_loads_from_every_fixture() {
 
 /// The vectors of a batch.
 fn encode(encoder: &Encoder, ids: &[u32], offsets: &[u32]) -> Vec<f32> {
-    let batch = Packed::new(ids, offsets).unwrap();
+    let batch = PackedBatch::new(ids, offsets).unwrap();
     let mut vectors = vec![f32::NAN; batch.sequences() * encoder.width()];
     encoder.encode(&batch, &mut vectors).unwrap();
     vectors

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use model_manager::compute::{Isa, Packed, WeightFormat};
+use model_manager::compute::{Isa, PackedBatch, WeightFormat};
 use model_manager::models::{Bounds, Encoded, Encoder, ModelFiles, Overrides, on_cpu};
 use serde_json::Value;
 
@@ -59,7 +59,7 @@ fn logits(encoder: &Encoder, sequences: &[&Encoded]) -> Vec<f32> {
     let mut offsets = vec![0];
     sequences.iter().for_each(|sequence| offsets.push(offsets.last().unwrap() + sequence.ids.len() as u32));
     let seconds: Vec<u32> = sequences.iter().map(|sequence| sequence.second).collect();
-    let batch = Packed { seconds: &seconds, ..Packed::new(&ids, &offsets).unwrap() };
+    let batch = PackedBatch { second_starts: &seconds, ..PackedBatch::new(&ids, &offsets).unwrap() };
     let mut out = vec![0.0; sequences.len() * encoder.width()];
     encoder.encode(&batch, &mut out).unwrap();
     out

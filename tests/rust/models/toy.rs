@@ -3,7 +3,7 @@
 use candle_core::Device;
 use model_manager::Result;
 use model_manager::compute::{
-    Activation, Biased, Heads, Isa, LayerAttention, Mask, Matrix, Packed, Positions, RopeStyle, Rotary,
+    Activation, Biased, Heads, Isa, LayerAttention, Mask, Matrix, PackedBatch, Positions, RopeStyle, Rotary,
     WeightFormat,
 };
 use model_manager::generation::{ComputeTarget, GenerationParams, Generator, Prompt, TextFiles, TextModel};
@@ -85,7 +85,7 @@ fn an_architecture_is_one_description_for_vectors_and_text() {
     let weights = Weights::open(&files.weights).unwrap();
     let ours = on_cpu(&config, &weights, Isa::best(), WeightFormat::F32).unwrap();
     let plain = on_device(&config, &weights, Device::Cpu).unwrap();
-    let batch = Packed::new(&[5, 80, 17, 200, 3, 3, 9], &[0, 4, 7]).unwrap();
+    let batch = PackedBatch::new(&[5, 80, 17, 200, 3, 3, 9], &[0, 4, 7]).unwrap();
     let vectors = [&ours, &plain].map(|model| {
         let mut out = vec![0.0; 64];
         model.encode(&batch, Pooling::Last, &mut out).unwrap();

@@ -27,10 +27,11 @@ use crate::compute::attention::kv_cache::CacheShape;
 use crate::compute::attention::relative::{RelativeLayers, RelativeTable};
 use crate::compute::backend::parts::{BatchParts, retried};
 use crate::compute::backend::traits::{Backend, CachedSequence, ForwardFn, Step, check_logits};
+use crate::compute::batch::PackedBatch;
 use crate::compute::isa::Isa;
 use crate::compute::linear::layer::{Biased, Matrix};
 use crate::compute::short_convolution::ShortConvolutionFactors;
-use crate::compute::weight::{Packed, Weight};
+use crate::compute::weight::Weight;
 
 /// Tokens that go through the layers together at most; a longer sequence goes alone.
 const PART_TOKENS: usize = 16 << 10;
@@ -115,7 +116,7 @@ impl Backend for Candle {
 
     fn run(
         &self,
-        batch: &Packed<'_>,
+        batch: &PackedBatch<'_>,
         width: usize,
         out: &mut [f32],
         forward: &ForwardFn<'_, Self>,

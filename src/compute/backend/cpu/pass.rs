@@ -9,6 +9,7 @@ use crate::compute::attention::relative::RelativePanels;
 use crate::compute::attention::rope::{RopeTable, Rotary};
 use crate::compute::backend::cpu::device::{Cpu, Norm, Table};
 use crate::compute::backend::traits::{CachedSequence, Pass, Positions, Row, Rows};
+use crate::compute::batch::PackedBatch;
 use crate::compute::isa::DType;
 use crate::compute::kernels::activation::Activation;
 use crate::compute::linear::gemm::Epilogue;
@@ -17,7 +18,6 @@ use crate::compute::linear::phases::{RowPhases, TokenPhase};
 use crate::compute::matrix::StateMatrix;
 use crate::compute::parallel::{Parallelism, Target};
 use crate::compute::short_convolution::ShortConvolution;
-use crate::compute::weight::Packed;
 use crate::{Error, Result};
 
 /// Rows of a window. With so many, packing the keys and values of earlier windows takes little time compared with attention
@@ -28,7 +28,7 @@ const WINDOW: usize = 1024;
 #[derive(Debug)]
 pub struct CpuPass<'a> {
     pub(super) cpu: &'a Cpu,
-    pub(super) batch: Packed<'a>,
+    pub(super) batch: PackedBatch<'a>,
     pub(super) workspace: &'a mut Workspace,
     pub(super) parallelism: Parallelism<'a>,
     /// The rows that pre-norm blocks work on.
@@ -80,7 +80,7 @@ pub(super) fn misuse(reason: &str) -> Error {
 impl<'a> CpuPass<'a> {
     pub(super) fn new(
         cpu: &'a Cpu,
-        batch: Packed<'a>,
+        batch: PackedBatch<'a>,
         workspace: &'a mut Workspace,
         parallelism: Parallelism<'a>,
         caches: Vec<CachedSequence<'a, PagedKvCache>>,

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use crate::compute::weight::Packed;
+use crate::compute::batch::PackedBatch;
 
 /// The approximate number of tokens of a part. With so many, weights are seldom read from main memory, and with so few,
 /// the activations of a thread stay in its second-level cache.
@@ -35,7 +35,7 @@ pub(super) struct Plan {
 
 impl Plan {
     /// A plan for a model with `bytes` bytes of weights.
-    pub(super) fn new(batch: &Packed<'_>, threads: usize, bytes: u64) -> Self {
+    pub(super) fn new(batch: &PackedBatch<'_>, threads: usize, bytes: u64) -> Self {
         let most = if bytes > LARGE { TOKENS_OF_LARGE } else { TOKENS };
         let tokens = |sequences: &[usize]| sequences.iter().map(|&i| batch.range(i).len()).sum::<usize>();
         let single =
@@ -71,7 +71,7 @@ impl Plan {
 
 /// Divides sequences, longest first, into at most `parts` parts with about the same number of tokens: each goes to the part
 /// with the fewest. The sequences of a part are in the order of the batch.
-fn cut(batch: &Packed<'_>, longest: &[usize], parts: usize) -> Vec<Vec<usize>> {
+fn cut(batch: &PackedBatch<'_>, longest: &[usize], parts: usize) -> Vec<Vec<usize>> {
     let mut least: BinaryHeap<_> = (0..parts.max(1)).map(|part| Reverse((0, part))).collect();
     let mut cut = vec![Vec::new(); parts.max(1)];
     for &sequence in longest {
@@ -98,7 +98,7 @@ mod tests {
             offsets.push(offsets.last().unwrap() + length);
         }
         let ids = vec![0; *offsets.last().unwrap() as usize];
-        let plan = Plan::new(&Packed::new(&ids, &offsets).unwrap(), threads, bytes);
+        let plan = Plan::new(&PackedBatch::new(&ids, &offsets).unwrap(), threads, bytes);
         let mut covered = [plan.single.concat(), plan.parallel.concat()].concat();
         covered.sort_unstable();
         assert_eq!(covered, (0..lengths.len()).collect::<Vec<_>>(), "{lengths:?}");

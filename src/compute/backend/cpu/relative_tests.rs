@@ -11,7 +11,7 @@ use crate::compute::attention::tiles::{Attention, KeyValues, Span};
 use crate::compute::kernels::Kernels;
 use crate::compute::parallel::Share;
 use crate::compute::{
-    Backend, Biased, Candle, DType, DistanceRows, Heads, Isa, LayerAttention, Mask, Packed, Pass,
+    Backend, Biased, Candle, DType, DistanceRows, Heads, Isa, LayerAttention, Mask, PackedBatch, Pass,
     RelativeLayers, RelativeTable, Weight,
 };
 
@@ -157,7 +157,7 @@ fn run<B: Backend>(backend: &B, texts: &[&[u32]], table: &Weight, heads: Heads) 
     let ids: Vec<u32> = texts.concat();
     let mut offsets = vec![0];
     texts.iter().for_each(|text| offsets.push(offsets.last().unwrap() + text.len() as u32));
-    let batch = Packed::new(&ids, &offsets).unwrap();
+    let batch = PackedBatch::new(&ids, &offsets).unwrap();
     let found = crate::sync::Mutex::new(vec![Vec::new(); texts.len()]);
     backend
         .run(&batch, 0, &mut [], &|pass, _| -> Result<()> {

@@ -9,11 +9,12 @@ use crate::compute::attention::heads::Heads;
 use crate::compute::attention::kv_cache::{CacheShape, PagedKvCache};
 use crate::compute::attention::relative::{RelativeLayers, RelativePanels, RelativeTable};
 use crate::compute::backend::traits::{Backend, CachedSequence, ForwardFn, KvCache, Step, check_logits};
+use crate::compute::batch::PackedBatch;
 use crate::compute::linear::layer::{Biased, Linear, Matrix};
 use crate::compute::parallel::{Parallelism, Target};
 use crate::compute::short_convolution::{ShortConvolution, ShortConvolutionFactors};
 use crate::compute::threads::Threads;
-use crate::compute::weight::{Packed, Weight};
+use crate::compute::weight::Weight;
 use crate::sync::Mutex;
 use crate::{Error, Result};
 
@@ -21,7 +22,7 @@ impl Cpu {
     /// Runs `forward` on some sequences of `batch`. No other task accesses their rows of `out`.
     fn part(
         &self,
-        batch: &Packed<'_>,
+        batch: &PackedBatch<'_>,
         sequences: &[usize],
         parallelism: Parallelism<'_>,
         out: &Target<'_>,
@@ -30,23 +31,24 @@ impl Cpu {
         let mut workspace = self.take_workspace();
         let mut ids = std::mem::take(&mut workspace.ids);
         let mut offsets = std::mem::take(&mut workspace.offsets);
-        let mut seconds = std::mem::take(&mut workspace.seconds);
+        let mut second_starts = std::mem::take(&mut workspace.second_starts);
         let mut hidden = std::mem::take(&mut workspace.hidden);
         let mut rows = std::mem::take(&mut workspace.out);
         ids.clear();
-        seconds.clear();
+        second_starts.clear();
         hidden.clear();
         offsets.clear();
         offsets.push(0);
         for &sequence in sequences {
             ids.extend_from_slice(&batch.ids[batch.range(sequence)]);
             offsets.push(ids.len() as u32);
-            seconds.extend(batch.seconds.get(sequence));
+            second_starts.extend(batch.second_starts.get(sequence));
             hidden.extend(batch.hidden.get(sequence));
         }
         rows.clear();
         rows.resize(sequences.len() * out.columns(), 0.0);
-        let part = Packed { ids: &ids, offsets: &offsets, seconds: &seconds, hidden: &hidden };
+        let part =
+            PackedBatch { ids: &ids, offsets: &offsets, second_starts: &second_starts, hidden: &hidden };
         let mut pass = CpuPass::new(self, part, &mut workspace, parallelism, Vec::new());
         pass.numbers = sequences;
         let result = forward(&mut pass, &mut rows);
@@ -56,7 +58,7 @@ impl Cpu {
             unsafe { out.row_f32(sequence) }.copy_from_slice(row);
         }
         (workspace.ids, workspace.offsets, workspace.out) = (ids, offsets, rows);
-        (workspace.seconds, workspace.hidden) = (seconds, hidden);
+        (workspace.second_starts, workspace.hidden) = (second_starts, hidden);
         self.give_workspace(workspace);
         result
     }
@@ -140,7 +142,7 @@ impl Backend for Cpu {
 
     fn run(
         &self,
-        batch: &Packed<'_>,
+        batch: &PackedBatch<'_>,
         width: usize,
         out: &mut [f32],
         forward: &ForwardFn<'_, Self>,
@@ -183,7 +185,7 @@ impl Backend for Cpu {
             offsets.push(ids.len() as u32);
         }
         let threads = Threads::global();
-        let part = Packed { ids: &ids, offsets: &offsets, seconds: &[], hidden: &[] };
+        let part = PackedBatch { ids: &ids, offsets: &offsets, second_starts: &[], hidden: &[] };
         let sequences = steps.iter_mut().map(|step| CachedSequence {
             cached: step.cache.len(),
             prompt: step.prompt,

@@ -11,8 +11,8 @@ use crate::compute::linear::{Packer, WeightFormat};
 use crate::compute::matrix::StateMatrix;
 use crate::compute::parallel::{Parallelism, Share};
 use crate::compute::{
-    Activation, Backend, CacheShape, Candle, DType, DistanceBias, Heads, Isa, LayerAttention, Mask, Packed,
-    Pass, Positions, Row, Step, Threads, Weight,
+    Activation, Backend, CacheShape, Candle, DType, DistanceBias, Heads, Isa, LayerAttention, Mask,
+    PackedBatch, Pass, Positions, Row, Step, Threads, Weight,
 };
 
 pub(super) fn random(n: usize, seed: u32) -> Vec<f32> {
@@ -389,7 +389,7 @@ fn a_panic_anywhere_fails_its_call_only() {
     let (words, positions) = (table(3), table(9));
     for offsets in [&[0, 8][..], &[0, 2, 4, 6, 8]] {
         let ids = [1, 2, 0, 1, 2, 0, 1, 2];
-        let batch = Packed::new(&ids, offsets).unwrap();
+        let batch = PackedBatch::new(&ids, offsets).unwrap();
         let mut out = vec![0.0; batch.sequences()];
         let failed = cpu.run(&batch, 1, &mut out, &|pass, _| {
             let x = pass.embed(&words, Some((&positions, Positions::FromZero)), None)?;
@@ -425,7 +425,7 @@ fn memory_of_one_batch_serves_the_next() {
     let sizes = || cpu.workspaces.lock().iter().map(Workspace::bytes).collect::<Vec<_>>();
     let encode = |length: u32| {
         let (ids, offsets) = (vec![1; length as usize], [0, length]);
-        let batch = Packed::new(&ids, &offsets).unwrap();
+        let batch = PackedBatch::new(&ids, &offsets).unwrap();
         cpu.run(&batch, 1, &mut [0.0], &|pass, _| {
             let x = pass.embed(&words, Some((&positions, Positions::FromZero)), None)?;
             let x = pass.norm(x, &norm)?;

@@ -21,7 +21,7 @@ pub(super) struct Workspace {
     pub ids: Vec<u32>,
     pub offsets: Vec<u32>,
     /// The token of each sequence from which on tokens have type 1.
-    pub seconds: Vec<u32>,
+    pub second_starts: Vec<u32>,
     /// The hidden tokens of its sequences.
     pub hidden: Vec<u32>,
     /// The output row of each sequence.

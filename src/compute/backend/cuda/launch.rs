@@ -72,12 +72,12 @@ pub(super) fn embed(
     format: DType,
     words: TableRows<'_>,
     positions: Option<TableRows<'_>>,
-    kinds: Option<TableRows<'_>>,
+    token_types: Option<TableRows<'_>>,
     out: &CudaStates,
 ) -> Result<()> {
     let width = words.0.width;
     assert_eq!((out.width, out.format), (width, DType::F32), "states");
-    for (table, numbers) in [Some(words), positions, kinds].into_iter().flatten() {
+    for (table, numbers) in [Some(words), positions, token_types].into_iter().flatten() {
         assert_eq!(table.width, width, "tables of one width");
         assert!(table.memory.bytes() >= table.rows * width * size(format), "a whole table");
         assert!(numbers.bytes() >= 4 * out.rows, "a number for each row");
@@ -85,11 +85,11 @@ pub(super) fn embed(
     let pair = |lookup: Option<TableRows<'_>>| {
         lookup.map_or((0, 0), |(table, rows)| (table.memory.at(0), rows.at(0)))
     };
-    let ((words, ids), (positions, places), (types, kinds)) =
-        (pair(Some(words)), pair(positions), pair(kinds));
+    let ((words, ids), (positions, places), (types, token_types)) =
+        (pair(Some(words)), pair(positions), pair(token_types));
     let (to, width_) = (out.memory.at(0), width as i32);
     let name = by_format!(format, "embed");
-    let mut arguments = arguments![words, ids, positions, places, types, kinds, to, width_];
+    let mut arguments = arguments![words, ids, positions, places, types, token_types, to, width_];
     // SAFETY: sizes were checked above, and the caller checked the numbers of rows.
     unsafe { lane.launch(name, ([out.rows, 1], threads_of(width)), 0, &mut arguments) }
 }

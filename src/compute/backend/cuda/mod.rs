@@ -38,10 +38,11 @@ use super::traits::{Backend, CachedSequence, ForwardFn, Step, check_logits, lack
 use crate::compute::attention::heads::Heads;
 use crate::compute::attention::kv_cache::CacheShape;
 use crate::compute::attention::relative::{RelativeLayers, RelativeTable};
+use crate::compute::batch::PackedBatch;
 use crate::compute::isa::DType;
 use crate::compute::linear::layer::{Biased, Matrix};
 use crate::compute::short_convolution::ShortConvolutionFactors;
-use crate::compute::weight::{Packed, Weight};
+use crate::compute::weight::Weight;
 use crate::{Error, Result};
 
 /// Layers with more outputs for each input make logits: of few rows.
@@ -218,7 +219,7 @@ impl Backend for Cuda {
 
     fn run(
         &self,
-        batch: &Packed<'_>,
+        batch: &PackedBatch<'_>,
         width: usize,
         out: &mut [f32],
         forward: &ForwardFn<'_, Self>,

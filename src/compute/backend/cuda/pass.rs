@@ -167,7 +167,7 @@ impl Pass<Cuda> for CudaPass<'_> {
             }
             None => None,
         };
-        let kinds = match token_types {
+        let token_types = match token_types {
             Some(table) => {
                 let last = table.rows.saturating_sub(1);
                 let numbers = self.of_tokens(|number, ids| {
@@ -179,8 +179,8 @@ impl Pass<Cuda> for CudaPass<'_> {
             None => None,
         };
         let out = CudaStates::new(&self.lane, DType::F32, self.ids.len(), words.width)?;
-        let (positions, kinds) = (lookup(positions.as_ref()), lookup(kinds.as_ref()));
-        launch::embed(&self.lane, self.format(), (words, &words_of), positions, kinds, &out)?;
+        let (positions, token_types) = (lookup(positions.as_ref()), lookup(token_types.as_ref()));
+        launch::embed(&self.lane, self.format(), (words, &words_of), positions, token_types, &out)?;
         Ok(out)
     }
 

@@ -29,7 +29,7 @@ pub struct CudaTable {
 pub struct CudaLinear {
     /// `[outputs, inputs]`
     pub(super) matrix: Arc<DeviceMemory>,
-    /// In float32, and in the format of the matrix.
+    /// In float32, and in bfloat16.
     pub(super) bias: Option<[DeviceMemory; 2]>,
     pub(super) inputs: usize,
     pub(super) outputs: usize,

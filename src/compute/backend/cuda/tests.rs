@@ -60,7 +60,7 @@ struct Batch {
     ids: Vec<u32>,
     offsets: Vec<u32>,
     hidden: Vec<u32>,
-    seconds: Vec<u32>,
+    second_starts: Vec<u32>,
 }
 
 impl Batch {
@@ -68,11 +68,16 @@ impl Batch {
         let mut offsets = vec![0];
         lengths.iter().for_each(|length| offsets.push(offsets[offsets.len() - 1] + length));
         let ids = (0..offsets[lengths.len()]).collect();
-        Self { ids, offsets, hidden: Vec::new(), seconds: Vec::new() }
+        Self { ids, offsets, hidden: Vec::new(), second_starts: Vec::new() }
     }
 
-    fn packed(&self) -> Packed<'_> {
-        Packed { ids: &self.ids, offsets: &self.offsets, seconds: &self.seconds, hidden: &self.hidden }
+    fn packed(&self) -> PackedBatch<'_> {
+        PackedBatch {
+            ids: &self.ids,
+            offsets: &self.offsets,
+            second_starts: &self.second_starts,
+            hidden: &self.hidden,
+        }
     }
 
     /// All rows of states of `width` that `forward` reads.
@@ -293,7 +298,7 @@ fn blocks_of_every_kind() {
     let plain = Candle::new(Device::Cpu);
     for width in [24, 64, 120, 256] {
         let mut batch = Batch::new(&[1, 9, 0, 40, 130]);
-        batch.seconds = vec![0, 4, 0, 40, 7];
+        batch.second_starts = vec![0, 4, 0, 40, 7];
         let expected = blocks(&plain, &batch, width);
         let far = furthest(&blocks(&exact, &batch, width), &expected);
         assert!(far <= 1e-4, "float32, {width}: {far}");
@@ -351,7 +356,7 @@ fn every_pooling_and_parts_of_a_batch() {
         let table = backend.table(weight(rows, &[1000, width]).into()).unwrap();
         let norm = backend.norm(&weight(&vec![2.0; width], &[width]), None, 1e-6).unwrap();
         let ids: Vec<u32> = batch.ids.iter().map(|id| id % 1000).collect();
-        let packed = Packed { ids: &ids, ..batch.packed() };
+        let packed = PackedBatch { ids: &ids, ..batch.packed() };
         let mut out = vec![f32::NAN; packed.sequences() * width];
         let done = backend.run(&packed, width, &mut out, &|pass, out| {
             let mut x = pass.embed(&table, None, None)?;
@@ -376,7 +381,7 @@ fn a_row_outside_of_a_table_is_refused() {
     let Some(cuda) = cuda(false) else { return };
     let table = cuda.table(weight(&random(40, 1), &[10, 4]).into()).unwrap();
     let (ids, offsets) = ([1, 10], [0, 2]);
-    let batch = Packed::new(&ids, &offsets).unwrap();
+    let batch = PackedBatch::new(&ids, &offsets).unwrap();
     let mut out = vec![0.0; 4];
     let done = cuda.run(&batch, 4, &mut out, &|pass, out| {
         let x = pass.embed(&table, None, None)?;
