@@ -31,6 +31,7 @@ pub(crate) fn log(level: Level, target: &str, message: Arguments<'_>) {
 }
 
 /// Keeps a record of the process's logger if this thread holds its lines back. Returns whether it did.
+#[cfg(feature = "python")]
 pub(crate) fn keep(record: &log::Record<'_>) -> bool {
     HELD.with_borrow_mut(|held| {
         let Some(lines) = held else { return false };

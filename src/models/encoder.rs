@@ -452,7 +452,7 @@ fn together<A: Send, B>(aside: impl Fn() -> A + Sync, here: impl FnOnce() -> B) 
     };
     let ((a, lines), b) = thread::scope(|scope| {
         let builder = thread::Builder::new().name("mm-tokenizer".into());
-        match builder.spawn_scoped(scope, &aside) {
+        match builder.spawn_scoped(scope, aside) {
             Ok(thread) => {
                 let b = here();
                 (thread.join().unwrap_or_else(|panic| resume_unwind(panic)), b)

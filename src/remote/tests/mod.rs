@@ -217,10 +217,13 @@ fn permanent_failures_are_reported_at_once_with_their_remedy() {
 
 #[test]
 fn the_remedy_is_that_of_the_failure() {
-    for (status, remedy) in [(429, "lower remote_connections"), (500, "Its log may say why")] {
+    let asks = "retry-after: 0\r\n";
+    for (status, header, remedy) in
+        [(429, asks, "lower remote_connections"), (500, "", "Its log may say why")]
+    {
         let server = Server::new();
         let link = link_with(&format!("ollama://127.0.0.1:{}/m", server.port()), SETTINGS, Clock::manual());
-        server.fail(vec![Fault::Status(status, "retry-after: 0\r\n", ""); 4]);
+        server.fail(vec![Fault::Status(status, header, ""); 4]);
         let error = ask(&link, &["a"]).unwrap_err().to_string();
         assert!(error.contains(remedy) && !error.contains("can be reached"), "{status}: {error}");
     }
