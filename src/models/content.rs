@@ -11,8 +11,8 @@ use std::time::UNIX_EPOCH;
 
 use sha2::{Digest as _, Sha256};
 
-use super::encoder::Overrides;
 use super::manifest::{ModelFiles, Selection, WeightFiles, metadata};
+use super::settings::Overrides;
 use crate::compute::WeightFormat;
 use crate::{Error, Result};
 

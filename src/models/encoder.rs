@@ -7,15 +7,13 @@ use std::thread;
 
 use super::architectures::{ModelKind, Transformer};
 use super::config::ModelConfig;
-use super::head::{Head, bge_tokens, late_head, lexical_head};
-use super::heads::{Classifier, DenseLayer, Pooling, ScoreConfig, SentenceEncoder, TokenHead};
-use super::kind;
-use super::late::LateInteraction;
+use super::head::Head;
+use super::heads::{DenseLayer, Pooling, ScoreConfig, SentenceEncoder, TokenHead};
 use super::late_texts::LateTexts;
 use super::manifest::ModelFiles;
 use super::sentence::SentenceConfig;
+use super::settings::{EncoderSettings, Overrides, check_widths, dense_layers};
 use super::static_embedding::{StaticForm, StaticModel};
-use super::tokenizers::pair_chat::QWEN3_LENGTH;
 use super::tokenizers::{Bounds, Encoded, PairChat, Tokenizer};
 use super::weights::Weights;
 #[cfg(feature = "cuda")]
@@ -27,25 +25,6 @@ use crate::{Error, Result, held_log};
 
 /// Makes the transformer from its configuration and weights.
 pub type Build<'a> = &'a dyn Fn(&ModelConfig, &Weights) -> Result<Box<dyn SentenceEncoder>>;
-
-/// What replaces what the model's own files say.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Overrides {
-    /// How token states become one vector.
-    pub pooling: Option<Pooling>,
-    /// Tokens after which a text is cut; at most what the model's positions allow.
-    pub max_length: Option<usize>,
-    /// What the model is used for.
-    pub kind: Option<ModelKind>,
-}
-
-impl Overrides {
-    /// What the model of `files` is used for: as given, else as the files say.
-    pub fn kind_of(&self, files: &ModelFiles) -> ModelKind {
-        let found = || kind::of_folder(&files.root).filter(|kind| *kind != ModelKind::Generator);
-        self.kind.or_else(found).unwrap_or(ModelKind::Embedding)
-    }
-}
 
 /// The transformer on the CPU, with the kernels of `isa` and weights in `format`.
 ///
@@ -125,123 +104,32 @@ impl Encoder {
         if let Some(form) = files.static_form()? {
             return Self::load_static(files, form, overrides);
         }
-        let kind = overrides.kind_of(files);
-        let config = ModelConfig::read(files, kind)?;
-        let positions = config.positions()?;
-        let late = match kind {
-            ModelKind::Embedding if config.gguf.is_none() => LateInteraction::read(files)?,
-            _ => None,
-        };
-        let mut sentence = match (&config.gguf, kind) {
-            (Some(gguf), _) => SentenceConfig::from_gguf(gguf, &files.model, positions, overrides.pooling)?,
-            (None, ModelKind::Classifier) => SentenceConfig::of_classifier(files, positions)?,
-            (None, ModelKind::Sparse) => SentenceConfig::of_sparse(files, positions)?,
-            (None, _) => match &late {
-                Some(late) => SentenceConfig::of_late(files, positions, late)?,
-                None => SentenceConfig::load(files, positions)?,
-            },
-        };
-        sentence.pooling = overrides.pooling.unwrap_or(sentence.pooling);
-        sentence.max_length =
-            overrides.max_length.map_or(sentence.max_length, |length| length.min(positions));
         // Before the weights: a damaged module is reported at once.
-        let judges = kind == ModelKind::Classifier && kind::judges(&files.modules, &config.json);
-        let pair_chat = match kind {
-            ModelKind::Classifier => PairChat::load(files, judges, config.family.model_type)?,
-            _ => None,
-        };
-        if pair_chat.as_ref().is_some_and(|chat| chat.of_card) {
-            sentence.max_length = sentence.max_length.min(QWEN3_LENGTH);
-        }
-        let layers = match kind {
-            ModelKind::Classifier | ModelKind::Sparse => Vec::new(),
-            _ if late.is_some() => Vec::new(),
-            _ => match &config.gguf {
-                Some(gguf) => DenseLayer::of_gguf(gguf, config.describe().hidden)?,
-                None => dense_layers(files, &sentence)?,
-            },
-        };
+        let mut settings = EncoderSettings::read(files, overrides)?;
         // A tokenizer takes about as long to read as the weights of a small model take to pack.
         let (tokenizer, loaded) = together(
-            || match &config.gguf {
-                Some(gguf) => Tokenizer::from_gguf(gguf),
-                None => Tokenizer::load(files, sentence.lower_case),
-            },
+            || settings.tokenizer(),
             || {
-                let weights = config.weights(files)?;
-                let model = build(&config, &weights)?;
+                let weights = settings.config.weights(files)?;
+                let model = build(&settings.config, &weights)?;
                 weights.check_read()?;
                 Ok::<_, Error>((weights, model))
             },
         );
         let (tokenizer, (weights, model)) = (tokenizer?, loaded?);
-        let classifier = match config.family.classifier.filter(|_| kind == ModelKind::Classifier) {
-            Some(_) if judges => Some(Classifier::judging(files, &config, &weights, &tokenizer)?),
-            Some(head) => Some(Classifier::load(&config, head, &weights)?),
-            None => None,
-        };
+        let (head, scores) = settings.head(&weights, &tokenizer, model.width())?;
         weights.check()?;
-        if sentence.pooling == Pooling::Last && !tokenizer.ends() {
-            log::warn!(
-                "{}: a text's vector is the state of its last token, but the tokenizer adds no end token",
-                files.model
-            );
-        }
-        let (head, scores) = match classifier {
-            Some(classifier) => {
-                sentence.pooling = classifier.pooling;
-                let scores = ScoreConfig::read(files, &config, classifier.labels())?;
-                (Head::Scores(classifier), Some(scores))
-            }
-            None if kind == ModelKind::Sparse => {
-                let pooling = SentenceConfig::splade(files)?;
-                (Head::Sparse(pooling, config.describe().vocabulary), None)
-            }
-            None => match &late {
-                Some(late) => (Head::Tokens(late_head(files, late, &weights, model.width())?), None),
-                None => {
-                    check_widths(&sentence, &layers, model.width())?;
-                    let lexical = lexical_head(files, &config, &tokenizer, model.width())?;
-                    let tokens = bge_tokens(files, &config, model.width())?;
-                    (Head::Vectors { dense: layers, lexical, tokens }, None)
-                }
-            },
-        };
-        let late = match &late {
-            Some(late) => {
-                let mut texts = LateTexts::new(files, late, &tokenizer, sentence.max_length, positions)?;
-                if texts.hides() && !config.architecture.hides_tokens() {
-                    let reason = format!(
-                        "its queries are filled with tokens to which none attends, which is not computed for {}; an \
-                         \"attend_to_expansion_tokens\" of true, or of \"do_query_expansion\" false, is",
-                        config.family.model_type
-                    );
-                    return Err(Error::Unsupported { model: files.model.clone(), reason });
-                }
-                sentence.max_length =
-                    overrides.max_length.map_or(texts.document_length, |length| length.min(positions));
-                texts.document_length = sentence.max_length;
-                Some(texts)
-            }
-            None => None,
-        };
-        let known = tokenizer.id_limit();
-        let vocabulary = config.describe().vocabulary;
-        if known > vocabulary {
-            log::warn!(
-                "{}: the tokenizer knows {known} ids, the model {vocabulary}; a text with one of the others will fail",
-                files.model
-            );
-        }
+        let late = settings.late_texts(&tokenizer, overrides)?;
+        settings.warn_of_tokenizer(&tokenizer);
         Ok(Self {
             name: files.model.clone(),
             path: files.root.clone(),
             tokenizer,
-            config: sentence,
-            architecture: config.family.model_type.to_owned(),
-            vocabulary,
+            config: settings.sentence,
+            architecture: settings.config.family.model_type.to_owned(),
+            vocabulary: settings.config.describe().vocabulary,
             scores,
-            pair_chat,
+            pair_chat: settings.pair_chat,
             late,
             characters: None,
             model,
@@ -418,25 +306,6 @@ impl fmt::Debug for Encoder {
 
 pub(super) fn misuse(reason: &str) -> Error {
     Error::Internal { place: "encoder".into(), reason: reason.into() }
-}
-
-/// The Dense modules between pooling and normalization.
-fn dense_layers(files: &ModelFiles, sentence: &SentenceConfig) -> Result<Vec<DenseLayer>> {
-    sentence.dense.iter().map(|folder| DenseLayer::load(&files.model, folder)).collect()
-}
-
-/// Refuses Dense modules that do not take what the one before them gives; the first one gets `width` values.
-fn check_widths(sentence: &SentenceConfig, layers: &[DenseLayer], mut width: usize) -> Result<()> {
-    for (folder, layer) in sentence.dense.iter().zip(layers) {
-        if layer.inputs() != width {
-            return Err(Error::invalid_file(
-                folder.join("config.json"),
-                format!("it takes vectors of {} dimensions, but gets {width}", layer.inputs()),
-            ));
-        }
-        width = layer.outputs();
-    }
-    Ok(())
 }
 
 /// Both results, `aside` computed on a thread of its own where one can be had. A panic of it goes on in the caller. Where

@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::architectures::{ModelKind, check_tensors};
 use super::config::ModelConfig;
-use super::encoder::{Encoder, Overrides};
+use super::encoder::Encoder;
 use super::formats::gguf::Gguf;
 use super::hub::{Hub, Progress};
 use super::json::read_json_with_nulls;
@@ -16,6 +16,7 @@ use super::late::LateInteraction;
 use super::manifest::{ModelFiles, WeightFiles};
 use super::resolve::{ResolveOptions, gguf_file, resolve};
 use super::sentence::SentenceConfig;
+use super::settings::Overrides;
 use super::source::Source;
 use super::static_embedding::StaticForm;
 use super::tokenizers::config::TokenizerConfig;

@@ -10,7 +10,8 @@
 //! weights.rs     name → tensor                                   formats/    safetensors, pickle, GGUF
 //! sentence.rs, stages.rs   pooling, normalization, length, prompts
 //! heads/         states → result                                  head.rs     that of one model
-//! encoder.rs     all of these together                           computing.rs   from a batch to its results
+//! settings.rs    what files and caller say of a model            encoder.rs     all of these together
+//! computing.rs   from a batch to its results
 //! pairing.rs     two texts as one sequence                       late.rs, late_texts.rs   queries and documents of ColBERT
 //! chunks.rs      a long text in parts
 //! text_part.rs          the text model of one that reads images too
@@ -39,6 +40,7 @@ pub mod manifest;
 pub mod pairing;
 pub mod resolve;
 pub mod sentence;
+mod settings;
 pub mod source;
 mod stages;
 mod static_embedding;
@@ -51,7 +53,7 @@ pub use architectures::ModelKind;
 pub use chunks::{ChunkSize, TextChunk};
 pub use config::ModelConfig;
 pub use content::ContentId;
-pub use encoder::{Build, Encoder, Overrides, on_cpu, on_device};
+pub use encoder::{Build, Encoder, on_cpu, on_device};
 pub use formats::gguf;
 pub use heads::pooling::normalize;
 pub use heads::{Pooling, SentenceEncoder};
@@ -62,6 +64,7 @@ pub use manifest::ModelFiles;
 pub use pairing::PairStart;
 pub use resolve::resolve;
 pub use sentence::{SentenceConfig, Similarity};
+pub use settings::Overrides;
 pub use source::Source;
 pub use tokenizers::{Bounds, Encoded, Tokenizer};
 pub use weights::Weights;

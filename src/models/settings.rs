@@ -1,0 +1,198 @@
+//! What the files of a sentence model and the caller say of it, and what is made of that once the weights are there.
+
+use super::architectures::ModelKind;
+use super::config::ModelConfig;
+use super::head::{Head, bge_tokens, late_head, lexical_head};
+use super::heads::{Classifier, DenseLayer, Pooling, ScoreConfig};
+use super::kind;
+use super::late::LateInteraction;
+use super::late_texts::LateTexts;
+use super::manifest::ModelFiles;
+use super::sentence::SentenceConfig;
+use super::tokenizers::pair_chat::QWEN3_LENGTH;
+use super::tokenizers::{PairChat, Tokenizer};
+use super::weights::Weights;
+use crate::{Error, Result};
+
+/// What replaces what the model's own files say.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Overrides {
+    /// How token states become one vector.
+    pub pooling: Option<Pooling>,
+    /// Tokens after which a text is cut; at most what the model's positions allow.
+    pub max_length: Option<usize>,
+    /// What the model is used for.
+    pub kind: Option<ModelKind>,
+}
+
+impl Overrides {
+    /// What the model of `files` is used for: as given, else as the files say.
+    pub fn kind_of(&self, files: &ModelFiles) -> ModelKind {
+        let found = || kind::of_folder(&files.root).filter(|kind| *kind != ModelKind::Generator);
+        self.kind.or_else(found).unwrap_or(ModelKind::Embedding)
+    }
+}
+
+/// Everything that is known of a model before its tokenizer and weights are read, with its overrides.
+pub(super) struct EncoderSettings<'a> {
+    files: &'a ModelFiles,
+    kind: ModelKind,
+    pub(super) config: ModelConfig,
+    /// Tokens that the model's positions allow.
+    positions: usize,
+    late: Option<LateInteraction>,
+    pub(super) sentence: SentenceConfig,
+    /// Whether it is a language model that judges pairs.
+    judges: bool,
+    pub(super) pair_chat: Option<PairChat>,
+    /// The Dense modules between pooling and normalization.
+    layers: Vec<DenseLayer>,
+}
+
+impl<'a> EncoderSettings<'a> {
+    /// Reads all files but the tokenizer's and the weights.
+    ///
+    /// # Errors
+    /// Those of the files, naming the key or the module.
+    pub(super) fn read(files: &'a ModelFiles, overrides: Overrides) -> Result<Self> {
+        let kind = overrides.kind_of(files);
+        let config = ModelConfig::read(files, kind)?;
+        let positions = config.positions()?;
+        let late = match kind {
+            ModelKind::Embedding if config.gguf.is_none() => LateInteraction::read(files)?,
+            _ => None,
+        };
+        let mut sentence = match (&config.gguf, kind) {
+            (Some(gguf), _) => SentenceConfig::from_gguf(gguf, &files.model, positions, overrides.pooling)?,
+            (None, ModelKind::Classifier) => SentenceConfig::of_classifier(files, positions)?,
+            (None, ModelKind::Sparse) => SentenceConfig::of_sparse(files, positions)?,
+            (None, _) => match &late {
+                Some(late) => SentenceConfig::of_late(files, positions, late)?,
+                None => SentenceConfig::load(files, positions)?,
+            },
+        };
+        sentence.pooling = overrides.pooling.unwrap_or(sentence.pooling);
+        sentence.max_length =
+            overrides.max_length.map_or(sentence.max_length, |length| length.min(positions));
+        let judges = kind == ModelKind::Classifier && kind::judges(&files.modules, &config.json);
+        let pair_chat = match kind {
+            ModelKind::Classifier => PairChat::load(files, judges, config.family.model_type)?,
+            _ => None,
+        };
+        if pair_chat.as_ref().is_some_and(|chat| chat.of_card) {
+            sentence.max_length = sentence.max_length.min(QWEN3_LENGTH);
+        }
+        let layers = match kind {
+            ModelKind::Classifier | ModelKind::Sparse => Vec::new(),
+            _ if late.is_some() => Vec::new(),
+            _ => match &config.gguf {
+                Some(gguf) => DenseLayer::of_gguf(gguf, config.describe().hidden)?,
+                None => dense_layers(files, &sentence)?,
+            },
+        };
+        Ok(Self { files, kind, config, positions, late, sentence, judges, pair_chat, layers })
+    }
+
+    /// The tokenizer.
+    pub(super) fn tokenizer(&self) -> Result<Tokenizer> {
+        match &self.config.gguf {
+            Some(gguf) => Tokenizer::from_gguf(gguf),
+            None => Tokenizer::load(self.files, self.sentence.lower_case),
+        }
+    }
+
+    /// What follows the transformer, whose states have `width` values; labels and activations of a model that scores.
+    ///
+    /// # Errors
+    /// Those of the weights and of the files of modules.
+    pub(super) fn head(
+        &mut self,
+        weights: &Weights,
+        tokenizer: &Tokenizer,
+        width: usize,
+    ) -> Result<(Head, Option<ScoreConfig>)> {
+        let (files, config) = (self.files, &self.config);
+        if let Some(head) = config.family.classifier.filter(|_| self.kind == ModelKind::Classifier) {
+            let classifier = match self.judges {
+                true => Classifier::judging(files, config, weights, tokenizer)?,
+                false => Classifier::load(config, head, weights)?,
+            };
+            self.sentence.pooling = classifier.pooling;
+            let scores = ScoreConfig::read(files, config, classifier.labels())?;
+            return Ok((Head::Scores(classifier), Some(scores)));
+        }
+        if self.kind == ModelKind::Sparse {
+            let pooling = SentenceConfig::splade(files)?;
+            return Ok((Head::Sparse(pooling, config.describe().vocabulary), None));
+        }
+        if let Some(late) = &self.late {
+            return Ok((Head::Tokens(late_head(files, late, weights, width)?), None));
+        }
+        let dense = std::mem::take(&mut self.layers);
+        check_widths(&self.sentence, &dense, width)?;
+        let lexical = lexical_head(files, config, tokenizer, width)?;
+        let tokens = bge_tokens(files, config, width)?;
+        Ok((Head::Vectors { dense, lexical, tokens }, None))
+    }
+
+    /// How queries and documents of late interaction become ids, where the model is one of it.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where tokens have to be hidden and the architecture cannot.
+    pub(super) fn late_texts(
+        &mut self,
+        tokenizer: &Tokenizer,
+        overrides: Overrides,
+    ) -> Result<Option<LateTexts>> {
+        let Some(late) = &self.late else { return Ok(None) };
+        let (files, positions) = (self.files, self.positions);
+        let mut texts = LateTexts::new(files, late, tokenizer, self.sentence.max_length, positions)?;
+        if texts.hides() && !self.config.architecture.hides_tokens() {
+            let reason = format!(
+                "its queries are filled with tokens to which none attends, which is not computed for {}; an \
+                 \"attend_to_expansion_tokens\" of true, or of \"do_query_expansion\" false, is",
+                self.config.family.model_type
+            );
+            return Err(Error::Unsupported { model: files.model.clone(), reason });
+        }
+        self.sentence.max_length =
+            overrides.max_length.map_or(texts.document_length, |length| length.min(positions));
+        texts.document_length = self.sentence.max_length;
+        Ok(Some(texts))
+    }
+
+    /// Logs what makes vectors worse, or texts fail, although the files can be used.
+    pub(super) fn warn_of_tokenizer(&self, tokenizer: &Tokenizer) {
+        let name = &self.files.model;
+        if self.sentence.pooling == Pooling::Last && !tokenizer.ends() {
+            log::warn!(
+                "{name}: a text's vector is the state of its last token, but the tokenizer adds no end token"
+            );
+        }
+        let (known, vocabulary) = (tokenizer.id_limit(), self.config.describe().vocabulary);
+        if known > vocabulary {
+            log::warn!(
+                "{name}: the tokenizer knows {known} ids, the model {vocabulary}; a text with one of the others will fail"
+            );
+        }
+    }
+}
+
+/// The Dense modules between pooling and normalization.
+pub(super) fn dense_layers(files: &ModelFiles, sentence: &SentenceConfig) -> Result<Vec<DenseLayer>> {
+    sentence.dense.iter().map(|folder| DenseLayer::load(&files.model, folder)).collect()
+}
+
+/// Refuses Dense modules that do not take what the one before them gives; the first one gets `width` values.
+pub(super) fn check_widths(sentence: &SentenceConfig, layers: &[DenseLayer], mut width: usize) -> Result<()> {
+    for (folder, layer) in sentence.dense.iter().zip(layers) {
+        if layer.inputs() != width {
+            return Err(Error::invalid_file(
+                folder.join("config.json"),
+                format!("it takes vectors of {} dimensions, but gets {width}", layer.inputs()),
+            ));
+        }
+        width = layer.outputs();
+    }
+    Ok(())
+}
