@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+import json
+import shutil
 
 import numpy as np
 import pytest
-from conftest import DIMENSION, ENGLISH_TEXT, TURKISH_TEXT
+from conftest import DIMENSION, ENGLISH_MODEL, ENGLISH_TEXT, TURKISH_TEXT
+from embedding_server import EmbeddingServer
 from model_manager.server.routes.embeddings import INSTRUCTIONS
-from servers import MODELS, ServedModel
+from servers import MODELS, PROMPTS_MODEL, ServedModel
 
 TEXTS = [ENGLISH_TEXT, TURKISH_TEXT, "naïve café 🙂", "x"]
 
@@ -170,6 +173,62 @@ def test_qwen3_embedding_takes_instructions_by_its_name(serve, tmp_path):
     assert server.client.get("/v1/models/any").json()["capabilities"]["instructions"] is True
     expected = server.manager.embed(f"{INSTRUCTIONS['text_search']}\n{ENGLISH_TEXT}", "any", prompt="")
     np.testing.assert_array_equal(vectors(server.embed(input=ENGLISH_TEXT))[0], expected)
+
+
+@pytest.fixture
+def instructed(tmp_path) -> str:
+    """The folder of a model whose own prompts make it take instructions."""
+    folder = tmp_path / "takes-instructions"
+    shutil.copytree(PROMPTS_MODEL, folder)
+    prompts = {"prompts": {"query": "Instruct: Find it\nQuery:"}, "similarity_fn_name": "cosine"}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    return str(folder)
+
+
+def test_instructions_of_a_model_that_never_stays(serve, make_manager, instructed):
+    manager = make_manager(cache_size=0)
+    manager.register("leaves", instructed, keep_alive=0)
+    server = serve(manager, models=[ServedModel("leaves")])
+    expected = manager.embed(f"{INSTRUCTIONS['text_search']}\n{ENGLISH_TEXT}", "leaves", prompt="")
+    for _ in range(3):
+        np.testing.assert_array_equal(vectors(server.embed(input=ENGLISH_TEXT))[0], expected)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_instructions_of_a_slot_that_gets_another_model(serve, make_manager, instructed, first):
+    manager = make_manager(cache_size=0)
+    sources = {True: instructed, False: PROMPTS_MODEL}
+    manager.register("one", sources[first], kind="embedding")
+    server = serve(manager, models=[ServedModel("one")])
+    for takes in (first, not first):
+        manager.register("one", sources[takes], kind="embedding", replace=True)
+        found = vectors(server.embed(input="x = 1"))[0]
+        prompt = {"prompt": f"{INSTRUCTIONS['text_search']}\n"} if takes else {}
+        np.testing.assert_array_equal(found, manager.embed("x = 1", "one", **prompt))
+        assert server.client.get("/v1/models/one").json()["capabilities"]["instructions"] is takes
+
+
+@pytest.mark.parametrize("served", [[ServedModel("q")], MODELS])
+def test_qwen3_embedding_of_another_server_takes_instructions_in_every_slot(serve, make_manager, served):
+    with EmbeddingServer() as remote:
+        manager = make_manager(cache_size=0)
+        manager.register("q", f"ollama://127.0.0.1:{remote.port}/qwen3-embedding", kind="embedding")
+        server = serve(manager, models=served)
+        assert server.embed(input="x = 1", model="q").status_code == 200
+        assert remote.texts()[-1] == [f"{INSTRUCTIONS['text_search']}\nx = 1"]
+
+
+def test_all_names_of_a_slot_mean_its_served_model(serve, make_manager):
+    served = ServedModel("english", slot="english_sentence", dimensions=8, instructions="on")
+    server = serve(make_manager(), models=[served, ServedModel("bare", slot="english_sentence")])
+    text = f"{INSTRUCTIONS['text_search']}\n{ENGLISH_TEXT}"
+    expected = server.manager.embed(text, "english_sentence", prompt="", truncate_dim=8)
+    for name in (None, "english", "english_sentence", "english_sentence:latest", ENGLISH_MODEL):
+        found = server.embed(input=ENGLISH_TEXT, model=name)
+        np.testing.assert_array_equal(vectors(found)[0], expected)
+        assert found.json()["model"] == "english"
+    bare = server.embed(input=ENGLISH_TEXT, model="bare")
+    np.testing.assert_array_equal(vectors(bare)[0], server.manager.embed(ENGLISH_TEXT, "english_sentence"))
 
 
 def test_token_ids(server):

@@ -54,6 +54,15 @@ def _first_word(name: str) -> str:
     return re.split(r"[-_.:\s]", name.rsplit("/", 1)[-1], maxsplit=1)[0]
 
 
+def _is_instructed(source: str | None, description: Description | None) -> bool | None:
+    """Whether a model takes instructions; None if its source does not say so and it is not described yet."""
+    if _INSTRUCTED in (source or "").lower():
+        return True
+    if description is None:
+        return None
+    return any(prompt.startswith("Instruct:") for prompt in description["prompts"].values())
+
+
 def own_manager() -> ModelManager:
     """A manager for the server alone, with a cache for many clients."""
     variables = {field["name"]: field["environment"] for field in Config.fields()}
@@ -112,7 +121,7 @@ class Service:
         self._finished: deque[tuple[float, int]] = deque(maxlen=_RATE_SAMPLES)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loads: dict[str, asyncio.Future[None]] = {}
-        self._descriptions: dict[str, Description] = {}
+        self._descriptions: dict[str, tuple[object, Description]] = {}
         self._by_name = {name: model for model in config.models for name in (model.name, *model.aliases)}
         for model in config.models:
             if model.source is not None:
@@ -291,24 +300,26 @@ class Service:
         return None if found is not None and by_source and not self.holds(found.key, name) else found
 
     def _unlisted(self, name: str) -> ServedModel:
-        """A slot outside the settings with this name or source, else the only served model with this first word."""
+        """The model of the slot with this name or source, else the only served model with this first word."""
         plain = name.removesuffix(":latest")
         for slot, state in self.slots("embedding").items():
             if plain == slot or name in (slot, state["source"]):
-                return ServedModel(slot)
+                # The settings of a slot's model hold under all its names: its vectors are the same under each.
+                return next((model for model in self.config.models if model.key == slot), ServedModel(slot))
         by_word = self._by_word.get(plain)
         if by_word is not None:
             return by_word
         raise unknown_model(name, [model.name for model in self.models()])
 
     def source(self, slot: str) -> str | None:
-        """The source of a slot as it was registered, without its key; None for one with a loader of its own. A model of
-        its fallback chain may have answered.
+        """The source of a slot as it was registered, without its key; None for one with a loader of its own, and for a
+        name that is no slot. A model of its fallback chain may have answered.
         """
         registered = self.manager._registered.get(slot)
         if registered is not None:
             return None if registered[0] is None else without_key(os.fspath(registered[0]))
-        return self.manager.stats()["slots"][slot]["source"]
+        state = self.manager.stats()["slots"].get(slot)
+        return None if state is None else state["source"]
 
     def holds(self, slot: str, source: str) -> bool:
         """Whether the slot exists and has this source."""
@@ -324,14 +335,17 @@ class Service:
         return [*self.config.models, *(ServedModel(slot) for slot in self.slots("embedding") if slot not in keys)]
 
     def description(self, slot: str) -> Description | None:
-        """The description of the slot's model; None before its first load."""
+        """The description of the slot's model, also after it has left; None before its first load."""
+        registered = self.manager._registered.get(slot)
         try:
             found = self.manager.describe(slot, load=False)
         except ModelManagerError:
             found = None
         if found is not None:
-            self._descriptions[slot] = found
-        return self._descriptions.get(slot)
+            self._descriptions[slot] = registered, found
+        of, known = self._descriptions.get(slot, (None, None))
+        # A slot that was registered again holds another model.
+        return known if of is registered else None
 
     def dimensions(self, model: ServedModel) -> int | None:
         """The length of the model's vectors when a request gives none; None while it is unknown. Loads nothing."""
@@ -348,21 +362,26 @@ class Service:
         known = self.instructions_known(model)
         if known is None:
             await self.load(model.key)
-            self.description(model.key)
             known = self.instructions_known(model)
-        # Without a description it is not an embedding model; the core reports that for the first text.
-        return bool(known)
+        if known is None:
+            # The model has left already (keep_alive 0), or it is no embedding model.
+            registered = self.manager._registered.get(model.key)
+            try:
+                found = await in_thread(self.manager.describe, model.key)
+            except InputError:
+                return False  # the core reports what it is for the first text
+            self._descriptions[model.key] = registered, found
+            known = _is_instructed(found["source"], found)
+        return known
 
     def instructions_known(self, model: ServedModel) -> bool | None:
         """`takes_instructions` without a load; None while it is unknown."""
         if model.instructions != "auto":
             return model.instructions == "on"
-        if _INSTRUCTED in (model.source or "").lower():
-            return True
-        description = self._descriptions.get(model.key)
-        if description is None:
-            return None
-        return any(prompt.startswith("Instruct:") for prompt in description["prompts"].values())
+        description = self.description(model.key)
+        # `source` asks for all statistics of a slot that was not registered.
+        source = description["source"] if description is not None else self.source(model.key)
+        return _is_instructed(source, description)
 
     async def load(self, slot: str) -> None:
         """Load a slot and wait for it, at most `request_timeout` seconds. Concurrent callers share one load."""
