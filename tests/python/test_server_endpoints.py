@@ -12,7 +12,7 @@ import pytest
 from conftest import DIMENSION, ENGLISH_MODEL, ENGLISH_TEXT, FIXTURES
 from fastapi import FastAPI
 from model_manager import ModelManager
-from model_manager.errors import ConfigError, InputError
+from model_manager.errors import InputError
 from model_manager.server import ServedModel, ServerConfig, create_app, router
 from model_manager.server.service import own_manager
 from prometheus_client.parser import text_string_to_metric_families
@@ -357,95 +357,6 @@ def test_an_application_can_start_again():
         with running(app) as server:
             assert server.embed(input="a text").status_code == 200
         assert app.state.service.manager.closed
-
-
-def test_defaults():
-    config = ServerConfig()
-    assert (config.host, config.port, config.api_keys, config.max_inputs) == ("127.0.0.1", 8000, (), 2048)
-    assert config.models == (ServedModel("qwen3-embedding", source="Qwen/Qwen3-Embedding-0.6B"),)
-
-
-def test_environment(monkeypatch):
-    monkeypatch.setenv("API_HOST", "0.0.0.0")
-    monkeypatch.setenv("API_PORT", "9000")
-    monkeypatch.setenv("OLLAMA_MODEL_NAME", "bge-m3")
-    monkeypatch.setenv("OLLAMA_URL", "http://gpu:11434/")
-    monkeypatch.setenv("EMBEDDING_DIMENSIONS", "1024")
-    monkeypatch.setenv("MODEL_MANAGER_SERVER_API_KEYS", "one, two,")
-    monkeypatch.setenv("MODEL_MANAGER_SERVER_ADMIN", "off")
-    monkeypatch.setenv("MODEL_MANAGER_SERVER_REQUEST_TIMEOUT", "1.5")
-    config = ServerConfig()
-    assert (config.host, config.port, config.api_keys, config.admin) == ("0.0.0.0", 9000, ("one", "two"), False)
-    assert config.request_timeout == 1.5
-    assert config.models == (ServedModel("bge-m3", source="ollama://gpu:11434/bge-m3", dimensions=1024),)
-    monkeypatch.setenv("MODEL_MANAGER_SERVER_MODEL", "intfloat/multilingual-e5-small")
-    assert ServerConfig().models[0].source == "intfloat/multilingual-e5-small"
-    assert ServerConfig(port=1).port == 1, "a keyword beats the environment"
-
-
-def test_keys_are_not_shown():
-    assert "secret" not in repr(ServerConfig(api_keys=["secret"]))
-
-
-def test_settings_travel_to_worker_processes():
-    config = ServerConfig(models=MODELS, api_keys=["secret"], port=0)
-    assert ServerConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"port": 70_000},
-        {"port": "8000"},
-        {"port": True},
-        {"host": ""},
-        {"workers": 0},
-        {"max_inputs": 0},
-        {"max_body_bytes": -1},
-        {"max_waiting": 1.5},
-        {"body_timeout": 0},
-        {"request_timeout": 0},
-        {"drain_timeout": "5"},
-        {"root_path": "ai"},
-        {"root_path": "/ai/"},
-        {"api_keys": "secret"},
-        {"api_keys": [""]},
-        {"api_keys": ["şifre"]},
-        {"open_paths": ["health"]},
-        {"models": []},
-        {"token_ids": "maybe"},
-        {"max_choices": 0},
-        {"models": ["tiny"]},
-        {"models": [ServedModel("a", source="x"), ServedModel("b", source="x", aliases=["a"])]},
-    ],
-    ids=str,
-)
-def test_settings_out_of_range(settings):
-    with pytest.raises(ConfigError, match=next(iter(settings))):
-        ServerConfig(**settings)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("API_PORT", "http"),
-        ("MODEL_MANAGER_SERVER_ADMIN", "maybe"),
-        ("MODEL_MANAGER_SERVER_REQUEST_TIMEOUT", "soon"),
-        ("EMBEDDING_DIMENSIONS", "many"),
-        ("EMBEDDING_DIMENSIONS", "0"),
-        ("OLLAMA_URL", "http://"),
-    ],
-)
-def test_environment_out_of_range(monkeypatch, name, value):
-    monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match=name):
-        ServerConfig()
-
-
-@pytest.mark.parametrize("wrong", [{"name": ""}, {"name": "a", "dimensions": 0}, {"name": "a", "instructions": "yes"}])
-def test_served_models_out_of_range(wrong):
-    with pytest.raises(ConfigError):
-        ServedModel(**wrong)
 
 
 def test_a_served_model_needs_a_source_or_a_slot(manager):

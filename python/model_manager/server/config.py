@@ -129,6 +129,23 @@ def _setting(environment: str, default: Any, parse: Callable[[str], Any], doc: s
     )
 
 
+def _ollama_source(url: str, name: str) -> str:
+    """The source of the model `name` of the server at `url`, as Ollama's clients read it: TLS with https, the port of
+    the scheme, 11434 without one, and the path in front of the API's own.
+    """
+    try:
+        parts = urlsplit(url if "//" in url else f"//{url}")
+        port = parts.port
+    except ValueError as error:
+        raise ConfigError(f"OLLAMA_URL={url!r}: {error}") from None
+    if not parts.hostname or parts.scheme not in ("", "http", "https") or parts.query or parts.fragment:
+        raise ConfigError(f"OLLAMA_URL={url!r}: must be an address such as http://localhost:11434, or a host")
+    host = f"{parts.netloc.rstrip(':')}:80" if parts.scheme == "http" and port is None else parts.netloc
+    scheme = "ollama+https" if parts.scheme == "https" else "ollama"
+    base = parts.path.strip("/")
+    return f"{scheme}://{host}/{base}//{name}" if base else f"{scheme}://{host}/{name}"
+
+
 def default_models() -> tuple[ServedModel, ...]:
     """The one model that the environment describes: `OLLAMA_MODEL_NAME`, `MODEL_MANAGER_SERVER_ALIASES`,
     `MODEL_MANAGER_SERVER_MODEL`, `OLLAMA_URL`, `EMBEDDING_DIMENSIONS`.
@@ -137,10 +154,7 @@ def default_models() -> tuple[ServedModel, ...]:
     source = os.environ.get("MODEL_MANAGER_SERVER_MODEL", "").strip()
     ollama = os.environ.get("OLLAMA_URL", "").strip()
     if not source and ollama:
-        host = urlsplit(ollama if "//" in ollama else f"//{ollama}").netloc
-        if not host:
-            raise ConfigError(f"OLLAMA_URL={ollama!r}: must name a host, such as http://localhost:11434")
-        source = f"ollama://{host}/{name}"
+        source = _ollama_source(ollama, name)
     dimensions = os.environ.get("EMBEDDING_DIMENSIONS", "").strip()
     try:
         length = int(dimensions) if dimensions else None
@@ -303,7 +317,7 @@ class ServerConfig:
                 raise ConfigError(f"open_paths: {path!r} must begin with a slash")
         if not self.models or not all(isinstance(model, ServedModel) for model in self.models):
             raise ConfigError("models must be a list of at least one ServedModel; the first is the default")
-        names = [name for model in self.models for name in (model.name, *model.aliases)]
+        names = [name for model in self.models for name in {model.name, *model.aliases}]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ConfigError(f"models: {', '.join(twice)} names two models")
