@@ -225,10 +225,39 @@ def test_a_reranker_that_is_not_served_is_answered_with_each_name_once(sent_serv
 
 def test_what_changes_no_vector_is_accepted(sent_server):
     plain = sent_server.embed(input="a").json()["data"]
-    for fields in ({"truncate_prompt_tokens": -1}, {"truncation": True, "output_dtype": "float"}, {"normalize": True}):
+    for fields in (
+        {"truncate_prompt_tokens": -1},
+        {"truncation": True, "output_dtype": "float"},
+        {"normalize": True, "embd_normalize": 2},
+        {"embed_dtype": "float32", "endianness": "native", "modality": "text", "embedding_types": ["float"]},
+        {"endianness": "little", "prompt": "", "own_field": {"of": "a client"}},
+    ):
         answer = sent_server.embed(input="a", **fields)
         assert answer.status_code == 200, answer.text
         assert answer.json()["data"] == plain
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"embed_dtype": "float16"},  # vLLM
+        {"endianness": "big"},
+        {"modality": "image"},  # infinity
+        {"embd_normalize": -1},  # llama.cpp
+        {"embd_normalize": 0},
+        {"embedding_types": ["int8"]},  # Cohere
+        {"embedding_types": ["float", "int8"]},
+        {"prompt": "query: "},
+        {"truncate_dim": 2},
+        {"dimension": 2},
+        {"pooling": "cls"},
+    ],
+    ids=str,
+)
+def test_what_asks_other_servers_for_other_vectors_is_refused(sent_server, asked):
+    answer = sent_server.embed(input="a", **asked)
+    assert answer.status_code == 400
+    assert (answer.json()["error"]["param"], answer.json()["error"]["code"]) == (*asked, "unsupported_parameter")
 
 
 def test_vectors_for_clients_of_text_embeddings_inference(sent_server):

@@ -104,6 +104,15 @@ class EmbeddingsRequest(RequestBody):
         "truncate_prompt_tokens": _CUT,
         "truncation": Refused("use truncate", (True,)),
         "add_special_tokens": Refused("send token ids to leave special tokens out", (True,)),
+        "prompt": Refused("use instruction, or prompt_name"),
+        "dimension": Refused("use dimensions"),
+        "truncate_dim": Refused("use dimensions"),
+        "embed_dtype": Refused("vectors are float32; leave it out", ("float32",)),
+        "endianness": Refused("base64 is little-endian; leave it out", ("native", "little")),
+        "embedding_types": Refused("use encoding_format", (["float"],)),
+        "embd_normalize": Refused("vectors have length 1; leave it out", (2,)),
+        "pooling": Refused("the model's own is used; leave it out"),
+        "modality": Refused("inputs are texts; leave it out", ("text",)),
     }
 
     input: (
