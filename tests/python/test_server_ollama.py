@@ -354,6 +354,26 @@ def test_prefixes_are_reused_for_one_key_only(make_writer, serve):
     assert reused("second") == 0
 
 
+def test_a_cached_text_needs_no_load(serve):
+    server = serve()
+    assert post(server, "/api/embed", model="tiny", input=ENGLISH_TEXT)["load_duration"] > 0
+    server.manager.unload("tiny")
+    again = post(server, "/api/embed", model="tiny", input=ENGLISH_TEXT)
+    assert again["load_duration"] == 0 < again["total_duration"]
+    assert not server.manager.is_loaded("tiny")
+
+
+def test_durations_of_an_answer_that_loads_the_model(serve, make_writer):
+    server = serve(make_writer())
+    body = {**CHAT, "stream": False, "options": {"temperature": 0, "num_predict": 1}}
+    for more in ({}, {"think": False}, {"messages": [*TURN, {"role": "assistant", "content": "", "thinking": ""}]}):
+        server.manager.unload(SLOT)
+        first, second = (post(server, "/api/chat", **{**body, **more}) for _ in range(2))
+        assert 0 < first["load_duration"] <= first["total_duration"]
+        assert second["load_duration"] == 0
+        assert second["eval_duration"] > 0, "clients divide by it"
+
+
 # --- Models ------------------------------------------------------------------------------------------------------
 
 
@@ -375,7 +395,12 @@ def test_lists_of_models(serve, make_writer):
     assert after["tiny:latest"]["size"] == server.manager.describe("tiny")["bytes"]
     assert after["tiny:latest"]["details"]["family"] == "bert"
     assert after["tiny:latest"]["details"]["quantization_level"] == "float32"
+    known = server.manager.describe_generator(SLOT)
+    details = after[f"{SLOT}:latest"]["details"]
+    assert (details["family"], details["quantization_level"]) == (known["architecture"], known["dtype"])
     running = server.client.get("/api/ps").json()["models"]
+    assert {model["details"]["family"] for model in running} == {"bert", known["architecture"]}
+    assert {model["slot"]: model["context_length"] for model in running}[SLOT] == CONTEXT
     assert {model["name"] for model in running} == {"tiny:latest", f"{SLOT}:latest"}
     assert all(model["digest"] == after[model["name"]]["digest"] for model in running)
     shown = post(server, "/api/show", name="tiny")

@@ -11,6 +11,8 @@ import pytest
 from generation_servers import ASK, TEXT, events, leave
 from generators import SLOT, WITHOUT_END, eventually, figures
 from model_manager.errors import NotFiniteError
+from model_manager.server.routes.generation import answers
+from model_manager.server.routes.ollama import generate
 from servers import SECONDS, until
 
 
@@ -52,7 +54,6 @@ def test_pieces_come_while_the_answer_is_written(endless_server):
 
 def test_an_error_in_the_middle_of_a_stream(gpt2_server, monkeypatch):
     """The stream has an error event, which the SDK raises."""
-    from model_manager.server.routes.generation import answers
 
     class Failing(answers.AsyncTextStream):
         async def __anext__(self):
@@ -73,6 +74,52 @@ def test_an_error_in_the_middle_of_a_stream(gpt2_server, monkeypatch):
             list(stream)
 
 
+ENDLESS = {
+    "/v1/completions": {"prompt": TEXT, "max_tokens": 50_000, "min_tokens": 50_000, "stream": True},
+    "/v1/responses": {"input": TEXT, "max_output_tokens": 50_000, "min_tokens": 50_000, "stream": True},
+    "/api/generate": {"model": SLOT, "prompt": TEXT, "raw": True, "options": {"num_predict": 50_000}},
+}
+
+
+@pytest.mark.parametrize("path", ENDLESS)
+def test_a_stream_that_ends_with_an_error_is_a_failure(endless_server, path):
+    service = endless_server.service
+    with endless_server.client.stream("POST", path, json=ENDLESS[path]) as answer:
+        assert answer.status_code == 200
+        lines = answer.iter_lines()
+        next(lines)
+        loop = next(iter(service._tasks)).get_loop()
+        loop.call_soon_threadsafe(service.end_requests)
+        *_, last = filter(None, lines)
+    assert "shutting down" in last
+    until(lambda: service.in_flight == 0)
+    assert service.metrics.failures == 1
+    metrics = endless_server.client.get("/metrics").text
+    assert f'http_requests_total{{method="POST",path="{path}",status="503"}} 1.0' in metrics
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v1/responses", "/api/generate"])
+def test_lines_end_only_with_their_event(gpt2_server, monkeypatch, path):
+    """Clients split lines at all characters at which `str.splitlines` does; Ollama's and Hugging Face's do."""
+    ends = "\v\f\x1c\x1d\x1e\x85\u2028\u2029"
+
+    class Separated(answers.AsyncTextStream):
+        async def __anext__(self):
+            return await super().__anext__() + ends + "\u2027…Â\xa0"
+
+    monkeypatch.setattr(answers, "AsyncTextStream", Separated)
+    monkeypatch.setattr(generate, "AsyncTextStream", Separated)
+    body = {"model": SLOT, "prompt": TEXT, "options": {"num_predict": 3}} if path == "/api/generate" else {**ASK}
+    if path == "/v1/completions":
+        body = {"prompt": TEXT, "max_tokens": 3}
+    elif path == "/v1/responses":
+        body = {"input": TEXT, "max_output_tokens": 3}
+    with gpt2_server.client.stream("POST", path, json={**body, "stream": True}) as answer:
+        lines = [line.removeprefix("data: ") for line in answer.iter_lines() if line and not line.startswith("event:")]
+    sent = json.dumps([json.loads(line) for line in lines if line != "[DONE]"], ensure_ascii=False)
+    assert json.dumps(ends + "\u2027…Â\xa0", ensure_ascii=False)[1:-1] in sent
+
+
 # --- Clients that leave ------------------------------------------------------------------------------------------
 
 
@@ -89,6 +136,8 @@ def test_a_client_that_leaves_ends_its_answer(endless_server, stream):
     eventually(lambda: figures(manager)["cancelled"] == 1)
     assert figures(manager)["generated_tokens"] < 50_000
     eventually(lambda: endless_server.service.in_flight == 0)
+    metrics = endless_server.client.get("/metrics").text
+    assert 'http_requests_total{method="POST",path="/v1/completions",status="499"} 1.0' in metrics
     assert endless_server.client.post("/v1/completions", json={"prompt": TEXT, "max_tokens": 2}).status_code == 200
 
 

@@ -452,6 +452,20 @@ def test_a_streamed_answer_is_inside_its_request(provider, serve, make_writer):
     assert provider.named(f"chat {SLOT}").attributes["gen_ai.usage.output_tokens"] <= 4
 
 
+def test_a_stream_that_ends_with_an_error_is_an_error_of_its_span(provider, serve, endless):
+    server = serve(endless)
+    body = {"prompt": TEXT, "stream": True, "max_tokens": 50_000, "min_tokens": 50_000}
+    with server.client.stream("POST", "/v1/completions", json=body) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        next(iter(server.service._tasks)).get_loop().call_soon_threadsafe(server.service.end_requests)
+        assert "shutting down" in list(lines)[-2]
+    until(lambda: any(span.kind is SpanKind.SERVER for span in provider.all()))
+    span = provider.named("POST /v1/completions")
+    assert (span.attributes["http.response.status_code"], span.attributes["error.type"]) == (200, "503")
+    assert span.status.status_code is StatusCode.ERROR
+
+
 def test_a_client_that_leaves_ends_its_spans(provider, serve, endless):
     server = serve(endless)
     body = {"prompt": TEXT, "stream": True, "max_tokens": 50_000, "min_tokens": 50_000}

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
             ...
 
 
+FAILED = "model_manager.failed"
+"""The key of a request's scope for the status that an error would have had which came after the answer had begun."""
 _REQUEST_ID = re.compile(rb"[!-~]{1,128}").fullmatch
 _CLIENT_LEFT = 499
 """The status in the metrics for a request whose client disconnected. It is never sent."""
@@ -163,10 +165,12 @@ class Endpoint:
                 raise
             await self.error_response(shut_down())(scope, receive_noting, send_marked)
         except ClientDisconnect:
-            status = status or _CLIENT_LEFT
+            scope[FAILED] = _CLIENT_LEFT
         except Exception as error:  # noqa: BLE001  every failure becomes an error answer
             answer = from_exception(error)
-            if not status:
+            if status:
+                scope[FAILED] = answer.status_code
+            else:
                 await self.error_response(answer)(scope, receive_noting, send_marked)
         finally:
             release(scope, service)
@@ -175,9 +179,10 @@ class Endpoint:
                 if not service.in_flight:
                     service.quiet.set()
                 service.unanswered.discard(task)
+            outcome = scope.pop(FAILED, status)
             if span is not None:
-                span.end(status, request_id)
-            service.metrics.request(self.path, scope["method"], status, perf_counter() - started)
+                span.end(status or outcome, outcome, request_id)
+            service.metrics.request(self.path, scope["method"], outcome, perf_counter() - started)
 
 
 def _wrong_method(scope: Scope, methods: tuple[str | None, ...]) -> ApiError:

@@ -389,8 +389,9 @@ class RunningModel(BaseModel):
     name: str
     model: str
     size: int
-    size_vram: int
-    expires_at: str | None
+    size_vram: int = Field(description="Of it, bytes on a card.")
+    context_length: int | None = Field(description="Tokens that the model reads; null: only its server knows.")
+    expires_at: str = Field(description="9999-12-31T23:59:59Z: it stays.")
 
 
 class Running(BaseModel):

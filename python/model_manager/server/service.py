@@ -26,7 +26,7 @@ from .prometheus import Metrics, check_shared_folder
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .._types import Description, MemoryStatistics, SlotStatistics
+    from .._types import Description, GeneratorDescription, MemoryStatistics, SlotStatistics
     from .spans import RequestSpans
 
 logger = logging.getLogger("model_manager.server")
@@ -122,6 +122,7 @@ class Service:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loads: dict[str, asyncio.Future[None]] = {}
         self._descriptions: dict[str, tuple[object, Description]] = {}
+        self._generators: dict[str, tuple[object, GeneratorDescription]] = {}
         self._by_name = {name: model for model in config.models for name in (model.name, *model.aliases)}
         for model in config.models:
             if model.source is not None:
@@ -347,6 +348,20 @@ class Service:
         # A slot that was registered again holds another model.
         return known if of is registered else None
 
+    async def describe_generators(self) -> None:
+        """Ask the generators in memory what they are, for `generator_description`."""
+        for slot, state in self.slots("generator").items():
+            if state["state"] == "ready":
+                registered = self.manager._registered.get(slot)
+                with contextlib.suppress(ModelManagerError):
+                    found = await in_thread(self.manager.describe_generator, slot)
+                    self._generators[slot] = registered, found
+
+    def generator_description(self, slot: str) -> GeneratorDescription | None:
+        """What `describe_generators` found last of the slot's generator; None before its first load."""
+        of, known = self._generators.get(slot, (None, None))
+        return known if of is self.manager._registered.get(slot) else None
+
     def dimensions(self, model: ServedModel) -> int | None:
         """The length of the model's vectors when a request gives none; None while it is unknown. Loads nothing."""
         if model.dimensions is not None:
@@ -398,9 +413,10 @@ class Service:
         if not self.config.admin:
             raise ApiError(403, "Clients cannot load and unload models on this server", code="admin_disabled")
 
-    def load_seconds(self, slot: str) -> float:
-        """How long the latest load of a slot took; 0 before its first load."""
-        return self.manager.stats()["tracker"]["load_times"].get(slot, 0.0)
+    def loads(self, slot: str) -> tuple[int, float]:
+        """How often the slot was loaded, and how many seconds the latest load took."""
+        tracker = self.manager.stats()["tracker"]
+        return tracker["load_counts"].get(slot, 0), tracker["load_times"].get(slot, 0.0)
 
     def warn_once(self, topic: str, message: str) -> None:
         """Log a warning for the operator, once per topic."""

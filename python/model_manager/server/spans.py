@@ -50,12 +50,14 @@ class RequestSpan:
         self._span = span
         self._token = token
 
-    def end(self, status: int, request_id: bytes) -> None:
-        """End it with the status of the answer; 0 or 499: the client has left before there was one."""
+    def end(self, status: int, outcome: int, request_id: bytes) -> None:
+        """End it with the status of the answer; 0 or 499: the client has left before there was one. `outcome`: the
+        status that an error would have had which came after the answer had begun, else the same.
+        """
         context.detach(self._token)
         self._span.set_attribute("http.response.status_code", status)
         self._span.set_attribute("http.response.header.x-request-id", [request_id.decode("latin-1")])
-        if status >= _FAILED:
-            self._span.set_attribute("error.type", str(status))
+        if outcome >= _FAILED:
+            self._span.set_attribute("error.type", str(outcome))
             self._span.set_status(trace.StatusCode.ERROR)
         self._span.end()

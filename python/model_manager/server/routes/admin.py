@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from ..fields import check_fields
 from ..middleware import to_json
 from ..schemas import AllLoaded, Hinted, HintRequest, Loaded, LoadRequest, Running, WarmUpRequest
 from .ollama.describe import details, digest
-from .ollama.fields import tagged
+from .ollama.fields import tagged, timestamp
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
     from ..schemas import RequestBody
     from ..service import Service
 
+_INDEFINITELY = "9999-12-31T23:59:59Z"
+"""When a model leaves that stays. Ollama's own command takes null for a time that has passed."""
 _LARGEST_BODY = 1 << 20
 """Bytes. The body holds only names of models."""
 
@@ -33,6 +34,7 @@ def add_routes(routes: Routes, service: Service) -> None:
 
     async def ps(request: Request) -> Response:
         """The models in memory, in the form of Ollama's `/api/ps`."""
+        await service.describe_generators()
         return to_json({"models": running(service)})
 
     async def load(request: Request) -> Response:
@@ -114,6 +116,13 @@ def _result(service: Service, name: str, slot: str, started: float) -> dict[str,
     }
 
 
+def _context(service: Service, slot: str) -> int | None:
+    """The tokens that the slot's model reads; None if that is not known."""
+    if (text := service.generator_description(slot)) is not None:
+        return text["context"]
+    return None if (known := service.description(slot)) is None else known["max_length"]
+
+
 def running(service: Service) -> list[dict[str, Any]]:
     """The models in memory, and when each leaves if it is not used."""
     names = {model.key: model.name for model in service.models()}
@@ -134,11 +143,10 @@ def running(service: Service) -> list[dict[str, Any]]:
                 "source": state["source"],
                 "kind": state["kind"],
                 "size": state["bytes"],
-                "size_vram": 0,
+                "size_vram": state["device_bytes"],
+                "context_length": _context(service, slot),
                 "leases": state["leases"],
-                "expires_at": None
-                if left is None
-                else dt.datetime.fromtimestamp(now + left, dt.timezone.utc).isoformat(),
+                "expires_at": _INDEFINITELY if left is None else timestamp(now + left),
             }
         )
     return found

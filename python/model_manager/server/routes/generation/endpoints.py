@@ -21,7 +21,7 @@ from ...bodies import is_large, read_json
 from ...fields import check_fields, unsupported
 from ..token_ids import check_token_ids
 from .answers import Answers
-from .events import EventStream, events
+from .events import EventStream, events, failure_event
 from .forms import Chat, Continuation, usage
 from .request import (
     chat_messages,
@@ -118,7 +118,7 @@ async def _answer(
             streams, firsts = await computed.begun()
             head["object"] = form.chunk
             pieces = events(service, streams, firsts, head, form, answers if with_usage else None, deadline, parsers)
-            return EventStream(pieces, streams)
+            return EventStream(pieces, streams, failure_event)
         done = await computed.whole()
     written = [
         {

@@ -12,10 +12,11 @@ from starlette.responses import StreamingResponse
 
 from ...disconnect import watch_disconnect
 from ...errors import ApiError, from_exception, shut_down, timed_out
+from ...middleware import FAILED
 from .forms import Chat, usage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 
     from starlette.types import Receive, Scope, Send
 
@@ -31,15 +32,27 @@ _END = b"data: [DONE]\n\n"
 class EventStream(StreamingResponse):
     """The pieces of one request's answers, by default as server-sent events. The answers end when the client closes
     the connection.
+
+    Args:
+        events: The events. An exception that they raise becomes the last event: the status is already sent.
+        answers: What they are written from.
+        failed: The event of an error.
+        media_type: The type of the stream.
     """
 
     def __init__(
-        self, events: AsyncIterator[bytes], answers: Sequence[AsyncTextStream], media_type: str = "text/event-stream"
+        self,
+        events: AsyncGenerator[bytes, None],
+        answers: Sequence[AsyncTextStream],
+        failed: Callable[[ApiError], bytes],
+        media_type: str = "text/event-stream",
     ) -> None:
         # Without these headers some proxies collect the whole answer first.
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-        super().__init__(events, media_type=media_type, headers=headers)
+        super().__init__(self._until_failure(events, failed), media_type=media_type, headers=headers)
         self.answers = answers
+        self.failure: int | None = None
+        """The status that the error of this stream would have had."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events as they come."""
@@ -49,7 +62,23 @@ class EventStream(StreamingResponse):
                 if watcher.done() and any(answer.completion is None for answer in self.answers):
                     raise ClientDisconnect
             finally:
+                if self.failure is not None:
+                    scope[FAILED] = self.failure
                 await close(self.answers)
+
+    async def _until_failure(
+        self, events: AsyncGenerator[bytes, None], failed: Callable[[ApiError], bytes]
+    ) -> AsyncIterator[bytes]:
+        try:
+            async with contextlib.aclosing(events):
+                async for event in events:
+                    yield event
+        except ClientDisconnect:
+            return
+        except Exception as caught:  # noqa: BLE001  every failure becomes an event
+            error = from_exception(caught)
+            self.failure = error.status_code
+            yield failed(error)
 
 
 async def next_piece(stream: AsyncTextStream) -> str | None:
@@ -77,8 +106,8 @@ async def events(
     usage_per_prompt: int | None,
     deadline: float,
     parsers: Sequence[ThinkingParser] | None = None,
-) -> AsyncIterator[bytes]:
-    """The events of one request.
+) -> AsyncGenerator[bytes, None]:
+    """The events of one request. Raises what `pieces_until` raises.
 
     Args:
         streams: Its answers.
@@ -110,16 +139,10 @@ async def events(
     if form is Chat:
         for index in range(len(streams)):
             yield event(index, {"delta": {"role": "assistant", "content": ""}})
-    try:
-        async with contextlib.aclosing(pieces_until(service, streams, firsts, deadline)) as pieces:
-            async for index, piece in pieces:
-                for one in written(index, piece):
-                    yield one
-    except ClientDisconnect:
-        return
-    except Exception as error:  # noqa: BLE001  the status is already sent, so the stream carries the error
-        yield _event(from_exception(error).to_dict())
-        return
+    async with contextlib.aclosing(pieces_until(service, streams, firsts, deadline)) as pieces:
+        async for index, piece in pieces:
+            for one in written(index, piece):
+                yield one
     if usage_per_prompt is not None:
         ends = [stream.completion for stream in streams if stream.completion is not None]
         yield _event({**head, "choices": [], "usage": usage(ends, usage_per_prompt)})
@@ -186,5 +209,21 @@ async def _merged(
         await asyncio.gather(*waiting, return_exceptions=True)
 
 
+def failure_event(error: ApiError) -> bytes:
+    """The last event of a stream that failed."""
+    return _event(error.to_dict())
+
+
 def _event(value: dict[str, Any]) -> bytes:
-    return b"data: %b\n\n" % orjson.dumps(value)
+    return b"data: %b\n\n" % line_json(value)
+
+
+def line_json(value: dict[str, Any]) -> bytes:
+    """JSON as a part of a line. Clients that read line by line, such as those with `httpx.iter_lines`, also end a line
+    at U+0085, U+2028 and U+2029, so these are escaped, as Ollama does.
+    """
+    # They occur only within texts. No other character in UTF-8 has these bytes.
+    body = orjson.dumps(value)
+    if b"\xe2\x80" in body:
+        body = body.replace(b"\xe2\x80\xa8", b"\\u2028").replace(b"\xe2\x80\xa9", b"\\u2029")
+    return body.replace(b"\xc2\x85", b"\\u0085")

@@ -15,8 +15,10 @@ def digest(source: str) -> str:
 
 
 def details(service: Service, slot: str, source: str | None) -> dict[str, Any]:
-    """What is known of a slot's model; empty texts for the rest. Loads nothing."""
-    known = service.description(slot)
+    """What is known of a slot's model; empty texts for the rest. Of a generator that is what
+    `Service.describe_generators` has found. Loads nothing.
+    """
+    known = service.description(slot) or service.generator_description(slot)
     family = known["architecture"] if known else ""
     return {
         "parent_model": "",

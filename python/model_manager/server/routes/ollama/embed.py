@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 from functools import partial
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -19,7 +18,7 @@ from ...fields import check_fields
 from ...middleware import to_json
 from ..generation.shared import naming_fields
 from ..vectors import json_kind, read_dimensions, read_inputs, read_truncate, vector_rows, vectors
-from .fields import is_zero, model_name, nanoseconds, read_keep_alive, read_options, text
+from .fields import Durations, is_zero, model_name, read_keep_alive, read_options, text
 from .schemas import OllamaEmbedAnswer, OllamaEmbeddingsAnswer, OllamaEmbeddingsRequest, OllamaEmbedRequest
 
 if TYPE_CHECKING:
@@ -40,7 +39,6 @@ def add_routes(routes: Routes, service: Service) -> None:
 
     async def embed(request: Request) -> Response:
         """Vectors of length 1 for one or several texts, which are embedded as they are. No text: load the model."""
-        started = perf_counter()
         body = await read_json(request, service)
         check_fields(body, OllamaEmbedRequest)
         name, model = _model(service, body)
@@ -54,18 +52,11 @@ def add_routes(routes: Routes, service: Service) -> None:
         if isinstance(texts, list) and not isinstance(texts[0], str):
             raise bad_request(f"input[0] must be a string, not {json_kind(texts[0])}", "input")
         texts, count = read_inputs(texts, service.config.max_inputs)
-        loaded = service.manager.is_loaded(model.key)
+        durations = Durations(service, model.key)
         content, tokens = await vectors(
             service, request.receive, model, texts, count, dimensions, {**options, "served_model": name}, _FIELDS
         )
-
-        total = perf_counter() - started
-        load = 0.0 if loaded else min(total, service.load_seconds(model.key))
-        figures = {
-            "total_duration": nanoseconds(total),
-            "load_duration": nanoseconds(load),
-            "prompt_eval_count": tokens,
-        }
+        figures = {**durations.figures(), "prompt_eval_count": tokens}
         head, end = orjson.dumps({"model": name})[:-1], orjson.dumps(figures)[1:]
         rows = await vector_rows(service, content)
         return Response(b'%b,"embeddings":[%b],%b' % (head, rows, end), media_type="application/json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from ...errors import bad_request
@@ -13,6 +14,8 @@ from ..vectors import json_kind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from ...service import Service
 
 _NUMBERS = {
     "temperature": "temperature",
@@ -197,6 +200,25 @@ def timestamp(seconds: float) -> str:
 def nanoseconds(seconds: float) -> int:
     """A duration as Ollama writes it."""
     return round(seconds * 1e9)
+
+
+class Durations:
+    """The time of a request since its beginning, and its part in which the model was loaded."""
+
+    def __init__(self, service: Service, slot: str) -> None:
+        self._began = perf_counter()
+        self._service, self._slot = service, slot
+        # A loaded model needs no statistics, which take longer than an answer from the cache.
+        self._loads = None if service.manager.is_loaded(slot) else service.loads(slot)[0]
+
+    def figures(self) -> dict[str, int]:
+        """Both as Ollama writes them."""
+        total, load = perf_counter() - self._began, 0.0
+        if self._loads is not None:
+            count, seconds = self._service.loads(self._slot)
+            # Without a load the answer came from the cache.
+            load = min(total, seconds) if count > self._loads else 0.0
+        return {"total_duration": nanoseconds(total), "load_duration": nanoseconds(load)}
 
 
 def tagged(name: str) -> str:

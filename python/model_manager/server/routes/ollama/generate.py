@@ -8,28 +8,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from functools import partial
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
-
-import orjson
-from starlette.requests import ClientDisconnect
 
 from ...._async import AsyncTextStream, acomplete, in_thread
 from ....thinking import ThinkingParser
 from ...bodies import is_large, read_json
 from ...disconnect import unless_disconnected
-from ...errors import ApiError, bad_request, from_exception
+from ...errors import ApiError, bad_request
 from ...fields import check_fields, unsupported
 from ...middleware import to_json
-from ..generation.events import EventStream, next_piece, pieces_until, too_late
+from ..generation.events import EventStream, line_json, next_piece, pieces_until, too_late
 from ..generation.request import chat_messages, count_texts, flag, longest_text
 from ..generation.shared import check_length, generator, naming_fields, prefix_scope
 from ..generation.thinking import described, opens, switched, thoughts_of_messages
-from .fields import FIELDS, is_zero, model_name, nanoseconds, now, parameters, read_think, text
+from .fields import FIELDS, Durations, is_zero, model_name, nanoseconds, now, parameters, read_think, text
 from .schemas import OllamaChatAnswer, OllamaChatRequest, OllamaGenerateAnswer, OllamaGenerateRequest
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable
     from typing import TypeAlias
 
     from starlette.requests import Request
@@ -83,10 +79,8 @@ class _Answer:
     """One request, with its fields checked, and its answer."""
 
     def __init__(self, request: Request, service: Service, body: dict[str, Any], field: str) -> None:
-        self.started = perf_counter()
         self.deadline = asyncio.get_running_loop().time() + service.config.request_timeout
         self.request, self.service, self.body, self.field = request, service, body, field
-        self.load_seconds = 0.0
         self.name = model_name(body)
         self.params = parameters(body)
         self.stream = flag(body, "stream", default=True)
@@ -102,6 +96,7 @@ class _Answer:
         if self.raw and self.system:
             raise bad_request("raw mode does not support system: put it into the prompt", "system")
         self.slot = _generator(service, self.name, field)
+        self.durations = Durations(service, self.slot)
         self.params["timeout"] = service.config.request_timeout
         self.params["prefix_scope"] = prefix_scope(request, body)
 
@@ -123,12 +118,12 @@ class _Answer:
                 thoughts, answer = self.parser.split(done["text"]) if self.parser else ("", done["text"])
                 return to_json({**self._head(), **piece(answer, thoughts), **self._end(done)})
             stream, first = await self._in_time(self._begin(read_prompt))
-            return EventStream(self._lines(stream, first, piece), [stream], _LINES)
+            return EventStream(self._lines(stream, first, piece), [stream], _failure_line, _LINES)
 
     async def completion_prompt(self) -> Prompt:
         """The prompt of `/api/generate`: messages for the model's chat template; a text without one, and if `raw`."""
         prompt = text(self.body, "prompt")
-        await self._load()
+        await self.service.load(self.slot)
         if is_large(self.request):
             texts = [prompt, self.system]
             await check_length(self.service, self.slot, texts, "prompt", longest_text)
@@ -146,11 +141,10 @@ class _Answer:
     async def messages(self) -> Prompt:
         """The prompt of `/api/chat`."""
         if is_large(self.request):
-            await self._load()
             await check_length(self.service, self.slot, self.body.get("messages"), "messages", count_texts)
             return await self.service.apart(chat_messages, self.body, await self._thoughts())
         messages = chat_messages(self.body, await self._thoughts())
-        await self._load()
+        await self.service.load(self.slot)
         return messages
 
     async def _thoughts(self) -> str | None:
@@ -193,12 +187,6 @@ class _Answer:
     async def _in_time(self, work: Any) -> Any:
         return await unless_disconnected(self.request.receive, work, self.deadline, too_late())
 
-    async def _load(self) -> None:
-        if not self.service.manager.is_loaded(self.slot):
-            began = perf_counter()
-            await self.service.load(self.slot)
-            self.load_seconds = perf_counter() - began
-
     async def _complete(self, read_prompt: Callable[[], Awaitable[Prompt]]) -> Completion:
         prompt = await self._read(read_prompt)
         return await acomplete(self.service.manager, prompt, self.slot, **self.params)
@@ -219,20 +207,15 @@ class _Answer:
             await stream.aclose()
             raise
 
-    async def _lines(self, stream: AsyncTextStream, first: str | None, piece: Piece) -> AsyncIterator[bytes]:
-        """The lines of a streamed answer."""
-        try:
-            async with contextlib.aclosing(pieces_until(self.service, [stream], [first], self.deadline)) as pieces:
-                async for _, part in pieces:
-                    thoughts, answer = self._divided(part)
-                    if thoughts or answer:
-                        yield _line({**self._head(), **piece(answer, thoughts), "done": False})
-                    if not isinstance(part, str):
-                        yield _line({**self._head(), **piece("", ""), **self._end(part)})
-        except ClientDisconnect:
-            return
-        except Exception as error:  # noqa: BLE001  the status is already sent, so the stream carries the error
-            yield _line({"error": from_exception(error).detail})
+    async def _lines(self, stream: AsyncTextStream, first: str | None, piece: Piece) -> AsyncGenerator[bytes, None]:
+        """The lines of a streamed answer. Raises what `pieces_until` raises."""
+        async with contextlib.aclosing(pieces_until(self.service, [stream], [first], self.deadline)) as pieces:
+            async for _, part in pieces:
+                thoughts, answer = self._divided(part)
+                if thoughts or answer:
+                    yield _line({**self._head(), **piece(answer, thoughts), "done": False})
+                if not isinstance(part, str):
+                    yield _line({**self._head(), **piece("", ""), **self._end(part)})
 
     def _divided(self, part: str | Completion) -> tuple[str, str]:
         """The thoughts and the answer that a piece of a stream, or its end, adds."""
@@ -249,12 +232,12 @@ class _Answer:
         return {
             "done": True,
             "done_reason": done["finish_reason"],
-            "total_duration": nanoseconds(perf_counter() - self.started),
-            "load_duration": nanoseconds(self.load_seconds),
+            **self.durations.figures(),
             "prompt_eval_count": done["prompt_tokens"],
             "prompt_eval_duration": nanoseconds(done["prefill_seconds"]),
             "eval_count": done["completion_tokens"],
-            "eval_duration": nanoseconds(done["decode_seconds"]),
+            # Clients divide by it. The first token comes with the prompt.
+            "eval_duration": max(1, nanoseconds(done["decode_seconds"])),
         }
 
 
@@ -286,4 +269,8 @@ def _is_empty(value: Any, field: str) -> bool:
 
 
 def _line(value: dict[str, Any]) -> bytes:
-    return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE)
+    return line_json(value) + b"\n"
+
+
+def _failure_line(error: ApiError) -> bytes:
+    return _line({"error": error.detail})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ...._async import in_thread
 from ...bodies import read_json
 from ...errors import ApiError
 from ...fields import check_fields
@@ -33,6 +32,7 @@ def add_routes(routes: Routes, service: Service) -> None:
 
     async def tags(request: Request) -> Response:
         """The models that requests may name. Loads nothing."""
+        await service.describe_generators()
         return to_json({"models": _tags(service)})
 
     async def show(request: Request) -> Response:
@@ -95,6 +95,7 @@ def _slot(service: Service, model: dict[str, Any]) -> str:
 
 
 async def _show(service: Service, name: str) -> dict[str, Any]:
+    await service.describe_generators()
     model = find_model(service, name)
     about = model["capabilities"]
     slot = _slot(service, model)
@@ -107,8 +108,7 @@ async def _show(service: Service, name: str) -> dict[str, Any]:
     if is_embedding and about["max_tokens"] is not None:
         info[f"{family}.context_length"] = about["max_tokens"]
     can = ["embedding" if is_embedding else "completion"]
-    if not is_embedding and service.manager.is_loaded(slot):
-        known = await in_thread(service.manager.describe_generator, slot)
+    if not is_embedding and (known := service.generator_description(slot)) is not None:
         info[f"{family}.context_length"] = known["context"]
         can += ["thinking"] if known["thinks"] else []
     return {

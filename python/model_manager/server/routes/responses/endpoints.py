@@ -21,7 +21,7 @@ from ..generation.request import count_texts, stream_usage
 from ..generation.shared import check_length, generator, naming_fields, prefix_scope
 from ..generation.thinking import described, opens, template_variables
 from .answer import Answer
-from .events import response_events
+from .events import Events, response_events
 from .items import conversation, texts
 from .output import Message, Thoughts
 from .request import core_parameters, effort, repeated
@@ -103,7 +103,9 @@ async def _respond(request: Request, service: Service, body: dict[str, Any]) -> 
         parser = ThinkingParser(await opens(service, slot, messages, variables)) if thinks else None
         if body.get("stream"):
             (stream,), (first,) = await computed.begun()
-            return EventStream(response_events(service, stream, first, answer, deadline, parser), [stream])
+            write = Events(answer)
+            written = response_events(service, stream, first, write, deadline, parser)
+            return EventStream(written, [stream], write.failed)
         (done,) = await computed.whole()
     thoughts, text = parser.split(done["text"]) if parser else ("", done["text"])
     if thoughts:

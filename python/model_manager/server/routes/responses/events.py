@@ -5,26 +5,23 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-import orjson
-from starlette.requests import ClientDisconnect
-
-from ...errors import from_exception
-from ..generation.events import pieces_until
+from ..generation.events import line_json, pieces_until
 from .answer import end_status
 from .output import Message, Thoughts
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncGenerator, Iterator
 
     from ...._async import AsyncTextStream
     from ...._types import Completion
     from ....thinking import ThinkingParser
+    from ...errors import ApiError
     from ...service import Service
     from .answer import Answer
     from .output import Item
 
 
-class _Events:
+class Events:
     """Writes the events of one response, which number them."""
 
     def __init__(self, answer: Answer) -> None:
@@ -35,7 +32,11 @@ class _Events:
         """One event."""
         event = {"type": kind, "sequence_number": self.number, **fields}
         self.number += 1
-        return b"event: %b\ndata: %b\n\n" % (kind.encode(), orjson.dumps(event))
+        return b"event: %b\ndata: %b\n\n" % (kind.encode(), line_json(event))
+
+    def failed(self, error: ApiError) -> bytes:
+        """The last event of a response that failed."""
+        return self.event("response.failed", response=self.answer.failed(error))
 
     def text(self, kind: type[Item], text: str) -> Iterator[bytes]:
         """The events of a piece of text, which may begin an item."""
@@ -83,39 +84,34 @@ async def response_events(
     service: Service,
     stream: AsyncTextStream,
     first: str | None,
-    answer: Answer,
+    write: Events,
     deadline: float,
     parser: ThinkingParser | None,
-) -> AsyncIterator[bytes]:
-    """The events of one response in OpenAI's order.
+) -> AsyncGenerator[bytes, None]:
+    """The events of one response in OpenAI's order. Raises what `pieces_until` raises.
 
     Args:
         service: The server.
         stream: The answer's text.
         first: Its first piece, which was awaited before the status was sent.
-        answer: The response.
+        write: Writes the events.
         deadline: When it must be complete, on the loop's clock.
         parser: Separates the thoughts, if the model thinks.
     """
-    write = _Events(answer)
+    answer = write.answer
     yield write.event("response.created", response=answer.begun())
     yield write.event("response.in_progress", response=answer.begun())
-    try:
-        async with contextlib.aclosing(pieces_until(service, [stream], [first], deadline)) as pieces:
-            async for _, piece in pieces:
-                for kind, text in divided(piece, parser):
-                    for event in write.text(kind, text):
-                        yield event
-                if isinstance(piece, str):
-                    continue
-                if not answer.output.items:
-                    for event in write.begin(Message):
-                        yield event
-                for event in write.end(end_status(piece)):
+    async with contextlib.aclosing(pieces_until(service, [stream], [first], deadline)) as pieces:
+        async for _, piece in pieces:
+            for kind, text in divided(piece, parser):
+                for event in write.text(kind, text):
                     yield event
-                done = answer.finished(piece)
-                yield write.event(f"response.{done['status']}", response=done)
-    except ClientDisconnect:
-        return
-    except Exception as error:  # noqa: BLE001  the status is already sent, so the stream carries the error
-        yield write.event("response.failed", response=answer.failed(from_exception(error)))
+            if isinstance(piece, str):
+                continue
+            if not answer.output.items:
+                for event in write.begin(Message):
+                    yield event
+            for event in write.end(end_status(piece)):
+                yield event
+            done = answer.finished(piece)
+            yield write.event(f"response.{done['status']}", response=done)
