@@ -116,6 +116,35 @@ def test_too_many_inputs_names_the_limit(serve):
     assert server.embed(input=[5, 6, 7, 8]).status_code == 200, "token ids of one text"
 
 
+DEEP = "[" * 1000 + "]" * 1000
+LONG = f'"user": "{"x" * 70_000}", '
+"""Larger bodies go another way."""
+
+
+def test_values_that_nest_deep(serve, make_writer):
+    server = serve(make_writer())
+    for path, content, param in (
+        ("/v1/embeddings", f'{{"input": "a", "encoding_format": {DEEP}}}', "encoding_format"),
+        ("/v1/embeddings", f'{{"input": "a", "keep_alive": {DEEP}}}', "keep_alive"),
+        ("/v1/chat/completions", f'{{"messages": [{{"role": {DEEP}, "content": "a"}}]}}', "messages"),
+        ("/v1/responses", f'{{"input": [{{"role": {DEEP}, "content": "a"}}]}}', "input"),
+        ("/v1/chat/completions", f'{{{LONG}"messages": [{{"role": "user", "content": {DEEP}}}]}}', "messages"),
+        ("/v1/responses", f'{{{LONG}"input": [{{"role": "user", "content": {DEEP}}}]}}', "input"),
+    ):
+        checked(server.client.post(path, content=content, headers=JSON), 400, param=param)
+    for long in ("", f', {{"role": "user", "content": "{"x" * 70_000}"}}'):
+        for message in (f'{{"role": {DEEP}, "content": "a"}}', f'{{"role": "user", "content": {DEEP}}}'):
+            content = f'{{"model": "text_generator", "messages": [{message}{long}]}}'
+            answer = server.client.post("/api/chat", content=content, headers=JSON)
+            assert (answer.status_code, list(answer.json())) == (400, ["error"]), answer.text
+
+
+def test_a_message_has_its_field_once(server):
+    for path, text in (("/v1/embeddings", "input"), ("/embed", "inputs")):
+        answer = server.client.post(path, json={text: "a", "keep_alive": True})
+        assert checked(answer, 400, param="keep_alive").startswith("keep_alive must be ")
+
+
 def test_unknown_model(server):
     message = checked(server.embed(input="a", model="gpt-5"), 404, "not_found_error", "model", "model_not_found")
     assert "gpt-5" in message

@@ -11,7 +11,11 @@ import threading
 import httpx
 import numpy as np
 import pytest
+from conftest import FIXTURES
+from embedding_server import EmbeddingServer
+from generation_servers import leave
 from model_manager import ModelManager
+from model_manager.server.routes import embeddings, scores
 from servers import MODELS, SECONDS, ServedModel, until
 
 HEAD = b"POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
@@ -119,6 +123,43 @@ async def test_a_client_that_leaves_takes_its_texts_along(serve, gate):
     assert server.service.waiting == 0
     found = (await asyncio.to_thread(server.client.get, "/metrics")).text
     assert 'http_requests_total{method="POST",path="/v1/embeddings",status="499"} 1.0' in found
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/embeddings", {"model": "q", "input": "x"}),  # does it take instructions?
+        ("/v1/rerank", {"query": "x", "documents": ["x"], "max_tokens_per_doc": 5}),
+    ],
+)
+def test_a_load_that_a_request_needs_first_is_part_of_its_time(serve, make_manager, monkeypatch, path, body):
+    with EmbeddingServer() as remote:
+        manager = make_manager(cache_size=0, reranker_model=str(FIXTURES / "rerank_bert"))
+        server = serve(manager, models=[ServedModel("q", source=remote.ollama)], request_timeout=SECONDS)
+        timeouts = []
+        real_vectors, real_scores = embeddings.vectors, scores.inferred
+
+        async def seen_vectors(service, receive, model, inputs, count, dimensions, options, *more):
+            timeouts.append(options["timeout"])
+            return await real_vectors(service, receive, model, inputs, count, dimensions, options, *more)
+
+        async def seen_scores(service, receive, kind, texts, count, slot, options, *more, **named):
+            timeouts.append(options["timeout"])
+            return await real_scores(service, receive, kind, texts, count, slot, options, *more, **named)
+
+        monkeypatch.setattr(embeddings, "vectors", seen_vectors)
+        monkeypatch.setattr(scores, "inferred", seen_scores)
+        assert server.client.post(path, json=body).status_code == 200
+        assert 0 < timeouts[0] < SECONDS
+
+
+def test_a_client_that_leaves_while_its_model_is_loaded(serve, make_manager):
+    with EmbeddingServer() as remote:
+        remote.gate.clear()
+        server = serve(make_manager(), models=[ServedModel("q", source=remote.ollama)])
+        leave(server, "/v1/embeddings", {"input": "x"}, lambda _: until(lambda: remote.asked))
+        until(lambda: server.service.in_flight == 0)
+        assert not server.manager.is_loaded("q")
 
 
 async def test_a_client_that_leaves_in_the_middle_of_its_body(server):

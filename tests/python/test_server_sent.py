@@ -188,7 +188,9 @@ def test_what_changes_no_score_is_accepted(sent_server, client):
 
 
 def test_a_length_of_documents_that_would_cut_one(sent_server):
-    tokens = max(sent_server.manager.count_tokens(DOCUMENTS, "reranker"))
+    # Of a document itself, without the model's special tokens.
+    *counts, special = sent_server.manager.count_tokens([*DOCUMENTS, ""], "reranker")
+    tokens = max(counts) - special
     for most, status in ((tokens, 200), (tokens - 1, 400)):
         answer = sent_server.client.post(
             "/v2/rerank", json={**ASKED, "documents": DOCUMENTS, "max_tokens_per_doc": most}
@@ -199,6 +201,45 @@ def test_a_length_of_documents_that_would_cut_one(sent_server):
     assert f"has {tokens} tokens" in error["message"]
     answer = sent_server.client.post("/rerank", json={**ASKED, "texts": DOCUMENTS, "max_tokens_per_doc": 1})
     assert "texts[0] has" in answer.json()["error"]["message"]
+
+
+def test_documents_come_back_as_they_were_sent(sent_server):
+    documents = [{"text": DOCUMENTS[0], "id": 7, "of": {"lists": [1, None]}}, DOCUMENTS[1], {"text": DOCUMENTS[2]}]
+    answer = sent_server.client.post("/v1/rerank", json={**ASKED, "documents": documents})
+    found = {one["index"]: one["document"] for one in answer.json()["results"]}
+    assert found == {0: documents[0], 1: {"text": DOCUMENTS[1]}, 2: documents[2]}
+
+
+def test_a_document_that_nests_too_deep_to_be_written(sent_server):
+    body = {**ASKED, "documents": [{"text": "a", "of": "DEEP"}]}
+    content = json.dumps(body).replace('"DEEP"', "[" * 600 + "]" * 600)
+    answer = sent_server.client.post("/v1/rerank", content=content, headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "documents")
+    content = json.dumps({**body, "return_documents": False}).replace('"DEEP"', "[" * 600 + "]" * 600)
+    answer = sent_server.client.post("/v1/rerank", content=content, headers={"content-type": "application/json"})
+    assert answer.status_code == 200, answer.text
+
+
+def test_a_query_is_a_text(sent_server):
+    plain = sent_server.client.post("/v2/rerank", json={**ASKED, "documents": DOCUMENTS}).json()["results"]
+    query = {"text": ASKED["query"], "image": None}
+    same = sent_server.client.post("/v2/rerank", json={**ASKED, "query": query, "documents": DOCUMENTS})
+    assert same.json()["results"] == plain
+    query["image"] = "https://example.com/parcel.png"  # Jina's rerankers of pictures
+    answer = sent_server.client.post("/v2/rerank", json={**ASKED, "query": query, "documents": DOCUMENTS})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"], error["code"]) == (400, "query", "unsupported_parameter")
+    assert error["message"].startswith("query.image ")
+
+
+def test_metrics_of_a_reranker_have_one_name(sent_server):
+    for name in ("reranker", "reranker:latest", sent_server.manager.config.reranker_model, None):
+        answer = sent_server.client.post("/v2/rerank", json={**ASKED, "model": name, "documents": DOCUMENTS})
+        assert answer.json()["model"] == name or name is None
+    metrics = sent_server.client.get("/metrics").text
+    assert 'embedding_inputs_total{model="reranker"}' in metrics
+    assert 'model="reranker:latest"' not in metrics
+    assert f'model="{RERANKER}"' not in metrics
 
 
 def test_litellm_asks_text_embeddings_inference_for_the_best(sent_server):

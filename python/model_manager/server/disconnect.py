@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive
 
     from .errors import ApiError
+    from .service import Service
 
     T = TypeVar("T")
 
@@ -36,6 +37,16 @@ def watch_disconnect(
         yield watcher
     finally:
         watcher.cancel()
+
+
+def deadline_of(service: Service) -> float:
+    """When a request that begins now must be answered, on the loop's clock."""
+    return asyncio.get_running_loop().time() + service.config.request_timeout
+
+
+def seconds_until(deadline: float) -> float:
+    """What the core may take; a little more than nothing when the deadline has passed."""
+    return max(0.001, deadline - asyncio.get_running_loop().time())
 
 
 async def unless_disconnected(receive: Receive, work: Awaitable[T], deadline: float, late: ApiError) -> T:

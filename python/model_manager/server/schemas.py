@@ -209,6 +209,14 @@ class Document(BaseModel):
     text: str
 
 
+class Query(BaseModel):
+    """A query as an object."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: Text
+
+
 class RerankRequest(RequestBody):
     """A query and documents. `texts` instead of `documents` asks for the form of text-embeddings-inference."""
 
@@ -222,7 +230,7 @@ class RerankRequest(RequestBody):
         "rank_fields": Refused("put what is to be judged into the documents' text", (["text"],)),
     }
 
-    query: Text
+    query: Text | Query
     documents: list[str | Document] | None = Field(None, description="The documents, at least one.")
     texts: list[str] | None = Field(None, description="The same, answered by a list of index and score.")
     model: str | None = Field(None, description="A reranker's slot or source; the manager's own one without it.")
@@ -234,7 +242,9 @@ class RerankRequest(RequestBody):
     prompt_name: str | None = Field(None, description="The name of one of the model's own instructions.")
     truncate: bool | None = Field(None, description="false: refuse pairs that are longer than the model's maximum.")
     max_tokens_per_doc: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Accepted where it cuts nothing: no document is longer, or the model's maximum is less."
+        None,
+        description="Accepted where it cuts nothing: no document is longer without special tokens, or the model's "
+        "maximum is less.",
     )
     keep_alive: float | str | None = Field(None, description="How long the model stays after this use.")
     user: Unused = None

@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Any
 from starlette.responses import Response
 
 from ..bodies import read_json
-from ..errors import bad_request
+from ..disconnect import deadline_of, seconds_until, unless_disconnected
+from ..errors import bad_request, timed_out
 from ..fields import check_fields
 from ..schemas import EmbeddingsAnswer, EmbeddingsRequest, PlainEmbeddingsAnswer, PlainEmbeddingsRequest
 from .token_ids import check_token_ids
-from .vectors import json_kind, read_dimensions, read_inputs, read_truncate, vector_rows, vectors
+from .vectors import LATE, json_kind, read_dimensions, read_inputs, read_truncate, shown, vector_rows, vectors
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
+    from ..config import ServedModel
     from ..routing import Routes
     from ..service import Service
 
@@ -99,11 +101,22 @@ async def _answer(request: Request, service: Service) -> Response:
     elif prompt_name := body.get("prompt_name"):
         options["prompt_name"] = prompt_name
     # Token ids get no instruction.
-    elif isinstance(inputs[0], str) and await service.takes_instructions(model):
+    elif isinstance(inputs[0], str) and await _takes_instructions(request, service, model, options):
         task = body.get("task") or DEFAULT_TASK
         options["prompt"] = f"{INSTRUCTIONS.get(task) or INSTRUCTIONS[DEFAULT_TASK]}\n"
     content, _ = await vectors(service, request.receive, model, inputs, count, dimensions, options, _FIELDS)
     return Response(content, media_type="application/json")
+
+
+async def _takes_instructions(request: Request, service: Service, model: ServedModel, options: dict[str, Any]) -> bool:
+    """`Service.takes_instructions`. The time of a load is taken from the `timeout` of `options`."""
+    known = service.instructions_known(model)
+    if known is None:
+        deadline = deadline_of(service)
+        work = service.takes_instructions(model)
+        known = await unless_disconnected(request.receive, work, deadline, timed_out(LATE))
+        options["timeout"] = seconds_until(deadline)
+    return known
 
 
 async def _answer_plainly(request: Request, service: Service) -> Response:
@@ -142,4 +155,4 @@ def _encoding(value: Any) -> str:
         return "float"
     if value in ("float", "base64"):
         return str(value)
-    raise bad_request(f"encoding_format must be 'float' or 'base64', not {value!r}", "encoding_format")
+    raise bad_request(f"encoding_format must be 'float' or 'base64', not {shown(value)}", "encoding_format")

@@ -7,14 +7,17 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 from ..._async import in_thread
 from ..._scoring import RERANKER, classified, ranked
 from ..bodies import read_json
-from ..errors import bad_request, unknown_model
+from ..disconnect import deadline_of, seconds_until, unless_disconnected
+from ..errors import bad_request, timed_out, unknown_model
 from ..fields import check_fields, unsupported
 from ..middleware import to_json
 from ..schemas import AnyRerankAnswer, ClassifyAnswer, ClassifyRequest, RerankAnswer, RerankRequest
-from .vectors import inferred, json_kind, read_truncate
+from .vectors import LATE, inferred, json_kind, read_truncate
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -34,12 +37,12 @@ def add_routes(routes: Routes, service: Service) -> None:
         body = await _read(request, service)
         if body.get("documents") is None and body.get("texts") is not None:
             return to_json(await _tei(request, service, body))
-        return to_json(await _rerank(request, service, body, documents=True))
+        return _to_json(await _rerank(request, service, body, documents=True))
 
     async def rerank_v2(request: Request) -> Response:
         """The same in the form of Cohere's version 2: without the documents."""
         body = await _read(request, service)
-        return to_json(await _rerank(request, service, body, documents=False))
+        return _to_json(await _rerank(request, service, body, documents=False))
 
     async def classify(request: Request) -> Response:
         """The labels of texts or of pairs of texts, with their probabilities."""
@@ -61,6 +64,16 @@ async def _read(request: Request, service: Service) -> dict[str, Any]:
     return body
 
 
+def _to_json(answer: dict[str, Any]) -> Response:
+    try:
+        return to_json(answer)
+    except orjson.JSONEncodeError:
+        # Bodies nest deeper than what can be written.
+        raise bad_request(
+            "documents nest too deep to be returned: send return_documents false", "documents", "invalid_json"
+        ) from None
+
+
 def _check_form(body: dict[str, Any], texts: str, others: tuple[str, ...]) -> None:
     """Refuse the fields of the other form, which this one would ignore."""
     for name in others:
@@ -74,14 +87,16 @@ async def _rerank(request: Request, service: Service, body: dict[str, Any], *, d
     query, texts = _query(body), _documents(body, service.config.max_inputs)
     top_n, shown = _count(body, "top_n"), _flag(body, "return_documents", documents)
     options = _options(service, body) | _prompt(body)
-    await _check_length(service, slot, body, texts)
+    await _check_length(request, service, slot, body, texts, options)
     scores, tokens = await _scores(request, service, slot, query, texts, options, "documents")
-    service.metrics.embedded(name, len(texts), tokens)
+    service.metrics.embedded(slot, len(texts), tokens)
     results = []
     for one in ranked(scores, texts, slot, top_n, shown):
         result: dict[str, Any] = {"index": one.index, "relevance_score": one.score}
         if shown:
-            result["document"] = {"text": one.document}
+            # As it came: callers find their own fields in it.
+            item = body["documents"][one.index]
+            result["document"] = {"text": item} if isinstance(item, str) else item
         results.append(result)
     return {
         "id": f"rerank-{secrets.token_hex(12)}",
@@ -95,15 +110,15 @@ async def _rerank(request: Request, service: Service, body: dict[str, Any], *, d
 
 async def _tei(request: Request, service: Service, body: dict[str, Any]) -> list[dict[str, Any]]:
     _check_form(body, "texts", ("return_documents",))
-    name, slot = _model(service, body)
+    _, slot = _model(service, body)
     query, texts = _query(body), _documents(body, service.config.max_inputs, "texts")
     options = _options(service, body) | _prompt(body)
     if _flag(body, "raw_scores", False):
         options["activation"] = "identity"
     top_n, shown = _count(body, "top_n"), _flag(body, "return_text", False)
-    await _check_length(service, slot, body, texts)
+    await _check_length(request, service, slot, body, texts, options)
     scores, tokens = await _scores(request, service, slot, query, texts, options, "texts")
-    service.metrics.embedded(name, len(texts), tokens)
+    service.metrics.embedded(slot, len(texts), tokens)
     return [
         {"index": one.index, "score": one.score, **({"text": one.document} if shown else {})}
         for one in ranked(scores, texts, slot, top_n, shown)
@@ -128,7 +143,7 @@ async def _classify(request: Request, service: Service, body: dict[str, Any]) ->
     options = {**_options(service, body), "activation": "probabilities"}
     single = isinstance(given, str)
     scores, tokens = await _scores(request, service, slot, first, second, options, "input", single=single)
-    service.metrics.embedded(name, len(items), tokens)
+    service.metrics.embedded(slot, len(items), tokens)
     labels = service.manager._labels(slot)
     data = [
         {
@@ -166,23 +181,36 @@ async def _scores(
     return await inferred(service, request.receive, "scores", texts, count, slot, options, field, single=single)
 
 
-async def _check_length(service: Service, slot: str, body: dict[str, Any], texts: list[str]) -> None:
-    """Refuse `max_tokens_per_doc` where it would cut a document. Cohere's clients send their API's default."""
+async def _check_length(
+    request: Request, service: Service, slot: str, body: dict[str, Any], texts: list[str], options: dict[str, Any]
+) -> None:
+    """Refuse `max_tokens_per_doc` where it would cut a document. Cohere's clients send their API's default. The time
+    that it takes is taken from the `timeout` of `options`.
+    """
     most = _count(body, "max_tokens_per_doc")
     if most is None:
         return
-    await service.load(slot)
-    known = service.description(slot)
-    if known is not None and known["max_length"] is not None and known["max_length"] <= most:
-        # The model reads no more of a query and a document together.
-        return
-    counts: list[int] = await in_thread(lambda: service.manager.count_tokens(texts, slot))
+    deadline = deadline_of(service)
+    work = _token_counts(service, slot, texts, most)
+    counts = await unless_disconnected(request.receive, work, deadline, timed_out(LATE))
+    options["timeout"] = seconds_until(deadline)
     for index, count in enumerate(counts):
         if count > most:
             field = "documents" if body.get("documents") is not None else "texts"
             raise unsupported(
                 "max_tokens_per_doc", f"{field}[{index}] has {count} tokens; leave it out, or cut the texts yourself"
             )
+
+
+async def _token_counts(service: Service, slot: str, texts: list[str], most: int) -> list[int]:
+    """The tokens of each text, without special tokens; none if the model reads no more than `most`."""
+    await service.load(slot)
+    known = service.description(slot)
+    if known is not None and known["max_length"] is not None and known["max_length"] <= most:
+        # Of a query and a document together.
+        return []
+    *counts, special = await in_thread(lambda: service.manager.count_tokens([*texts, ""], slot))
+    return [count - special for count in counts]
 
 
 def _model(service: Service, body: dict[str, Any]) -> tuple[str, str]:
@@ -228,6 +256,9 @@ def _prompt(body: dict[str, Any]) -> dict[str, Any]:
 def _query(body: dict[str, Any]) -> str:
     query = body.get("query")
     if isinstance(query, dict):
+        for name, value in query.items():
+            if name != "text" and value is not None:
+                raise unsupported(f"query.{name:.100}", "a query is a text; leave it out", "query")
         query = query.get("text")
     if not isinstance(query, str):
         raise bad_request(f"query must be a string, not {json_kind(query)}", "query")

@@ -45,7 +45,7 @@ def add_routes(routes: Routes, service: Service) -> None:
 
 async def _embed(request: Request, service: Service, body: dict[str, Any]) -> bytes:
     check_fields(body, SparseRequest)
-    name, slot = _model(service, body.get("model"))
+    slot = _model(service, body.get("model"))
     given = [field for field in ("inputs", "input") if body.get(field) is not None]
     if len(given) > 1:
         raise bad_request("inputs and input mean the same: send one of them", "input")
@@ -68,7 +68,7 @@ async def _embed(request: Request, service: Service, body: dict[str, Any]) -> by
     found, tokens = await inferred(
         service, request.receive, "sparse", (texts, None), count, slot, options, field, single=single
     )
-    service.metrics.embedded(name, count, tokens)
+    service.metrics.embedded(slot, count, tokens)
     large = sum(len(indices) for indices, _ in found) > _LARGE
     return await service.apart(_body, found) if large else _body(found)
 
@@ -82,21 +82,21 @@ def _body(found: list[tuple[Any, Any]]) -> bytes:
     return b"[%b]" % b",".join([orjson.dumps(row) for row in rows])
 
 
-def _model(service: Service, name: Any) -> tuple[str, str]:
-    """The name for the answer, and the slot: without a name the only slot of such a model."""
+def _model(service: Service, name: Any) -> str:
+    """The slot: without a name the only one of such a model."""
     slots = {slot: state for slot, state in service.manager.stats()["slots"].items() if state["kind"] == "sparse"}
     if name is None or name == "":
         if len(slots) != 1:
             has = ", ".join(slots) or "none"
             raise bad_request(f"model is missing: name a slot of a model of sparse vectors; there is: {has}", "model")
-        return (only := next(iter(slots))), only
+        return next(iter(slots))
     if not isinstance(name, str):
         raise bad_request(f"model must be a string, not {json_kind(name)}", "model")
     plain = name.removesuffix(":latest")
     for slot, state in slots.items():
         if plain == slot or name == state["source"]:
-            return name, slot
+            return slot
     if plain in service.manager.stats()["slots"]:
         # The core says what that slot can do.
-        return name, plain
+        return plain
     raise unknown_model(name, list(slots))

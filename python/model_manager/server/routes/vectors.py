@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     Result = TypeVar("Result")
 
+LATE = "The model was not loaded within the server's request_timeout"
 _LARGE = 1 << 20
 """Bytes."""
 _MAX_DIMENSIONS = 65_536
@@ -195,6 +196,11 @@ def json_kind(value: Any) -> str:
     )
 
 
+def shown(value: Any) -> str:
+    """A value for a message: a text itself, of all else the kind, because it may nest deep."""
+    return repr(value[:100]) if isinstance(value, str) else json_kind(value)
+
+
 def read_truncate(value: Any) -> bool:
     """Whether long inputs are cut. Raises `ApiError` 400."""
     if value is None or value is True:
@@ -213,5 +219,5 @@ def read_dimensions(value: Any) -> int | None:
         value = int(value)
     if type(value) is int and 1 <= value <= _MAX_DIMENSIONS:
         return value
-    shown = value if isinstance(value, int | float) and not isinstance(value, bool) else json_kind(value)
-    raise bad_request(f"dimensions must be a whole number from 1 to {_MAX_DIMENSIONS}, not {shown}", "dimensions")
+    given = value if isinstance(value, int | float) and not isinstance(value, bool) else json_kind(value)
+    raise bad_request(f"dimensions must be a whole number from 1 to {_MAX_DIMENSIONS}, not {given}", "dimensions")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import bad_request
 from ...fields import unknown, unsupported
-from ..vectors import json_kind
+from ..vectors import json_kind, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,7 +50,7 @@ def _message(message: Any, where: str, thoughts: str | None) -> dict[str, str]:
         raise bad_request(f'{where} must be an object: {{"role": ..., "content": ...}}', "messages")
     role = message.get("role")
     if not isinstance(role, str) or role not in ROLES:
-        raise bad_request(f"{where}.role must be one of {', '.join(ROLES)}, not {role!r}", "messages")
+        raise bad_request(f"{where}.role must be one of {', '.join(ROLES)}, not {shown(role)}", "messages")
     for name, value in message.items():
         # The others are null or empty in the messages of answers.
         if value and name not in _MESSAGE and not (name == thoughts and role == "assistant"):
@@ -91,14 +91,12 @@ def count_texts(prompt: Any, enough: int) -> tuple[int, int]:
     return len(texts), sum(map(_characters, texts[:enough]))
 
 
-def _characters(text: Any) -> int:
-    if isinstance(text, str):
-        return len(text)
-    if isinstance(text, dict):
-        return _characters(text.get("content") or text.get("text"))
-    if isinstance(text, list):
-        return sum(map(_characters, text))
-    return 0
+def _characters(message: Any) -> int:
+    """The characters of a message or text. Parts of a content hold texts alone; what nests deeper is refused later."""
+    content = message.get("content") if isinstance(message, dict) else message
+    parts = content if isinstance(content, list) else [content]
+    texts = (part.get("text") if isinstance(part, dict) else part for part in parts)
+    return sum(len(text) for text in texts if isinstance(text, str))
 
 
 def longest_text(prompts: Any, _enough: int) -> tuple[int, int]:

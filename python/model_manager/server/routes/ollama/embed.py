@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,12 +11,12 @@ from starlette.responses import Response
 
 from ...._async import aembed, in_thread
 from ...bodies import read_json
-from ...disconnect import unless_disconnected
+from ...disconnect import deadline_of, unless_disconnected
 from ...errors import ApiError, bad_request, timed_out
 from ...fields import check_fields
 from ...middleware import to_json
 from ..generation.shared import naming_fields
-from ..vectors import json_kind, read_dimensions, read_inputs, read_truncate, vector_rows, vectors
+from ..vectors import LATE, json_kind, read_dimensions, read_inputs, read_truncate, vector_rows, vectors
 from .fields import Durations, is_zero, model_name, read_keep_alive, read_options, text
 from .schemas import OllamaEmbedAnswer, OllamaEmbeddingsAnswer, OllamaEmbeddingsRequest, OllamaEmbedRequest
 
@@ -123,6 +122,6 @@ async def _load(request: Request, service: Service, slot: str, body: dict[str, A
     # How long a model stays depends on its latest use, so a text is embedded that no cache holds.
     use = {"texts": secrets.token_hex(8), "model": slot, "timeout": seconds, **keep}
     work: Awaitable[Any] = aembed(service.manager, **use) if keep else service.load(slot)
-    late = timed_out("The model was not loaded within the server's request_timeout")
+    deadline = deadline_of(service)
     with naming_fields(keep, {}, "input"):
-        await unless_disconnected(request.receive, work, asyncio.get_running_loop().time() + seconds, late)
+        await unless_disconnected(request.receive, work, deadline, timed_out(LATE))

@@ -7,6 +7,7 @@ from typing import Any
 from ...errors import bad_request
 from ...fields import unsupported
 from ..generation.request import ROLES
+from ..vectors import shown
 
 _ITEM = 'a message: {"role": ..., "content": ...}'
 _PART = '{"type": "input_text", "text": ...}'
@@ -81,7 +82,7 @@ def _message(item: Any, where: str) -> dict[str, str]:
         raise unsupported(f"{where} of the type {kind[:100]}", remedy, "input")
     role = item.get("role")
     if not isinstance(role, str) or role not in ROLES:
-        raise bad_request(f"{where}.role must be one of {', '.join(ROLES)}, not {role!r}", "input")
+        raise bad_request(f"{where}.role must be one of {', '.join(ROLES)}, not {shown(role)}", "input")
     for name, value in item.items():
         # The others are null or empty in the items of answers.
         if value and name not in _MESSAGE:
