@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import socket
@@ -9,10 +10,11 @@ import threading
 import time
 
 import pytest
+import uvicorn
 from conftest import ENGLISH_MODEL
 from fastapi import FastAPI
 from model_manager.server import ServerConfig, router
-from model_manager.server.protocol import MAX_HEADER_BYTES
+from model_manager.server.protocol import MAX_HEADER_BYTES, BoundedHeaders
 from servers import MODELS, SECONDS, running, until
 
 HEAD = "{} HTTP/1.1\r\nhost: localhost\r\n{}\r\n"
@@ -167,6 +169,59 @@ def test_headers_that_are_too_large(process, tmp_path):
         connection.sendall(head.ljust(MAX_HEADER_BYTES + 1, b"x"))
         status, head, body = answer_of(rest(connection))
     assert (status, body["error"]["code"]) == (431, "headers_too_large")
+
+
+def test_the_limit_of_headers_holds_in_one_read():
+    """A read holds up to 256 KiB: headers of any size, and a body that does not count."""
+    asked = []
+
+    class Transport(asyncio.Transport):
+        written, closed = b"", False
+
+        def write(self, data):
+            self.written += data
+
+        def is_closing(self):
+            return self.closed
+
+        def close(self):
+            self.closed = True
+
+        def get_extra_info(self, name, default=None):
+            return default
+
+    async def app(scope, receive, send):
+        asked.append(scope["path"])
+
+    async def answer(*reads):
+        config = uvicorn.Config(app, log_config=None, lifespan="off")
+        config.load()
+        transport, state = Transport(), uvicorn.server.ServerState()
+        protocol = BoundedHeaders(config, state, {}, header_timeout=SECONDS)
+        protocol.connection_made(transport)
+        for data in reads:
+            protocol.data_received(data)
+        for task in state.tasks.copy():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        protocol.connection_lost(None)
+        return transport.written
+
+    def head(size, length=0):
+        start = f"POST /health HTTP/1.1\r\nhost: localhost\r\ncontent-length: {length}\r\nx: ".encode()
+        return start + b"a" * (size - len(start) - 4) + b"\r\n\r\n"
+
+    body = b"a\n\nb" * 50_000
+    for reads, refused in (
+        ((head(MAX_HEADER_BYTES),), False),
+        ((head(MAX_HEADER_BYTES + 1),), True),
+        ((head(70_000),), True),
+        ((head(70_000)[:30_000], head(70_000)[30_000:]), True),
+        ((head(1000, len(body)) + body,), False),
+        ((head(65_000, len(body))[:-1], b"\n" + body), False),
+    ):
+        asked.clear()
+        assert asyncio.run(answer(*reads)).startswith(b"HTTP/1.1 431") is refused
 
 
 # --- Paths and methods -----------------------------------------------------------------------------------------------

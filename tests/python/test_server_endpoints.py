@@ -7,13 +7,15 @@ import json
 import re
 import subprocess
 import sys
+import threading
 
+import httpx
 import pytest
 from conftest import DIMENSION, ENGLISH_MODEL, ENGLISH_TEXT, FIXTURES
 from fastapi import FastAPI
 from model_manager import ModelManager
 from model_manager.errors import InputError
-from model_manager.server import ServedModel, ServerConfig, create_app, router
+from model_manager.server import ServedModel, ServerConfig, create_app, router, service
 from model_manager.server.service import own_manager
 from prometheus_client.parser import text_string_to_metric_families
 from servers import MODELS, PROMPTS_MODEL, running, until
@@ -101,6 +103,31 @@ def test_ready(serve):
     assert refused.status_code == 503
     assert refused.json()["error"]["code"] == "shutting_down"
     assert refused.headers["retry-after"]
+
+
+def test_a_default_model_that_could_not_be_loaded_is_loaded_again(serve, make_manager, monkeypatch):
+    """A balancer sends no request to a server that is not ready."""
+    monkeypatch.setattr(service, "RELOAD_SECONDS", 0.01)
+    works, attempts = threading.Event(), []
+
+    def load():
+        attempts.append(1)
+        if not works.is_set():
+            raise OSError("the disk is gone")
+        return "an object"
+
+    manager = make_manager()
+    manager.register("one", loader=load)
+    server = serve(manager, models=[ServedModel("one")])
+    assert server.client.get("/ready").status_code == 200
+    assert not attempts, "nothing is loaded that no request has asked for"
+    assert server.client.post("/api/load", json={"model": "one"}).status_code >= 500
+    assert "the disk is gone" in server.client.get("/ready").json()["reason"]
+    until(lambda: len(attempts) >= 3)
+    assert server.client.get("/ready").status_code == 503
+    works.set()
+    until(lambda: server.client.get("/ready").status_code == 200)
+    assert manager.is_loaded("one")
 
 
 def test_warm_up_with_the_server(serve):
@@ -195,6 +222,56 @@ def test_warm_up(serve):
     assert [(one["model"], one["loaded"]) for one in answer["models"]] == [("tiny", True), ("english_sentence", True)]
     answer = server.client.post("/api/warmup", json={}).json()
     assert [one["model"] for one in answer["models"]] == [model.name for model in MODELS]
+
+
+def test_a_path_prefix(serve):
+    server = serve(root_path="/px")
+    for prefix in ("", "/px"):
+        assert server.client.get(f"{prefix}/health").status_code == 200
+        assert server.client.get(f"{prefix}/nothing").json()["error"]["code"] == "unknown_path"
+        assert isinstance(server.client.get(f"{prefix}/api/nothing").json()["error"], str)
+        assert "/px/openapi.json" in server.client.get(f"{prefix}/docs").text
+    assert server.client.get("/openapi.json").json()["servers"] == [{"url": "/px"}]
+
+
+async def test_an_application_that_was_not_started_says_so(manager, caplog):
+    outer, inner = FastAPI(), create_app(ServerConfig(models=MODELS, warm_up=True), manager)
+    outer.mount("/m", inner)
+    transport = httpx.ASGITransport(outer)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        for _ in range(2):
+            assert (await client.get("/m/health")).status_code == 200
+        assert [record.name for record in caplog.records if "lifespan" in record.message] == ["model_manager.server"]
+        caplog.clear()
+        async with inner.router.lifespan_context(inner):
+            assert (await client.get("/m/health")).status_code == 200
+    assert not any("lifespan" in record.message for record in caplog.records)
+
+
+def test_every_model_in_memory_can_be_named(serve, make_writer):
+    manager = make_writer(reranker_model=str(FIXTURES / "rerank_bert"))
+    sparse = str(FIXTURES / "splade_bert")
+    manager.register("words", sparse, kind="sparse")
+    server = serve(manager)
+    generator = manager.stats()["slots"]["text_generator"]["source"]
+    named = {"reranker": "reranker", "words:latest": "words", "text_generator:latest": "text_generator"}
+    named |= {
+        sparse: "words",
+        generator: "text_generator",
+        "tiny:latest": "tiny",
+        "english_sentence": "english_sentence",
+    }
+    for name, slot in named.items():
+        answer = server.client.post("/api/load", json={"model": name}).json()
+        assert (answer["slot"], answer["loaded"]) == (slot, True)
+    for model in server.client.get("/api/ps").json()["models"]:
+        assert server.client.post("/api/unload", json={"model": model["name"]}).json()["loaded"] is False
+    assert server.client.get("/api/ps").json()["models"] == []
+    served = {model["name"]: model["served_as"] for model in server.client.get("/api/status").json()["models"]}
+    assert (served["words"], served["reranker"]) == (["words"], ["reranker"])
+    missing = server.client.post("/api/unload", json={"model": "none"}).json()["error"]
+    assert missing["code"] == "model_not_found"
+    assert {"tiny", "words", "reranker", "text_generator"} <= set(re.split(r"[ ,]+", missing["message"]))
 
 
 def test_loading_and_unloading_can_be_refused(serve):
@@ -414,6 +491,7 @@ def test_the_core_does_not_import_the_server():
 def test_the_extra_is_named_where_it_is_missing():
     code = """
 import sys
+import threading
 sys.modules["prometheus_client"] = None
 try:
     import model_manager.server

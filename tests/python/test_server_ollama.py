@@ -422,6 +422,26 @@ def test_the_root_and_the_version(server):
 def test_clients_do_not_change_the_models(server, path):
     assert "settings" in refused(server.client.post(f"/api/{path}", json={"model": "tiny"}), 403)
     assert "settings" in refused(server.client.request("DELETE", "/api/delete", json={"model": "tiny"}), 403)
+    blob = f"/api/blobs/sha256:{'0' * 64}"
+    assert server.client.head(blob).status_code == 403
+    assert "settings" in refused(server.client.post(blob, content=b"GGUF"), 403)
+
+
+@pytest.mark.parametrize("path", ["/api/me", "/api/ps/x", "/api/v1/chat/completions"])
+def test_unknown_paths_of_the_api_answer_in_its_form(server, path):
+    assert path in refused(server.client.post(path, json={}), 404)
+
+
+def test_a_message_of_the_assistant_at_the_end_is_not_answered(gpt2_server):
+    """Ollama continues it; a client that joins both texts would get a beginning twice."""
+    begun = {"role": "assistant", "content": "{"}
+    for long in ("", "x" * 70_000):
+        messages = [{"role": "user", "content": f"a{long}"[:70_000]}, begun]
+        answer = gpt2_server.client.post("/api/chat", json={"model": SLOT, "messages": messages})
+        said = refused(answer, 400)
+        assert "messages[1]" in said if not long else said
+    last = [*TURN, {"role": "assistant", "content": ""}]
+    assert post(gpt2_server, "/api/chat", **{**CHAT, "messages": last, "stream": False})["done"]
 
 
 # --- Clients that leave, time ------------------------------------------------------------------------------------

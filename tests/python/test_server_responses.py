@@ -478,6 +478,14 @@ def test_users_do_not_learn_of_each_others_prompts(make_writer, serve):
     assert [cached(user) > 0 for user in ("a", "b", "a", "b", None)] == [False, False, True, True, False]
 
 
+@pytest.mark.parametrize("path", [f"{PATH}/input_tokens", f"{PATH}/compact"])
+def test_other_operations_are_unknown_paths(gpt2_server, path):
+    answer = gpt2_server.client.post(path, json={"input": TEXT})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "unknown_path")
+    answer = gpt2_server.client.get(f"{PATH}/resp_1/input_items")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "response_not_found")
+
+
 def test_metrics_have_the_path(make_writer, serve):
     server = serve(make_writer())
     for fields in ({}, {"stream": True}):

@@ -67,7 +67,7 @@ def _answered_by(answer: ASGIApp) -> Handler:
 
 
 def _answer_unknown_paths(app: FastAPI, service: Service) -> None:
-    """Answer unknown paths in the form of all errors, without waiting for a body."""
+    """Answer unknown paths in the form of all errors, those of Ollama's API in its form, without waiting for a body."""
     known = {getattr(route, "path", "").rstrip("/") for route in app.routes} - {""}
 
     async def unknown(request: Request) -> ASGIApp:
@@ -76,10 +76,18 @@ def _answer_unknown_paths(app: FastAPI, service: Service) -> None:
         hint = f"did you mean {meant}? " if meant else ""
         raise ApiError(404, f"Nothing is served at {path}; {hint}GET / lists the endpoints", code="unknown_path")
 
-    endpoint, other = Endpoint(unknown, service, "(unknown)", method=None, probe=True), app.router.default
+    endpoint = Endpoint(unknown, service, "(unknown)", method=None, probe=True)
+    ollama_endpoint = Endpoint(unknown, service, "(unknown)", method=None, probe=True, plain_errors=True)
+    other = app.router.default
 
     async def default(scope: Scope, receive: Receive, send: Send) -> None:
-        await (endpoint if scope["type"] == "http" else other)(scope, receive, send)
+        if scope["type"] != "http":
+            answer = other
+        elif scope["path"].removeprefix(scope.get("root_path", "")).startswith("/api/"):
+            answer = ollama_endpoint
+        else:
+            answer = endpoint
+        await answer(scope, receive, send)
 
     app.router.default = default
 
@@ -90,6 +98,16 @@ def _meant(path: str, known: Iterable[str]) -> str | None:
     if longer:
         return min(longer, key=lambda one: (len(one), one))
     return max((one for one in known if path.endswith(one)), key=len, default=None)
+
+
+class _RootPath:
+    """Puts the prefix under which a proxy serves the application into the scopes of its requests."""
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        self.app, self.root_path = app, root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.app({**scope, "root_path": self.root_path}, receive, send)
 
 
 def _running(service: Service) -> Callable[[Any], AbstractAsyncContextManager[None]]:
@@ -107,7 +125,10 @@ def _running(service: Service) -> Callable[[Any], AbstractAsyncContextManager[No
 
 
 def create_app(config: ServerConfig | None = None, manager: ModelManager | None = None) -> FastAPI:
-    """An application that serves the models of `manager`, for uvicorn or to be mounted.
+    """An application that serves the models of `manager`, for uvicorn or another ASGI server.
+
+    Inside another application use `router`. One that mounts this application does not run its lifespan, which starts
+    `warm_up`, tracing and the samples of the metrics: enter ``app.router.lifespan_context(app)`` in its own.
 
     Args:
         config: Settings. None: those of the environment.
@@ -127,7 +148,6 @@ def create_app(config: ServerConfig | None = None, manager: ModelManager | None 
         title="model_manager",
         version=__version__,
         summary="Sentence embeddings and text generation with OpenAI's protocol.",
-        root_path=config.root_path,
         lifespan=_running(service),
         redoc_url=None,
         redirect_slashes=False,
@@ -139,6 +159,9 @@ def create_app(config: ServerConfig | None = None, manager: ModelManager | None 
     _guard_document(app, service)
     _add_all(app.router, service)
     _answer_unknown_paths(app, service)
+    if config.root_path:
+        # FastAPI's own parameter is deprecated in favour of an option of its command.
+        app.add_middleware(_RootPath, root_path=config.root_path)
     if config.cors_origins:
         from starlette.middleware.cors import CORSMiddleware
 

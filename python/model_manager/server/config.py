@@ -254,7 +254,7 @@ class ServerConfig:
         "MODEL_MANAGER_SERVER_WARM_UP",
         False,
         _flag,
-        "Load the served models at start instead of with the first request.",
+        "Load the served embedding models at start instead of with the first request.",
     )
     access_log: bool = _setting("MODEL_MANAGER_SERVER_ACCESS_LOG", False, _flag, "Log every request.")
     generators: tuple[str, ...] = _setting(

@@ -48,6 +48,11 @@ _CLIENT_LEFT = 499
 _TIMED_OUT = 408
 _DRAINING = unavailable("The server is shutting down; use another one", "shutting_down", 1)
 _CLOSE = (b"connection", b"close")
+_NOT_STARTED = (
+    "The application answers, but its lifespan has not run, so warm_up, tracing, the samples of the metrics and further"
+    " attempts to load the first model are off. An application that mounts it does not run it: include router()"
+    " instead, or enter app.router.lifespan_context(app) in the lifespan of the outer application"
+)
 
 
 _QUICK_BYTES = 1 << 16
@@ -137,6 +142,8 @@ class Endpoint:
                 message = {"type": "http.response.body", "body": b""}
             await send(message)
 
+        if not service.runs:
+            service.warn_once("lifespan", _NOT_STARTED)
         span = None
         task = asyncio.current_task()
         assert task is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     import asyncio
 
 MAX_HEADER_BYTES = 1 << 16
+_END = re.compile(rb"\r?\n\r?\n").search
+"""The end of a request's headers."""
 
 
 class BoundedHeaders(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
@@ -26,6 +29,8 @@ class BoundedHeaders(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         self._header_timeout = header_timeout
         self._header_timer: asyncio.TimerHandle | None = None
         self._header_bytes = 0
+        self._tail = b""
+        """The latest bytes of headers: their end may come in two reads."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         """Start the timer for the headers of the first request."""
@@ -39,6 +44,12 @@ class BoundedHeaders(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
 
     def data_received(self, data: bytes) -> None:
         """Handle bytes of headers, of a body, or of both."""
+        if self.cycle is None or self.cycle.response_complete:
+            # One read may hold more than the limit, and a body.
+            end = _END(self._tail + data) if self._header_bytes + len(data) > MAX_HEADER_BYTES else None
+            if end is not None and self._header_bytes - len(self._tail) + end.end() > MAX_HEADER_BYTES:
+                self._refuse_headers()
+                return
         super().data_received(data)
         if self.transport is None or self.transport.is_closing():
             return
@@ -46,8 +57,9 @@ class BoundedHeaders(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
             self._disarm()
             return
         self._header_bytes += len(data)
+        self._tail = (self._tail + data)[-3:]
         if self._header_bytes > MAX_HEADER_BYTES:
-            self._refuse(431, f"The headers are larger than {MAX_HEADER_BYTES} bytes", "headers_too_large")
+            self._refuse_headers()
         elif self._header_timer is None:
             self._arm()
 
@@ -55,7 +67,7 @@ class BoundedHeaders(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         self._header_timer = self.loop.call_later(self._header_timeout, self._expire)
 
     def _disarm(self) -> None:
-        self._header_bytes = 0
+        self._header_bytes, self._tail = 0, b""
         if self._header_timer is not None:
             self._header_timer.cancel()
             self._header_timer = None
@@ -68,6 +80,9 @@ class BoundedHeaders(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
             return
         seconds = f"{self._header_timeout:g}"
         self._refuse(408, f"The request's headers did not arrive within {seconds} seconds", "header_timeout")
+
+    def _refuse_headers(self) -> None:
+        self._refuse(431, f"The headers are larger than {MAX_HEADER_BYTES} bytes", "headers_too_large")
 
     def _refuse(self, status: int, message: str, code: str) -> None:
         """Send an error without a request, and close the connection."""

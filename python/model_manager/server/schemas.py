@@ -440,7 +440,9 @@ class Hinted(BaseModel):
 class WarmUpRequest(RequestBody):
     """The models to load."""
 
-    models: list[str] | None = Field(None, description="Names of served models; without it all models of the settings.")
+    models: list[str] | None = Field(
+        None, description="Names of models; without it the embedding models of the settings."
+    )
 
 
 class Loaded(BaseModel):

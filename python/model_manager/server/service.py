@@ -17,7 +17,7 @@ from .._async import in_thread
 from .._core import Config
 from .._embedder import without_key
 from ..compat import ModelManager
-from ..errors import InputError, ModelManagerError
+from ..errors import ClosedError, InputError, ModelManagerError
 from .config import DEFAULT_DIMENSIONS, DEFAULT_SOURCE, ServedModel, ServerConfig, default_models
 from .errors import ApiError, unknown_model
 from .hosts import Hosts
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("model_manager.server")
 
 SAMPLE_SECONDS = 2.0
+RELOAD_SECONDS = 5.0
+"""Until the default model is loaded again after a failure; the pause doubles with each further one."""
+_LONGEST_PAUSE = 60.0
 GRACE = 2.0
 """Seconds after `drain_timeout` in which requests answer that they were ended."""
 _HISTORY = 900
@@ -79,6 +82,7 @@ class Service:
         config: The settings.
         metrics: The metrics.
         started: When the server started, seconds since the epoch.
+        runs: Whether it was started.
         warming: Whether `warm_up` is loading the served models.
         draining: Whether new requests are refused.
         in_flight: Running requests, without probes.
@@ -105,6 +109,7 @@ class Service:
         self._began = time.monotonic()
         self.draining = False
         self.warming = False
+        self.runs = False
         self.in_flight = 0
         self.ended_requests = False
         self.unanswered: set[asyncio.Task[Any]] = set()
@@ -169,10 +174,12 @@ class Service:
         self.started = time.time()
         self._began = time.monotonic()
         self.draining = self.ended_requests = False
+        self.runs = True
         self._trace()
         # A semaphore is bound to the first loop that waits for it.
         self._apart = asyncio.Semaphore(_APART)
         self.spawn(self._sample_always())
+        self.spawn(self._reload_always())
         if self.config.warm_up:
             self.warming = True
             self.spawn(self._warm_up())
@@ -278,6 +285,25 @@ class Service:
                     logger.error("%s cannot be loaded: %s", model.name, error)
         finally:
             self.warming = False
+
+    async def _reload_always(self) -> None:
+        """Load the default model again after a failure. A server that is not ready gets no request from a balancer, so
+        nothing else would.
+        """
+        pause = RELOAD_SECONDS
+        while True:
+            await asyncio.sleep(pause)
+            try:
+                state = self.manager.stats()["slots"].get(self.default.key)
+                if state is None or state["last_error"] is None or state["state"] != "absent":
+                    pause = RELOAD_SECONDS
+                    continue
+                pause = min(_LONGEST_PAUSE, pause * 2)
+                await self.load(self.default.key)
+            except ClosedError:
+                return
+            except ModelManagerError as error:
+                logger.warning("%s still cannot be loaded: %s", self.default.name, error)
 
     # --- Models --------------------------------------------------------------------------------------------------
 

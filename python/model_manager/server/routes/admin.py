@@ -7,8 +7,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from ..._async import in_thread
+from ..._scoring import RERANKER
 from ..bodies import read_json
-from ..errors import bad_request
+from ..errors import ApiError, bad_request, unknown_model
 from ..fields import check_fields
 from ..middleware import to_json
 from ..schemas import AllLoaded, Hinted, HintRequest, Loaded, LoadRequest, Running, WarmUpRequest
@@ -92,12 +93,23 @@ async def _allowed(request: Request, service: Service, schema: type[RequestBody]
 
 
 def _named(service: Service, name: Any) -> tuple[str, str]:
-    """The public name and the slot of a model."""
+    """The public name and the slot of a model: a served one, or any slot by its name or source."""
     if name is not None and not isinstance(name, str):
         raise bad_request("model must be a string", "model")
-    if name in service.config.generators and name in service.slots("generator"):
-        return name, name
-    model = service.served(name)
+    slots = service.manager.stats()["slots"]
+    if name:
+        plain = name.removesuffix(":latest")
+        # The built-in slot of rerankers appears with its first use.
+        if plain == RERANKER or (plain in slots and slots[plain]["kind"] != "embedding"):
+            return plain, plain
+    try:
+        model = service.served(name)
+    except ApiError:
+        for slot, state in slots.items():
+            if name == state["source"]:
+                return slot, slot
+        served = [model.name for model in service.models()]
+        raise unknown_model(name, list(dict.fromkeys([*served, *slots]))) from None
     return model.name, model.key
 
 

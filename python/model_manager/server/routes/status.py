@@ -315,7 +315,9 @@ def _public_names(service: Service, slot: str, kind: str) -> list[str]:
     if kind == "embedding":
         named = [name for model in service.config.models if model.key == slot for name in (model.name, *model.aliases)]
         return named or [slot]
-    return [slot] if kind == "generator" and slot in service.config.generators else []
+    if kind == "generator":
+        return [slot] if slot in service.config.generators else []
+    return [slot] if kind in ("reranker", "classifier", "sparse") else []
 
 
 def _since(request: Request) -> float:

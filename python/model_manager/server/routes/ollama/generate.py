@@ -142,8 +142,13 @@ class _Answer:
         """The prompt of `/api/chat`."""
         if is_large(self.request):
             await check_length(self.service, self.slot, self.body.get("messages"), "messages", count_texts)
-            return await self.service.apart(chat_messages, self.body, await self._thoughts())
-        messages = chat_messages(self.body, await self._thoughts())
+            messages = await self.service.apart(chat_messages, self.body, await self._thoughts())
+        else:
+            messages = chat_messages(self.body, await self._thoughts())
+        if messages[-1]["role"] == "assistant" and messages[-1]["content"]:
+            where = f"messages[{len(messages) - 1}] of the assistant at the end"
+            remedy = "Ollama would continue it, this server answers it; send a message of the user last"
+            raise unsupported(where, remedy, "messages")
         await self.service.load(self.slot)
         return messages
 

@@ -64,6 +64,15 @@ def add_routes(routes: Routes, service: Service) -> None:
         plain_errors=True,
     )
     routes.add("/api/version", version, answer=OllamaVersion, summary="Version", tags=group, plain_errors=True)
+    routes.add(
+        "/api/blobs/{digest}",
+        managed,
+        any_method=True,
+        summary="Refused",
+        tags=group,
+        parameters=[{"name": "digest", "in": "path", "required": True, "schema": {"type": "string"}}],
+        plain_errors=True,
+    )
     for name, method in _MANAGED:
         routes.add(f"/api/{name}", managed, method=method, summary="Refused", tags=group, plain_errors=True)
 

@@ -52,6 +52,11 @@ def add_routes(routes: Routes, service: Service) -> None:
 
     async def retrieve(request: Request) -> Response:
         """Always 404, for every method and path below a response: the server keeps no responses."""
+        if not request.path_params["response_id"].startswith("resp_"):
+            # Other operations of that API, such as input_tokens.
+            raise ApiError(
+                404, f"Nothing is served at {request.url.path}; GET / lists the endpoints", code="unknown_path"
+            )
         raise ApiError(
             404,
             f"{request.path_params['response_id']!r} is not kept: this server keeps no responses; use the answer of "
