@@ -423,7 +423,6 @@ def test_clients_do_not_change_the_models(server, path):
     assert "settings" in refused(server.client.post(f"/api/{path}", json={"model": "tiny"}), 403)
     assert "settings" in refused(server.client.request("DELETE", "/api/delete", json={"model": "tiny"}), 403)
     blob = f"/api/blobs/sha256:{'0' * 64}"
-    assert server.client.head(blob).status_code == 403
     assert "settings" in refused(server.client.post(blob, content=b"GGUF"), 403)
 
 

@@ -413,7 +413,7 @@ class Service:
                 return False  # the core reports what it is for the first text
             self._descriptions[model.key] = registered, found
             known = _is_instructed(found["source"], found)
-        return known
+        return bool(known)
 
     def instructions_known(self, model: ServedModel) -> bool | None:
         """`takes_instructions` without a load; None while it is unknown."""
@@ -439,10 +439,13 @@ class Service:
         if not self.config.admin:
             raise ApiError(403, "Clients cannot load and unload models on this server", code="admin_disabled")
 
-    def loads(self, slot: str) -> tuple[int, float]:
-        """How often the slot was loaded, and how many seconds the latest load took."""
-        tracker = self.manager.stats()["tracker"]
-        return tracker["load_counts"].get(slot, 0), tracker["load_times"].get(slot, 0.0)
+    def load_seconds(self, slot: str) -> float:
+        """How long the latest load of a slot took; 0 before its first load."""
+        return self.manager.stats()["tracker"]["load_times"].get(slot, 0.0)
+
+    def load_count(self, slot: str) -> int:
+        """How often a slot was loaded."""
+        return self.manager.stats()["tracker"]["load_counts"].get(slot, 0)
 
     def warn_once(self, topic: str, message: str) -> None:
         """Log a warning for the operator, once per topic."""

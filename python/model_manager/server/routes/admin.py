@@ -105,6 +105,7 @@ def _named(service: Service, name: Any) -> tuple[str, str]:
     try:
         model = service.served(name)
     except ApiError:
+        assert name is not None
         for slot, state in slots.items():
             if name == state["source"]:
                 return slot, slot

@@ -209,15 +209,14 @@ class Durations:
         self._began = perf_counter()
         self._service, self._slot = service, slot
         # A loaded model needs no statistics, which take longer than an answer from the cache.
-        self._loads = None if service.manager.is_loaded(slot) else service.loads(slot)[0]
+        self._loads = None if service.manager.is_loaded(slot) else service.load_count(slot)
 
     def figures(self) -> dict[str, int]:
         """Both as Ollama writes them."""
         total, load = perf_counter() - self._began, 0.0
-        if self._loads is not None:
-            count, seconds = self._service.loads(self._slot)
-            # Without a load the answer came from the cache.
-            load = min(total, seconds) if count > self._loads else 0.0
+        # Without a load the answer came from the cache.
+        if self._loads is not None and self._service.load_count(self._slot) > self._loads:
+            load = min(total, self._service.load_seconds(self._slot))
         return {"total_duration": nanoseconds(total), "load_duration": nanoseconds(load)}
 
 

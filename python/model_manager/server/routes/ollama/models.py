@@ -67,7 +67,7 @@ def add_routes(routes: Routes, service: Service) -> None:
     routes.add(
         "/api/blobs/{digest}",
         managed,
-        any_method=True,
+        method="POST",
         summary="Refused",
         tags=group,
         parameters=[{"name": "digest", "in": "path", "required": True, "schema": {"type": "string"}}],
