@@ -412,6 +412,24 @@ def test_lists_of_models(serve, make_writer):
     assert [size for name, size in shown["model_info"].items() if name.endswith(".context_length")] == [CONTEXT]
 
 
+def test_lists_of_models_are_no_use_of_them(serve, make_writer):
+    """A use without a keep_alive would replace that of the latest request."""
+    manager = make_writer()
+    manager.set_auto_cleanup(True, 300, 600)
+    server = serve(manager)
+    for body in ({"model": SLOT}, GENERATE):
+        assert (
+            server.client.post("/api/generate", json={**body, "keep_alive": "2h", "stream": False}).status_code == 200
+        )
+        for _ in range(2):
+            (one,) = server.client.get("/api/ps").json()["models"]
+            assert one["details"]["family"]
+            post(server, "/api/show", model=SLOT)
+            server.client.get("/api/tags")
+        assert manager.stats()["slots"][SLOT]["unload_in_seconds"] > 7000
+        manager.unload(SLOT)
+
+
 def test_the_root_and_the_version(server):
     """Ollama's clients look for a server with HEAD /."""
     assert server.client.head("/").status_code == 200

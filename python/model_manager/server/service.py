@@ -17,7 +17,7 @@ from .._async import in_thread
 from .._core import Config
 from .._embedder import without_key
 from ..compat import ModelManager
-from ..errors import ClosedError, InputError, ModelManagerError
+from ..errors import ClosedError, InputError, ModelManagerError, NoGeneratorError
 from .config import DEFAULT_DIMENSIONS, DEFAULT_SOURCE, ServedModel, ServerConfig, default_models
 from .errors import ApiError, unknown_model
 from .hosts import Hosts
@@ -374,17 +374,15 @@ class Service:
         # A slot that was registered again holds another model.
         return known if of is registered else None
 
-    async def describe_generators(self) -> None:
-        """Ask the generators in memory what they are, for `generator_description`."""
-        for slot, state in self.slots("generator").items():
-            if state["state"] == "ready":
-                registered = self.manager._registered.get(slot)
-                with contextlib.suppress(ModelManagerError):
-                    found = await in_thread(self.manager.describe_generator, slot)
-                    self._generators[slot] = registered, found
+    async def describe_generator(self, slot: str) -> GeneratorDescription:
+        """What the slot's generator is; loads it, and counts as a use without a `keep_alive`."""
+        registered = self.manager._registered.get(slot)
+        found = await in_thread(self.manager.describe_generator, slot)
+        self._generators[slot] = registered, found
+        return found
 
     def generator_description(self, slot: str) -> GeneratorDescription | None:
-        """What `describe_generators` found last of the slot's generator; None before its first load."""
+        """What `describe_generator` found last of the slot's generator; None before. It is no use of the model."""
         of, known = self._generators.get(slot, (None, None))
         return known if of is self.manager._registered.get(slot) else None
 
@@ -433,6 +431,10 @@ class Service:
             load.add_done_callback(lambda _: self._loads.pop(slot, None))
         # The cancellation of one caller must not cancel the load for the others.
         await asyncio.shield(load)
+        if slot in self.config.generators and self.generator_description(slot) is None:
+            # Now, because lists of models ask later, when a description would be a use that changes `keep_alive`.
+            with contextlib.suppress(NoGeneratorError):
+                await self.describe_generator(slot)
 
     def check_admin(self) -> None:
         """Raise `ApiError` 403 unless clients may load and unload models."""

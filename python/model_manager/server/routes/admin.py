@@ -35,7 +35,6 @@ def add_routes(routes: Routes, service: Service) -> None:
 
     async def ps(request: Request) -> Response:
         """The models in memory, in the form of Ollama's `/api/ps`."""
-        await service.describe_generators()
         return to_json({"models": running(service)})
 
     async def load(request: Request) -> Response:

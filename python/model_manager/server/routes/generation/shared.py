@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 from typing import TYPE_CHECKING, Any
 
-from ...._async import in_thread
 from ....errors import ConfigError, InputError
 from ...errors import ApiError, bad_request, refused, unknown_model
 
@@ -62,7 +61,7 @@ async def check_length(
         count: `count_texts` or `longest_text`.
     """
     await service.load(slot)
-    context = (await in_thread(service.manager.describe_generator, slot))["context"]
+    context = (await service.describe_generator(slot))["context"]
     texts, characters = await service.apart(count, prompt, context)
     # A message has one token at least.
     if texts > context or characters > context * _MAX_TOKEN_CHARACTERS:

@@ -31,7 +31,7 @@ _ARGUMENTS = frozenset({"messages", "model", "add_generation_prompt", "chat_temp
 async def described(service: Service, slot: str) -> GeneratorDescription:
     """What the generator is; loads it."""
     await service.load(slot)
-    return await in_thread(service.manager.describe_generator, slot)
+    return await service.describe_generator(slot)
 
 
 def sent_fields(body: Mapping[str, Any]) -> list[str]:

@@ -16,7 +16,7 @@ def digest(source: str) -> str:
 
 def details(service: Service, slot: str, source: str | None) -> dict[str, Any]:
     """What is known of a slot's model; empty texts for the rest. Of a generator that is what
-    `Service.describe_generators` has found. Loads nothing.
+    `Service.generator_description` knows. Loads nothing.
     """
     known = service.description(slot) or service.generator_description(slot)
     family = known["architecture"] if known else ""

@@ -186,8 +186,12 @@ class _Answer:
         # How long a model stays depends on its latest use, so one token is written.
         one_token = {"max_new_tokens": 1, "keep_alive": keep, "timeout": self.params["timeout"]}
         with naming_fields(one_token, FIELDS, self.field):
-            await self._in_time(acomplete(self.service.manager, "a", self.slot, **one_token))
+            await self._in_time(self._use(one_token))
         return "load"
+
+    async def _use(self, params: dict[str, Any]) -> None:
+        await self.service.load(self.slot)
+        await acomplete(self.service.manager, "a", self.slot, **params)
 
     async def _in_time(self, work: Any) -> Any:
         return await unless_disconnected(self.request.receive, work, self.deadline, too_late())

@@ -32,7 +32,6 @@ def add_routes(routes: Routes, service: Service) -> None:
 
     async def tags(request: Request) -> Response:
         """The models that requests may name. Loads nothing."""
-        await service.describe_generators()
         return to_json({"models": _tags(service)})
 
     async def show(request: Request) -> Response:
@@ -104,12 +103,13 @@ def _slot(service: Service, model: dict[str, Any]) -> str:
 
 
 async def _show(service: Service, name: str) -> dict[str, Any]:
-    await service.describe_generators()
     model = find_model(service, name)
     about = model["capabilities"]
     slot = _slot(service, model)
-    about_model = details(service, slot, about["source"])
     is_embedding = about["kind"] == "embedding"
+    if not is_embedding and service.manager.is_loaded(slot) and service.generator_description(slot) is None:
+        await service.describe_generator(slot)
+    about_model = details(service, slot, about["source"])
     family = about_model["family"] or "general"
     info: dict[str, Any] = {"general.architecture": about_model["family"]} if about_model["family"] else {}
     if is_embedding and about["dimensions"] is not None:
