@@ -295,7 +295,7 @@ class Service:
             await asyncio.sleep(pause)
             try:
                 state = self.manager.stats()["slots"].get(self.default.key)
-                if state is None or state["last_error"] is None or state["state"] != "absent":
+                if self.draining or state is None or state["last_error"] is None or state["state"] != "absent":
                     pause = RELOAD_SECONDS
                     continue
                 pause = min(_LONGEST_PAUSE, pause * 2)
@@ -417,6 +417,10 @@ class Service:
         """`takes_instructions` without a load; None while it is unknown."""
         if model.instructions != "auto":
             return model.instructions == "on"
+        registered = model.key in self.manager._registered
+        # First what costs least, because every request asks.
+        if registered and _INSTRUCTED in (self.source(model.key) or "").lower():
+            return True
         description = self.description(model.key)
         # `source` asks for all statistics of a slot that was not registered.
         source = description["source"] if description is not None else self.source(model.key)
