@@ -138,6 +138,40 @@ def test_other_weights_of_the_same_name_are_refused(make_manager, make_indexer, 
     assert not done.done, "without a probe nothing tells them apart"
 
 
+def test_a_model_that_is_replaced_while_the_indexer_is_used(make_manager, make_indexer, embedded):
+    manager = make_manager()
+    manager.register("m", str(FIXTURES / "bert_plain"))
+    indexer = make_indexer(embedded, manager=manager, model="m")
+    indexer.add_documents(documents(2))
+    assert indexer.search("document number 1")
+    manager.register("m", str(FIXTURES / "bert_prompts"), replace=True)
+    was_replaced = r"the model of 'm' was replaced since the collection was compared with it"
+    with pytest.raises(CollectionError, match=was_replaced):
+        indexer.search("document number 1")
+    with pytest.raises(CollectionError, match=was_replaced):
+        asyncio.run(indexer.asearch("document number 1"))
+    with pytest.raises(CollectionError, match=r"holds vectors of .*bert_plain', not of .*bert_prompts'"):
+        indexer.add_documents(documents(4))
+    assert embedded.count("notes").count == 2
+
+
+def test_a_model_that_is_replaced_during_a_run(make_manager, make_indexer, embedded):
+    manager = make_manager()
+    manager.register("m", str(FIXTURES / "bert_plain"))
+
+    def source():
+        yield from documents(4)
+        manager.register("m", str(FIXTURES / "bert_prompts"), replace=True)
+        yield from documents(4, start=4)
+
+    with pytest.raises(CollectionError, match="was replaced"):
+        make_indexer(embedded, manager=manager, model="m").add_documents(source(), batch_size=2)
+    former = make_manager()
+    former.register("m", str(FIXTURES / "bert_plain"))
+    for point in stored(embedded).values():
+        np.testing.assert_allclose(point.vector, former.embed(point.payload["text"], "m"), atol=1e-5)
+
+
 @pytest.mark.parametrize(("stored", "used", "fits"), [("float32", "int8", True), ("int4", "float32", True)])
 def test_other_numbers_of_the_same_weights_fit(make_manager, make_indexer, embedded, stored, used, fits):
     manager = make_manager()

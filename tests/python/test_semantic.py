@@ -361,6 +361,48 @@ def test_another_checkpoint_of_the_same_name_embeds_the_questions_again(tmp_path
                     np.testing.assert_allclose(stored, cache._embed(question), atol=1e-5)
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_model_that_is_replaced_meanwhile_embeds_the_questions_again(tmp_path, kept):
+    path = tmp_path / "answers.db" if kept else None
+    other = str(FIXTURES / "bert_bin")  # of another dimension, or with other vectors
+    with tiny() as manager:
+        manager.register("m", TURKISH_MODEL)
+        with SemanticCache(manager, "m", path=path, threshold=0.999, max_entries=3) as cache:
+            for question in (QUESTION, "başka bir soru"):
+                cache.put(question, question)
+            for model in (ENGLISH_MODEL, other, TURKISH_MODEL):
+                manager.register("m", model, replace=True)
+                found = cache.get(QUESTION + " ")
+                assert found is not None
+                assert found.question == QUESTION
+                assert cache.get("hiç sorulmamış bir şey") is None
+                assert len(cache) == 2
+                for question in (QUESTION, "başka bir soru"):
+                    vector = cache._vectors[cache._row_of["", question]]
+                    np.testing.assert_allclose(vector, cache._embed(question), atol=1e-6)
+            cache.put("üçüncü soru", "x")
+            cache.put("dördüncü soru", "y")
+            assert (len(cache), cache.stats()["evicted"]) == (3, 1)
+        if kept:
+            with SemanticCache(manager, "m", path=path) as again:
+                assert len(again) == 3
+
+
+def test_an_intent_is_that_of_the_slots_present_model():
+    examples = {
+        "hours": ["When are you open?", "Çalışma saatleriniz nedir?"],
+        "invoice": ["Send the invoice", "Fatura gönderin"],
+    }
+    with tiny() as manager:
+        manager.register("m", TURKISH_MODEL)
+        intents = IntentClassifier(examples, manager, "m")
+        intents.predict("Send the invoice again")
+        for model in (ENGLISH_MODEL, str(FIXTURES / "bert_bin"), TURKISH_MODEL):
+            manager.register("m", model, replace=True)
+            found = intents.predict("Send the invoice again")
+            assert found == IntentClassifier(examples, manager, model).predict("Send the invoice again")
+
+
 def test_another_prompt_for_questions_embeds_them_again(tmp_path):
     path, found = tmp_path / "answers.db", []
     for prompt in ("query: ", "task: "):

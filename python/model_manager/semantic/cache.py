@@ -14,7 +14,7 @@ import numpy as np
 from .._arguments import a_function, a_number, a_text, an_int, argument_error, type_error
 from .._embedder import Embedder
 from .rows import prepare
-from .store import AnswerStore, Stored
+from .store import AnswerStore, Row, Stored
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,11 +25,12 @@ if TYPE_CHECKING:
 
     from .._core import Manager
     from .rows import Vectors
-    from .store import Row
 
 _FIRST_ROWS = 64
 _SAME = 0.999
 """The least cosine of two vectors of a text that are those of one model. Other hardware and batches change less."""
+_TRIES = 3
+"""Models that may follow each other in the slot while one question is embedded."""
 
 
 class CachedAnswer(NamedTuple):
@@ -50,10 +51,10 @@ class SemanticCache:
     highest, if it reaches the threshold.
 
     Safe for threads. The same text is found without computing a vector. The least recently used entry makes way for a
-    new one when the cache is full. With a `path` the entries are in an SQLite file and survive the process; when the
-    model or its prompt for queries was replaced since, their questions are embedded again. Several processes may use
-    one file; a process sees what others added when it opens the cache, which removes what has expired, and what is
-    more than its `max_entries`, from the file.
+    new one when the cache is full. When the slot gets another model, or one with another prompt for queries, the
+    questions are embedded again. With a `path` the entries are in an SQLite file and survive the process. Several
+    processes may use one file; a process sees what others added when it opens the cache, which removes what has
+    expired, and what is more than its `max_entries`, from the file.
     """
 
     def __init__(
@@ -108,6 +109,8 @@ class SemanticCache:
         self._row_of: dict[tuple[str, str], int] = {}
         self._free: list[int] = []
         self._vectors: Vectors | None = None
+        self._fingerprint = ""
+        """Of the model that made the vectors, and its prompt."""
         self._hits = self._misses = self._evicted = 0
 
     # --- Look up and store -------------------------------------------------------------------------------------------
@@ -128,7 +131,7 @@ class SemanticCache:
             if not self._entries:
                 self._misses += 1
                 return None
-        vector = self._embed(question)
+        vector = self._embed_like_others(question)
         with self._lock:
             return self._nearest(scope, vector)
 
@@ -151,12 +154,12 @@ class SemanticCache:
             # What a later process reads: a tuple is a list from the start.
             answer = json.loads(text)
         self._load()
-        vector = self._embed(question)
+        vector = self._embed_like_others(question)
         now = self._clock()
         with self._lock:
             gone = self._insert(key, Stored(answer, now, now), vector)
         if self._store is not None and text is not None:
-            self._store.write(key, text, now, vector, self._embedder.query_fingerprint, gone)
+            self._store.write(key, text, now, vector, self._fingerprint, gone)
 
     def get_or_compute(self, question: str, compute: Callable[[str], Any], *, scope: str = "") -> Any:
         """The stored answer, else `compute(question)`, which is stored. An exception of `compute` is raised and
@@ -248,6 +251,43 @@ class SemanticCache:
     def _embed(self, question: str) -> Vectors:
         return np.asarray(prepare(self._embedder.query(question)[None, :], "vector", "cosine")[0])
 
+    def _embed_like_others(self, question: str) -> Vectors:
+        """The vector of a question, by the model that made those of the others: they are made anew if the slot has
+        another model than it had.
+        """
+        for _ in range(_TRIES):
+            vector = self._embed(question)
+            present = self._embedder.query_fingerprint
+            if present == self._fingerprint:
+                break
+            self._embed_anew(present)
+        return vector
+
+    def _embed_anew(self, fingerprint: str) -> None:
+        """Replace the vectors of all questions."""
+        with self._loading:
+            if fingerprint == self._fingerprint:
+                return
+            with self._lock:
+                rows = [
+                    Row(key, entry.answer, entry.created, entry.used, fingerprint, None)
+                    for key, entry in self._entries.items()
+                ]
+            if rows:
+                fresh = prepare(self._embedder.queries([row.key[1] for row in rows]), "vectors", "cosine")
+                for row, vector in zip(rows, fresh, strict=True):
+                    row.vector = vector
+                if self._store is not None:
+                    self._store.replace_vectors(rows, fingerprint)
+            with self._lock:
+                there, evicted = self._entries, self._evicted
+                self._entries, self._rows, self._row_of, self._free, self._vectors = {}, {}, {}, [], None
+                for row in rows:
+                    if row.vector is not None and row.key in there:
+                        self._insert(row.key, there[row.key], row.vector)
+                self._evicted = evicted
+            self._fingerprint = fingerprint
+
     def _load(self) -> None:
         """Read the file once, and remove what has expired or is too much from it. Questions that another model, or the
         same one with another prompt, embedded are embedded again, outside of the lock.
@@ -273,6 +313,7 @@ class SemanticCache:
                     if row.vector is not None:
                         self._insert(row.key, Stored(row.answer, row.created, row.used), row.vector)
                 self._evicted = 0
+            self._fingerprint = fingerprint
             self._loaded = True
 
     def _is_own(self, row: Row) -> bool:

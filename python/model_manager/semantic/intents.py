@@ -82,7 +82,8 @@ class IntentClassifier:
         for number, (label, texts) in enumerate(examples.items()):
             self._add(number, label, texts)
         self._embedder = Embedder(manager, model)
-        self._vectors: Vectors | None = None
+        self._vectors: tuple[str, Vectors] | None = None
+        """The fingerprint of the model that made them, and those of the examples."""
 
     def _add(self, number: int, label: str, texts: Iterable[str]) -> None:
         given = list(an_iterable(f"examples[{label!r}]", texts, "a list of texts"))
@@ -116,10 +117,15 @@ class IntentClassifier:
                 raise argument_error("texts", f"texts[{index}] is blank; it has no intent")
         if not asked:
             return []
-        if self._vectors is None:
-            self._vectors = prepare(self._embedder.queries(self._texts), "examples", "cosine")
         queries = prepare(self._embedder.queries(asked), "texts", "cosine")
-        return [self._decide(row) for row in queries @ self._vectors.T]
+        return [self._decide(row) for row in queries @ self._examples().T]
+
+    def _examples(self) -> Vectors:
+        """The vectors of the examples, by the slot's present model."""
+        fingerprint = self._embedder.query_fingerprint
+        if self._vectors is None or self._vectors[0] != fingerprint:
+            self._vectors = fingerprint, prepare(self._embedder.queries(self._texts), "examples", "cosine")
+        return self._vectors[1]
 
     def _decide(self, cosines: Vectors) -> Intent:
         owner = np.array(self._owner)

@@ -12,6 +12,7 @@ from ..._embedder import Embedder, fingerprint_of, slot_for
 from ...errors import InputError, TaskError
 from ...handles.sentence_model import DOCUMENT_PROMPTS, QUERY_PROMPTS, find_prompt
 from ...semantic.bm25 import BM25
+from .collection import CollectionError
 from .probe import PROBE, TEXTS, probe_of
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ class Query:
 class _Encoder(Protocol):
     """Further vectors of texts, besides the dense ones."""
 
+    @property
+    def fingerprint(self) -> str: ...
     def identity(self) -> dict[str, Any]: ...
     def documents(self, texts: Sequence[str]) -> Sequence[Any]: ...
     def query(self, text: str) -> Any: ...
@@ -88,9 +91,14 @@ class Bm25Encoder:
     def __init__(self, bm25: BM25) -> None:
         self.bm25 = bm25
 
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all settings."""
+        return self.bm25.fingerprint
+
     def identity(self) -> dict[str, Any]:
         """What the collection keeps."""
-        return {"model": self.bm25.name, "fingerprint": self.bm25.fingerprint}
+        return {"model": self.bm25.name, "fingerprint": self.fingerprint}
 
     def documents(self, texts: Sequence[str]) -> list[SparseVector]:
         """A vector for each text."""
@@ -114,7 +122,7 @@ class _Model:
         self.manager = manager
         self.slot = slot
         self._model = Embedder(manager, slot)
-        self._probe: dict[str, Any] | None = None
+        self._probe: tuple[str, dict[str, Any]] | None = None
 
     def describe(self) -> Description:
         """The description of the slot's present model, see `Embedder.describe`. Raises `TaskError` for one that lacks
@@ -129,10 +137,16 @@ class _Model:
 
     def identity(self) -> dict[str, Any]:
         """What the collection keeps."""
+        known, fingerprint = self.describe(), self.fingerprint
+        if self._probe is None or self._probe[0] != fingerprint:
+            self._probe = fingerprint, probe_of(known, self.documents(TEXTS))
+        return {"model": known["source"], "fingerprint": fingerprint, PROBE: self._probe[1]}
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of everything but the text that the vectors depend on."""
         known = self.describe()
-        if self._probe is None:
-            self._probe = probe_of(known, self.documents(TEXTS))
-        return {"model": known["source"], "fingerprint": fingerprint_of(known, self.width(known)), PROBE: self._probe}
+        return fingerprint_of(known, self.width(known))
 
     def documents(self, texts: Sequence[str]) -> Sequence[Any]:
         """The vectors of texts."""
@@ -209,7 +223,9 @@ class Encoders:
         self.dense = dense
         self.sparse = sparse
         self.multi = multi
-        self._probe: dict[str, Any] | None = None
+        self._probe: tuple[str, dict[str, Any]] | None = None
+        self._checked: str | None = None
+        """The fingerprint of the models that the collection was compared with."""
 
     @property
     def name(self) -> str:
@@ -232,10 +248,10 @@ class Encoders:
         """Whose vectors these are, as a collection keeps it. Loads the models."""
         made: dict[str, Any] = {}
         if self.dense is not None:
-            known = self.dense.describe()
-            if self._probe is None:
-                self._probe = probe_of(known, self.dense.documents(TEXTS))
-            made = {"model": known["source"], "fingerprint": self.dense.fingerprint, PROBE: self._probe}
+            known, fingerprint = self.dense.describe(), self.dense.fingerprint
+            if self._probe is None or self._probe[0] != fingerprint:
+                self._probe = fingerprint, probe_of(known, self.dense.documents(TEXTS))
+            made = {"model": known["source"], "fingerprint": fingerprint, PROBE: self._probe[1]}
         if self.sparse is not None:
             made["sparse"] = self.sparse.identity()
         if self.multi is not None:
@@ -247,7 +263,19 @@ class Encoders:
         """A hash of everything but the text that all vectors of documents depend on."""
         others: list[_Encoder] = [one for one in (self.sparse, self.multi) if one is not None]
         parts = [] if self.dense is None else [self.dense.fingerprint]
-        return " and ".join([*parts, *(one.identity()["fingerprint"] for one in others)])
+        return " and ".join([*parts, *(one.fingerprint for one in others)])
+
+    def remember_checked(self) -> None:
+        """The collection was compared with the present models."""
+        self._checked = self.fingerprint
+
+    def check_unchanged(self) -> None:
+        """Raise `CollectionError` where a slot has another model than the one that the collection was compared with."""
+        if self._checked is not None and self._checked != self.fingerprint:
+            raise CollectionError(
+                f"the model of {self.name!r} was replaced since the collection was compared with it (vectors of"
+                " different models cannot be compared): make a new indexer"
+            )
 
     def submit(self, texts: Sequence[str], on_done: Callable[[Any, BaseException | None], object]) -> Any:
         """Begin the dense vectors of documents. Returns the ticket, None where there is nothing to wait for."""
@@ -271,11 +299,13 @@ class Encoders:
     def query(self, text: str, kinds: Sequence[str]) -> Query:
         """The vectors of a question, of these kinds."""
         found = {kind: self._of(kind).query(text) for kind in kinds}
+        self.check_unchanged()
         return Query(**found)
 
     async def aquery(self, text: str, kinds: Sequence[str]) -> Query:
         """`query` for asyncio. The models compute at the same time."""
         found = await asyncio.gather(*(self._of(kind).aquery(text) for kind in kinds))
+        await asyncio.to_thread(self.check_unchanged)
         return Query(**dict(zip(kinds, found, strict=True)))
 
     def _of(self, kind: str) -> Any:

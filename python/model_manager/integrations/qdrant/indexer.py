@@ -182,7 +182,9 @@ class QdrantIndexer:
             TaskError: A model does not make the vectors that it is given for.
             ModelManagerError: The errors of loading the model.
         """
-        return self._store.prepare(self._wanted(), recreate=recreate, identity=self._identity())
+        made = self._store.prepare(self._wanted(), recreate=recreate, identity=self._identity())
+        self._encoders.remember_checked()
+        return made
 
     def _wanted(self) -> Wanted:
         sparse, multi = self._encoders.sparse, self._encoders.multi
@@ -451,6 +453,7 @@ class QdrantIndexer:
     def _ask_grouped(self) -> bool:
         """Whether the points are chunks. Raises `CollectionError` where another model made them."""
         known = self._store.check(self._wanted(), self._identity())
+        self._encoders.remember_checked()
         if known:
             return bool(known.get(CHUNKS))
         if self._chunk:

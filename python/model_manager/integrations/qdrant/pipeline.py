@@ -227,6 +227,8 @@ class Run:
                 self._write([one], vectors)
 
     def _write(self, documents: list[Document], vectors: Columns) -> None:
+        # After the vectors were made: by the model that was checked, or by another one, which is still there.
+        self._encoders.check_unchanged()
         points = sum(len(one.points) for one in documents)
         if vectors.dense is not None and vectors.dense.shape != (points, self._encoders.dimension):
             raise CollectionError(
