@@ -267,7 +267,7 @@ def test_cut_texts_are_in_the_report(embedded, shared, caplog):
 def test_settings_without_sense_are_refused(embedded):
     with pytest.raises(InputError, match="set chunk too"):
         QdrantIndexer("notes", embedded, overlap=3)
-    with pytest.raises(InputError, match="must not be negative"):
+    with pytest.raises(InputError, match="must be at least 0"):
         QdrantIndexer("notes", embedded, chunk=-1)
 
 

@@ -197,6 +197,43 @@ def test_probes_of_every_kind():
     assert differs({}, fine) is None
 
 
+@pytest.mark.parametrize(
+    ("call", "given", "param", "message"),
+    [
+        ("make", {"collection": 5}, "collection", "must be a str, not int"),
+        ("make", {"client": "qdrant.db"}, "client", "a folder is path="),
+        ("make", {"chunk": 64.5}, "chunk", "must be an int, not float"),
+        ("make", {"chunk": "256"}, "chunk", "must be an int, not str"),
+        ("make", {"chunk": 64, "overlap": 1.5}, "overlap", "must be an int"),
+        ("make", {"rerank": True}, "rerank", "must be a str"),
+        ("search", {"limit": 2.7}, "limit", "must be an int"),
+        ("search", {"limit": True}, "limit", "must be an int"),
+        ("search", {"limit": 0}, "limit", "must be at least 1"),
+        ("search", {"hnsw_ef": "9"}, "hnsw_ef", "must be an int"),
+        ("search", {"candidates": 9.5}, "candidates", "must be an int"),
+        ("search", {"filters": "lang=tr"}, "filters", "a mapping of fields to values"),
+        ("search", {"query": " "}, "query", "is empty"),
+        ("add", {"batch_size": 1.5}, "batch_size", "must be an int"),
+        ("add", {"max_failures": "x"}, "max_failures", "must be an int"),
+        ("add", {"on_error": "stop"}, "on_error", "must be one of report, raise"),
+    ],
+)
+def test_arguments_are_checked_by_name(make_indexer, embedded, call, given, param, message):
+    make = {"client": embedded, **given} if call == "make" else {"client": embedded}
+
+    def use():
+        indexer = make_indexer(**make)
+        if call == "search":
+            indexer.search(**{"query": "a question", **given})
+        elif call == "add":
+            indexer.add_documents(documents(2), **given)
+
+    with pytest.raises((InputError, TypeError), match=message) as error:
+        use()
+    assert error.value.param == param
+    assert not embedded.get_collections().collections
+
+
 def test_settings_of_a_new_collection(make_indexer, fake):
     make_indexer(fake).create_collection()
     metadata = fake.settings.pop("metadata")["model_manager"]

@@ -109,7 +109,7 @@ def test_search_of_one_vector_of_nothing_and_of_zeros():
         ((np.ones((1, 3)), [[1, 2, 3], [1, np.nan, 3]]), {}, "corpus", r"corpus\[1\] holds NaN"),
         (([[np.inf, 1]], np.ones((2, 2))), {}, "queries", r"queries\[0\] holds NaN or infinity"),
         ((np.ones((1, 1, 3)), np.ones((2, 3))), {}, "queries", "shape"),
-        ((["text"], np.ones((2, 3))), {}, "queries", "hold numbers"),
+        ((["text"], np.ones((2, 3))), {}, "queries", "not texts: embed them"),
         (([[1, 2], [3]], np.ones((2, 3))), {}, "queries", "same length"),
     ],
 )
@@ -320,6 +320,19 @@ def test_a_kept_entry_is_what_was_used_last(manager, tmp_path):
         assert cache.get("soru a")
     with SemanticCache(manager, path=path, threshold=1.0, max_entries=2, clock=clock) as small:
         assert [small.get(f"soru {name}") is not None for name in "abc"] == [True, False, True]
+
+
+def test_a_file_that_cannot_be_opened_need_not_be_removed(tmp_path):
+    with pytest.raises(errors.ModelIOError, match="cannot be read or written: unable to open") as error:
+        SemanticCache(path=tmp_path)
+    assert not error.value.transient
+    assert "emove" not in str(error.value)
+
+
+def test_texts_are_no_vectors():
+    for texts in ("a text", ["a", "b"], np.array(["a", "b"], dtype=object)):
+        with pytest.raises(errors.ArgumentError, match="must be vectors, not texts: embed them first"):
+            near_duplicates(texts)
 
 
 def test_another_model_embeds_the_questions_again(tmp_path):

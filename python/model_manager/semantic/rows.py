@@ -31,6 +31,8 @@ def as_rows(vectors: ArrayLike, name: str) -> NDArray[np.floating]:
         raise argument_error(name, f"{name} must be rows of the same length: {error}") from error
     if rows.size == 0 and rows.ndim < 2:
         rows = rows.reshape(0, 1)
+    if rows.dtype.kind in "US" or (rows.dtype.kind == "O" and any(isinstance(one, str) for one in rows.flat[:1])):
+        raise argument_error(name, f"{name} must be vectors, not texts: embed them first, manager.embed(...)")
     if rows.ndim == 1:
         rows = rows[None, :]
     if rows.dtype.kind == "O":

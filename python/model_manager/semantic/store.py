@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InvalidFileError
+from ..errors import InvalidFileError, ModelIOError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -85,6 +85,14 @@ class AnswerStore:
     def _errors(self) -> Iterator[None]:
         try:
             yield
+        except sqlite3.OperationalError as error:
+            # The file is sound, and may hold answers that nothing else has.
+            failure = ModelIOError(
+                f"{self.path} cannot be read or written: {error}. It may be in use by another process, be a folder, or"
+                " lie on a full or read-only disk"
+            )
+            failure.transient = any(word in str(error) for word in ("locked", "busy"))
+            raise failure from error
         except sqlite3.DatabaseError as error:
             raise InvalidFileError(
                 f"{self.path} cannot be used as a cache of answers: {error}. Remove the file to begin with an empty"

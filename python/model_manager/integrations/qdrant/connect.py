@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from qdrant_client import QdrantClient
 
+from ..._arguments import argument_error
 from ..._extras import tqdm_class
 from ...errors import InputError
 from .store import StoreError
@@ -28,11 +29,12 @@ def connect(path: str | os.PathLike[str] | None, url: str | None, api_key: str |
     """A client for the configured server, else for an embedded Qdrant."""
     if path is not None and url is not None:
         raise InputError("give either the path of an embedded Qdrant or the url of a server")
+    name = "url" if url else "QDRANT_URL"
     url = url or (os.environ.get("QDRANT_URL") if path is None else None)
     if url:
         parts = urlsplit(url if "//" in url else f"//{url}")
         if not parts.hostname:
-            raise InputError(f"QDRANT_URL={url!r}: must look like http://localhost:6333")
+            raise argument_error(name, f"{name}={url!r}: must look like http://localhost:6333")
         # The first request shows whether the versions fit; the check would connect now.
         key = api_key or os.environ.get("QDRANT_API_KEY") or None
         return QdrantClient(url=url, api_key=key, timeout=_REQUEST_SECONDS, check_compatibility=False)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import weakref
 from collections.abc import Iterable, Mapping, Sized
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..._arguments import an_iterable
+from ..._arguments import a_text, an_int, an_iterable, argument_error, one_of, type_error
 from ..._embedder import Embedder, reranker_for
 from ...compat.chatbot import model_manager
 from ...errors import InputError, TaskError
@@ -24,7 +25,6 @@ from .search import SearchHit, SearchHits
 from .store import Backoff, Store, StoreError
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Sequence
 
     from qdrant_client import QdrantClient
@@ -110,14 +110,18 @@ class QdrantIndexer:
             InputError: Contradictory settings.
             StoreError: The embedded folder is in use by another process, or cannot be opened.
         """
-        if not collection:
-            raise InputError("the collection needs a name")
+        if not a_text("collection", collection):
+            raise argument_error("collection", "the collection needs a name")
+        if isinstance(client, str | os.PathLike):
+            raise type_error("client", "a QdrantClient", client, "; a folder is path=, a server's address url=")
+        overlap = an_int("overlap", overlap, 0)
+        chunk = chunk if isinstance(chunk, bool) else an_int("chunk", chunk, 0)
+        if rerank is not None:
+            a_text("rerank", rerank)
         if client is not None and (path, url, api_key) != (None, None, None):
             raise InputError("give either a client, or path, url and api_key for a new one")
         if overlap and not chunk:
             raise InputError("overlap is for chunks: set chunk too")
-        if overlap < 0 or (chunk is not True and chunk < 0):
-            raise InputError(f"chunk={chunk}, overlap={overlap}: must not be negative")
         if not dense and (chunk or model is not None or dimensions is not None):
             raise InputError("model, dimensions and chunk belong to dense vectors, and dense is False")
         if not dense and sparse is None:
@@ -252,10 +256,10 @@ class QdrantIndexer:
 
         The call blocks; from asyncio use `asyncio.to_thread`.
         """
-        if batch_size < 1:
-            raise InputError(f"batch_size={batch_size}: must be at least 1")
-        if on_error not in ("report", "raise"):
-            raise InputError(f"on_error={on_error!r}: must be 'report' or 'raise'")
+        batch_size = an_int("batch_size", batch_size, 1)
+        one_of("on_error", on_error, ("report", "raise"))
+        if max_failures is not None:
+            max_failures = an_int("max_failures", max_failures, 0)
         an_iterable("documents", documents, "an iterable of documents")
         self.report = report = IndexReport()
         fresh = self.create_collection()
@@ -321,8 +325,7 @@ class QdrantIndexer:
             StoreError: Qdrant failed.
             ModelManagerError: The errors of loading the models.
         """
-        if batch_size < 1:
-            raise InputError(f"batch_size={batch_size}: must be at least 1")
+        batch_size = an_int("batch_size", batch_size, 1)
         return reembed(
             self._store,
             self._encoders,

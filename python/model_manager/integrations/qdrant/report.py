@@ -67,6 +67,8 @@ class IndexReport:
         return {
             "indexed": self.indexed,
             "updated": self.updated,
+            "points": self.points,
+            "truncated": self.truncated,
             "skipped": self.skipped,
             "failed": self.failed,
             "failures": [{"position": one.position, "id": one.id, "reason": one.reason} for one in self.failures],

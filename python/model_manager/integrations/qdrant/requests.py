@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from qdrant_client import models
 
+from ..._arguments import a_text, an_int, argument_error
 from ...errors import InputError
 from .encoders import sparse_vector
 from .search import make_filter
@@ -126,12 +127,9 @@ def plan(
     Raises:
         InputError: See `QdrantIndexer.search`.
     """
-    if not isinstance(query, str):
-        raise TypeError(f"the query must be a str, not {type(query).__name__}")
-    if not query.strip():
-        raise InputError("the query is empty")
-    if limit < 1 or hnsw_ef < 1:
-        raise InputError(f"limit={limit}, hnsw_ef={hnsw_ef}: must be at least 1")
+    if not a_text("query", query).strip():
+        raise argument_error("query", "the query is empty")
+    limit, hnsw_ef = an_int("limit", limit, 1), an_int("hnsw_ef", hnsw_ef, 1)
     if mode is None:
         mode = "hybrid" if has["dense"] and has["sparse"] else "dense" if has["dense"] else "sparse"
     for known in MODES:
@@ -147,7 +145,7 @@ def plan(
             raise InputError(f"mode={mode!r}: {why} ({remedy})")
     if rerank and reranker is None:
         raise InputError("rerank=True: the indexer has no reranker; give it rerank= a slot or a source")
-    number = max(CANDIDATES, CANDIDATES_PER_HIT * limit) if candidates is None else candidates
+    number = max(CANDIDATES, CANDIDATES_PER_HIT * limit) if candidates is None else an_int("candidates", candidates)
     if number < limit:
         raise InputError(f"candidates={number}: must be at least limit={limit}")
     return Plan(

@@ -8,6 +8,7 @@ from typing import Any
 
 from qdrant_client import models
 
+from ..._arguments import type_error
 from ...errors import InputError
 from .documents import CHUNK_FIELDS, OWN_FIELDS
 
@@ -77,6 +78,8 @@ def make_filter(filters: Mapping[str, Any] | None) -> models.Filter | None:
     Raises:
         InputError: A value that is not a str, int, float or bool.
     """
+    if filters is not None and not isinstance(filters, Mapping):
+        raise type_error("filters", "a mapping of fields to values", filters)
     if not filters:
         return None
     return models.Filter(must=[_condition(field, value) for field, value in filters.items()])
