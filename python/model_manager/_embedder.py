@@ -56,6 +56,7 @@ def slot_for(
         return "turkish_sentence" if manager.config.prefer_turkish else "english_sentence"
     slot = without_key(model)  # names are logged
     if slot not in manager.slots():
+        _warn_of_a_near_name(slot, manager)
         try:
             manager.register(slot, model, kind=None if kind == "embedding" else kind)
             if kind == "embedding" and manager.stats()["slots"][slot]["kind"] == "generator":
@@ -68,6 +69,14 @@ def slot_for(
             if slot not in manager.slots():  # another thread may have registered it
                 raise
     return slot
+
+
+def _warn_of_a_near_name(name: str, manager: Manager) -> None:
+    """Say what a name without a slot is taken for, where it looks like that of one."""
+    from difflib import get_close_matches
+
+    for slot in get_close_matches(name, manager.slots(), 1):
+        logger.warning("no slot is called %r, so it is taken for the source of a model; there is a slot %r", name, slot)
 
 
 def reranker_for(manager: ScoringManager | None, model: str | None) -> tuple[ScoringManager, str]:

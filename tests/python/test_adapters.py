@@ -75,6 +75,18 @@ def test_numbers_are_no_documents(shared):
     )
 
 
+def test_a_misspelt_slot_is_named(make_manager, caplog):
+    from model_manager._embedder import slot_for
+
+    manager = make_manager()
+    slot_for(manager, "english_sentense")
+    assert "no slot is called 'english_sentense'" in caplog.text
+    assert "there is a slot 'english_sentence'" in caplog.text
+    caplog.clear()
+    slot_for(manager, str(FIXTURES / "bert_plain"))
+    assert "no slot is called" not in caplog.text
+
+
 def test_a_slot_whose_model_is_replaced(make_manager):
     """The adapter's prompts are those of the present model, loaded or not."""
     manager = make_manager()
