@@ -28,8 +28,9 @@ LONE_SURROGATE = (
     "holds a lone surrogate, which no UTF-8 text can; clean it with text.encode('utf-8', 'replace').decode()"
 )
 """What is wrong with a text that cannot be encoded, in the core's words."""
-_TABLES = (".csv", ".tsv", ".parquet", ".xlsx")
+_TABLES = (".csv", ".tsv", ".json", ".parquet", ".xlsx", ".arrow", ".feather")
 """Endings of files whose lines are no texts."""
+_JSON_LINES = (".jsonl", ".ndjson")
 _PAUSE = 0.05
 """Seconds between two looks whether the manager is idle."""
 _QUIET = 0.5
@@ -76,7 +77,8 @@ class PreloadTicket:
 
 
 def read_texts(path: str | os.PathLike[str], column: str = "text") -> list[str]:
-    """The texts of a file: one a line, or of ``.jsonl`` the lines' field `column` or the lines themselves.
+    """The texts of a file: one a line, or of ``.jsonl`` and ``.ndjson`` the lines' field `column` or the lines
+    themselves.
 
     Raises:
         InputError: A line holds no text, or the file is a table, whose lines are rows.
@@ -91,15 +93,19 @@ def read_texts(path: str | os.PathLike[str], column: str = "text") -> list[str]:
     # Read as bytes: the error of a line that is no UTF-8 says which.
     with name.open("rb") as lines:
         for number, raw in enumerate(lines, 1):
+            if b"\0" in raw:
+                raise InputError(
+                    f"{name}:{number}: holds a NUL character, as texts in UTF-16 do; convert the file: iconv -t UTF-8"
+                )
             try:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 raise InputError(f"{name}:{number}: is no UTF-8: {error.reason}") from None
             text: object = line.rstrip("\r\n")
-            if name.suffix == ".jsonl" and str(text).strip():
+            if name.suffix.lower() in _JSON_LINES and str(text).strip():
                 try:
                     text = json.loads(line)
-                except ValueError:
+                except (ValueError, RecursionError):
                     raise InputError(f"{name}:{number}: is no JSON") from None
                 text = text.get(column) if isinstance(text, dict) else text
             if not isinstance(text, str):

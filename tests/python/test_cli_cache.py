@@ -75,9 +75,9 @@ def test_a_server_that_answers_is_shown_so(command, stored, redis_server, monkey
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b'{"text": "first"}\n{"other": 1}\n', 'faq.jsonl:2: must be a text or have a "text"'),
-        (b"{", "faq.jsonl:1: is no JSON"),
-        (b'"first"\n"\xff"\n', "faq.jsonl:2: is no UTF-8"),
+        (b'{"text": "first"}\n{"other": 1}\n', "faq.jsonl:2: must be a text or an object with a text under 'text'"),
+        (b"{", "faq.jsonl:1: is not JSON"),
+        (b'"first"\n"\xff"\n', "faq.jsonl:2: not UTF-8 text"),
         (b'"\\ud800"\n', "faq.jsonl:1: holds a lone surrogate"),
     ],
 )
@@ -107,9 +107,8 @@ def test_known_texts_of_a_table(command, stored):
         table = stored / f"faq.{ending}"
         table.write_text("id\ttext\n", encoding="utf-8")
         done = command("preload", str(table), "-m", "english_sentence")
-        assert done.code == 1
-        assert f"faq.{ending}: is a table" in done.err
-        assert "--column" in done.err
+        assert done.code == 2
+        assert f"faq.{ending}: each line of it would be taken for a text" in done.err
 
 
 def test_the_help_is_in_two_languages(command, monkeypatch):

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .. import _core
-from .._preload import read_texts
+from .._embedder import slot_for
 from .._sizes import size_text
 from . import lines
-from .output import column_option, json_option, manager, model_option, show_json, show_table
+from .output import column_option, json_option, manager, model_option, placing, show_json, show_table
 from .texts import Command, say
 
 if TYPE_CHECKING:
@@ -118,8 +118,9 @@ def verify(as_json: bool) -> int:
 @cache.command(cls=Command, help=say("Write everything on disk to one file.", "Diskteki her şeyi bir dosyaya yaz."))
 @click.argument("file", type=click.Path(dir_okay=False))
 def export(file: str) -> None:
-    with _opened() as found:
-        count = found.cache_export(file)
+    # An earlier export stays until this one is complete.
+    with _opened() as found, placing(Path(file), private=True) as place:
+        count = found.cache_export(str(place))
     click.echo(say(f"{count} vectors were written.", f"{count} vektör yazıldı."))
 
 
@@ -149,13 +150,11 @@ def import_(file: str) -> None:
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
 @model_option
 @column_option
-def preload(file: str, model: str | None, column: str) -> None:
-    if Path(file).suffix.lower() == ".csv":
-        texts = [text for _, text in lines.read_texts([file], column) if text.strip()]
-    else:
-        texts = read_texts(file, column)
+@lines.input_format_option
+def preload(file: str, model: str | None, column: str, input_format: str | None) -> None:
+    texts = [line.text for line in lines.read_texts([file], column, input_format) if line.text.strip()]
     with _opened() as found:
-        ticket = found.preload(texts, model, when="now")
+        ticket = found.preload(texts, None if model is None else slot_for(found, model), when="now")
         ticket.wait()
         # The content of a model that was loaded for the first time is computed in the background.
         found.cache_flush(60)

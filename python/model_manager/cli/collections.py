@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from .._extras import extra
-from .lines import table_rows
-from .output import dimensions_option, json_option, manager, model_option, reading, show_json, show_table
+from .lines import form_of, reading, table_rows
+from .output import dimensions_option, json_option, manager, model_option, show_json, show_table, standard_output
 from .texts import Command, option, say
 
 if TYPE_CHECKING:
@@ -213,32 +213,30 @@ class _Documents:
 
     def __init__(self, files: Sequence[str], form: str | None, text_field: str, id_field: str) -> None:
         for name in files:
-            if name != "-" and not Path(name).is_file():
-                raise click.UsageError(f"there is no file {name}")
-        self._files = files
-        self._form = form
+            path = Path(name)
+            if name != "-" and (path.is_dir() or not path.exists()):  # a pipe is no regular file
+                raise click.UsageError(f"{name} is a folder" if path.is_dir() else f"there is no file {name}")
+        self._files = [(name, form_of(name, form, "--format")) for name in files]
         self._text_field = text_field
         self._id_field = id_field
 
     def __iter__(self) -> Iterator[Any]:
-        for name in self._files:
-            form = self._form or Path(name).suffix[1:].lower()
-            with reading(name) as file:
+        for name, form in self._files:
+            with reading(name, newline="" if form == "csv" else None) as lines:
+                rows: Iterator[tuple[int, Any]]
                 if form == "jsonl":
-                    rows: Iterator[tuple[int, Any]] = (
-                        (n, _json(line, f"{name}:{n}")) for n, line in enumerate(file, 1)
-                    )
+                    rows = ((n, _json(line, f"{name}:{n}")) for n, line in enumerate(lines, 1) if line.strip())
                 elif form == "csv":
-                    rows = table_rows(name, file, self._text_field)
+                    rows = table_rows(name, lines, self._text_field, all_columns=True)
                 else:
-                    rows = ((n, {self._text_field: line}) for n, line in enumerate(file, 1))
+                    texts = ((n, line.rstrip("\n")) for n, line in enumerate(lines, 1) if line.strip())
+                    rows = ((n, {self._text_field: text}) for n, text in texts)
                 for line, row in rows:
                     yield self._document(row, f"{name}:{line}") if isinstance(row, dict) else row
 
     def _document(self, row: dict[str, Any], place: str) -> dict[str, Any]:
         text = row.pop(self._text_field, None)
         given = row.pop(self._id_field, None)
-        text = text.rstrip("\n") if isinstance(text, str) else text
         return {"text": text, "id": place if given in (None, "") else given, "metadata": row}
 
 
@@ -246,7 +244,7 @@ def _json(line: str, place: str) -> Any:
     """The document in a line; for an invalid line a ValueError."""
     try:
         document = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return ValueError(f"{place} is not JSON: {error}")
     return document if isinstance(document, dict) else ValueError(f"{place} is not a JSON object")
 
@@ -318,8 +316,12 @@ def search(
         rows = ((f"{hit.score:.3f}", hit.id, _shortened(hit.text)) for hit in hits)
         show_table(f"{len(hits)} of {settings['collection']}", ("score", "id", "text"), rows)
     else:
-        least = 0.7 if score_threshold is None else score_threshold
-        click.echo(f"Nothing reaches a score of {least:g}; --score-threshold lowers it.", err=True)
+        used = mode or ("dense" if settings["sparse"] is None else "hybrid")
+        least = 0.7 if score_threshold is None and used == "dense" else score_threshold
+        if least is None or used == "sparse":
+            click.echo("Nothing matches.", err=True)
+        else:
+            click.echo(f"Nothing reaches a score of {least:g}; --score-threshold lowers it.", err=True)
 
 
 def _filters(where: Sequence[str]) -> dict[str, list[Any]]:
@@ -339,5 +341,5 @@ def _filters(where: Sequence[str]) -> dict[str, list[Any]]:
 
 def _shortened(text: str) -> str:
     line = " ".join(text.split())
-    limit = 160 if sys.stdout.isatty() else sys.maxsize
+    limit = 160 if standard_output().isatty() else sys.maxsize
     return line if len(line) <= limit else f"{line[: limit - 1]}…"

@@ -6,7 +6,6 @@ import csv
 import io
 import itertools
 import json
-import sys
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -14,8 +13,8 @@ import click
 import numpy as np
 
 from .._embedder import Embedder
-from .lines import read_texts
-from .output import column_option, dimensions_option, manager, model_option, writing
+from .lines import input_format_option, naming, read_texts
+from .output import column_option, dimensions_option, manager, model_option, standard_output, writing
 from .texts import Command, option, say
 
 if TYPE_CHECKING:
@@ -23,7 +22,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from .lines import Line
+
+    Compute = Callable[[list[str]], NDArray[np.float32]]
+
 _CHUNK = 512
+_TEXT, _VECTORS = "text", "embedding"
 _FORMATS = ("jsonl", "csv", "npy", "parquet")
 
 
@@ -66,11 +70,14 @@ _FORMATS = ("jsonl", "csv", "npy", "parquet")
     ),
 )
 @column_option
+@input_format_option
 @option(
     "--vector-column",
-    default="embedding",
-    show_default=True,
-    help=("The column of vectors that is added.", "Eklenecek vektör sütunu."),
+    show_default="embedding",
+    help=(
+        "The column of vectors that is added to a .parquet file; their field in jsonl.",
+        "Bir .parquet dosyasına eklenecek vektör sütunu; jsonl çıktısındaki alanı.",
+    ),
 )
 def embed(
     files: Sequence[str],
@@ -80,27 +87,38 @@ def embed(
     dimensions: int | None,
     query: bool,
     column: str,
-    vector_column: str,
+    input_format: str | None,
+    vector_column: str | None,
 ) -> None:
-    if any(Path(name).suffix.lower() == ".parquet" for name in files) or form == "parquet":
+    if any(Path(name).suffix.lower() == ".parquet" for name in files):
         from .parquet import embed_parquet
 
-        embed_parquet(files, output, column, vector_column, model, dimensions, query=query)
+        if form not in (None, "parquet") or input_format is not None:
+            raise click.UsageError("the output of .parquet files is one too: leave --format and --input-format out")
+        embed_parquet(files, output, column, vector_column or _VECTORS, model, dimensions, query=query)
         return
     form = form or _format_of(output)
-    if output is None and form == "npy" and sys.stdout.isatty():
+    if form == "parquet":
+        raise click.UsageError(
+            "a .parquet output needs .parquet files as input; --format jsonl, csv or npy write texts"
+        )
+    if vector_column is not None and form != "jsonl":
+        raise click.UsageError(f"--vector-column names a column of .parquet and a field of jsonl; {form} has no names")
+    if vector_column == _TEXT:
+        raise click.UsageError(f"--vector-column {_TEXT}: this field holds the text")
+    if output is None and standard_output().isatty() and form == "npy":
         raise click.UsageError("npy is binary: give a file with --output")
     if output is not None and not output.parent.is_dir():
         raise click.UsageError(f"there is no folder {output.parent}")
     with manager(cache_size=0) as models:
         embedder = Embedder(models, model, dimensions)
         compute = embedder.queries if query else embedder.documents
-        texts = (text for _, text in read_texts(files or ["-"], column))
+        lines = read_texts(files or ["-"], column, input_format)
         if output is None:
-            _write(sys.stdout.buffer, form, compute, texts)
+            _write(standard_output().buffer, form, compute, lines, vector_column or _VECTORS)
         else:
             with writing(output) as file:
-                _write(file, form, compute, texts)
+                _write(file, form, compute, lines, vector_column or _VECTORS)
 
 
 def _format_of(output: Path | None) -> str:
@@ -112,31 +130,37 @@ def _format_of(output: Path | None) -> str:
     return ending
 
 
-def _write(
-    file: IO[bytes], form: str, compute: Callable[[list[str]], NDArray[np.float32]], texts: Iterator[str]
-) -> None:
-    write = {"jsonl": _write_jsonl, "csv": _write_csv}.get(form)
+def _write(file: IO[bytes], form: str, compute: Compute, lines: Iterator[Line], name: str) -> None:
     whole: list[NDArray[np.float32]] = []
-    while chunk := list(itertools.islice(texts, _CHUNK)):
-        vectors = compute(chunk)
-        if write is None:
+    while chunk := list(itertools.islice(lines, _CHUNK)):
+        texts = [line.text for line in chunk]
+        with naming(chunk):
+            vectors = compute(texts)
+        if form == "jsonl":
+            file.write(_jsonl(texts, vectors, name).encode())
+        elif form == "csv":
+            file.write(_csv(texts, vectors).encode())
+        elif form == "npy":
             whole.append(vectors)
         else:
-            file.write(write(chunk, vectors).encode())
-    if write is None:
+            raise AssertionError(form)
+    if form == "npy":
         # The header of an npy file holds the number of rows.
-        np.save(file, np.concatenate(whole or [compute([])]), allow_pickle=False)
+        vectors = np.ascontiguousarray(np.concatenate(whole or [compute([])]))
+        # np.save asks for the position in a file, which a pipe does not have.
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(vectors))
+        file.write(vectors.data)
     file.flush()
 
 
-def _write_jsonl(texts: Sequence[str], vectors: NDArray[np.float32]) -> str:
+def _jsonl(texts: Sequence[str], vectors: NDArray[np.float32], name: str) -> str:
     return "".join(
-        json.dumps({"text": text, "embedding": _numbers(row)}, ensure_ascii=False) + "\n"
+        json.dumps({_TEXT: text, name: _numbers(row)}, ensure_ascii=False) + "\n"
         for text, row in zip(texts, vectors, strict=True)
     )
 
 
-def _write_csv(texts: Sequence[str], vectors: NDArray[np.float32]) -> str:
+def _csv(texts: Sequence[str], vectors: NDArray[np.float32]) -> str:
     part = io.StringIO()
     csv.writer(part).writerows([text, *_numbers(row)] for text, row in zip(texts, vectors, strict=True))
     return part.getvalue()

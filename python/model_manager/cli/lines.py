@@ -2,46 +2,99 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import json
+import re
+import sys
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from .output import reading
+from ..errors import InputError
+from .texts import option
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 _LONGEST_FIELD = 2**31 - 1  # the default limit of csv, 128 KB, is smaller than many documents
+_FORMS = ("jsonl", "csv", "txt")
+_ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
+_TABLES = (".json", ".tsv", ".xlsx", ".arrow", ".feather", ".parquet")
+"""Endings of files whose lines are no texts."""
+
+input_format_option = option(
+    "--input-format",
+    type=click.Choice(_FORMS),
+    help=(
+        "Format of all files and of standard input; default: by the extensions, else txt.",
+        "Bütün dosyaların ve standart girdinin biçimi; varsayılan: uzantılara göre, yoksa txt.",
+    ),
+)
 
 
-def read_texts(files: Sequence[str], column: str) -> Iterator[tuple[int, str]]:
-    """The texts of all files, each with the number of its line. Errors name the file and the line."""
-    for name in files:
-        form = Path(name).suffix.lower()
-        with reading(name) as file:
-            if form == ".jsonl":
-                rows = _json_rows(name, file)
-            elif form == ".csv":
-                rows = table_rows(name, file, column)
-            else:
-                for number, line in enumerate(file, 1):
-                    yield number, line.rstrip("\n")
-                continue
-            for number, row in rows:
-                text = row if isinstance(row, str) else row.get(column) if isinstance(row, dict) else None
-                if not isinstance(text, str):
-                    raise click.ClickException(
-                        f"{name}:{number}: must be a text or an object with a text under {column!r};"
-                        " --column names another field"
-                    )
-                yield number, text
+class Line(NamedTuple):
+    """A text, and where it was read."""
+
+    file: str
+    number: int
+    text: str
+
+    @property
+    def place(self) -> str:
+        """The file and the line."""
+        return f"{self.file}:{self.number}"
 
 
-def _json_rows(name: str, file: IO[str]) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(file, 1):
+def form_of(name: str, given: str | None, how: str = "--input-format") -> str:
+    """What the lines of a file are: ``jsonl``, ``csv`` or ``txt``. Files that are none of these are refused."""
+    if given is not None:
+        return given
+    ending = Path(name).suffix.lower()
+    if ending in _TABLES:
+        raise click.UsageError(
+            f"{name}: each line of it would be taken for a text; write its texts as .jsonl, .csv or lines of text"
+            f" ({how} names what another file holds)"
+        )
+    return _ENDINGS.get(ending, "txt")
+
+
+def read_texts(files: Sequence[str], column: str, form: str | None = None) -> Iterator[Line]:
+    """The texts of all files. Errors name the file and the line."""
+    forms = [form_of(name, form) for name in files]  # before any text is computed
+    for name, kind in zip(files, forms, strict=True):
+        for number, row in _rows(name, kind, column):
+            if isinstance(row, ValueError):
+                raise click.ClickException(str(row))
+            text = row if isinstance(row, str) else row.get(column) if isinstance(row, dict) else None
+            if not isinstance(text, str):
+                raise click.ClickException(
+                    f"{name}:{number}: must be a text or an object with a text under {column!r};"
+                    " --column names another field"
+                )
+            if surrogate := re.search("[\ud800-\udfff]", text):
+                raise click.ClickException(
+                    f"{name}:{number}: holds a lone surrogate ({ascii(surrogate[0])[1:-1]}), one half of a character,"
+                    " which no UTF-8 text can; correct the line"
+                )
+            yield Line(name, number, text)
+
+
+def _rows(name: str, form: str, column: str) -> Iterator[tuple[int, Any]]:
+    with reading(name, newline="" if form == "csv" else None) as lines:
+        if form == "jsonl":
+            yield from _json_rows(name, lines)
+        elif form == "csv":
+            yield from table_rows(name, lines, column)
+        else:
+            for number, line in enumerate(lines, 1):
+                yield number, line.rstrip("\n")
+
+
+def _json_rows(name: str, lines: Iterable[str]) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(lines, 1):
         if line.strip():
             try:
                 yield number, json.loads(line)
@@ -51,15 +104,81 @@ def _json_rows(name: str, file: IO[str]) -> Iterator[tuple[int, Any]]:
                 ) from None
 
 
-def table_rows(name: str, file: IO[str], column: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows of a CSV table with a header, each with the number of its last line."""
+def table_rows(
+    name: str, lines: Iterable[str], column: str, *, all_columns: bool = False
+) -> Iterator[tuple[int, dict[str, Any] | ValueError]]:
+    """The rows of a CSV table with a header, each with the number of its last line.
+
+    A row with more fields than the header becomes a ValueError. Two columns of one name are refused: one would hide the
+    other. Without `all_columns` only the name `column` counts.
+    """
     csv.field_size_limit(_LONGEST_FIELD)
-    table = csv.DictReader(file, restkey="surplus")
+    table = csv.DictReader(lines, strict=True)
+    first = 1
     try:
-        if column not in (table.fieldnames or ()):
-            known = ", ".join(table.fieldnames or ()) or "none"
-            raise click.ClickException(f"{name}: no column {column!r}; its columns: {known}")
+        names = list(table.fieldnames or ())
+        if column not in names:
+            raise click.ClickException(f"{name}: no column {column!r}; its columns: {', '.join(names) or 'none'}")
+        for one in names if all_columns else (column,):
+            if names.count(one) > 1:
+                raise click.ClickException(f"{name}: it has several columns {one!r}; rename all but one")
+        first = table.line_num + 1
         for row in table:
-            yield table.line_num, row
+            if None in row:
+                yield (
+                    table.line_num,
+                    ValueError(
+                        f"{name}:{table.line_num}: has more fields than the header; a text with commas needs quotes"
+                    ),
+                )
+            else:
+                yield table.line_num, row
+            first = table.line_num + 1
     except csv.Error as error:
-        raise click.ClickException(f"{name}, line {table.line_num}: {error}") from error
+        raise click.ClickException(f"{name}, the row from line {first} on: {_reason(error)}") from error
+
+
+def _reason(error: csv.Error) -> str:
+    return "a quote is not closed" if "unexpected end of data" in str(error) else str(error)
+
+
+@contextlib.contextmanager
+def reading(name: str, newline: str | None = None) -> Iterator[Iterator[str]]:
+    """The lines of a UTF-8 text file, or of standard input for ``-``, with `newline` as in `open`. Errors of the
+    encoding name the file and the line.
+    """
+    if name == "-":
+        if sys.stdin is None:
+            raise click.ClickException("standard input is closed: name a file")
+        yield _decoded(name, sys.stdin.buffer, newline)
+    else:
+        with Path(name).open("rb") as file:
+            yield _decoded(name, file, newline)
+
+
+def _decoded(name: str, file: IO[bytes], newline: str | None) -> Iterator[str]:
+    for number, raw in enumerate(file, 1):
+        if number == 1 and raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise click.ClickException(f"{name}: is UTF-16, not UTF-8 text; convert it: iconv -f UTF-16 -t UTF-8")
+        try:
+            text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise click.ClickException(f"{name}:{number}: not UTF-8 text ({error.reason})") from None
+        if "\0" in text:
+            raise click.ClickException(
+                f"{name}:{number}: holds a NUL character, as texts in UTF-16 do; remove it, or convert the file:"
+                " iconv -f UTF-16LE -t UTF-8"
+            )
+        # A carriage return alone ends a line too.
+        yield from io.StringIO(text, newline=newline)
+
+
+@contextlib.contextmanager
+def naming(lines: Sequence[Line]) -> Iterator[None]:
+    """Have the error of a text name its file and line: the core counts the texts that it was given."""
+    try:
+        yield
+    except InputError as error:
+        if error._place and error._rest is not None and error.param in ("texts", "documents"):
+            raise click.ClickException(f"{lines[error._place[0]].place}{error._rest}") from error
+        raise

@@ -7,12 +7,14 @@ import io
 import json
 import logging
 import os
+import re
 import signal
+import stat
 import sys
 import tempfile
 import threading
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TextIO
 
 import click
 from rich.console import Console
@@ -20,6 +22,7 @@ from rich.table import Table
 
 from .. import Config, ModelManager
 from .._sizes import size_text as size  # noqa: F401 - its former name here
+from .lines import reading  # noqa: F401 - its former place
 from .texts import option
 
 if TYPE_CHECKING:
@@ -28,6 +31,10 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from .._types import Settings
+
+_WIDEST = 10_000_000
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Control characters but tabs and line breaks."""
 
 model_option = option(
     "-m",
@@ -73,11 +80,18 @@ def quiet() -> Iterator[None]:
         log.setLevel(level)
 
 
+def standard_output() -> TextIO:
+    """Standard output. It is refused where the caller has closed it."""
+    if sys.stdout is None:
+        raise click.ClickException("standard output is closed: there is no place for the result")
+    return sys.stdout
+
+
 def show_json(value: Any) -> None:
     """One JSON document on standard output. Letters that its encoding lacks are written as JSON's escapes."""
     text = json.dumps(value, ensure_ascii=False, indent=2)
     try:
-        text.encode(sys.stdout.encoding or "utf-8")
+        text.encode(standard_output().encoding or "utf-8")
     except UnicodeEncodeError:
         text = json.dumps(value, indent=2)
     click.echo(text)
@@ -90,72 +104,91 @@ def escape_unknown_letters() -> None:
 
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A table on standard output; without a terminal it is as wide as necessary."""
-    table = Table(*columns, title=title, title_justify="left", title_style="bold")
+    """A table on standard output; without a terminal it is as wide as necessary. Cells are shown as they are, but for
+    control characters, which a terminal would obey.
+    """
+    in_terminal = standard_output().isatty()
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*("" if cell is None else str(cell) for cell in row))
-    console = Console(width=None if sys.stdout.isatty() else 200, markup=False)
+        table.add_row(*("" if cell is None else _visible(str(cell)) for cell in row))
+    console = Console(width=None if in_terminal else _WIDEST, markup=False, emoji=False, highlight=False)
+    if not in_terminal:
+        console.width = max(console.measure(table).maximum, len(title))
     with console.capture() as drawn:
         console.print(table)
     click.echo(drawn.get(), nl=False)  # as all other output: in UTF-8 where the system's encoding is ASCII
 
 
-@contextlib.contextmanager
-def reading(name: str) -> Iterator[IO[str]]:
-    """A UTF-8 text file, or standard input for ``-``. Errors of the encoding name the file."""
-    try:
-        if name == "-":
-            stream = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig")
-            try:
-                yield stream
-            finally:
-                stream.detach()  # otherwise it would close standard input
-        else:
-            with Path(name).open(encoding="utf-8-sig") as file:
-                yield file
-    except UnicodeDecodeError as error:
-        raise click.ClickException(f"{name}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+def _visible(text: str) -> str:
+    return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 @contextlib.contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """SIGTERM leaves the block as an exception: what was begun is removed. A handler of others stays."""
-    in_main = threading.current_thread() is threading.main_thread()
-    if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
+def _signals_raise() -> Iterator[None]:
+    """SIGTERM and SIGHUP leave the block as an exception: what was begun is removed. A handler of others stays."""
+    names = ("SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]  # Windows has no SIGHUP
+    taken = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
 
     def end(number: int, _frame: object) -> None:
         raise SystemExit(128 + number)
 
-    signal.signal(signal.SIGTERM, end)
+    for number in taken:
+        signal.signal(number, end)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @contextlib.contextmanager
 def writing(target: Path) -> Iterator[IO[bytes]]:
-    """A file that appears under its name only when it is complete."""
-    with _sigterm_raises(), _temporary(target) as file:
+    """A file that appears under its name only when it is complete. A pipe or a device is written as it is."""
+    with placing(target) as place, place.open("wb") as file:
         yield file
 
 
 @contextlib.contextmanager
-def _temporary(target: Path) -> Iterator[IO[bytes]]:
+def placing(target: Path, *, private: bool = False) -> Iterator[Path]:
+    """Where to write `target`: a file that takes its name at the end of the block, or is removed after an error.
+
+    A link stays one, a file keeps its permissions; a new one is readable by others unless it is `private`. What is no
+    regular file is to be written itself.
+    """
+    if target.exists() and not target.is_file():
+        yield target
+        return
+    with _signals_raise(), _temporary(target, private) as place:
+        yield place
+
+
+@contextlib.contextmanager
+def _temporary(target: Path, private: bool) -> Iterator[Path]:
+    final = Path(os.path.realpath(target))
     try:
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        handle, name = tempfile.mkstemp(dir=final.parent, prefix=f".{final.name}.")
+        os.close(handle)
     except OSError as error:
         error.filename = str(target)  # what the user named
         raise
+    place = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(name).chmod(0o666 & ~mask)  # temporary files are private; the result has the usual permissions
-        Path(name).replace(target)
+        yield place
+        # Temporary files are private.
+        if final.exists():
+            place.chmod(stat.S_IMODE(final.stat().st_mode))
+        elif not private:
+            place.chmod(0o666 & ~_umask())
+        place.replace(final)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        place.unlink(missing_ok=True)
         raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -39,16 +39,21 @@ def embed_parquet(
     wrong = [name for name in files if Path(name).suffix.lower() != ".parquet"]
     if wrong or not files:
         raise click.UsageError(f"{wrong[0]}: give only .parquet files" if wrong else "give at least one .parquet file")
-    sources = [_source(name, column) for name in files]
-    rows = sum(source.metadata.num_rows for source in sources)
+    if vector_column == column:
+        raise click.UsageError(f"--vector-column {vector_column}: the vectors would replace the texts; name another")
+    # Each file is open while it is read: there may be more of them than a process may open.
+    rows = 0
+    for name in files:
+        with _source(name, column, vector_column) as source:
+            rows += source.metadata.num_rows
     with manager(cache_size=0) as models, _progress(rows) as advance, writing(output) as file:
         embedder = Embedder(models, model, dimensions)
         vectors = embedder.queries_arrow if query else embedder.documents_arrow
         # Closed before its file, after an error too.
         with contextlib.ExitStack() as opened:
             writer: Any = None
-            for name, source in zip(files, sources, strict=True):
-                for batch in _batches(name, source):
+            for name in files:
+                for batch in _batches(name, column, vector_column):
                     made = with_vectors(batch, column, vector_column, vectors)
                     if writer is None:
                         # A dictionary of vectors, which are all different, would take time and save nothing.
@@ -58,14 +63,13 @@ def embed_parquet(
                         )
                     elif not made.schema.equals(writer.schema):
                         raise click.ClickException(f"{name}: its columns differ from those of {files[0]}")
-                    writer.write_batch(made)
-                    advance(len(batch))
-            if writer is None:
-                raise click.ClickException("the files have no rows")
+                    if made.num_rows:
+                        writer.write(made)
+                        advance(made.num_rows)
 
 
-def _source(name: str, column: str) -> Any:
-    """An open file that has the column."""
+def _source(name: str, column: str, vector_column: str) -> Any:
+    """An open file that has the column of texts."""
     import pyarrow as pa
     import pyarrow.parquet
 
@@ -76,19 +80,24 @@ def _source(name: str, column: str) -> Any:
     names = source.schema_arrow.names
     if column not in names:
         raise click.ClickException(f"{name}: there is no column {column!r}; it has: {', '.join(names)} (--column)")
-    if names.count(column) > 1:
-        raise click.ClickException(f"{name}: it has several columns {column!r}; rename all but one")
+    for one in (column, vector_column):
+        if names.count(one) > 1:
+            raise click.ClickException(f"{name}: it has several columns {one!r}; rename all but one")
     return source
 
 
-def _batches(name: str, source: Any) -> Iterator[Any]:
-    """The rows of a file; an error says of which."""
+def _batches(name: str, column: str, vector_column: str) -> Iterator[Any]:
+    """The rows of a file, of one without rows its columns; an error says of which file."""
     import pyarrow as pa
 
-    try:
-        yield from source.iter_batches(BATCH_ROWS)
-    except (OSError, pa.ArrowException) as error:
-        raise click.ClickException(f"{name}: {error}") from error
+    with _source(name, column, vector_column) as source:
+        if not source.metadata.num_rows:
+            yield source.schema_arrow.empty_table()
+            return
+        try:
+            yield from source.iter_batches(BATCH_ROWS)
+        except (OSError, pa.ArrowException) as error:
+            raise click.ClickException(f"{name}: {error}") from error
 
 
 @contextlib.contextmanager

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from .._embedder import reranker_for
-from .lines import read_texts
-from .output import column_option, json_option, manager, show_json
+from .lines import input_format_option, naming, read_texts
+from .output import column_option, json_option, manager, show_json, standard_output
 from .texts import Command, option, say
 
 if TYPE_CHECKING:
@@ -44,19 +43,36 @@ if TYPE_CHECKING:
     help=("Only so many lines.", "Yalnız bu kadar satır."),
 )
 @column_option
+@input_format_option
 @json_option
-def rerank(query: str, files: Sequence[str], model: str | None, top_n: int | None, column: str, as_json: bool) -> None:
-    named = [name for name in files if Path(name).suffix.lower() == ".parquet"]
-    if named:
-        raise click.UsageError(
-            f"{named[0]}: rerank reads lines of text, .jsonl and .csv; write its texts as one of them"
-        )
-    documents = [(number, text) for number, text in read_texts(files or ["-"], column) if text.strip()]
+def rerank(
+    query: str,
+    files: Sequence[str],
+    model: str | None,
+    top_n: int | None,
+    column: str,
+    input_format: str | None,
+    as_json: bool,
+) -> None:
+    lines = [line for line in read_texts(files or ["-"], column, input_format) if line.text.strip()]
     with manager(cache_size=0) as models:
         found, slot = reranker_for(models, model)
-        results = found.rerank(query, [text for _, text in documents], slot, top_n=top_n)
+        with naming(lines):
+            results = found.rerank(query, [line.text for line in lines], slot, top_n=top_n)
     if as_json:
-        show_json([{"line": documents[one.index][0], "score": one.score, "text": one.document} for one in results])
+        show_json(
+            [
+                {
+                    "file": lines[one.index].file,
+                    "line": lines[one.index].number,
+                    "score": one.score,
+                    "text": one.document,
+                }
+                for one in results
+            ]
+        )
         return
+    standard_output()
     for one in results:
-        click.echo(f"{one.score:.4f}\t{one.document}")
+        # One line a text.
+        click.echo(f"{one.score:.4f}\t{' '.join(one.document.splitlines())}")
