@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import time
 from importlib import metadata
 from pathlib import Path
@@ -180,10 +181,17 @@ def _settings() -> dict[str, str]:
     """The variables of this package and its parts that are set. Keys and tokens are not shown."""
     ours = {field["environment"] for field in Config.fields()}
     return {
-        name: "(set)" if any(word in name for word in _SECRETS) else without_key(value)
+        name: "(set)" if any(word in name for word in _SECRETS) else _shown(name, value)
         for name, value in sorted(os.environ.items())
         if name in ours or name.startswith(_PREFIXES) or name.upper() in _NETWORK
     }
+
+
+def _shown(name: str, value: str) -> str:
+    """A value without the keys and passwords in its addresses: before an @, and behind a ?."""
+    if name.upper().endswith("_PROXY"):  # an address without a scheme is one too
+        value = re.sub(r"^[^@/]*@", "***@", value)
+    return re.sub(r"(://[^?]*\?)\S+", r"\1***", without_key(value))
 
 
 def _models(config: Config) -> Iterator[dict[str, Any]]:

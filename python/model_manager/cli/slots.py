@@ -125,7 +125,10 @@ def _source_size(source: str | None, config: Config) -> int | None:
     path = Path(source).expanduser()
     if source.startswith("pkg:"):
         package, _, folder = source.removeprefix("pkg:").partition("/")
-        found = importlib.util.find_spec(package)
+        try:
+            found = importlib.util.find_spec(package)
+        except (ImportError, ValueError):  # of a.b where there is no a
+            return None
         path = Path(((found and found.submodule_search_locations) or [package])[0]) / folder
     if path.is_dir():
         return _folder_size(path)

@@ -447,8 +447,10 @@ class QdrantIndexer:
             # Only a failed search needs this second request.
             if not error.transient:
                 if not self._store.exists():
-                    message = f"collection {self.collection!r} does not exist: add_documents makes it"
-                    raise CollectionError(message) from error
+                    raise CollectionError(
+                        f"collection {self.collection!r} does not exist: add_documents makes it, or"
+                        " `model-manager index`"
+                    ) from error
                 self._store.check(self._wanted())
             raise
         return SearchHits(SearchHit.of(point) for point in points)
