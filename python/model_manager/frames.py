@@ -95,6 +95,13 @@ def _check(column: str, names: Iterable[object]) -> None:
     raise error
 
 
+def _check_output(output: str, names: Iterable[object]) -> None:
+    if list(names).count(output) > 1:
+        error = ArgumentError(f"the frame has several columns {output!r}, of which one would be replaced; rename them")
+        error.param = "output"
+        raise error
+
+
 def _to_polars(frame: Any, column: str, output: str, vectors: Vectors) -> Any:
     import polars as pl
 
@@ -107,6 +114,7 @@ def with_vectors(frame: Any, column: str, output: str, vectors: Vectors) -> Any:
     import pyarrow as pa
 
     _check(column, frame.schema.names)
+    _check_output(output, frame.schema.names)
     made = pa.array(vectors(frame.column(column)))
     index = frame.schema.get_field_index(output)
     return frame.append_column(output, made) if index < 0 else frame.set_column(index, output, made)
@@ -116,6 +124,7 @@ def _to_pandas(frame: Any, column: str, output: str, vectors: Vectors) -> Any:
     import numpy as np
 
     _check(column, frame.columns)
+    _check_output(output, frame.columns)
     series = frame[column]
     made = vectors(_Strings(series))
     rows = np.asarray(made)

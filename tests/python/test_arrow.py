@@ -313,6 +313,14 @@ def test_names_of_columns(manager):
         embed_frame(numbered, "0", manager=manager, model=SLOT)
 
 
+def test_two_columns_of_the_new_name_are_refused(manager):
+    names = ["text", "embedding", "embedding"]
+    for frame in (pa.Table.from_arrays([pa.array(["a"])] * 3, names=names), pd.DataFrame([["a", 1, 2]], columns=names)):
+        with pytest.raises(errors.ArgumentError, match="several columns 'embedding'") as caught:
+            embed_frame(frame, "text", manager=manager, model=SLOT)
+        assert caught.value.param == "output"
+
+
 # --- Batches ---------------------------------------------------------------------------------------------------------
 
 

@@ -119,6 +119,36 @@ def test_search_by_words_and_a_reranker(command, tmp_path):
     assert command("search", "e104", "-c", "faq", "--mode", "sparse").code == 1
 
 
+def test_nothing_found(command, tmp_path):
+    (tmp_path / "faq.txt").write_text("lunch is at noon\n", encoding="utf-8")
+    assert command("index", "faq.txt", "-c", "faq", "--sparse", "bm25").code == 0
+    for options in (("--mode", "sparse"), ("-w", "lang=tr"), ("--mode", "sparse", "-s", "0.2")):
+        done = command("search", "parcel", "-c", "faq", "--sparse", "bm25", *options)
+        assert (done.code, done.out, done.err) == (0, "", "Nothing matches.\n"), options
+    for options in (("--mode", "dense", "--sparse", "bm25"), ()):
+        done = command("search", "parcel", "-c", "faq", "-w", "lang=tr", *options)
+        assert done.err == "Nothing reaches a score of 0.7; --score-threshold lowers it.\n", options
+    missing = command("search", "parcel", "-c", "other")
+    assert (missing.code, "or `model-manager index`" in missing.err) == (1, True)
+
+
+def test_ids_and_texts_are_shown_as_they_are(command, tmp_path):
+    """Rich knows emoji by name, and a terminal obeys control characters."""
+    rows = [
+        {"id": "faq:key:3", "text": "a :warning: [bold]note[/bold]"},
+        {"id": "x" * 150, "text": "word " * 80},
+        {"id": "escape", "text": "red \x1b[31m text \x07\x9b"},
+    ]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert command("index", "d.jsonl", "-c", "notes").code == 0
+    shown = command("search", "note", "-c", "notes", "-s", "-1").out
+    for words in ("faq:key:3", "a :warning: [bold]note[/bold]", "x" * 150, ("word " * 80).rstrip()):
+        assert f" {words} " in shown
+    assert r"red \x1b[31m text \x07\x9b" in shown
+    assert len(shown.splitlines()) == 8
+    assert not {"\x1b", "\x07", "\x9b"} & set(shown)
+
+
 def test_index_for_another_model(command, tmp_path):
     write_documents(tmp_path)
     assert command("index", "docs.jsonl", "-c", "notes").code == 0

@@ -193,3 +193,30 @@ def test_a_key_in_a_source_is_not_shown(command, monkeypatch):
         assert "secret" not in done.out + done.err, arguments
         assert "***@127.0.0.1:9" in done.out + done.err, arguments
     assert "env:NO_SUCH_KEY@" in command("doctor").out
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("MODEL_MANAGER_CACHE_URL", "unix:///tmp/x.sock?pass=hunter2", "unix:///tmp/x.sock?***"),
+        ("MODEL_MANAGER_CACHE_URL", "redis://h:1/?password=hunter2", "redis://h:1/?***"),
+        ("MODEL_MANAGER_CACHE_URL", "redis://me:hunter2@h:1, redis://g:2/3", "redis://***@h:1, redis://g:2/3"),
+        ("HTTPS_PROXY", "me:hunter2@proxy:3128", "***@proxy:3128"),
+        ("https_proxy", "me:hun@hunter2@proxy:3128", "***@proxy:3128"),
+        ("ALL_PROXY", "socks5://me:hun/hunter2@proxy:3128", "socks5://***@proxy:3128"),
+        ("NO_PROXY", "localhost,.example.com", "localhost,.example.com"),
+        ("QDRANT_URL", "http://host:6333", "http://host:6333"),
+    ],
+)
+def test_doctor_hides_the_passwords_of_addresses(command, monkeypatch, name, value, shown):
+    monkeypatch.setenv(name, value)
+    done = command("doctor", "--quick", "--json")
+    assert json.loads(done.out)["settings"][name] == shown
+    assert "hunter2" not in done.out + done.err + command("doctor", "--quick").out
+
+
+def test_a_slot_of_a_package_that_is_not_there(command, monkeypatch):
+    monkeypatch.setenv("TURKISH_SENTENCE_MODEL", "pkg:no_such_package.sub/model")
+    done = command("models", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["slots"][0]["bytes"] is None

@@ -189,8 +189,8 @@ def _settings() -> dict[str, str]:
 
 def _shown(name: str, value: str) -> str:
     """A value without the keys and passwords in its addresses: before an @, and behind a ?."""
-    if name.upper().endswith("_PROXY"):  # an address without a scheme is one too
-        value = re.sub(r"^[^@/]*@", "***@", value)
+    if name.upper().endswith("_PROXY"):  # one address, with or without a scheme
+        value = re.sub(r"^(\w+://)?.*@", r"\1***@", value)
     return re.sub(r"(://[^?]*\?)\S+", r"\1***", without_key(value))
 
 

@@ -75,4 +75,4 @@ def rerank(
     standard_output()
     for one in results:
         # One line a text.
-        click.echo(f"{one.score:.4f}\t{' '.join(one.document.splitlines())}")
+        click.echo(f"{one.score:.4f}\t{' '.join(lines[one.index].text.splitlines())}")
