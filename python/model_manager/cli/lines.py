@@ -169,8 +169,10 @@ def _decoded(name: str, file: IO[bytes], newline: str | None) -> Iterator[str]:
                 f"{name}:{number}: holds a NUL character, as texts in UTF-16 do; remove it, or convert the file:"
                 " iconv -f UTF-16LE -t UTF-8"
             )
-        # A carriage return alone ends a line too.
-        yield from io.StringIO(text, newline=newline)
+        if "\r" in text:  # alone it ends a line too
+            yield from io.StringIO(text, newline=newline)
+        else:
+            yield text
 
 
 @contextlib.contextmanager
