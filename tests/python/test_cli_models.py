@@ -164,7 +164,7 @@ def test_a_server_that_fails_while_it_indexes(command, tmp_path, monkeypatch):
         (tmp_path / "lines.txt").write_text("".join(f"line {n}\n" for n in range(10)))
         assert command(*arguments).code == 0
         (tmp_path / "lines.txt").write_text("".join(f"line {n}\n" for n in range(30)))
-        server.faults[:] = [None] + [401] * 100  # after the load's request
+        server.faults[:] = [None, None] + [401] * 100  # after the requests of the load and of the probe
         done = command(*arguments)
         assert done.code == 1
         assert done.out.startswith("0 indexed, 10 skipped, 20 failed in ")
