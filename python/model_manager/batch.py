@@ -62,7 +62,8 @@ class BatchEmbedder:
                 share a machine: without it each of them uses all cores.
             dimensions: Keep the first dimensions of the vectors.
             prompt_name: One of the model's prompts; None for its prompt for documents, if it has one.
-            on_error: ``raise``: a text that has no vector fails its batch. ``null``: it has a null vector.
+            on_error: ``raise``: a text that has no vector fails its batch. ``null``: it has a null vector. A mistake of
+                the call (an unknown prompt, a reranker, a column without texts) raises either way.
 
         Raises:
             ConfigError: A wrong setting.
@@ -150,10 +151,12 @@ class BatchEmbedder:
         """The vectors of an Arrow column, which pyarrow, polars and numpy read."""
         try:
             return self._loaded().documents_arrow(column, prompt_name=self.prompt_name)
-        except (InputError, NotFiniteError):
+        except (InputError, NotFiniteError) as error:
             if self.on_error == "raise":
                 raise
-        return _with_nulls(self._vectors(_strings(column)))
+            texts = _strings(column)
+            self._check_call(texts, error)
+        return _with_nulls(self._vectors(texts))
 
     def _vectors(self, texts: Sequence[Any]) -> NDArray[np.float32]:
         """Rows of vectors; NaN for a text that is missing or, with ``on_error="null"``, has none."""
@@ -164,13 +167,20 @@ class BatchEmbedder:
         rows = np.full((len(texts), embedder.dimension), np.nan, np.float32)
         try:
             rows[there] = self._documents(texts, there)
-        except (InputError, NotFiniteError, TypeError):
+        except (InputError, NotFiniteError, TypeError) as error:
             if self.on_error == "raise":
                 raise
+            self._check_call(texts, error)
             for index in there:
                 with contextlib.suppress(InputError, NotFiniteError, TypeError):
                     rows[index] = self._documents(texts, [index])[0]
         return rows
+
+    def _check_call(self, texts: Sequence[Any], error: Exception) -> None:
+        """Raise `error` where no single text is at fault: a null in every row would hide it."""
+        if not any(isinstance(text, str) for text in texts):
+            raise error
+        self._documents(["text"], [0])  # any text fails with these settings
 
     def _documents(self, texts: Sequence[Any], chosen: Sequence[int]) -> NDArray[np.float32]:
         for index in chosen:

@@ -137,9 +137,12 @@ def _to_pandas(frame: Any, column: str, output: str, vectors: Vectors) -> Any:
 def _to_duckdb(frame: Any, column: str, output: str, vectors: Vectors) -> Any:
     _check(column, frame.columns)
     table = frame.to_arrow_table()
-    made = with_vectors(table, column, output, vectors)  # noqa: F841  named in the query below
-    # A relation finds `made` among the variables of this function, in its own connection.
-    return frame.query("model_manager_frame", "SELECT * FROM made")
+    _model_manager_vectors_5f1c2a = with_vectors(table, column, output, vectors)
+    # A relation looks for the name in its own connection first, then among the variables of this function.
+    made = frame.query("model_manager_frame", "SELECT * FROM _model_manager_vectors_5f1c2a")
+    if made.columns != _model_manager_vectors_5f1c2a.schema.names:
+        raise InputError("the database has a table _model_manager_vectors_5f1c2a, which hides the result; rename it")
+    return made
 
 
 class _Strings:

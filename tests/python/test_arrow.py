@@ -16,12 +16,14 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import ENGLISH_MODEL, TURKISH_MODEL, tiny
+from conftest import ENGLISH_MODEL, FIXTURES, TURKISH_MODEL, tiny
 from model_manager import errors, resident_bytes
 from model_manager.batch import BatchEmbedder
 from model_manager.frames import embed_frame
 
 TEXTS = ["Bugün hava çok güzel", "", "çok uzun bir metin, on iki baytı geçer", "The weather 👍", "bir"]
+PROMPTS = str(FIXTURES / "bert_prompts")
+RERANKER = str(FIXTURES / "rerank_bert")
 WITH_NULLS = [TEXTS[0], None, TEXTS[2], None]
 SLOT = "turkish_sentence"
 
@@ -268,6 +270,22 @@ def test_a_frame_keeps_its_kind_and_gets_a_column(manager, kind):
         embed_frame(frame, "body", manager=manager, model=SLOT)
 
 
+@pytest.mark.parametrize("name", ["made", "table", "frame", "vectors", "model_manager_frame"])
+def test_a_table_of_the_database_is_not_taken_for_the_result(manager, name):
+    connection = duckdb.connect()
+    connection.execute(f'create table "{name}" as select 999 as secret')
+    made = embed_frame(connection.sql("select 'bir' as text"), "text", manager=manager, model=SLOT)
+    assert names(made) == ["text", "embedding"]
+    assert column(made, "embedding") == [manager.embed("bir", SLOT).tolist()]
+
+
+def test_a_table_of_the_results_own_name_is_refused(manager):
+    connection = duckdb.connect()
+    connection.execute("create table _model_manager_vectors_5f1c2a as select 999 as secret")
+    with pytest.raises(errors.InputError, match="rename it"):
+        embed_frame(connection.sql("select 'bir' as text"), "text", manager=manager, model=SLOT)
+
+
 def test_other_frames_are_refused(manager):
     with pytest.raises(TypeError, match="collect"):
         embed_frame(pl.LazyFrame({"text": TEXTS}), "text", manager=manager)
@@ -412,6 +430,19 @@ def test_a_text_without_a_vector_is_null_or_fails_its_batch(documents):
         BatchEmbedder(on_error="skip")
     with pytest.raises(errors.ConfigError):
         BatchEmbedder(config={"threads": -1})
+
+
+@pytest.mark.parametrize("form", [list, lambda texts: {"text": texts}, lambda texts: pa.table({"text": texts})])
+def test_mistakes_of_the_call_are_no_nulls(form):
+    """Where no text is at fault, a null in every row would hide the mistake."""
+    settings = {"dtype": "float32", "threads": 1}
+    unknown = BatchEmbedder(PROMPTS, config=settings, on_error="null", prompt_name="querry")
+    with pytest.raises(errors.ArgumentError, match="querry"):
+        unknown(form(["a", "b"]))
+    with pytest.raises(errors.TaskError):
+        BatchEmbedder(RERANKER, config=settings, on_error="null")(form(["a", "b"]))
+    with pytest.raises((errors.ArgumentError, TypeError), match=r"Int64|not a str"):
+        BatchEmbedder(PROMPTS, config=settings, on_error="null")(form([1, 2]))
 
 
 def test_an_error_names_the_row_of_the_batch():
