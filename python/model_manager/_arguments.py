@@ -115,3 +115,10 @@ def unexpected(call: str, name: str, known: Collection[str]) -> TypeError:
     near = get_close_matches(name, known, 1)
     remedy = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
     return TypeError(f"{call} got an unexpected keyword argument {name!r}; {remedy}")
+
+
+def check_names(call: str, given: Iterable[str], known: Collection[str]) -> None:
+    """Refuse a keyword that `call` does not have. pydantic would drop it."""
+    for name in given:
+        if name not in known:
+            raise unexpected(call, name, sorted(known))

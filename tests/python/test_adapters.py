@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 
 import numpy as np
 import pytest
 from conftest import FIXTURES, run_python
-from model_manager.errors import InputError
+from model_manager.errors import ArgumentError, InputError
 
 PROMPTS = str(FIXTURES / "bert_prompts")
 TEXTS = ["the weather is lovely", "please pay the invoice", "Bugün hava çok güzel"]
@@ -149,6 +150,70 @@ def test_a_llamaindex_store_finds(manager):
     assert found.ids == [str(n) for n in np.argsort(-(np.array(vectors) @ np.array(query)))]
 
 
+def test_llamaindexes_ingestion_cache_tells_models_apart(manager, make_manager):
+    from llama_index.core.ingestion import IngestionCache, IngestionPipeline
+    from llama_index.core.schema import TextNode
+
+    other = make_manager()
+    other.register("prompts", str(FIXTURES / "bert_plain"))
+    cache = IngestionCache()
+
+    def run(model):
+        return IngestionPipeline(transformations=[model], cache=cache).run(nodes=[TextNode(text="a", id_="1")])
+
+    for model in (llamaindex(manager), llamaindex(manager, dimensions=8), llamaindex(other)):
+        assert run(model)[0].embedding == model.get_text_embedding("a")
+
+
+def test_a_llamaindex_embedding_is_made_from_its_dictionary(manager):
+    from model_manager.integrations.llamaindex import ModelManagerEmbedding
+
+    model = llamaindex(manager, dimensions=8, embed_batch_size=3)
+    again = ModelManagerEmbedding.from_dict(model.to_dict(), manager=manager)
+    assert again.to_dict() == model.to_dict()
+    assert again.get_query_embedding("a") == model.get_query_embedding("a")
+    assert ModelManagerEmbedding(model_name="prompts", manager=manager).model_name == "prompts"
+    with pytest.raises(TypeError, match="give one of them"):
+        ModelManagerEmbedding("prompts", model_name="prompts", manager=manager)
+    for name, value in (("dimensions", 4), ("model_name", "other")):
+        with pytest.raises(ValueError, match="frozen"):
+            setattr(model, name, value)
+
+
+def test_llamaindexes_own_cache_is_refused(manager):
+    """Its keys are texts: a query would get the vector of an equal passage."""
+    from llama_index.core.storage.kvstore import SimpleKVStore
+
+    with pytest.raises(ArgumentError, match="cache_disk"):
+        llamaindex(manager, embeddings_cache=SimpleKVStore())
+    with pytest.raises(ValueError, match="frozen"):
+        llamaindex(manager).embeddings_cache = SimpleKVStore()
+    assert llamaindex(manager, embeddings_cache=None).embeddings_cache is None
+
+
+def test_a_pickled_llamaindex_object_keeps_its_manager(make_manager):
+    from model_manager.integrations.llamaindex import ModelManagerEmbedding, ModelManagerRerank
+
+    manager = make_manager(reranker_model=str(FIXTURES / "rerank_xlmr"), max_queue=77)
+    rerank = pickle.loads(pickle.dumps(ModelManagerRerank(manager=manager, top_n=1)))
+    assert (rerank.top_n, rerank._manager.config.max_queue) == (1, 77)
+    assert rerank._manager.config.reranker_model == manager.config.reranker_model
+    manager.register("prompts", PROMPTS)
+    model = pickle.loads(pickle.dumps(ModelManagerEmbedding("prompts", manager=manager, dimensions=8)))
+    assert model._embedder.manager.config.max_queue == 77
+    assert model.get_query_embedding("a") == wanted(manager, "a", "query", truncate_dim=8)
+
+
+def test_a_misspelt_keyword_is_refused(manager):
+    from model_manager.integrations import langchain as chain, llamaindex as index
+
+    for rerank in (chain.ModelManagerRerank, index.ModelManagerRerank):
+        with pytest.raises(TypeError, match="'topn'; did you mean top_n"):
+            rerank(manager=manager, topn=1)
+    with pytest.raises(TypeError, match="'dimension'; did you mean dimensions"):
+        index.ModelManagerEmbedding("prompts", manager=manager, dimension=8)
+
+
 @pytest.mark.parametrize("module", ["qdrant", "langchain", "llamaindex", "cli"])
 def test_importing_the_package_imports_no_part(module):
     loaded = run_python("import sys, model_manager; print(*sys.modules)").stdout.split()
@@ -176,6 +241,8 @@ def test_langchain_compresses_documents_by_their_scores(reranker):
     assert [(one.page_content, one.metadata) for one in found] == [
         (one.document, {"number": one.index, "relevance_score": one.score}) for one in expected
     ]
+    assert model.compress_documents(iter(documents), "the bill") == found
+    assert asyncio.run(model.acompress_documents(iter(documents), "the bill")) == found
     assert "relevance_score" not in documents[0].metadata
     assert model.compress_documents([], "the bill") == []
 

@@ -7,8 +7,9 @@ import sys
 import numpy as np
 import pytest
 from conftest import DIMENSION, ENGLISH_TEXT, FIXTURES, reference
-from model_manager import ModelManager, SentenceModel
+from model_manager import CrossEncoder, ModelManager, SentenceModel
 from model_manager.errors import ArgumentError
+from model_manager.handles import TextGenerator
 from model_manager.handles.sentence_model import quantize, similarity
 
 TEXTS = [f"text number {n} about {['rain', 'snow', 'sun', 'wind'][n % 4]}" for n in range(120)]
@@ -118,9 +119,32 @@ def test_precision(model, precision, dtype, width):
 def test_bytes_span_each_dimensions_range():
     vectors = np.array([[0.0, -255.0], [100.5, 0.0], [255.0, 255.0]], dtype=np.float32)
     np.testing.assert_array_equal(quantize(vectors, "uint8"), [[0, 0], [100, 127], [255, 255]])
-    np.testing.assert_array_equal(quantize(vectors, "int8"), [[-128, -128], [-27, 0], [127, 127]])
-    np.testing.assert_array_equal(quantize(vectors[:1], "uint8"), [[0, 0]])
+    np.testing.assert_array_equal(quantize(vectors, "int8"), [[-128, -128], [-28, -1], [127, 127]])
+    vectors[:, 1] = 3
+    np.testing.assert_array_equal(quantize(vectors, "uint8"), [[0, 0], [100, 0], [255, 0]])
     assert quantize(vectors[:0], "int8").shape == (0, 2)
+
+
+@pytest.mark.parametrize("texts", ["a text", ["a text"]])
+@pytest.mark.parametrize("precision", ["int8", "uint8"])
+def test_one_text_has_no_range(model, texts, precision):
+    with pytest.raises(ArgumentError, match="at least two") as raised:
+        model.encode(texts, precision=precision)
+    assert raised.value.param == "precision"
+    assert model.encode(texts, precision="ubinary").dtype == np.uint8
+
+
+def test_states_of_tokens_are_not_quantized(model):
+    with pytest.raises(ArgumentError, match="states of tokens are float32"):
+        model.encode(["a text", "b"], output_value="token_embeddings", precision="int8")
+
+
+@pytest.mark.parametrize("given", [[5, 7], np.array([5, 7]), (number for number in (5, 7)), ["a", 7]])
+@pytest.mark.parametrize("output", ["sentence_embedding", "token_embeddings"])
+def test_numbers_are_no_texts(plain, given, output):
+    """Of one text they would be the token ids."""
+    with pytest.raises(TypeError, match="must be a str"):
+        plain.encode(given, output_value=output)
 
 
 def test_bits_are_signs():
@@ -212,3 +236,14 @@ def test_lengths_may_be_numpys(shared):
         with pytest.raises(TypeError, match="truncate_dim"):
             model.encode("a text", truncate_dim=wrong)
     assert ModelManager(cache_size=np.int32(7)).config.cache_size == 7
+
+
+def test_a_handle_without_a_slot_is_shown(make_manager):
+    """Loggers and debuggers show it; that must not raise."""
+    manager = make_manager()
+    handles = [kind(manager, "gone") for kind in (SentenceModel, CrossEncoder, TextGenerator)]
+    for _ in range(2):
+        for handle in handles:
+            assert repr(handle) == f"<{type(handle).__name__} 'gone', not loaded>"
+            assert "not loaded" in handle._repr_html_()
+        manager.close()

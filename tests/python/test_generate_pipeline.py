@@ -92,6 +92,8 @@ def test_stop_strings_by_either_name(gpt2, pipeline):
     expected = [{"generated_text": TEXT + whole[: whole.index(stop)]}]
     assert pipeline(TEXT, max_new_tokens=30, stop=stop) == expected
     assert pipeline(TEXT, max_new_tokens=30, stop_strings=[stop]) == expected
+    with pytest.raises(TypeError, match="stop and stop_strings are the same option"):
+        pipeline(TEXT, max_new_tokens=30, stop=[stop], stop_strings=["@@"])
 
 
 def test_a_prompt_that_leaves_no_room(pipeline):
@@ -139,6 +141,8 @@ async def test_asynchronous_calls(pipeline):
         await pipeline.acall("", max_length=5, truncation=True)
     with pytest.raises(TypeError, match="gather"):
         await pipeline.acall([TEXT, TEXT])
+    with pytest.raises(TypeError, match="one text or conversation, not 0"):
+        await pipeline.acall([])
 
 
 def test_the_tokenizer(pipeline):

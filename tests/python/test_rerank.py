@@ -43,6 +43,62 @@ def test_pairs_have_the_scores_of_sentence_transformers(rerankers, name):
             np.testing.assert_allclose(np.atleast_1d(model.predict(pair, activation_fn=activation)), row, **TOLERANCE)
 
 
+PAIRS = [("q", "a doc"), ("q", "another doc text")]
+
+
+def test_the_softmax_follows_the_activation(rerankers):
+    one, several = rerankers.get("rerank_bert"), rerankers.get("nli_bert")
+    np.testing.assert_array_equal(one.predict(PAIRS, apply_softmax=True), one.predict(PAIRS))
+
+    def softmax(rows):
+        return np.exp(rows) / np.exp(rows).sum(axis=1, keepdims=True)
+
+    logits = several.predict(PAIRS, activation_fn="identity")
+    for activation, want in (
+        (None, logits),
+        ("sigmoid", 1 / (1 + np.exp(-logits))),
+        (lambda rows: 2 * rows, 2 * logits),
+    ):
+        found = several.predict(PAIRS, activation_fn=activation, apply_softmax=True)
+        np.testing.assert_allclose(found, softmax(want), **TOLERANCE)
+        np.testing.assert_array_equal(several.predict(PAIRS[0], activation_fn=activation, apply_softmax=True), found[0])
+
+
+def test_a_function_gets_a_column_of_labels(rerankers):
+    shapes = []
+
+    def function(logits):
+        shapes.append(logits.shape)
+        return logits * 2
+
+    model = rerankers.get("rerank_bert")
+    found = model.predict(PAIRS, activation_fn=function)
+    np.testing.assert_array_equal(found, 2 * model.predict(PAIRS, activation_fn="identity"))
+    assert shapes == [(2, 1)]
+    rerankers.get("nli_bert").predict(PAIRS[0], activation_fn=function)
+    assert shapes[1:] == [(1, 3)]
+
+
+@pytest.mark.parametrize("name", ["Sigmoid", "Identity"])
+def test_modules_of_pytorch_are_known_by_name(rerankers, name):
+    module = type(name, (), {"__module__": "torch.nn.modules.activation", "__call__": None})()
+    model = rerankers.get("rerank_bert")
+    expected = model.predict(PAIRS, activation_fn=name.lower())
+    np.testing.assert_array_equal(model.predict(PAIRS, activation_fn=module), expected)
+    ranks = model.rank("q", [text for _, text in PAIRS], activation_fn=module)
+    assert sorted(one["score"] for one in ranks) == sorted(expected.tolist())
+
+
+def test_pairs_in_an_array(rerankers):
+    model = rerankers.get("rerank_bert")
+    expected = model.predict(PAIRS)
+    for kind in (str, object):
+        np.testing.assert_array_equal(model.predict(np.array(PAIRS, kind)), expected)
+        assert model.predict(np.array(PAIRS[0], kind)) == expected[0]
+    with pytest.raises(TypeError, match=r"sentences\[0\] must be a pair"):
+        model.predict(np.array([["a", "b", "c"]]))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_single_texts_have_their_logits_too(rerankers, name):
     expected = [case for case in reference(name)["texts"] if name != "rerank_qwen3" or case["text"]]

@@ -6,8 +6,11 @@ the next call loads it again.
 
 from __future__ import annotations
 
+import sys
+
 from .._arguments import a_flag, a_manager, a_text, an_int, an_iterable, one_of, type_error, unexpected
 from .._scoring import document_texts
+from .sentence_model import _Progress, check_progress, state_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,12 +54,13 @@ class CrossEncoder:
         """The scores of one pair of texts or of several: one number a pair, or one for each label.
 
         Args:
-            sentences: Pairs of str, or one pair.
+            sentences: Pairs of str (an array of shape (n, 2) too), or one pair.
             batch_size: Accepted and ignored: batches are formed by tokens and do not change scores.
             show_progress_bar: Show a progress bar if tqdm is installed.
-            activation_fn: ``"identity"``, ``"sigmoid"``, ``"softmax"``, or a function of the array of logits. None:
-                what the model's files say; without a word there, the sigmoid of one label, and the logits of several.
-            apply_softmax: The softmax over several labels instead.
+            activation_fn: ``"identity"``, ``"sigmoid"``, ``"softmax"``, a module of PyTorch, or a function of the array
+                of logits, shape (n, labels). None: what the model's files say; without a word there, the sigmoid of one
+                label, and the logits of several.
+            apply_softmax: The softmax over several labels, after the activation. No effect on one label.
             convert_to_numpy: False returns a list.
             convert_to_tensor: Return a PyTorch tensor; needs PyTorch.
             prompt: As for `Manager.rerank`.
@@ -69,19 +73,18 @@ class CrossEncoder:
             TypeError: An item is not a pair of texts.
             ValueError: The errors of `Manager.rerank`.
         """
-        from .sentence_model import _Progress, check_progress
-
         check_progress(batch_size, show_progress_bar)
         a_flag("apply_softmax", apply_softmax)
         a_flag("convert_to_numpy", convert_to_numpy)
         a_flag("convert_to_tensor", convert_to_tensor)
+        activation_fn = _by_name(activation_fn)
         if isinstance(activation_fn, str):
             one_of("activation_fn", activation_fn, _ACTIVATIONS)
         elif activation_fn is not None and not callable(activation_fn):
             raise type_error("activation_fn", "a function or a str", activation_fn)
-        sentences = list(an_iterable("sentences", sentences, "pairs [(query, text), ...]"))
-        single = len(sentences) == 2 and all(isinstance(text, str) for text in sentences)
-        pairs: Any = [sentences] if single else sentences
+        given = [_listed(pair) for pair in an_iterable("sentences", sentences, "pairs [(query, text), ...]")]
+        single = len(given) == 2 and all(isinstance(text, str) for text in given)
+        pairs: Any = [given] if single else given
         for number, pair in enumerate(pairs):
             if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
                 raise TypeError(f"sentences[{number}] must be a pair of str: (query, text)")
@@ -94,14 +97,16 @@ class CrossEncoder:
                 [second for _, second in pairs],
                 self.name,
                 progress,
-                activation="softmax" if apply_softmax else activation_fn if named else "identity",
+                activation=activation_fn if named else "identity",
                 prompt=prompt,
                 prompt_name=prompt_name,
             )
-        if scores.shape[1] == 1:
-            scores = scores[:, 0]
         if not named:
-            scores = activation_fn(scores)
+            scores = _applied(activation_fn, scores)
+        if apply_softmax and scores.ndim > 1 and scores.shape[1] > 1:
+            scores = _softmax(scores)
+        if scores.ndim > 1 and scores.shape[1] == 1:
+            scores = scores[:, 0]
         if single:
             scores = scores[0]
         if convert_to_tensor:
@@ -120,15 +125,16 @@ class CrossEncoder:
     ) -> list[dict[str, Any]]:
         """Documents by their relevance to `query`, best first: ``corpus_id``, ``score`` and, if asked for, ``text``.
 
-        `options` are those of `predict`: ``activation_fn`` (a name), ``prompt``, ``prompt_name``; ``batch_size`` and
-        ``show_progress_bar`` change nothing. Raises `TaskError` for a model of several labels.
+        `options` are those of `predict`: ``activation_fn`` (a name, or PyTorch's Sigmoid or Identity), ``prompt``,
+        ``prompt_name``; ``batch_size`` and ``show_progress_bar`` change nothing. Raises `TaskError` for a
+        model of several labels.
         """
         for name in options.keys() - {*_RANK_OPTIONS, "apply_softmax", "convert_to_numpy", "convert_to_tensor"}:
             raise unexpected("rank()", name, _RANK_OPTIONS)
         if top_k is not None:
             an_int("top_k", top_k, 1)
         texts = document_texts(documents)
-        activation = options.get("activation_fn")
+        activation = _by_name(options.get("activation_fn"))
         if activation is not None and not isinstance(activation, str):
             raise TypeError("activation_fn must be the name of an activation for rank; predict takes functions")
         found = self._manager.rerank(
@@ -170,13 +176,43 @@ class CrossEncoder:
         return self._manager.device
 
     def __repr__(self) -> str:
-        state = "loaded" if self._manager.is_loaded(self.name) else "not loaded"
-        return f"<CrossEncoder {self.name!r}, {state}>"
+        return f"<CrossEncoder {self.name!r}, {state_of(self._manager, self.name)}>"
 
     def _repr_html_(self) -> str:
         from ..integrations.jupyter import model_html
 
         return model_html(self._manager, self.name)
+
+
+def _by_name(activation: Any) -> Any:
+    """The name of an activation that is given as PyTorch's module; anything else as it is."""
+    kind = type(activation)
+    if kind.__module__.startswith("torch.nn.modules.") and kind.__name__ in ("Identity", "Sigmoid"):
+        return kind.__name__.lower()
+    return activation
+
+
+def _applied(function: Any, logits: Any) -> Any:
+    """`function` of the logits as an array. A module of PyTorch gets a tensor."""
+    import numpy as np
+
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(function, torch.nn.Module):
+        with torch.no_grad():
+            return function(torch.as_tensor(logits)).float().numpy()
+    return np.asarray(function(logits))
+
+
+def _softmax(scores: Any) -> Any:
+    import numpy as np
+
+    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def _listed(pair: Any) -> Any:
+    """A row of an array as a list."""
+    return pair.tolist() if hasattr(pair, "tolist") else pair
 
 
 class _Ranks(list["dict[str, Any]"]):

@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
-from .._arguments import a_flag, a_manager, a_text, an_int, an_iterable, argument_error, one_of
+from .._arguments import a_flag, a_manager, a_text, an_int, an_iterable, argument_error, one_of, type_error
 from .._extras import tqdm_class
+from ..errors import ModelManagerError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from .._core import Manager
+    from .._scoring import ScoringManager
     from .._types import Description
 
     Precision = Literal["float32", "int8", "uint8", "binary", "ubinary"]
@@ -70,9 +72,10 @@ class SentenceModel:
             prompt: Text that is put in front of every sentence. With it, `prompt_name` is ignored.
             batch_size: Accepted and ignored: batches are formed by tokens and do not change results.
             show_progress_bar: Show a progress bar if tqdm is installed.
-            output_value: ``"token_embeddings"`` returns the states of all tokens: an array (tokens, dim) per text.
-            precision: ``"float32"``, or quantized: ``"int8"``/``"uint8"`` (scaled to the range of these texts,
-                one byte per dimension), ``"binary"``/``"ubinary"`` (the sign, one bit per dimension).
+            output_value: ``"token_embeddings"`` returns the states of all tokens: a float32 array (tokens, dim) per
+                text.
+            precision: ``"float32"``, or quantized: ``"int8"``/``"uint8"`` (scaled to the range of these texts, which
+                are at least two, one byte per dimension), ``"binary"``/``"ubinary"`` (the sign, one bit per dimension).
             convert_to_numpy: False returns a list of arrays, one per text.
             convert_to_tensor: Return a PyTorch tensor; needs PyTorch.
             device: Accepted and ignored: `Config(device=...)` decides.
@@ -84,7 +87,8 @@ class SentenceModel:
 
         Raises:
             TypeError: `sentences` is a mapping or bytes, or an item is not text.
-            ArgumentError: An unknown `precision` or `output_value`, and the errors of `Manager.embed`.
+            ArgumentError: An unknown `precision` or `output_value`, bytes of a single text, quantized states of tokens,
+                and the errors of `Manager.embed`.
         """
         one_of("output_value", output_value, ("sentence_embedding", "token_embeddings"))
         one_of("precision", precision, ("float32", "int8", "uint8", "binary", "ubinary"))
@@ -103,7 +107,11 @@ class SentenceModel:
         single = isinstance(sentences, str)
         given = [sentences] if isinstance(sentences, str) else sentences
         texts = list(an_iterable("sentences", given, "a str or an iterable of str"))
+        if texts and hasattr(texts[0], "__index__"):  # the core would read numbers as the token ids of one text
+            raise type_error("sentences[0]", "a str", texts[0])
         if output_value == "token_embeddings":
+            if precision != "float32":
+                raise argument_error("precision", f"precision={precision!r}: states of tokens are float32")
             return self._token_states(texts, single, prompt, prompt_name, convert_to_tensor)
         with _Progress(bool(show_progress_bar), len(texts)) as progress:
             vectors: Any = self._manager.embed(
@@ -137,7 +145,8 @@ class SentenceModel:
         return states[0] if single else states
 
     def encode_query(self, sentences: str | Iterable[str], *, task: str | None = None, **options: Any) -> Any:
-        r"""`encode` with the model's prompt named ``query``, if it has one and the call gives none.
+        r"""`encode` with the model's prompt named ``query``, if it has one and the call gives none. A model without it
+        uses its default prompt; sentence-transformers uses no prompt then (``prompt=""``).
 
         Args:
             sentences: A str, or several.
@@ -156,7 +165,8 @@ class SentenceModel:
 
     def encode_document(self, sentences: str | Iterable[str], **options: Any) -> Any:
         """`encode` with the model's prompt named ``document``, ``passage`` or ``corpus``, if it has one and the call
-        gives none.
+        gives none. A model without them uses its default prompt; sentence-transformers uses no prompt then
+        (``prompt=""``).
         """
         return self.encode(sentences, **self._with_prompt(options, DOCUMENT_PROMPTS))
 
@@ -216,13 +226,20 @@ class SentenceModel:
         return self._manager.device
 
     def __repr__(self) -> str:
-        state = "loaded" if self._manager.is_loaded(self.name) else "not loaded"
-        return f"<SentenceModel {self.name!r}, {state}>"
+        return f"<SentenceModel {self.name!r}, {state_of(self._manager, self.name)}>"
 
     def _repr_html_(self) -> str:
         from ..integrations.jupyter import model_html
 
         return model_html(self._manager, self.name)
+
+
+def state_of(manager: Manager | ScoringManager, name: str) -> str:
+    """The state of a slot for `repr`, which must not raise: debuggers and loggers call it."""
+    try:
+        return "loaded" if manager.is_loaded(name) else "not loaded"
+    except ModelManagerError:  # the manager is closed, or the slot is gone
+        return "not loaded"
 
 
 def check_progress(batch_size: int | None, show_progress_bar: bool | None) -> None:
@@ -281,6 +298,9 @@ def quantize(vectors: NDArray[np.float32], precision: Precision) -> NDArray[Any]
     """Quantize rows to one byte per dimension (int8, uint8) or to one bit (binary as int8, ubinary as uint8).
 
     The bytes cover each dimension's range over these rows, as in sentence-transformers without calibration vectors.
+
+    Raises:
+        ArgumentError: Bytes of a single row, which has no range: every row would become the same bytes.
     """
     import numpy as np
 
@@ -289,6 +309,12 @@ def quantize(vectors: NDArray[np.float32], precision: Precision) -> NDArray[Any]
         return bits if precision == "ubinary" else (bits.astype(np.int16) - 128).astype(np.int8)
     if len(vectors) == 0:
         return vectors.astype(precision)
+    if len(vectors) == 1:
+        raise argument_error(
+            "precision",
+            f"precision={precision!r} is scaled to the range of all texts and needs at least two; for one text use"
+            " 'binary', 'ubinary' or 'float32'",
+        )
     if len(vectors) < _CALIBRATION_TEXTS:
         logger.warning(
             "%s is scaled to the range of only %d texts; use at least %d for a reliable range",
@@ -298,7 +324,8 @@ def quantize(vectors: NDArray[np.float32], precision: Precision) -> NDArray[Any]
         )
     low = vectors.min(axis=0)
     step = (vectors.max(axis=0) - low) / 255
-    steps: NDArray[np.float32] = (vectors - low) / np.where(step > 0, step, 1)
+    # Rounded down before the shift: a cast alone would round negative numbers up.
+    steps = np.clip(np.floor((vectors - low) / np.where(step > 0, step, 1)), 0, 255)
     return steps.astype(np.uint8) if precision == "uint8" else (steps - 128).astype(np.int8)
 
 

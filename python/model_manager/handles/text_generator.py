@@ -14,6 +14,7 @@ from collections import deque
 from .._arguments import a_flag, a_manager, a_text, an_int, type_error, unexpected
 from .._async import acomplete, in_thread
 from ..errors import InputError, OverloadedError
+from .sentence_model import state_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -160,9 +161,10 @@ class TextGenerator:
     async def acall(self, text_inputs: str | Messages, **options: Any) -> Generated:
         """A call for asyncio, with one text or conversation. Cancelling the task ends the answer within one token."""
         call = _Call(self, options)
-        (prompt, *more), _ = _inputs(text_inputs)
-        if more:
-            raise TypeError("acall takes one text or conversation; gather several calls")
+        inputs, _ = _inputs(text_inputs)
+        if len(inputs) != 1:
+            raise TypeError(f"acall takes one text or conversation, not {len(inputs)}; gather several calls")
+        [prompt] = inputs
         if call.end is not None:
             # Not on the event loop: it may load the model.
             call.check_end(await in_thread(self.describe))
@@ -204,8 +206,7 @@ class TextGenerator:
         return self._manager.device
 
     def __repr__(self) -> str:
-        state = "loaded" if not self._manager.closed and self._manager.is_loaded(self.name) else "not loaded"
-        return f"<TextGenerator {self.name!r}, {state}>"
+        return f"<TextGenerator {self.name!r}, {state_of(self._manager, self.name)}>"
 
     def _repr_html_(self) -> str:
         from ..integrations.jupyter import generator_html
@@ -233,6 +234,8 @@ class _Call:
         truncation = params.pop("truncation", None)
         self.end = params.pop("eos_token_id", None)
         if (stops := params.pop("stop_strings", None)) is not None:
+            if params.get("stop") is not None:
+                raise TypeError("stop and stop_strings are the same option; give one of them")
             for one in [stops] if isinstance(stops, str) else _items("stop_strings", stops, "a str or a list of str"):
                 a_text("stop_strings", one)
             params["stop"] = stops

@@ -9,6 +9,7 @@ from html import escape
 
 from .._html import FRAME, QUIET, table
 from .._sizes import size_text
+from ..errors import ModelManagerError
 from ._memory_plot import MemoryPlot, MemorySample, memory_plot
 
 TYPE_CHECKING = False
@@ -48,7 +49,10 @@ def manager_html(manager: Manager) -> str:
 
 def model_html(manager: Manager, name: str) -> str:
     """The card of a model: its state and, if it is loaded, its dimensions, limits and prompts. Loads nothing."""
-    description = None if manager.closed else manager.describe(name, load=False)
+    try:
+        description = manager.describe(name, load=False)
+    except ModelManagerError:  # the manager is closed, or the slot is gone
+        description = None
     kind = "CrossEncoder" if description and description["labels"] else "SentenceModel"
     title = f"<b>{kind}</b> {escape(name)}"
     if description is None:

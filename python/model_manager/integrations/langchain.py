@@ -17,6 +17,7 @@ from langchain_core.documents import BaseDocumentCompressor
 from langchain_core.embeddings import Embeddings
 from pydantic import PrivateAttr
 
+from .._arguments import check_names
 from .._embedder import Embedder, reranker_for
 
 if TYPE_CHECKING:
@@ -88,8 +89,12 @@ class ModelManagerRerank(BaseDocumentCompressor):
             model: A slot of the manager, or a source (hub id, folder, …). None: ``reranker``.
             manager: None: the process-wide one.
             top_n: Documents that stay; None: all.
-            fields: Further fields of `BaseDocumentCompressor`.
+            fields: Further fields of a class derived from this one.
+
+        Raises:
+            TypeError: An unknown field.
         """
+        check_names(type(self).__name__, fields, type(self).model_fields)
         found, slot = reranker_for(manager, model)
         super().__init__(**{"model": slot, "top_n": top_n, **fields})
         self._manager = found
@@ -98,6 +103,7 @@ class ModelManagerRerank(BaseDocumentCompressor):
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> Sequence[Document]:
         """The best documents, best first. The errors are those of `rerank`."""
+        documents = list(documents)
         found = self._manager.rerank(query, [one.page_content for one in documents], self.model, top_n=self.top_n)
         return [_scored(documents[one.index], one.score) for one in found]
 
@@ -105,6 +111,7 @@ class ModelManagerRerank(BaseDocumentCompressor):
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> Sequence[Document]:
         """`compress_documents` without a thread."""
+        documents = list(documents)
         texts = [one.page_content for one in documents]
         found = await self._manager.arerank(query, texts, self.model, top_n=self.top_n)
         return [_scored(documents[one.index], one.score) for one in found]

@@ -11,13 +11,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.embeddings.base import BaseEmbedding
-from llama_index.core.bridge.pydantic import PrivateAttr
+from llama_index.core.bridge.pydantic import BaseModel, Field, PrivateAttr
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 
+from .._arguments import an_int, argument_error, check_names
 from .._embedder import Embedder, reranker_for
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from .._core import Manager
     from .._scoring import ScoringManager
 
@@ -29,6 +32,9 @@ class ModelManagerEmbedding(BaseEmbedding):
     ``query``. A model without them uses its default prompt, if it has one.
     """
 
+    model_name: str = Field(description="The slot.", frozen=True)
+    dimensions: int | None = Field(default=None, description="The length of the vectors; None: all.", frozen=True)
+    embeddings_cache: Any = Field(default=None, description="Not supported.", frozen=True)
     _embedder: Embedder = PrivateAttr()
 
     def __init__(
@@ -38,6 +44,7 @@ class ModelManagerEmbedding(BaseEmbedding):
         manager: Manager | None = None,
         dimensions: int | None = None,
         embed_batch_size: int = 100,
+        model_name: str | None = None,
         **settings: Any,
     ) -> None:
         """Loads nothing yet.
@@ -47,16 +54,52 @@ class ModelManagerEmbedding(BaseEmbedding):
             manager: None: the process-wide one.
             dimensions: Cut the vectors to this length, and scale them to length 1 again.
             embed_batch_size: Texts per call of LlamaIndex; larger calls are batched better.
-            settings: Further fields of `BaseEmbedding`, such as `callback_manager`.
+            model_name: LlamaIndex's name of `model`; give one of the two.
+            settings: Further fields of `BaseEmbedding`, such as `callback_manager`. `embeddings_cache` is refused: its
+                keys are texts alone, and a query would get the vector of an equal document.
+
+        Raises:
+            TypeError: `model` and `model_name` together, or an unknown field.
+            ArgumentError: An `embeddings_cache`.
         """
-        embedder = Embedder(manager, model, dimensions)
-        super().__init__(model_name=embedder.slot, embed_batch_size=embed_batch_size, **settings)
+        if model is not None and model_name is not None:
+            raise TypeError("model and model_name are the same argument; give one of them")
+        if settings.pop("embeddings_cache", None) is not None:
+            raise argument_error(
+                "embeddings_cache",
+                "embeddings_cache finds vectors by the text alone, whatever the prompt and the model; leave it out:"
+                " the manager has a cache of its own, see cache_disk",
+            )
+        check_names(type(self).__name__, settings, type(self).model_fields)
+        embedder = Embedder(manager, model if model_name is None else model_name, dimensions)
+        super().__init__(
+            **{
+                "model_name": embedder.slot,
+                "dimensions": None if dimensions is None else an_int("dimensions", dimensions, 1),
+                "embed_batch_size": embed_batch_size,
+                **settings,
+            }
+        )
         self._embedder = embedder
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        _restore(self, state)
 
     @classmethod
     def class_name(cls) -> str:
         """The name of this class in LlamaIndex's files."""
         return "ModelManagerEmbedding"
+
+    def to_dict(self, **options: Any) -> dict[str, Any]:
+        """The fields, and the fingerprint of the vectors: LlamaIndex's caches tell models apart by this dictionary.
+        Loads the model.
+        """
+        return {**super().to_dict(**options), "fingerprint": self._embedder.fingerprint}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], **options: Any) -> Self:
+        """The embedding of `to_dict`. `options` go to the constructor: the manager is not in the dictionary."""
+        return super().from_dict({name: data[name] for name in data if name != "fingerprint"}, **options)
 
     def _get_query_embedding(self, query: str) -> list[float]:
         vector: list[float] = self._embedder.query(query).tolist()
@@ -100,10 +143,17 @@ class ModelManagerRerank(BaseNodePostprocessor):
             manager: None: the process-wide one.
             top_n: Nodes that stay; None: all.
             fields: Further fields of `BaseNodePostprocessor`, such as `callback_manager`.
+
+        Raises:
+            TypeError: An unknown field.
         """
+        check_names(type(self).__name__, fields, type(self).model_fields)
         found, slot = reranker_for(manager, model)
         super().__init__(**{"model": slot, "top_n": top_n, **fields})
         self._manager = found
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        _restore(self, state)
 
     @classmethod
     def class_name(cls) -> str:
@@ -118,3 +168,8 @@ class ModelManagerRerank(BaseNodePostprocessor):
         texts = [one.node.get_content(metadata_mode=MetadataMode.EMBED) for one in nodes]
         found = self._manager.rerank(query_bundle.query_str, texts, self.model, top_n=self.top_n)
         return [NodeWithScore(node=nodes[one.index].node, score=one.score) for one in found]
+
+
+def _restore(component: BaseModel, state: dict[str, Any]) -> None:
+    # LlamaIndex's own method calls __init__ with the fields alone, and so takes the process-wide manager.
+    BaseModel.__setstate__(component, state)
