@@ -15,6 +15,7 @@ from numbers import Number
 
 from ._arguments import a_text, an_int, one_of, type_error
 from ._embedder import Embedder
+from ._extras import extra
 from .errors import ArgumentError, InputError, NotFiniteError
 
 TYPE_CHECKING = False
@@ -120,7 +121,8 @@ class BatchEmbedder:
         """For Spark's ``mapInArrow``: record batches in, record batches out. The vectors are of the type
         ``array<float>``: Spark reads no lists of a fixed size.
         """
-        import pyarrow as pa
+        with extra("arrow"):
+            import pyarrow as pa
 
         for batch in batches:
             made = self(batch)
@@ -129,9 +131,11 @@ class BatchEmbedder:
 
     def map_partition(self, partition: Any) -> Any:
         """For Dask's ``map_partitions``. Dask asks for the shape of the result with an empty frame: no model is loaded
-        for that.
+        for that. It does not know the type of the column, arrays of float32, so name it where Dask writes Parquet:
+        ``schema={"embedding": pyarrow.list_(pyarrow.float32())}``.
         """
         if len(partition) == 0:
+            # Numbers, as Dask fails to write a column of objects, whatever its schema says.
             return partition.assign(**{self.output: []})
         return self(partition)
 
@@ -217,7 +221,9 @@ def _strings(column: Any) -> list[Any]:
 def _with_nulls(rows: NDArray[np.float32]) -> Any:
     """The rows as an Arrow array in which those of NaN are null."""
     import numpy as np
-    import pyarrow as pa
+
+    with extra("arrow"):
+        import pyarrow as pa
 
     missing = pa.array(np.isnan(rows).any(axis=1))
     return pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1], mask=missing)

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from ._embedder import Embedder
+from ._extras import extra
 from .errors import ArgumentError, InputError
 
 TYPE_CHECKING = False
@@ -53,6 +54,7 @@ def embed_frame(
     Raises:
         TypeError: Another kind of frame.
         ArgumentError: No such column, or one that holds no texts.
+        ModuleNotFoundError: pyarrow is missing, which frames of pandas and duckdb need (``model-manager-rs[arrow]``).
         ModelManagerError: The errors of `Manager.embed`.
     """
     embedder = Embedder(manager, model, dimensions)
@@ -77,8 +79,11 @@ def adder(frame: object) -> Adder | None:
     """The function that adds vectors to frames of this kind; None for another object. It takes the frame, the column of
     texts, the new column, and the function from a column to its vectors.
     """
-    library = type(frame).__module__.partition(".")[0].lstrip("_")
-    return _ADDERS.get((library, type(frame).__name__))
+    for kind in type(frame).__mro__:  # geopandas derives from pandas
+        library = kind.__module__.partition(".")[0].lstrip("_")
+        if add := _ADDERS.get((library, kind.__name__)):
+            return add
+    return None
 
 
 def _check(column: str, names: Iterable[object]) -> None:
@@ -136,7 +141,8 @@ def _to_pandas(frame: Any, column: str, output: str, vectors: Vectors) -> Any:
 
 def _to_duckdb(frame: Any, column: str, output: str, vectors: Vectors) -> Any:
     _check(column, frame.columns)
-    table = frame.to_arrow_table()
+    with extra("arrow"):
+        table = frame.to_arrow_table()
     _model_manager_vectors_5f1c2a = with_vectors(table, column, output, vectors)
     # A relation looks for the name in its own connection first, then among the variables of this function.
     made = frame.query("model_manager_frame", "SELECT * FROM _model_manager_vectors_5f1c2a")
@@ -149,16 +155,20 @@ class _Strings:
     """A pandas Series as Arrow data. What is no text is refused by its row."""
 
     def __init__(self, series: Any) -> None:
+        with extra("arrow"):
+            import pyarrow as pa
+
         self._series = series
+        self._pa = pa
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._series)
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
-        import pyarrow as pa
-
-        series = self._series
+        pa, series = self._pa, self._series
         try:
+            if series.isna().all():  # pandas gives a column without any text the type of numbers
+                return pa.chunked_array([pa.nulls(len(series), pa.string())]).__arrow_c_stream__(requested_schema)
             if hasattr(series, "__arrow_c_stream__"):
                 return series.__arrow_c_stream__(requested_schema)
             return pa.chunked_array([pa.array(series, from_pandas=True)]).__arrow_c_stream__(requested_schema)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import decimal
 import gc
+import io
 import pickle
 import subprocess
 import sys
@@ -302,9 +303,42 @@ def test_a_column_without_a_type_is_read(manager):
 
 
 def test_a_column_of_nulls_only(manager):
-    for frame in (pl.DataFrame({"text": [None, None]}), pa.table({"text": pa.nulls(2)})):
+    for frame in (
+        pl.DataFrame({"text": [None, None]}),
+        pa.table({"text": pa.nulls(2)}),
+        pd.read_csv(io.StringIO("id,text\n1,\n2,\n")),  # a column of float64
+        pd.DataFrame({"text": pd.Categorical([None, None])}),
+    ):
         made = embed_frame(frame, "text", manager=manager, model=SLOT)
         assert column(made, "embedding") == [None, None]
+
+
+def test_a_pandas_column_without_rows(manager):
+    for frame in (pd.DataFrame({"text": []}), pd.DataFrame({"text": ["a"]})[:0]):
+        assert column(embed_frame(frame, "text", manager=manager, model=SLOT), "embedding") == []
+        assert len(BatchEmbedder(TURKISH_MODEL, config={"dtype": "float32"})(frame)) == 0
+
+
+def test_a_class_derived_from_a_frame(manager):
+    class GeoDataFrame(pd.DataFrame):
+        pass
+
+    made = embed_frame(GeoDataFrame({"text": ["bir"]}), "text", manager=manager, model=SLOT)
+    assert column(made, "embedding") == [manager.embed("bir", SLOT).tolist()]
+
+
+def test_without_pyarrow_the_extra_is_named(manager, monkeypatch):
+    batcher = BatchEmbedder(TURKISH_MODEL, config={"dtype": "float32", "threads": 1})
+    table = pa.record_batch({"text": TEXTS})
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    frame = pd.DataFrame({"text": pd.Series(["a"], dtype=object)})
+    for call in (
+        lambda: embed_frame(frame, "text", manager=manager, model=SLOT),
+        lambda: batcher(frame),
+        lambda: next(batcher.map_arrow([table])),
+    ):
+        with pytest.raises(ModuleNotFoundError, match=r"model-manager-rs\[arrow\]"):
+            call()
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import time
 import pytest
 from conftest import ENGLISH_MODEL, TURKISH_MODEL, run_python
 from model_manager import Config, ModelManager, ModelType, lazy_load_model, memory_efficient_cache, model_manager
+from model_manager.compat.lazy import LazyModel
 from model_manager.errors import ArgumentError
 
 
@@ -282,3 +283,83 @@ def test_memory_efficient_cache_keeps_50_by_default():
     for n in range(100):
         same(n)
     assert same.cache_info().maxsize == same.cache_info().currsize == 50
+
+
+def test_memory_efficient_cache_without_parentheses():
+    @memory_efficient_cache
+    def function(number):
+        return number
+
+    assert function(1) == 1
+    assert function.cache_info().maxsize == 50
+
+
+class Base:
+    @lazy_load_model("model")
+    def model(self):
+        return "base"
+
+
+def test_a_subclass_overrides_a_property():
+    class Derived(Base):
+        @lazy_load_model("model")
+        def model(self):
+            return ["derived", super().model]
+
+    for first in (Base, Derived):
+        one = Derived()
+        first.model.__get__(one)
+        assert one.model == ["derived", "base"]
+        assert Base.model.__get__(one) == "base"
+
+
+def test_a_subclass_of_a_manager_overrides_a_property():
+    class Derived(Mine):
+        @lazy_load_model("summarizer")
+        def summarizer(self):
+            return ["derived", super().summarizer]
+
+    with Derived(Config(auto_cleanup=False)) as manager:
+        assert manager.summarizer[0] == "derived"
+        assert list(manager.summarizer[1]) == ["model"]
+        assert manager.get("summarizer") is manager.summarizer
+
+
+def test_a_class_derived_from_one_of_its_own_name():
+    """As in a notebook, where a cell is changed and run again."""
+    derived = type("Base", (Base,), {})
+    derived.__module__, derived.__qualname__ = Base.__module__, Base.__qualname__
+    derived.model = LazyModel("model", lambda self: ["derived", Base.model.__get__(self)])
+    derived.model.__set_name__(derived, "model")
+    assert derived().model == ["derived", "base"]
+
+
+def test_results_that_can_be_used_once_are_refused():
+    async def coroutine(self):
+        return 1
+
+    def generator(self):
+        yield 1
+
+    async def both(self):
+        yield 1
+
+    for method in (coroutine, generator, both):
+        with pytest.raises(TypeError, match=f"{method.__name__} must be a plain function"):
+            lazy_load_model("model")(method)
+
+
+@pytest.mark.parametrize(
+    ("slots", "missing"),
+    [((), "__dict__ and __weakref__"), (("__weakref__",), "__dict__"), (("__dict__",), "__weakref__")],
+)
+def test_slots_of_python_leave_no_place(slots, missing):
+    class Slotted:
+        __slots__ = slots
+
+        @lazy_load_model("model")
+        def model(self):
+            return 1
+
+    with pytest.raises(TypeError, match=f"Slotted has __slots__ without {missing}, which"):
+        _ = Slotted().model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
 import threading
 import weakref
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     Function = TypeVar("Function", bound=Callable[..., Any])
 
 _instances = itertools.count(1)
+_properties = itertools.count(1)
 _registration = threading.Lock()
 
 
@@ -49,10 +51,14 @@ class LazyModel(KindProperty):
         self.kind = kind
         self.method = method
         self.__doc__ = method.__doc__
-        self._attribute = f"_lazy_slot_{kind}"
+        # A number of its own: a property that overrides this one has another slot, also where both classes have the
+        # same name.
+        self._attribute = f"_lazy_slot_{kind}_{next(_properties)}"
+        self._owner: type | None = None
+        self._name = ""
 
     def __set_name__(self, owner: type, name: str) -> None:
-        self._attribute = f"_lazy_slot_{name}"
+        self._owner, self._name = owner, name
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         if instance is None:
@@ -60,7 +66,7 @@ class LazyModel(KindProperty):
         return self._manager(instance).get(self._own_slot(instance) or self._register(instance))
 
     def _own_slot(self, instance: Any) -> str | None:
-        slot: _Slot | None = instance.__dict__.get(self._attribute)
+        slot: _Slot | None = getattr(instance, "__dict__", {}).get(self._attribute)
         return slot.name if slot is not None and slot.owner() is instance else None
 
     @staticmethod
@@ -72,12 +78,13 @@ class LazyModel(KindProperty):
             slot = self._own_slot(instance)
             if slot is not None:
                 return slot
+            _check_attributes(instance)
             # The manager holds the loader; a strong reference here would keep the instance alive.
             loader = functools.partial(_load, self.method, weakref.ref(instance))
             manager = self._manager(instance)
             # `Manager.register` and not the override: the loader is bound to this instance and must not be pickled.
             if manager is instance:
-                slot = self.kind
+                slot = self._slot_of_manager(type(instance))
                 Manager.register(manager, slot, loader=loader, replace=True)
             else:
                 # Instances of other classes share the process-wide manager, so each gets its own slot.
@@ -86,6 +93,30 @@ class LazyModel(KindProperty):
                 weakref.finalize(instance, Manager.unregister, manager, slot).atexit = False
             instance.__dict__[self._attribute] = _Slot(instance, slot)
             return slot
+
+    def _slot_of_manager(self, kind: type) -> str:
+        """The property's own kind; for one that is overridden, and reached by `super()`, another name."""
+        if self._owner is None or inspect.getattr_static(kind, self._name, None) is self:
+            return self.kind
+        return f"{self._owner.__qualname__}.{self.kind}"
+
+
+def _check_attributes(instance: Any) -> None:
+    """Refuse an object whose class has `__slots__` and leaves no place for the property's slot."""
+    missing = [] if hasattr(instance, "__dict__") else ["__dict__"]
+    try:
+        weakref.ref(instance)
+    except TypeError:
+        missing.append("__weakref__")
+    if missing:
+        raise TypeError(
+            f"{type(instance).__name__} has __slots__ without {' and '.join(missing)}, which lazy_load_model needs;"
+            " add them, or leave __slots__ out"
+        )
+
+
+_ONCE = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
+"""Functions whose results can be used once."""
 
 
 def _load(method: Callable[[Any], Any], reference: weakref.ref[Any]) -> Any:
@@ -103,9 +134,16 @@ def lazy_load_model(kind: Any) -> Callable[[Callable[[Any], Any]], Any]:
     manager: each property needs a kind of its own, and the kinds of the sentence models are refused when the class is
     made (`ArgumentError`). In any other class the slot belongs to the process-wide `model_manager`, with a unique name
     for every property of every instance.
+
+    Raises:
+        TypeError: A coroutine or generator function, whose result could be used once only.
     """
 
     def decorate(method: Callable[[Any], Any]) -> Any:
+        if any(check(method) for check in _ONCE):
+            raise TypeError(
+                f"{method.__qualname__} must be a plain function that returns the model: its result is kept"
+            )
         return LazyModel(str(getattr(kind, "value", kind)), method)
 
     return decorate
@@ -116,6 +154,8 @@ def memory_efficient_cache(maxsize: int = 50) -> Callable[[Function], Function]:
 
     The decorated function has `cache_info()` and `cache_clear()`.
     """
-    if maxsize is not None and not callable(maxsize):
+    if callable(maxsize):  # the decorator without parentheses
+        return memory_efficient_cache()(maxsize)
+    if maxsize is not None:
         maxsize = an_int("maxsize", maxsize)
     return functools.lru_cache(maxsize=maxsize)  # type: ignore[return-value]
