@@ -1,4 +1,4 @@
-"""Optional packages: import errors name the pip extra that is missing; the progress bar."""
+"""Optional packages: import errors name what pip installs; the progress bar."""
 
 from __future__ import annotations
 
@@ -10,15 +10,20 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-@contextlib.contextmanager
-def extra(name: str) -> Iterator[None]:
+def extra(name: str) -> contextlib.AbstractContextManager[None]:
     """A context for the imports of an optional part. The ImportError of a missing package names the pip extra."""
+    return package(f"'model-manager-rs[{name}]'")
+
+
+@contextlib.contextmanager
+def package(requirement: str) -> Iterator[None]:
+    """`extra` for packages that no extra has: `requirement` is what pip installs."""
     try:
         yield
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "model_manager":
             raise
-        message = f"this part of model_manager needs {error.name}: pip install 'model-manager-rs[{name}]'"
+        message = f"this part of model_manager needs {error.name}: pip install {requirement}"
         raise ModuleNotFoundError(message, name=error.name) from error
 
 

@@ -116,9 +116,8 @@ class VectorsManager(ScoringManager):
             TaskError: The slot's model gives no vectors of tokens.
             ModelManagerError: As for `embed`.
         """
-        name, prompt_name = self._multi_kind(kind, model, prompt, prompt_name)
         found, _ = self._infer(
-            name,
+            _multi_name(kind),
             _several(texts),
             None,
             model,
@@ -141,19 +140,17 @@ class VectorsManager(ScoringManager):
         **options: Any,
     ) -> Any:
         """`embed_multi` for asyncio: same arguments, result and errors."""
-        name, prompt_name = self._multi_kind(kind, model, prompt, prompt_name)
         found, _ = await ainfer(
-            self, name, _several(texts), None, model, prompt=prompt, prompt_name=prompt_name, **options
+            self, _multi_name(kind), _several(texts), None, model, prompt=prompt, prompt_name=prompt_name, **options
         )
         return found[0] if isinstance(texts, str) else found
 
-    def _multi_kind(
-        self, kind: str | None, model: str, prompt: str | None, prompt_name: str | None
-    ) -> tuple[Literal["multi", "queries"], str | None]:
-        """What the core calls vectors of tokens of this kind, and the name of the prompt."""
-        if kind is not None:
-            one_of("kind", kind, ("query", "document"))
-        return "queries" if kind == "query" else "multi", prompt_name
+
+def _multi_name(kind: str | None) -> Literal["multi", "queries"]:
+    """What the core calls vectors of tokens of this kind."""
+    if kind is not None:
+        one_of("kind", kind, ("query", "document"))
+    return "queries" if kind == "query" else "multi"
 
 
 def embed_outputs(

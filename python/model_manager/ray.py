@@ -11,17 +11,17 @@ Needs ``pip install 'model-manager-rs[ray]'``, for `deployment` also ``ray[serve
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
+from ._arguments import a_number, a_text, an_int, argument_error, type_error
 from ._extras import extra
 from .batch import BatchEmbedder
-from .errors import ArgumentError
 
 with extra("ray"):
     import ray.data
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from typing import Any
 
     from .batch import OnError
@@ -62,11 +62,13 @@ def embed(
         on_error: See `BatchEmbedder`.
 
     Raises:
-        ArgumentError: `workers` or `cpus` out of range.
+        ArgumentError: `workers`, `cpus` or `batch_size` out of range.
+        TypeError: An argument of another type.
         ConfigError: A wrong setting.
     """
     least, most = _pool(workers)
-    _check_cpus(cpus)
+    cpus = _cpus(cpus)
+    batch_size = an_int("batch_size", batch_size, 1)
     settings = {"threads": max(1, math.floor(cpus)), **(config or {})}
     function = BatchEmbedder(
         model,
@@ -90,20 +92,21 @@ def embed(
 
 def _pool(workers: Any) -> tuple[int, int]:
     """The least and the most actors."""
-    bounds = (workers, workers) if isinstance(workers, int) else workers
-    if (
-        isinstance(bounds, tuple | list)
-        and len(bounds) == 2
-        and all(isinstance(bound, int) for bound in bounds)
-        and 1 <= bounds[0] <= bounds[1]
-    ):
-        return bounds[0], bounds[1]
-    raise ArgumentError(f"workers={workers!r} must be a number above 0, or the least and the most")
+    try:
+        least, most = workers if isinstance(workers, tuple | list) else (workers, workers)
+        least, most = an_int("workers", least, 1), an_int("workers", most, 1)
+    except (TypeError, ValueError):
+        least, most = 1, 0
+    if least > most:
+        raise argument_error("workers", f"workers={workers!r} must be a number above 0, or the least and the most")
+    return least, most
 
 
-def _check_cpus(cpus: float) -> None:
+def _cpus(given: Any) -> float:
+    cpus = a_number("cpus", given)
     if not 0 < cpus < math.inf:
-        raise ArgumentError(f"cpus={cpus} must be above 0")
+        raise argument_error("cpus", f"cpus={given} must be above 0")
+    return cpus
 
 
 class _Worker:
@@ -141,6 +144,7 @@ def deployment(
 
     Raises:
         ArgumentError: No models, or a number out of range.
+        TypeError: `models` is no mapping of names to sources, or another argument of a wrong type.
         ConfigError, TypeError: A wrong setting of the manager or the server: a replica would end at its start, again
             and again.
     """
@@ -149,11 +153,15 @@ def deployment(
     from ._core import Config
     from .server import ServerConfig
 
+    if not isinstance(models, Mapping):
+        raise type_error("models", "a mapping of public names to sources", models)
     if not models:
-        raise ArgumentError("models is empty; give at least one public name and its source")
-    if models_per_replica < 1:
-        raise ArgumentError(f"models_per_replica={models_per_replica} must be at least 1")
-    _check_cpus(cpus)
+        raise argument_error("models", "models is empty; give at least one public name and its source")
+    for name, source in models.items():
+        a_text("a name of models", name)
+        a_text(f"models[{name!r}]", source)
+    models_per_replica = an_int("models_per_replica", models_per_replica, 1)
+    cpus = _cpus(cpus)
     settings = {"threads": max(1, math.floor(cpus)), **(config or {})}
     Config(**settings)
     ServerConfig(**(server or {}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ._extras import package
 from ._outputs import EmbedOutputs, SparseVector
 
 if TYPE_CHECKING:
@@ -58,7 +59,9 @@ class Classifications(list[Classification]):
 def to_scipy(vectors: Sequence[SparseVector], width: int) -> Any:
     """The vectors as the rows of a `scipy.sparse.csr_array`; needs scipy."""
     import numpy as np
-    from scipy.sparse import csr_array
+
+    with package("scipy"):
+        from scipy.sparse import csr_array
 
     ends = np.cumsum([0, *(len(vector.indices) for vector in vectors)])
     indices = np.concatenate([vector.indices for vector in vectors]) if vectors else np.empty(0, np.uint32)

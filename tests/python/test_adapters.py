@@ -214,6 +214,15 @@ def test_a_misspelt_keyword_is_refused(manager):
         index.ModelManagerEmbedding("prompts", manager=manager, dimension=8)
 
 
+@pytest.mark.parametrize(("module", "needs"), [("langchain", "langchain-core"), ("llamaindex", "llama-index-core")])
+def test_a_missing_package_is_named_with_its_remedy(module, needs):
+    top = needs.replace("-core", "_core" if module == "langchain" else "").replace("-", "_")
+    code = f"import sys; sys.modules[{top!r}] = None; import model_manager.integrations.{module}"
+    done = run_python(code, check=False)
+    assert f"needs {top}" in done.stderr
+    assert f"pip install {needs}" in done.stderr
+
+
 @pytest.mark.parametrize("module", ["qdrant", "langchain", "llamaindex", "cli"])
 def test_importing_the_package_imports_no_part(module):
     loaded = run_python("import sys, model_manager; print(*sys.modules)").stdout.split()

@@ -139,7 +139,7 @@ def test_states_of_tokens_are_not_quantized(model):
         model.encode(["a text", "b"], output_value="token_embeddings", precision="int8")
 
 
-@pytest.mark.parametrize("given", [[5, 7], np.array([5, 7]), (number for number in (5, 7)), ["a", 7]])
+@pytest.mark.parametrize("given", [[5, 7], (5, 7), np.array([5, 7]), ["a", 7]])
 @pytest.mark.parametrize("output", ["sentence_embedding", "token_embeddings"])
 def test_numbers_are_no_texts(plain, given, output):
     """Of one text they would be the token ids."""
@@ -173,7 +173,7 @@ def test_what_is_not_supported_says_so(model, options):
 
 def test_tensors_need_torch(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ImportError):
+    with pytest.raises(ImportError, match="needs torch: pip install torch"):
         model.encode("a text", convert_to_tensor=True)
 
 

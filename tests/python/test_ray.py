@@ -21,7 +21,7 @@ pytest.importorskip("ray", reason="needs ray[data,serve]")
 
 import ray
 import ray.data
-from model_manager.ray import deployment, embed
+from model_manager.ray import _pool, deployment, embed
 from ray.cluster_utils import Cluster
 
 pytestmark = [
@@ -102,12 +102,36 @@ def test_wrong_pools_are_refused(cluster):
     for wrong in (0, float("nan"), float("inf")):
         with pytest.raises(errors.ArgumentError, match=f"cpus={wrong}"):
             embed(dataset(1), cpus=wrong)
+    with pytest.raises(TypeError, match="cpus must be a number, not str"):
+        embed(dataset(1), cpus="2")
+    with pytest.raises(errors.ArgumentError, match="batch_size=0"):
+        embed(dataset(1), batch_size=0)
     with pytest.raises(errors.ConfigError):
         embed(dataset(1), config={"dtype": "int3"})
 
 
+def test_numbers_of_numpy_are_pools():
+    assert _pool(np.int64(2)) == (2, 2)
+    assert _pool((np.int64(1), 3)) == (1, 3)
+    with pytest.raises(errors.ArgumentError, match="workers=True"):
+        _pool(True)
+
+
 def test_a_deployment_that_cannot_start_is_refused():
     models = {"turkish": TURKISH_MODEL}
+    for wrong in (["a"], "abc", None):
+        with pytest.raises(TypeError, match="models must be a mapping of public names to sources"):
+            deployment(wrong)
+    with pytest.raises(TypeError, match=r"models\['a'\] must be a str, not int"):
+        deployment({"a": 1})
+    with pytest.raises(errors.ArgumentError, match="models is empty"):
+        deployment({})
+    with pytest.raises(TypeError, match="models_per_replica must be an int, not str"):
+        deployment(models, models_per_replica="3")
+    with pytest.raises(errors.ArgumentError, match="models_per_replica=0"):
+        deployment(models, models_per_replica=0)
+    with pytest.raises(TypeError, match="cpus must be a number"):
+        deployment(models, cpus="2")
     with pytest.raises(errors.ArgumentError, match="cpus=0"):
         deployment(models, cpus=0)
     with pytest.raises(errors.ConfigError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 
 from .._arguments import a_flag, a_manager, a_text, an_int, an_iterable, one_of, type_error, unexpected
+from .._extras import package
 from .._scoring import document_texts
 from .sentence_model import _Progress, check_progress, state_of
 
@@ -110,7 +111,8 @@ class CrossEncoder:
         if single:
             scores = scores[0]
         if convert_to_tensor:
-            import torch
+            with package("torch"):
+                import torch
 
             return torch.as_tensor(scores)
         return scores if convert_to_numpy else list(scores)

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping
 
 from .._arguments import a_flag, a_manager, a_text, an_int, an_iterable, argument_error, one_of, type_error
-from .._extras import tqdm_class
+from .._extras import package, tqdm_class
 from ..errors import ModelManagerError
 
 TYPE_CHECKING = False
@@ -126,7 +126,8 @@ class SentenceModel:
         if precision != "float32":
             vectors = quantize(vectors, precision)
         if convert_to_tensor:
-            import torch
+            with package("torch"):
+                import torch
 
             vectors = torch.from_numpy(vectors)
         if single:
@@ -139,7 +140,8 @@ class SentenceModel:
         states: Any
         states, _ = self._manager._infer("states", texts, None, self.name, prompt=prompt, prompt_name=prompt_name)
         if tensors:
-            import torch
+            with package("torch"):
+                import torch
 
             states = [torch.from_numpy(rows) for rows in states]
         return states[0] if single else states

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from langchain_core.documents import BaseDocumentCompressor
-from langchain_core.embeddings import Embeddings
-from pydantic import PrivateAttr
-
 from .._arguments import check_names
 from .._embedder import Embedder, reranker_for
+from .._extras import package
+
+with package("langchain-core"):
+    from langchain_core.documents import BaseDocumentCompressor
+    from langchain_core.embeddings import Embeddings
+    from pydantic import PrivateAttr
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
