@@ -107,8 +107,8 @@ class Config:
         """Bytes that the embedding cache holds. `MODEL_MANAGER_CACHE_BYTES`, default 64 MiB."""
     @property
     def cache_policy(self) -> str:
-        """Which vector is evicted from a full cache: ``lru``, ``lfu``, or ``ttl`` (LRU, and each entry expires).
-        `MODEL_MANAGER_CACHE_POLICY`, default lru.
+        """Which vector is evicted from a full cache: ``lru``, ``lfu``, ``arc`` (a balance of both), or ``ttl``
+        (LRU, and each entry expires). `MODEL_MANAGER_CACHE_POLICY`, default lru.
         """
     @property
     def cache_ttl(self) -> float:
@@ -141,7 +141,7 @@ class Config:
     @property
     def cache_url(self) -> str | None:
         """Redis or Valkey servers that share vectors between processes: ``redis://`` or ``rediss://`` addresses,
-        separated by commas; None: no server.
+        separated by commas, or ``redis+cluster://`` for nodes of a cluster; None: no server.
         `MODEL_MANAGER_CACHE_URL`, default None.
         """
     @property
@@ -210,18 +210,18 @@ class Config:
     @property
     def dtype(self) -> str:
         """How sentence models' weights are held: ``float32``, ``bfloat16``, ``int8`` or ``int4`` (quantized at load),
-        or ``auto``: bfloat16 where the CPU or the card multiplies it natively, else float32. GGUF files keep their own
-        form.
+        or ``auto``: bfloat16 where the CPU or the card multiplies it natively, else float32.
         `MODEL_MANAGER_DTYPE`, default auto.
         """
     @property
     def generator_dtype(self) -> str:
-        """The same for the generator. `MODEL_MANAGER_GENERATOR_DTYPE`, default auto."""
+        """The same for the generator. GGUF files keep their own form. `MODEL_MANAGER_GENERATOR_DTYPE`, default auto."""
     @property
     def device(self) -> str:
         """``auto``, ``cpu``, ``cuda``, ``cuda:1`` (the second card) or ``mps``, also written ``metal``; a card needs a
         build with its feature. ``auto`` is the card with the most free memory, else the CPU. Generators use a card only
-        where it is named: their quantized weights take 32 bits each there. `MODEL_MANAGER_DEVICE`, default auto.
+        where it is named: their quantized weights take 16 or 32 bits each there. `MODEL_MANAGER_DEVICE`, default
+        auto.
         """
     @property
     def threads(self) -> int:
@@ -258,8 +258,8 @@ class Config:
     @property
     def memory_budget(self) -> float | str | None:
         """Memory that all models of this manager may take, keys and values of generators included, as given: bytes, a
-        fraction of RAM or cgroup limit below 1, text such as ``"2GB"``, or None (no limit).
-        `MODEL_MANAGER_MEMORY_BUDGET`.
+        fraction of RAM or cgroup limit up to 1, text such as ``"2GB"``, or None (no limit). Models on a card have the
+        same limit there, or that fraction of the card's memory. `MODEL_MANAGER_MEMORY_BUDGET`.
         """
     @property
     def eviction(self) -> str:
@@ -269,7 +269,7 @@ class Config:
     @property
     def keep_alive(self) -> float | str | None:
         """How long models stay after their latest use, as given: seconds or ``"5m"``; 0: unload after use; negative:
-        indefinitely; None: `max_idle_time`. `MODEL_MANAGER_KEEP_ALIVE`.
+        indefinitely; ``auto``: as their use has shown; None: `max_idle_time`. `MODEL_MANAGER_KEEP_ALIVE`.
         """
     @property
     def cold_start_price(self) -> float | None:
@@ -527,6 +527,7 @@ class Manager:
                 texts always belong to the caller.
             timeout: Seconds for everything, loading included; None: `load_timeout` for the load, no limit for the rest.
             keep_alive: Overrides the slot's value for this use.
+            user: Who asks: a slot with ``keep_alive="auto"`` learns which models a user takes one after the other.
             progress: Called on this thread as ``progress(done, total)`` when texts are finished, with (total, total) at
                 the end.
             outputs: Some of ``dense``, ``sparse`` and ``multi``, computed in one pass where the model (bge-m3) gives
@@ -586,7 +587,8 @@ class Manager:
 
         `on_done(result, error)` is called once, with None for one of the two: from another thread, or from this thread
         before `submit` returns when everything was cached. Keep it short. Wrong arguments raise here. Tokenizing and
-        loading happen on other threads, so an event loop may call this.
+        loading happen on other threads, so an event loop may call this. Other arguments and errors are those of
+        `embed`.
         """
     def _infer(
         self,
@@ -653,6 +655,7 @@ class Manager:
                 names its index, its tokens and the limit.
             timeout: As for `embed`.
             keep_alive: As for `embed`.
+            user: As for `embed`.
 
         Raises:
             InputError: An unknown `encoding_format`, and the cases of `submit`.

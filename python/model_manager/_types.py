@@ -156,7 +156,7 @@ class Description(TypedDict):
     max_length: int | None
     """Tokens per text, special tokens included; longer texts are cut. None: only its server knows."""
     pooling: str | None
-    """``mean``, ``cls``, ``last``, ``max``, …; None: only its server knows."""
+    """``mean``, ``cls``, ``lasttoken``, ``max``, …; None: only its server knows."""
     normalizes: bool
     """Whether the model itself ends in a normalization."""
     similarity: str

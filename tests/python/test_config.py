@@ -107,6 +107,28 @@ def test_every_field_is_everywhere():
         assert field["type"]
 
 
+def test_the_stub_names_every_choice():
+    stub = (ROOT / "python" / "model_manager" / "_core.pyi").read_text(encoding="utf-8")
+    config = stub[stub.index("class Config:") :].split("\n@final", 1)[0]
+    counted = 0
+    for name, field in FIELDS.items():
+        text = config.split(f"def {name}(self)", 1)[1].split("@", 1)[0]
+        names = set(re.findall(r"[a-z+]+://", field["doc"]))
+        if "str" in field["type"]:
+            try:
+                Config(**{name: "no such choice?"})
+            except ConfigError as error:
+                refusal = str(error)
+                if "must be one of" in refusal or 'or "auto"' in refusal:
+                    names |= set(re.findall(r'"([a-z][a-z0-9]*)"', refusal))
+        if text.split('"""')[1].startswith("The same"):
+            continue
+        counted += len(names)
+        for one in names:
+            assert f"``{one}``" in text, f"{name}: the stub does not name {one}"
+    assert counted > 20
+
+
 def test_environment_names_are_distinct_and_ours_have_the_prefix():
     names = [field["environment"] for field in FIELDS.values()]
     assert len(set(names)) == len(names)

@@ -148,6 +148,16 @@ def test_the_map_of_the_code_is_true():
     assert modules - {name.rstrip("/") for name in named} == set(), "every module is on the map"
 
 
+@pytest.mark.parametrize("name", [*PAGES, "CONTRIBUTING.md", "SECURITY.md", "deploy/README.md"])
+def test_paths_exist(name):
+    """Folders and files of the project that a page names, from the checkout or from src/."""
+    top = r"src|python|tests|scripts|benchmarks|benches|examples|deploy|docs|fuzz"
+    for path in re.findall(rf"`((?:{top})/[\w./-]+)`", text(name)):
+        assert (ROOT / path).exists(), path
+    for path in re.findall(r"`((?:compute|generation|cache|manager|lifecycle|sync)/[\w./-]+)`", text(name)):
+        assert (ROOT / "src" / path).exists(), path
+
+
 def test_the_example_of_an_architecture_is_tested_code():
     shown = re.search(r"```rust\n(.*?)\n```", text("docs/contributing.md"), re.DOTALL)
     assert shown

@@ -327,7 +327,7 @@ def quantize(vectors: NDArray[np.float32], precision: Precision) -> NDArray[Any]
     low = vectors.min(axis=0)
     step = (vectors.max(axis=0) - low) / 255
     # Rounded down before the shift: a cast alone would round negative numbers up.
-    steps = np.clip(np.floor((vectors - low) / np.where(step > 0, step, 1)), 0, 255)
+    steps: NDArray[np.float32] = np.clip(np.floor((vectors - low) / np.where(step > 0, step, 1)), 0, 255)
     return steps.astype(np.uint8) if precision == "uint8" else (steps - 128).astype(np.int8)
 
 

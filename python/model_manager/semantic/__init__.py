@@ -4,7 +4,7 @@ needs none.
 >>> from model_manager.semantic import semantic_search, near_duplicates, SemanticCache, IntentClassifier
 
 Needs numpy only, and BM25 the extra ``bm25``. A vector database does the same for collections that outgrow the memory
-of one process (`model_manager.qdrant`).
+of one process (`model_manager.integrations.qdrant`).
 """
 
 from .bm25 import BM25, BM25Index, TextMatch
