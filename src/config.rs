@@ -120,7 +120,7 @@ macro_rules! for_each_setting {
             dtype: DTypeChoice = DTypeChoice::Auto, "MODEL_MANAGER_DTYPE";
             /// The same for the generator. GGUF files keep their own form.
             generator_dtype: DTypeChoice = DTypeChoice::Auto, "MODEL_MANAGER_GENERATOR_DTYPE";
-            /// auto, cpu, cuda, cuda:1 (the second card) or mps, also written metal; a card needs a build with its feature (docs/gpu.md). auto is the card with the most free memory, else the CPU. Generators use a card only where it is named: their quantized weights take 32 bits each there. candle-cpu is for tests.
+            /// auto, cpu, cuda, cuda:1 (the second card) or mps, also written metal; a card needs a build with its feature (docs/gpu.md). auto is the card with the most free memory, else the CPU. Generators use a card only where it is named: their quantized weights take 16 or 32 bits each there. candle-cpu is for tests.
             device: DeviceChoice = DeviceChoice::Auto, "MODEL_MANAGER_DEVICE";
             /// Threads that compute, shared by all managers of the process; 0: as many as the cores it may use.
             threads: usize = 0, "MODEL_MANAGER_THREADS";

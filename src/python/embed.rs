@@ -121,8 +121,15 @@ pub(super) fn embed_chunks(
     options: &EmbedOptions,
 ) -> PyResult<(Vec<ChunkParts>, Py<PyAny>)> {
     let (py, whole) = (text.py(), texts::copied(text, None)?);
-    let (chunks, vectors, width) = handle
-        .enter(py, |manager, check| manager.embed_chunks(&whole, max_tokens, overlap, options, check))?;
+    let call = tracing::begin(py, "embeddings", options.model.as_deref(), 1);
+    let options = &EmbedOptions { trace: Call::trace(call.as_ref()), ..options.clone() };
+    let found =
+        handle.enter(py, |manager, check| manager.embed_chunks(&whole, max_tokens, overlap, options, check));
+    Call::end_with(call.as_ref(), py, &found, |(chunks, _, width)| CallOutcome::Embeddings {
+        tokens: Some(chunks.iter().map(|chunk| chunk.tokens as u64).sum()),
+        width: Some(*width),
+    });
+    let (chunks, vectors, width) = found?;
     import_numpy(py)?;
     let array = PyArray1::from_vec(py, vectors).reshape([chunks.len(), width])?;
     Ok((made(&whole, chunks), array.into_any().unbind()))

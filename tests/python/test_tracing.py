@@ -16,7 +16,9 @@ from generation_servers import leave
 from generators import GREEDY, SLOT, TEXT, WITHOUT_END, figures
 from model_manager import errors, tracing
 from model_manager.server import ServerConfig, router
-from opentelemetry import trace
+from opentelemetry import propagate, trace
+from opentelemetry.context import Context
+from opentelemetry.propagators.textmap import default_getter
 from opentelemetry.sdk.trace import TracerProvider, sampling
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -126,6 +128,13 @@ def test_a_call_of_many_texts_has_one_span_a_stage(spans, manager):
     tokenize = spans.named("tokenize")
     assert 2 <= tokenize.attributes["model_manager.steps"] <= 16  # blocks of 64 inputs and more
     assert 0 < tokenize.attributes["model_manager.busy_seconds"] * 1e9 <= tokenize.end_time - tokenize.start_time
+
+
+def test_the_chunks_of_a_text_have_a_span(spans, manager):
+    chunks, _ = manager.embed_chunks("hello world " * 60, EMBED, max_tokens=16)
+    span = spans.named(f"embeddings {EMBED}")
+    assert {"forward", "queue"} <= set(spans.children(span))
+    assert span.attributes["gen_ai.usage.input_tokens"] == sum(chunk.tokens for chunk in chunks)
 
 
 def test_calls_belong_to_the_span_around_them(spans, manager):
@@ -427,6 +436,26 @@ def test_a_request_continues_the_trace_of_its_client(provider, serve):
     assert dict(span.attributes) == expected
     assert "embeddings tiny" in provider.children(span)
     assert provider.children(provider.named("embeddings tiny"))[-1] == "forward"
+
+
+def test_headers_of_a_trace_are_found_in_any_spelling_and_all_of_them(provider, monkeypatch):
+    """Servers give names in lower case; W3C's tracestate may come in several headers, which are one list."""
+    from model_manager.server.spans import RequestSpans
+
+    class Propagator:
+        fields = frozenset({"X-Amzn-Trace-Id", "tracestate"})
+
+        def extract(self, carrier):
+            found.update({field: default_getter.get(carrier, field) for field in self.fields})
+            return Context()
+
+    found = {}
+    monkeypatch.setattr(propagate, "get_global_textmap", Propagator)
+    monkeypatch.setattr(propagate, "extract", Propagator().extract)
+    headers = [(b"x-amzn-trace-id", b"Root=1"), (b"tracestate", b"a=1"), (b"accept", b"*/*"), (b"tracestate", b"b=2")]
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": headers}
+    RequestSpans().begin(scope, "/").end(200, 200, b"r")
+    assert found == {"X-Amzn-Trace-Id": ["Root=1"], "tracestate": ["a=1", "b=2"]}
 
 
 def test_failed_requests_and_probes(provider, serve):

@@ -19,15 +19,17 @@ class RequestSpans:
 
     def __init__(self) -> None:
         self._tracer = trace.get_tracer(tracing.SCOPE, __version__)
-        self._fields = frozenset(name.encode("latin-1") for name in propagate.get_global_textmap().fields)
+        # Names in a request are in lower case; a propagator looks for its own spelling.
+        self._fields = {name.lower().encode("latin-1"): name for name in propagate.get_global_textmap().fields}
 
     def begin(self, scope: Scope, route: str) -> RequestSpan | None:
         """The span of a request, current until its end; None if the application around the server has made one."""
         if trace.get_current_span().get_span_context().is_valid:
             return None
-        headers = {
-            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"] if name in self._fields
-        }
+        headers: dict[str, list[str]] = {}
+        for name, value in scope["headers"]:
+            if (field := self._fields.get(name)) is not None:
+                headers.setdefault(field, []).append(value.decode("latin-1"))
         given = propagate.extract(headers)
         attributes: dict[str, Any] = {
             "http.request.method": scope["method"],

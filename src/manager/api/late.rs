@@ -110,6 +110,7 @@ impl Manager {
                 kind: OutputKind::States,
                 timeout: options.timeout,
                 keep_alive: options.keep_alive,
+                trace: options.trace.clone(),
                 ..EmbedOptions::default()
             };
             let found = self.infer(inputs, asked, Activate::Model, &mut *check, &mut |_, _| Ok(()))?;

@@ -275,6 +275,8 @@ fn an_export_is_imported_elsewhere_and_a_damaged_one_is_refused() {
         fs::write(&file, &bytes[..cut]).unwrap();
         assert!(other.import(&file).is_err(), "{cut} of {} bytes", bytes.len());
     }
+    fs::write(&file, [&bytes[..], &bytes[..1]].concat()).unwrap();
+    assert!(other.import(&file).unwrap_err().to_string().contains("behind its end"));
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     fs::write(&file, &bytes).unwrap();

@@ -1,7 +1,7 @@
 //! The whole folder at once: checked, written to one file, read from one.
 
 use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Read as _, Write as _};
+use std::io::{self, BufRead as _, BufReader, BufWriter, Read as _, Write as _};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -90,7 +90,10 @@ impl Disk {
                 }
             }
             if end {
-                return Ok(count);
+                return match file.fill_buf()? {
+                    [] => Ok(count),
+                    _ => Err(damaged("there is something behind its end")),
+                };
             }
             let mut value = vec![0; entry.length as usize];
             file.read_exact(&mut value)?;
