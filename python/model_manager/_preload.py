@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from . import _core
 from ._arguments import a_flag, a_text, an_iterable, one_of
-from .errors import ClosedError, InputError, ModelManagerError
+from .errors import ClosedError, InputError, MissingFileError, ModelManagerError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -31,6 +31,8 @@ LONE_SURROGATE = (
 _TABLES = (".csv", ".tsv", ".json", ".parquet", ".xlsx", ".arrow", ".feather")
 """Endings of files whose lines are no texts."""
 _JSON_LINES = (".jsonl", ".ndjson")
+_SHOWN = 80
+"""Characters of a file's name in an error."""
 _PAUSE = 0.05
 """Seconds between two looks whether the manager is idle."""
 _QUIET = 0.5
@@ -142,6 +144,10 @@ def start(
         raise ClosedError("this ModelManager is closed; construct a new one")
     if model is not None and not _is_unicode(a_text("model", model)):
         raise InputError(f"model={model!r} {LONE_SURROGATE}")
+    # Path.exists raises for a text that is too long for a name.
+    if isinstance(texts, str) and not os.path.exists(texts):  # noqa: PTH110
+        shown = texts if len(texts) <= _SHOWN else f"{texts[:_SHOWN]}…"
+        raise MissingFileError(f"there is no readable file {shown!r}; texts go into a list")
     if isinstance(texts, str | os.PathLike):
         known = read_texts(texts)
     else:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import ENGLISH_MODEL, TURKISH_MODEL, run_python, tiny
 from model_manager import ModelManager
-from model_manager.errors import ClosedError, ModelNotFoundError
+from model_manager.errors import ClosedError, MissingFileError, ModelNotFoundError
 
 SLOT = "english_sentence"
 TEXTS = [f"known text {number}" for number in range(100)]
@@ -93,6 +93,10 @@ def test_files(make_manager, tmp_path):
             manager.preload(table)
     with pytest.raises(FileNotFoundError):
         manager.preload(tmp_path / "missing.txt")
+    for text in ("What are your hours?", "long " * 2000, "a\0b"):
+        with pytest.raises(MissingFileError, match=r"^there is no readable file .*; texts go into a list$") as caught:
+            manager.preload(text)
+        assert len(str(caught.value)) < 200
     with pytest.raises(ValueError, match="first_load"):
         manager.preload(["text"], when="soon")
     with pytest.raises(TypeError, match="texts"):
