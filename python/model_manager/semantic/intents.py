@@ -83,7 +83,7 @@ class IntentClassifier:
             self._add(number, label, texts)
         self._embedder = Embedder(manager, model)
         self._vectors: tuple[str, Vectors] | None = None
-        """The fingerprint of the model that made them, and those of the examples."""
+        """The source and fingerprint of the model that made them, and those of the examples."""
 
     def _add(self, number: int, label: str, texts: Iterable[str]) -> None:
         given = list(an_iterable(f"examples[{label!r}]", texts, "a list of texts"))
@@ -122,9 +122,10 @@ class IntentClassifier:
 
     def _examples(self) -> Vectors:
         """The vectors of the examples, by the slot's present model."""
-        fingerprint = self._embedder.query_fingerprint
-        if self._vectors is None or self._vectors[0] != fingerprint:
-            self._vectors = fingerprint, prepare(self._embedder.queries(self._texts), "examples", "cosine")
+        # Two folders of one name have one fingerprint.
+        model = f"{self._embedder.describe()['source']} {self._embedder.query_fingerprint}"
+        if self._vectors is None or self._vectors[0] != model:
+            self._vectors = model, prepare(self._embedder.queries(self._texts), "examples", "cosine")
         return self._vectors[1]
 
     def _decide(self, cosines: Vectors) -> Intent:

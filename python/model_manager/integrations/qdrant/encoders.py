@@ -138,8 +138,9 @@ class _Model:
     def identity(self) -> dict[str, Any]:
         """What the collection keeps."""
         known, fingerprint = self.describe(), self.fingerprint
-        if self._probe is None or self._probe[0] != fingerprint:
-            self._probe = fingerprint, probe_of(known, self.documents(TEXTS))
+        model = f"{known['source']} {fingerprint}"  # two folders of one name have one fingerprint
+        if self._probe is None or self._probe[0] != model:
+            self._probe = model, probe_of(known, self.documents(TEXTS))
         return {"model": known["source"], "fingerprint": fingerprint, PROBE: self._probe[1]}
 
     @property
@@ -225,7 +226,7 @@ class Encoders:
         self.multi = multi
         self._probe: tuple[str, dict[str, Any]] | None = None
         self._checked: str | None = None
-        """The fingerprint of the models that the collection was compared with."""
+        """The models that the collection was compared with."""
 
     @property
     def name(self) -> str:
@@ -249,8 +250,9 @@ class Encoders:
         made: dict[str, Any] = {}
         if self.dense is not None:
             known, fingerprint = self.dense.describe(), self.dense.fingerprint
-            if self._probe is None or self._probe[0] != fingerprint:
-                self._probe = fingerprint, probe_of(known, self.dense.documents(TEXTS))
+            model = f"{known['source']} {fingerprint}"
+            if self._probe is None or self._probe[0] != model:
+                self._probe = model, probe_of(known, self.dense.documents(TEXTS))
             made = {"model": known["source"], "fingerprint": fingerprint, PROBE: self._probe[1]}
         if self.sparse is not None:
             made["sparse"] = self.sparse.identity()
@@ -267,11 +269,16 @@ class Encoders:
 
     def remember_checked(self) -> None:
         """The collection was compared with the present models."""
-        self._checked = self.fingerprint
+        self._checked = self._present()
+
+    def _present(self) -> str:
+        """The slots' present models. Two folders of one name have one fingerprint, but not one source."""
+        slots = [one for one in (self.dense, self.sparse, self.multi) if isinstance(one, Embedder | _Model)]
+        return " ".join([self.fingerprint, *(one.describe()["source"] for one in slots)])
 
     def check_unchanged(self) -> None:
         """Raise `CollectionError` where a slot has another model than the one that the collection was compared with."""
-        if self._checked is not None and self._checked != self.fingerprint:
+        if self._checked is not None and self._checked != self._present():
             raise CollectionError(
                 f"the model of {self.name!r} was replaced since the collection was compared with it (vectors of"
                 " different models cannot be compared): make a new indexer"
