@@ -148,7 +148,10 @@ class Embedder:
     @property
     def dimension(self) -> int:
         """Length of a vector. Raises `InputError` when more dimensions are asked for than the model has."""
-        own = self.describe()["dimension"]
+        return self._length(self.describe())
+
+    def _length(self, known: Description) -> int:
+        own = known["dimension"]
         if self._dimensions is not None and not 1 <= self._dimensions <= own:
             raise InputError(f"dimensions={self._dimensions}: {self.slot} has vectors of {own} dimensions")
         return self._dimensions or own
@@ -163,7 +166,15 @@ class Embedder:
     @property
     def query_fingerprint(self) -> str:
         """`fingerprint` of the vectors of queries."""
-        return fingerprint_of(self.describe(), self.dimension, QUERY_PROMPTS)
+        return self.query_model[1]
+
+    @property
+    def query_model(self) -> tuple[str, str]:
+        """The source of the slot's present model, and `query_fingerprint`. Vectors of queries are compared only with
+        those of an equal value.
+        """
+        known = self.describe()
+        return known["source"], fingerprint_of(known, self._length(known), QUERY_PROMPTS)
 
     @property
     def truncated(self) -> int:
@@ -206,6 +217,14 @@ class Embedder:
         texts = _texts(texts)
         vectors: Vectors = self.manager.embed(texts, self.slot, **self._options(QUERY_PROMPTS, options))
         return vectors
+
+    def queries_of_one_model(self, texts: Sequence[str]) -> tuple[Vectors, tuple[str, str]]:
+        """`queries`, and the `query_model` that made all of them. A model that changes meanwhile is asked again."""
+        while True:
+            model = self.query_model
+            vectors = self.queries(texts)
+            if self.query_model == model:
+                return vectors, model
 
     async def adocuments(self, texts: Sequence[str]) -> Vectors:
         """`documents` for asyncio."""

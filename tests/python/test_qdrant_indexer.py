@@ -150,9 +150,22 @@ def test_a_model_that_is_replaced_while_the_indexer_is_used(make_manager, make_i
         indexer.search("document number 1")
     with pytest.raises(CollectionError, match=was_replaced):
         asyncio.run(indexer.asearch("document number 1"))
-    with pytest.raises(CollectionError, match=r"holds vectors of .*bert_plain', not of .*bert_prompts'"):
+    with pytest.raises(CollectionError, match=was_replaced):
         indexer.add_documents(documents(4))
+    with pytest.raises(CollectionError, match=r"holds vectors of .*bert_plain', not of .*bert_prompts'"):
+        make_indexer(embedded, manager=manager, model="m").add_documents(documents(4))
     assert embedded.count("notes").count == 2
+
+
+def test_a_replaced_model_and_a_collection_that_does_not_say_whose_it_is(make_manager, make_indexer, fake):
+    manager = make_manager()
+    manager.register("m", str(FIXTURES / "bert_plain"))
+    indexer = make_indexer(fake, manager=manager, model="m")
+    indexer.add_documents(documents(2))
+    manager.register("m", str(FIXTURES / "bert_prompts"), replace=True)
+    with pytest.raises(CollectionError, match="was replaced"):
+        indexer.add_documents(documents(4))
+    assert len(fake.points) == 2
 
 
 def test_a_model_that_is_replaced_during_a_run(make_manager, make_indexer, embedded):
@@ -213,6 +226,10 @@ def test_probes_of_every_kind():
         ("search", {"candidates": 9.5}, "candidates", "must be an int"),
         ("search", {"filters": "lang=tr"}, "filters", "a mapping of fields to values"),
         ("search", {"query": " "}, "query", "is empty"),
+        ("search", {"rerank": "no"}, "rerank", "must be True or False"),
+        ("search", {"score_threshold": [1]}, "score_threshold", "must be a number"),
+        ("add", {"skip_unchanged": "no"}, "skip_unchanged", "must be True or False"),
+        ("reembed", {"drop_old": "no"}, "drop_old", "must be True or False"),
         ("add", {"batch_size": 1.5}, "batch_size", "must be an int"),
         ("add", {"max_failures": "x"}, "max_failures", "must be an int"),
         ("add", {"on_error": "stop"}, "on_error", "must be one of report, raise"),
@@ -227,6 +244,8 @@ def test_arguments_are_checked_by_name(make_indexer, embedded, call, given, para
             indexer.search(**{"query": "a question", **given})
         elif call == "add":
             indexer.add_documents(documents(2), **given)
+        elif call == "reembed":
+            indexer.reembed("live", **given)
 
     with pytest.raises((InputError, TypeError), match=message) as error:
         use()

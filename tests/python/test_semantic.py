@@ -416,6 +416,52 @@ def test_an_intent_is_that_of_the_slots_present_model():
             assert found == IntentClassifier(examples, manager, model).predict("Send the invoice again")
 
 
+@pytest.mark.parametrize("other", ["bert_max", "bert_cls"], ids=["same width", "another width"])
+@pytest.mark.parametrize("kept", [False, True], ids=["memory", "file"])
+def test_a_slot_with_another_model_embeds_the_questions_again(tmp_path, other, kept):
+    path = tmp_path / "answers.db" if kept else None
+    with tiny(cache_size=0) as manager:
+        manager.register("s", str(FIXTURES / "bert_plain"))
+        cache = SemanticCache(manager, "s", path=path, threshold=0.999)
+        cache.put(QUESTION, "x")
+        former = cache._embedder.query_fingerprint
+        manager.register("s", str(FIXTURES / other), replace=True)
+        # Blanks at the end do not change the tokens, and the text is not the stored one.
+        found = cache.get(QUESTION + " ")
+        assert (found.answer, found.question) == ("x", QUESTION)
+        cache.put("başka bir soru", "y")
+        for question in (QUESTION, "başka bir soru"):
+            own = manager.embed(question, "s", prompt_name=None)
+            row = cache._vectors[cache._row_of["", question]]
+            np.testing.assert_allclose(row, own / np.linalg.norm(own), atol=1e-6)
+        if kept:
+            with sqlite3.connect(path) as file:
+                rows = file.execute("SELECT fingerprint, answer FROM answers ORDER BY question").fetchall()
+            now = cache._embedder.query_fingerprint
+            assert rows == [(now, '"y"'), (now, '"x"')]
+            assert former != rows[0][0]
+        # An emptied cache has no width.
+        cache.clear()
+        manager.register("s", str(FIXTURES / "bert_plain"), replace=True)
+        cache.put(QUESTION, "z")
+        assert cache.get(QUESTION + " ").answer == "z"
+        cache.close()
+
+
+@pytest.mark.parametrize("other", ["bert_max", "bert_cls"], ids=["same width", "another width"])
+def test_a_slot_with_another_model_embeds_the_examples_again(other):
+    examples = {"hours": ["When are you open?"], "invoice": ["Where is my invoice?"]}
+    with tiny(cache_size=0) as manager:
+        manager.register("s", str(FIXTURES / "bert_plain"))
+        intents = IntentClassifier(examples, manager, "s")
+        before = intents.predict("Please send the invoice.")
+        manager.register("s", str(FIXTURES / other), replace=True)
+        after = intents.predict("Please send the invoice.")
+        fresh = IntentClassifier(examples, manager, "s").predict("Please send the invoice.")
+    assert after.scores == pytest.approx(fresh.scores, abs=1e-6)
+    assert after.scores != pytest.approx(before.scores, abs=1e-3)
+
+
 def test_another_prompt_for_questions_embeds_them_again(tmp_path):
     path, found = tmp_path / "answers.db", []
     for prompt in ("query: ", "task: "):

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 _FIRST_ROWS = 64
 _SAME = 0.999
 """The least cosine of two vectors of a text that are those of one model. Other hardware and batches change less."""
-_TRIES = 3
-"""Models that may follow each other in the slot while one question is embedded."""
 
 
 class CachedAnswer(NamedTuple):
@@ -51,10 +49,10 @@ class SemanticCache:
     highest, if it reaches the threshold.
 
     Safe for threads. The same text is found without computing a vector. The least recently used entry makes way for a
-    new one when the cache is full. When the slot gets another model, or one with another prompt for queries, the
-    questions are embedded again. With a `path` the entries are in an SQLite file and survive the process. Several
-    processes may use one file; a process sees what others added when it opens the cache, which removes what has
-    expired, and what is more than its `max_entries`, from the file.
+    new one when the cache is full. When the slot has another model, or another prompt for queries, the stored questions
+    are embedded again. With a `path` the entries are in an SQLite file and survive the process. Several processes may
+    use one file; a process sees what others added when it opens the cache, which removes what has expired, and what is
+    more than its `max_entries`, from the file.
     """
 
     def __init__(
@@ -83,6 +81,8 @@ class SemanticCache:
         Raises:
             ArgumentError: A `threshold`, `max_entries` or `ttl` out of range.
             InvalidFileError: `path` is a file, but not one of this cache.
+            ModelIOError: The file cannot be opened; transient while another process locks it. Every call that uses the
+                file may raise this.
         """
         threshold = a_number("threshold", threshold)
         if not 0 < threshold <= 1:
@@ -109,8 +109,8 @@ class SemanticCache:
         self._row_of: dict[tuple[str, str], int] = {}
         self._free: list[int] = []
         self._vectors: Vectors | None = None
-        self._fingerprint = ""
-        """Of the model that made the vectors, and its prompt."""
+        self._model: tuple[str, str] | None = None
+        """The `query_model` that made the vectors."""
         self._hits = self._misses = self._evicted = 0
 
     # --- Look up and store -------------------------------------------------------------------------------------------
@@ -131,9 +131,12 @@ class SemanticCache:
             if not self._entries:
                 self._misses += 1
                 return None
-        vector = self._embed_like_others(question)
-        with self._lock:
-            return self._nearest(scope, vector)
+        while True:
+            vector, model = self._embed_known(question)
+            with self._lock:
+                if self._model == model:
+                    return self._nearest(scope, vector)
+            self._embed_again()
 
     def put(self, question: str, answer: Any, *, scope: str = "") -> None:
         """Store `answer` for `question`, in place of an earlier one for the same text. With a `path` it is kept as JSON
@@ -154,12 +157,17 @@ class SemanticCache:
             # What a later process reads: a tuple is a list from the start.
             answer = json.loads(text)
         self._load()
-        vector = self._embed_like_others(question)
-        now = self._clock()
-        with self._lock:
-            gone = self._insert(key, Stored(answer, now, now), vector)
+        while True:
+            vector, model = self._embed_known(question)
+            now = self._clock()
+            with self._lock:
+                if self._model in (None, model):
+                    self._model = model
+                    gone = self._insert(key, Stored(answer, now, now), vector)
+                    break
+            self._embed_again()
         if self._store is not None and text is not None:
-            self._store.write(key, text, now, vector, self._fingerprint, gone)
+            self._store.write(key, text, now, vector, model[1], gone)
 
     def get_or_compute(self, question: str, compute: Callable[[str], Any], *, scope: str = "") -> Any:
         """The stored answer, else `compute(question)`, which is stored. An exception of `compute` is raised and
@@ -249,44 +257,38 @@ class SemanticCache:
     # --- Inside ------------------------------------------------------------------------------------------------------
 
     def _embed(self, question: str) -> Vectors:
-        return np.asarray(prepare(self._embedder.query(question)[None, :], "vector", "cosine")[0])
+        return self._embed_known(question)[0]
 
-    def _embed_like_others(self, question: str) -> Vectors:
-        """The vector of a question, by the model that made those of the others: they are made anew if the slot has
-        another model than it had.
-        """
-        for _ in range(_TRIES):
-            vector = self._embed(question)
-            present = self._embedder.query_fingerprint
-            if present == self._fingerprint:
-                break
-            self._embed_anew(present)
-        return vector
+    def _embed_known(self, question: str) -> tuple[Vectors, tuple[str, str]]:
+        """The vector of a question, and the `query_model` that made it."""
+        found, model = self._embedder.queries_of_one_model([question])
+        return np.asarray(prepare(found, "vector", "cosine")[0]), model
 
-    def _embed_anew(self, fingerprint: str) -> None:
-        """Replace the vectors of all questions."""
+    def _embed_again(self) -> None:
+        """Embed all stored questions with the slot's present model, outside of the lock."""
         with self._loading:
-            if fingerprint == self._fingerprint:
-                return
-            with self._lock:
-                rows = [
-                    Row(key, entry.answer, entry.created, entry.used, fingerprint, None)
-                    for key, entry in self._entries.items()
-                ]
-            if rows:
-                fresh = prepare(self._embedder.queries([row.key[1] for row in rows]), "vectors", "cosine")
-                for row, vector in zip(rows, fresh, strict=True):
-                    row.vector = vector
-                if self._store is not None:
-                    self._store.replace_vectors(rows, fingerprint)
-            with self._lock:
-                there, evicted = self._entries, self._evicted
-                self._entries, self._rows, self._row_of, self._free, self._vectors = {}, {}, {}, [], None
-                for row in rows:
-                    if row.vector is not None and row.key in there:
-                        self._insert(row.key, there[row.key], row.vector)
-                self._evicted = evicted
-            self._fingerprint = fingerprint
+            fresh: dict[tuple[str, str], Vectors] = {}
+            while True:
+                model = self._embedder.query_model
+                with self._lock:
+                    if model == self._model:
+                        return
+                    keys = list(self._entries)
+                if keys:
+                    found, model = self._embedder.queries_of_one_model([question for _, question in keys])
+                    fresh = dict(zip(keys, prepare(found, "vectors", "cosine"), strict=True))
+                with self._lock:
+                    # Another thread may have added a vector of the former model.
+                    if fresh.keys() >= self._entries.keys():
+                        entries, self._entries = self._entries, {}
+                        self._rows, self._row_of, self._free, self._vectors = {}, {}, [], None
+                        for key, entry in entries.items():
+                            self._place(key, entry, fresh[key])
+                        self._model = model
+                        rows = [Row(key, None, 0.0, 0.0, model[1], fresh[key]) for key in entries]
+                        break
+        if self._store is not None:
+            self._store.replace_vectors(rows, model[1])
 
     def _load(self) -> None:
         """Read the file once, and remove what has expired or is too much from it. Questions that another model, or the
@@ -297,23 +299,26 @@ class SemanticCache:
         with self._loading:
             if self._loaded or self._store is None:
                 return
-            fingerprint = self._embedder.query_fingerprint
             rows = self._store.read(self.max_entries, None if self.ttl is None else self._clock() - self.ttl)
-            own = [row for row in rows if row.fingerprint == fingerprint]
-            # A folder of the same name may hold another checkpoint: one question shows whether its vectors differ.
-            changed = bool(own) and not self._is_own(own[-1])
-            stale = rows if changed else [row for row in rows if row.fingerprint != fingerprint]
-            if stale:
+            while True:
+                model = self._embedder.query_model
+                own = [row for row in rows if row.fingerprint == model[1]]
+                # A folder of the same name may hold another checkpoint: one question shows whether its vectors differ.
+                changed = bool(own) and not self._is_own(own[-1])
+                stale = rows if changed else [row for row in rows if row.fingerprint != model[1]]
                 fresh = prepare(self._embedder.queries([row.key[1] for row in stale]), "vectors", "cosine")
+                if self._embedder.query_model == model:
+                    break
+            if stale:
                 for row, vector in zip(stale, fresh, strict=True):
                     row.vector = vector
-                self._store.replace_vectors(stale, fingerprint)
+                self._store.replace_vectors(stale, model[1])
             with self._lock:
+                self._model = model
                 for row in rows:
                     if row.vector is not None:
                         self._insert(row.key, Stored(row.answer, row.created, row.used), row.vector)
                 self._evicted = 0
-            self._fingerprint = fingerprint
             self._loaded = True
 
     def _is_own(self, row: Row) -> bool:
@@ -359,13 +364,16 @@ class SemanticCache:
             self._drop(oldest)
             self._evicted += 1
             gone.append(oldest)
+        self._place(key, entry, vector)
+        return gone
+
+    def _place(self, key: tuple[str, str], entry: Stored, vector: Vectors) -> None:
         row = self._free_row(len(vector))
         assert self._vectors is not None
         self._vectors[row] = vector
         self._rows[row] = key
         self._row_of[key] = row
         self._entries[key] = entry
-        return gone
 
     def _free_row(self, dimension: int) -> int:
         """A row that no entry has; the matrix grows by doubling."""

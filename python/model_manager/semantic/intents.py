@@ -53,7 +53,8 @@ class IntentClassifier:
         threshold: float = 0.0,
         neighbors: int = 3,
     ) -> None:
-        """A classifier of these intents. The examples are embedded with the first prediction.
+        """A classifier of these intents. The examples are embedded with the first prediction, and again when the
+        slot has another model.
 
         Args:
             examples: The texts of each intent.
@@ -82,8 +83,8 @@ class IntentClassifier:
         for number, (label, texts) in enumerate(examples.items()):
             self._add(number, label, texts)
         self._embedder = Embedder(manager, model)
-        self._vectors: tuple[str, Vectors] | None = None
-        """The source and fingerprint of the model that made them, and those of the examples."""
+        self._known: tuple[tuple[str, str], Vectors] | None = None
+        """The vectors of the examples, and the `query_model` that made them."""
 
     def _add(self, number: int, label: str, texts: Iterable[str]) -> None:
         given = list(an_iterable(f"examples[{label!r}]", texts, "a list of texts"))
@@ -117,16 +118,15 @@ class IntentClassifier:
                 raise argument_error("texts", f"texts[{index}] is blank; it has no intent")
         if not asked:
             return []
-        queries = prepare(self._embedder.queries(asked), "texts", "cosine")
-        return [self._decide(row) for row in queries @ self._examples().T]
-
-    def _examples(self) -> Vectors:
-        """The vectors of the examples, by the slot's present model."""
-        # Two folders of one name have one fingerprint.
-        model = f"{self._embedder.describe()['source']} {self._embedder.query_fingerprint}"
-        if self._vectors is None or self._vectors[0] != model:
-            self._vectors = model, prepare(self._embedder.queries(self._texts), "examples", "cosine")
-        return self._vectors[1]
+        while True:
+            found, model = self._embedder.queries_of_one_model(asked)
+            known = self._known
+            if known is None or known[0] != model:  # the slot may have another model since
+                examples, own = self._embedder.queries_of_one_model(self._texts)
+                known = self._known = own, prepare(examples, "examples", "cosine")
+            if known[0] == model:
+                break
+        return [self._decide(row) for row in prepare(found, "texts", "cosine") @ known[1].T]
 
     def _decide(self, cosines: Vectors) -> Intent:
         owner = np.array(self._owner)

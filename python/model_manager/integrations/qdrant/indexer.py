@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sized
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..._arguments import a_text, an_int, an_iterable, argument_error, one_of, type_error
+from ..._arguments import a_flag, a_text, an_int, an_iterable, argument_error, one_of, type_error
 from ..._embedder import Embedder, reranker_for
 from ...compat.chatbot import model_manager
 from ...errors import InputError, TaskError
@@ -186,6 +186,9 @@ class QdrantIndexer:
             TaskError: A model does not make the vectors that it is given for.
             ModelManagerError: The errors of loading the model.
         """
+        # A collection need not say whose vectors it holds: Qdrant keeps metadata from version 1.16 on.
+        if not a_flag("recreate", recreate) and self._store.exists():
+            self._encoders.check_unchanged()
         made = self._store.prepare(self._wanted(), recreate=recreate, identity=self._identity())
         self._encoders.remember_checked()
         return made
@@ -258,6 +261,7 @@ class QdrantIndexer:
         """
         batch_size = an_int("batch_size", batch_size, 1)
         one_of("on_error", on_error, ("report", "raise"))
+        a_flag("skip_unchanged", skip_unchanged)
         if max_failures is not None:
             max_failures = an_int("max_failures", max_failures, 0)
         an_iterable("documents", documents, "an iterable of documents")
@@ -326,6 +330,7 @@ class QdrantIndexer:
             ModelManagerError: The errors of loading the models.
         """
         batch_size = an_int("batch_size", batch_size, 1)
+        a_flag("drop_old", drop_old)
         return reembed(
             self._store,
             self._encoders,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from qdrant_client import models
 
-from ..._arguments import a_text, an_int, argument_error
+from ..._arguments import a_flag, a_number, a_text, an_int, argument_error
 from ...errors import InputError
 from .encoders import sparse_vector
 from .search import make_filter
@@ -143,6 +143,8 @@ def plan(
             remedy = 'give the indexer sparse="bm25", a slot or a source' if kind == "sparse" else "dense=False"
             why = "it has no sparse vectors" if kind == "sparse" else "it was made without dense vectors"
             raise InputError(f"mode={mode!r}: {why} ({remedy})")
+    if rerank is not None:
+        a_flag("rerank", rerank)
     if rerank and reranker is None:
         raise InputError("rerank=True: the indexer has no reranker; give it rerank= a slot or a source")
     number = max(CANDIDATES, CANDIDATES_PER_HIT * limit) if candidates is None else an_int("candidates", candidates)
@@ -165,6 +167,7 @@ def _threshold(given: float | str | None, mode: Mode) -> float | None:
         return None
     if given == "default":
         return DEFAULT_SCORE_THRESHOLD if mode == "dense" else None
-    if isinstance(given, str) or math.isnan(given):
-        raise InputError(f"score_threshold={given!r}: must be a number, None or 'default'")
-    return float(given)
+    number = math.nan if isinstance(given, str) else a_number("score_threshold", given)
+    if math.isnan(number):
+        raise argument_error("score_threshold", f"score_threshold={given!r}: must be a number, None or 'default'")
+    return number
