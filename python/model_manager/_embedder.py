@@ -75,6 +75,8 @@ def _warn_of_a_near_name(name: str, manager: Manager) -> None:
     """Say what a name without a slot is taken for, where it looks like that of one."""
     from difflib import get_close_matches
 
+    if any(mark in name for mark in "/\\:"):  # an id, a folder or an address
+        return
     for slot in get_close_matches(name, manager.slots(), 1):
         logger.warning("no slot is called %r, so it is taken for the source of a model; there is a slot %r", name, slot)
 
@@ -124,7 +126,8 @@ class Embedder:
             a_text("model", model)
         self.slot = slot_for(self.manager, model)
         self._dimensions = None if dimensions is None else an_int("dimensions", dimensions, 1)
-        self._known: Description | None = None
+        self._known: tuple[object, Description] | None = None
+        """The slot's registration, and the description of its model."""
 
     def describe(self) -> Description:
         """The description of the slot's present model. It loads the model, unless an earlier call described it."""
@@ -132,18 +135,25 @@ class Embedder:
 
     def _described(self) -> Description | None:
         """The description, if it can be had without loading the model."""
+        registered = self._registered()
         known = self.manager.describe(self.slot, load=False)
         if known is not None:
-            self._known = known
+            self._known = registered, known
             return known
-        # It is not in memory; the next use may load another one.
-        if self._known is not None and self._known["source"] == self.manager.stats()["slots"][self.slot]["source"]:
-            return self._known
-        return None
+        # It is not in memory; the next use may load another one. A slot that was registered again has other settings.
+        if self._known is None or self._known[0] is not registered:
+            return None
+        known = self._known[1]
+        return known if known["source"] == self.manager.stats()["slots"][self.slot]["source"] else None
 
     def _describe_anew(self) -> Description:
-        self._known = self.manager.describe(self.slot)
-        return self._known
+        registered = self._registered()
+        known = self.manager.describe(self.slot)
+        self._known = registered, known
+        return known
+
+    def _registered(self) -> object:
+        return getattr(self.manager, "_registered", {}).get(self.slot)
 
     @property
     def dimension(self) -> int:

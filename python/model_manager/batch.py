@@ -91,6 +91,8 @@ class BatchEmbedder:
         self.on_error: OnError = on_error
         Config(**self.config)
         self._embedder: Embedder | None = None
+        self._has_texts = False
+        """Whether a batch had a text: one without any may then be a row of nulls, and is no mistake of the call."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_embedder": None}
@@ -171,6 +173,7 @@ class BatchEmbedder:
         rows = np.full((len(texts), embedder.dimension), np.nan, np.float32)
         try:
             rows[there] = self._documents(texts, there)
+            self._has_texts = self._has_texts or bool(there)
         except (InputError, NotFiniteError, TypeError) as error:
             if self.on_error == "raise":
                 raise
@@ -182,7 +185,8 @@ class BatchEmbedder:
 
     def _check_call(self, texts: Sequence[Any], error: Exception) -> None:
         """Raise `error` where no single text is at fault: a null in every row would hide it."""
-        if not any(isinstance(text, str) for text in texts):
+        self._has_texts = self._has_texts or any(isinstance(text, str) for text in texts)
+        if not self._has_texts:
             raise error
         self._documents(["text"], [0])  # any text fails with these settings
 

@@ -167,13 +167,13 @@ impl Generator {
             // As a template, a name would write itself, and nothing of the messages.
             (None, Some(source)) if is_name(source) => {
                 let names = templates.map(|templates| templates.names().join(", ")).unwrap_or_default();
-                let has = if names.is_empty() { "none by name".to_owned() } else { names };
+                let has = if names.is_empty() { "none".to_owned() } else { names };
                 let given: String = source.chars().take(SHOWN).collect();
                 Err(Error::argument(
                     "chat_template",
                     format!(
-                        "chat_template={given:?} is neither a template of {:?}, which has {has}, nor the source of one: it \
-                         reads no message",
+                        "chat_template={given:?}: model {:?} has no template of this name (it has: {has}), and as the \
+                         source of a template it would not contain the messages",
                         self.model.name
                     ),
                 ))

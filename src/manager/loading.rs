@@ -378,7 +378,7 @@ impl ModelLoader {
             batch: settings.remote_batch,
             timeout: settings.remote_timeout.duration(),
         };
-        let (backend, _) = self.models.get_or_load(&address.to_string().into(), || {
+        let (backend, _) = self.models.get_or_connect(&address.to_string().into(), || {
             let link = Link::new(address, self.host(), asking, self.healths.of(address))?;
             let encoder = RemoteEncoder::open(link, &self.counters, &self.closing)?;
             Ok((Arc::new(EncoderBackend::Remote(encoder)), None))

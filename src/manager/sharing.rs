@@ -41,19 +41,26 @@ impl SharedModels {
         identity: &Arc<str>,
         load: impl FnOnce() -> Result<ChargedBackend>,
     ) -> Result<ChargedBackend> {
-        let cell = Arc::clone(self.0.lock().entry(Arc::clone(identity)).or_default());
-        let (found, lines) = held_log::hold(|| {
-            let mut model = cell.lock();
-            if let Some(shared) = model.upgrade() {
-                return Ok(shared);
-            }
-            let (backend, charge) = load()?;
-            let charged = charge.as_ref().map(Arc::downgrade);
-            *model = SharedModel { backend: Arc::downgrade(&backend), charge: charged };
-            Ok((backend, charge))
-        });
+        let (found, lines) = held_log::hold(|| self.get_or_connect(identity, load));
         lines.write();
         found
+    }
+
+    /// The same for a model of a server, whose lines are logged at once: its attempts may take long.
+    pub(super) fn get_or_connect(
+        &self,
+        identity: &Arc<str>,
+        load: impl FnOnce() -> Result<ChargedBackend>,
+    ) -> Result<ChargedBackend> {
+        let cell = Arc::clone(self.0.lock().entry(Arc::clone(identity)).or_default());
+        let mut model = cell.lock();
+        if let Some(shared) = model.upgrade() {
+            return Ok(shared);
+        }
+        let (backend, charge) = load()?;
+        *model =
+            SharedModel { backend: Arc::downgrade(&backend), charge: charge.as_ref().map(Arc::downgrade) };
+        Ok((backend, charge))
     }
 }
 

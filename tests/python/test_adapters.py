@@ -101,6 +101,21 @@ def test_a_slot_whose_model_is_replaced(make_manager):
     assert model.embed_documents(TEXTS) == wanted(manager, TEXTS, "passage")
 
 
+@pytest.mark.parametrize("keep_alive", [0, 600])
+def test_a_slot_that_is_registered_again_with_other_prompts(make_manager, keep_alive):
+    manager = make_manager()
+    source, prompts = str(FIXTURES / "bert_plain"), {"query": "ask: "}
+    manager.register("prompts", source, keep_alive=keep_alive)
+    model = langchain(manager)
+    plain = manager.embed("a text", "prompts").tolist()
+    assert model.embed_query("a text") == plain
+    manager.register("prompts", source, prompts=prompts, keep_alive=keep_alive, replace=True)
+    asked = manager.embed("ask: a text", "prompts").tolist()
+    assert model.embed_query("a text") == asked != plain
+    manager.register("prompts", source, keep_alive=keep_alive, replace=True)
+    assert model.embed_query("a text") == plain
+
+
 async def test_a_slot_whose_model_is_replaced_in_asyncio(make_manager):
     manager = make_manager()
     manager.register("prompts", str(FIXTURES / "bert_plain"))

@@ -197,7 +197,7 @@ def test_of_several_templates_tools_and_names_choose(make_writer, tmp_path, plac
     assert manager.apply_chat_template([USER], tools=[TOOL], chat_template="default") == "usual"
     assert manager.apply_chat_template([USER], chat_template="rag") == "with documents"
     assert manager.apply_chat_template([USER], chat_template="no name") == "no name"
-    with pytest.raises(ArgumentError, match=r'"rga" is neither a template .* has default, tool_use, rag, nor'):
+    with pytest.raises(ArgumentError, match=r'"rga": model .* \(it has: default, tool_use, rag\)'):
         manager.apply_chat_template([USER], chat_template="rga")
 
 

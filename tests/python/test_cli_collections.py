@@ -122,12 +122,14 @@ def test_search_by_words_and_a_reranker(command, tmp_path):
 def test_nothing_found(command, tmp_path):
     (tmp_path / "faq.txt").write_text("lunch is at noon\n", encoding="utf-8")
     assert command("index", "faq.txt", "-c", "faq", "--sparse", "bm25").code == 0
-    for options in (("--mode", "sparse"), ("-w", "lang=tr"), ("--mode", "sparse", "-s", "0.2")):
+    for options in (("--mode", "sparse"), ("-w", "lang=tr")):
         done = command("search", "parcel", "-c", "faq", "--sparse", "bm25", *options)
         assert (done.code, done.out, done.err) == (0, "", "Nothing matches.\n"), options
     for options in (("--mode", "dense", "--sparse", "bm25"), ()):
         done = command("search", "parcel", "-c", "faq", "-w", "lang=tr", *options)
         assert done.err == "Nothing reaches a score of 0.7; --score-threshold lowers it.\n", options
+    above = command("search", "lunch", "-c", "faq", "--sparse", "bm25", "--mode", "sparse", "-s", "1000")
+    assert above.err == "Nothing reaches a score of 1000; --score-threshold lowers it.\n"
     missing = command("search", "parcel", "-c", "other")
     assert (missing.code, "or `model-manager index`" in missing.err) == (1, True)
 

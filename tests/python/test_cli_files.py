@@ -261,6 +261,7 @@ def test_signals_leave_no_part_of_a_file(tmp_path, name):
 import os, signal
 from pathlib import Path
 from model_manager.cli.output import writing
+signal.signal(getattr(signal, os.environ["SIGNAL"]), signal.SIG_DFL)  # under nohup it is ignored
 with writing(Path(os.environ["TARGET"])) as file:
     file.write(b"a part")
     os.kill(os.getpid(), getattr(signal, os.environ["SIGNAL"]))

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 from conftest import ENGLISH_MODEL, FIXTURES, TURKISH_MODEL, tiny
 from model_manager.errors import InputError
-from model_manager.integrations.qdrant import Backoff, CollectionError, IndexingError, QdrantIndexer, StoreError
+from model_manager.integrations.qdrant import (
+    Backoff,
+    CollectionError,
+    IndexingError,
+    QdrantIndexer,
+    StoreError,
+    encoders,
+)
+from model_manager.integrations.qdrant.pipeline import Run
 from qdrant_client import QdrantClient, models
 from qdrant_server import QdrantServer
 from qdrants import documents
@@ -85,6 +93,37 @@ def test_a_collection_gets_an_alias_and_the_old_one_may_go(make, embedded):
     assert (done.target, done.dropped) == ("notes-2", True)
     assert not embedded.collection_exists("notes")
     assert make(collection="live").search("document number 3", limit=1)[0].id == "d3"
+
+
+def test_a_model_that_is_replaced_meanwhile_is_refused(make_manager, embedded, monkeypatch):
+    manager = make_manager()
+    manager.register("m", str(FIXTURES / "bert_plain"))
+    QdrantIndexer("notes", embedded, TURKISH_MODEL, manager=manager).add_documents(documents(4))
+    indexer = QdrantIndexer("notes", embedded, "m", manager=manager)
+    write, written = Run._write, []
+
+    def replacing(run, batch, vectors):
+        write(run, batch, vectors)
+        written.extend(batch)
+        if len(written) == 2:
+            manager.register("m", str(FIXTURES / "bert_plain"), pooling="max", replace=True)
+
+    monkeypatch.setattr(Run, "_write", replacing)
+    with pytest.raises(CollectionError, match="the model of 'm' was replaced"):
+        indexer.reembed("live", batch_size=1)
+    assert len(written) == 2
+    assert not aliases(embedded)
+
+
+def test_other_weights_of_one_name_fill_a_collection_of_their_own(make, embedded, monkeypatch):
+    make(TURKISH_MODEL).add_documents(documents(2))
+    first = make().reembed("live")
+    monkeypatch.setattr(encoders, "probe_of", lambda *_: {"coarse": False, "vectors": [{"0": 1.0}, {"0": 1.0}]})
+    with pytest.raises(CollectionError, match="other weights"):
+        make(collection="live").search("a question")
+    again = make(collection="live").reembed()
+    assert (again.done, again.source, again.target) == (True, first.target, f"{first.target}-2")
+    assert make(collection="live").search("document number 1")
 
 
 def test_chunks_and_other_ids_stay(make, embedded):

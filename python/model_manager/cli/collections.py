@@ -318,7 +318,7 @@ def search(
     else:
         used = mode or ("dense" if settings["sparse"] is None else "hybrid")
         least = 0.7 if score_threshold is None and used == "dense" else score_threshold
-        if least is None or used == "sparse":
+        if least is None:
             click.echo("Nothing matches.", err=True)
         else:
             click.echo(f"Nothing reaches a score of {least:g}; --score-threshold lowers it.", err=True)

@@ -94,7 +94,7 @@ def embed(
         from .parquet import embed_parquet
 
         if form not in (None, "parquet") or input_format is not None:
-            raise click.UsageError("the output of .parquet files is one too: leave --format and --input-format out")
+            raise click.UsageError("from .parquet files a .parquet file is made: leave --format and --input-format out")
         embed_parquet(files, output, column, vector_column or _VECTORS, model, dimensions, query=query)
         return
     form = form or _format_of(output)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import itertools
 import threading
 import weakref
@@ -96,7 +95,8 @@ class LazyModel(KindProperty):
 
     def _slot_of_manager(self, kind: type) -> str:
         """The property's own kind; for one that is overridden, and reached by `super()`, another name."""
-        if self._owner is None or inspect.getattr_static(kind, self._name, None) is self:
+        found = next((vars(base)[self._name] for base in kind.__mro__ if self._name in vars(base)), None)
+        if self._owner is None or found is self:
             return self.kind
         return f"{self._owner.__qualname__}.{self.kind}"
 
@@ -115,8 +115,10 @@ def _check_attributes(instance: Any) -> None:
         )
 
 
-_ONCE = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
-"""Functions whose results can be used once."""
+_ONCE = 0x20 | 0x80 | 0x200
+"""`CO_GENERATOR`, `CO_COROUTINE` and `CO_ASYNC_GENERATOR` of `inspect`, whose import takes milliseconds: functions
+whose results can be used once.
+"""
 
 
 def _load(method: Callable[[Any], Any], reference: weakref.ref[Any]) -> Any:
@@ -140,7 +142,7 @@ def lazy_load_model(kind: Any) -> Callable[[Callable[[Any], Any]], Any]:
     """
 
     def decorate(method: Callable[[Any], Any]) -> Any:
-        if any(check(method) for check in _ONCE):
+        if getattr(getattr(method, "__code__", None), "co_flags", 0) & _ONCE:
             raise TypeError(
                 f"{method.__qualname__} must be a plain function that returns the model: its result is kept"
             )

@@ -267,8 +267,8 @@ class SemanticCache:
     def _embed_again(self) -> None:
         """Embed all stored questions with the slot's present model, outside of the lock."""
         with self._loading:
-            fresh: dict[tuple[str, str], Vectors] = {}
             while True:
+                fresh: dict[tuple[str, str], Vectors] = {}
                 model = self._embedder.query_model
                 with self._lock:
                     if model == self._model:

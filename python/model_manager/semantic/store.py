@@ -86,6 +86,8 @@ class AnswerStore:
         try:
             yield
         except sqlite3.OperationalError as error:
+            if str(error).startswith("no such "):  # a table or a column: the file is another one
+                raise self._unusable(error) from error
             # The file is sound, and may hold answers that nothing else has.
             failure = ModelIOError(
                 f"{self.path} cannot be read or written: {error}. It may be in use by another process, be a folder, or"
@@ -94,10 +96,13 @@ class AnswerStore:
             failure.transient = any(word in str(error) for word in ("locked", "busy"))
             raise failure from error
         except sqlite3.DatabaseError as error:
-            raise InvalidFileError(
-                f"{self.path} cannot be used as a cache of answers: {error}. Remove the file to begin with an empty"
-                " cache, or name another one"
-            ) from error
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: sqlite3.DatabaseError) -> InvalidFileError:
+        return InvalidFileError(
+            f"{self.path} cannot be used as a cache of answers: {error}. Remove the file to begin with an empty"
+            " cache, or name another one"
+        )
 
     def _connect(self) -> sqlite3.Connection:
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -204,7 +204,13 @@ impl ChatTemplate {
             let variables = self.variables(messages, conversation)?;
             render::render(body, &variables)
         };
-        let in_parts = || *self.wants_parts.get_or_init(|| parts::are_wanted(&render));
+        let in_parts = || match self.wants_parts.get() {
+            Some(wanted) => *wanted,
+            None => {
+                let found = parts::are_wanted(&render);
+                found.is_some_and(|wanted| *self.wants_parts.get_or_init(|| wanted))
+            }
+        };
         if self.may_want_parts && parts::has_texts(&conversation.messages) && in_parts() {
             return render(&parts::of_texts(&conversation.messages)?);
         }

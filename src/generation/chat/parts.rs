@@ -10,14 +10,23 @@ use super::value::Value;
 /// The key of a part's text: a template without this word reads no parts.
 pub(super) const TEXT: &str = "text";
 
-/// Whether a template puts texts into the prompt as parts, and not as they are.
-pub(super) fn are_wanted(render: &dyn Fn(&Value) -> TemplateResult<String>) -> bool {
+/// Whether a template puts texts into the prompt as parts, and not as they are; `None` where neither form reaches it, as
+/// with variables that it refuses.
+pub(super) fn are_wanted(render: &dyn Fn(&Value) -> TemplateResult<String>) -> Option<bool> {
+    // Some templates refuse a conversation without a system message.
+    [&["user"][..], &["system", "user"]].into_iter().find_map(|roles| wanted_by(roles, render))
+}
+
+fn wanted_by(roles: &[&str], render: &dyn Fn(&Value) -> TemplateResult<String>) -> Option<bool> {
     // Whether the prompt depends on the text. A template that refuses a text in one form may take it in the other.
     let reaches = |form: &dyn Fn(&Value) -> TemplateResult<Value>| -> TemplateResult<bool> {
-        let prompt = |text: &str| render(&form(&user(text)?)?);
+        let prompt = |text: &str| render(&form(&conversation(roles, text)?)?);
         Ok(prompt("alpha")? != prompt("charlie")?)
     };
-    !reaches(&|messages| Ok(messages.clone())).unwrap_or(false) && reaches(&of_texts).unwrap_or(false)
+    if reaches(&|messages| Ok(messages.clone())).unwrap_or(false) {
+        return Some(false);
+    }
+    reaches(&of_texts).unwrap_or(false).then_some(true)
 }
 
 /// Whether a message has a text for its content.
@@ -51,8 +60,13 @@ fn content(message: &Value) -> Option<&Arc<str>> {
     message.get_text(CONTENT)?.as_text()
 }
 
-fn user(text: &str) -> TemplateResult<Value> {
-    Value::list(vec![Value::dict([entry("role", "user"), entry(CONTENT, text)])?])
+/// A message of each role, of which the user's has `text`.
+fn conversation(roles: &[&str], text: &str) -> TemplateResult<Value> {
+    let message = |&role: &&str| {
+        let content = if role == "user" { text } else { "bravo" };
+        Value::dict([entry("role", role), entry(CONTENT, content)])
+    };
+    Value::list(roles.iter().map(message).collect::<TemplateResult<_>>()?)
 }
 
 fn entry(key: &str, value: impl Into<Arc<str>>) -> (Value, Value) {
@@ -61,7 +75,7 @@ fn entry(key: &str, value: impl Into<Arc<str>>) -> (Value, Value) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{ChatTemplate, Conversation};
+    use super::super::{ChatTemplate, Conversation, Value};
 
     /// That of SmolVLM, in short.
     const OF_PARTS: &str = "{% for message in messages %}{{ message.role }}:{% for line in message.content %}\
@@ -83,6 +97,27 @@ mod tests {
         }
         // Neither form reaches this prompt.
         assert_eq!(rendered("text of {{ messages | length }}"), "text of 2");
+    }
+
+    #[test]
+    fn a_call_that_fails_does_not_decide_for_the_next_one() {
+        let source = format!("{{% if strict %}}{{{{ raise_exception('no') }}}}{{% endif %}}{OF_PARTS}");
+        let template = ChatTemplate::new("m", &source, Vec::new());
+        let mut conversation = Conversation::of(&[("user", "Merhaba")]).unwrap();
+        conversation.variables = vec![("strict".into(), Value::Bool(true))];
+        assert!(template.render(&conversation).is_err());
+        conversation.variables.clear();
+        assert_eq!(template.render(&conversation).unwrap(), "user:Merhaba;");
+    }
+
+    #[test]
+    fn a_template_that_asks_for_a_system_message_is_probed_with_one() {
+        let source = format!(
+            "{{% if messages[0].role != 'system' %}}{{{{ raise_exception('system first') }}}}{{% endif %}}{OF_PARTS}"
+        );
+        let conversation = Conversation::of(&[("system", "Kısa yanıt ver"), ("user", "Merhaba")]).unwrap();
+        let rendered = ChatTemplate::new("m", &source, Vec::new()).render(&conversation).unwrap();
+        assert_eq!(rendered, "system:Kısa yanıt ver;user:Merhaba;");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,7 +17,7 @@ from .collection import CollectionError
 from .probe import PROBE, TEXTS, probe_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -275,6 +276,18 @@ class Encoders:
         """The slots' present models. Two folders of one name have one fingerprint, but not one source."""
         slots = [one for one in (self.dense, self.sparse, self.multi) if isinstance(one, Embedder | _Model)]
         return " ".join([self.fingerprint, *(one.describe()["source"] for one in slots)])
+
+    @contextlib.contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Within the block `check_unchanged` compares with the models at its beginning, which fill another
+        collection.
+        """
+        checked = self._checked
+        self.remember_checked()
+        try:
+            yield
+        finally:
+            self._checked = checked
 
     def check_unchanged(self) -> None:
         """Raise `CollectionError` where a slot has another model than the one that the collection was compared with."""

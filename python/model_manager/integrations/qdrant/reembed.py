@@ -95,6 +95,8 @@ def reembed(
     if known.get(CHUNKS):
         identity[CHUNKS] = True
     new = store.other(target or f"{alias}-{_hash(identity)}")
+    if target is None and new.collection == source.collection:  # other weights of the same name
+        new = store.other(f"{new.collection}-2")
     current = aliases.get(alias)
     if current not in (None, source.collection, new.collection):
         raise CollectionError(
@@ -126,7 +128,8 @@ def reembed(
         )
         before = encoders.truncated
         try:
-            run.index((record for page in source.scroll(batch_size) for record in page), batch_size)
+            with encoders.unchanged():
+                run.index((record for page in source.scroll(batch_size) for record in page), batch_size)
         finally:
             report.truncated = encoders.truncated - before
     points = _verified(source, new, batch_size)
