@@ -251,13 +251,19 @@ class Embedder:
 
         from ._async import aembed
 
-        if self._described() is None:
-            await asyncio.to_thread(self._describe_anew)
-        return await aembed(self.manager, texts, self.slot, **self._options(names, {}))
+        known = self._described() or await asyncio.to_thread(self._describe_anew)
+        return await aembed(self.manager, texts, self.slot, **self._options(names, {}, known))
 
-    def _options(self, names: Sequence[str], options: dict[str, Any], *, dimensions: bool = True) -> dict[str, Any]:
+    def _options(
+        self,
+        names: Sequence[str],
+        options: dict[str, Any],
+        known: Description | None = None,
+        *,
+        dimensions: bool = True,
+    ) -> dict[str, Any]:
         if dimensions:
             options.setdefault("truncate_dim", self._dimensions)
         if options.get("prompt") is None and options.get("prompt_name") is None:
-            options["prompt_name"] = find_prompt(self.describe()["prompts"], names)
+            options["prompt_name"] = find_prompt((known or self.describe())["prompts"], names)
         return options

@@ -119,6 +119,19 @@ def multilingual() -> str:
     return real_model("multilingual-e5-small")
 
 
+def give_other_weights(folder: Path) -> None:
+    """Change the model of a folder, and nothing that its name and configuration say: the rows of the table of words in
+    the reverse order.
+    """
+    import numpy as np
+    from safetensors.numpy import load_file, save_file
+
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    name = next(name for name in weights if name.endswith("word_embeddings.weight"))
+    save_file({**weights, name: np.ascontiguousarray(weights[name][::-1])}, file)
+
+
 def run_python(
     code: str, *, timeout: float = 60, check: bool = True, **environment: str
 ) -> subprocess.CompletedProcess:

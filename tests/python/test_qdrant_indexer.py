@@ -12,14 +12,13 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import FIXTURES, run_python
+from conftest import FIXTURES, give_other_weights, run_python
 from model_manager.errors import InputError
 from model_manager.integrations.qdrant import Backoff, CollectionError, IndexReport, QdrantIndexer, StoreError, point_id
 from model_manager.integrations.qdrant.probe import differs, probe_of
 from model_manager.results import SparseVector
 from qdrant_client import QdrantClient, models
 from qdrants import SLOT, FakeClient, documents
-from safetensors.numpy import load_file, save_file
 
 
 def stored(client, collection="notes"):
@@ -114,10 +113,7 @@ def test_other_weights_of_the_same_name_are_refused(make_manager, make_indexer, 
     folders = [tmp_path / name / "model" for name in ("old", "copy", "new")]
     for folder in folders:
         shutil.copytree(FIXTURES / "bert_plain", folder)
-    file = folders[2] / "model.safetensors"
-    weights = load_file(file)
-    name = next(name for name in weights if name.endswith("word_embeddings.weight"))
-    save_file({**weights, name: np.ascontiguousarray(weights[name][::-1])}, file)
+    give_other_weights(folders[2])
     manager = make_manager()
     old, copy, new = (
         functools.partial(make_indexer, embedded, manager=manager, model=str(folder)) for folder in folders

@@ -1,33 +1,21 @@
-"""`model_manager.semantic`: exact search against a sort of all scores, groups against sentence-transformers, stored
-answers, intents.
-"""
+"""`model_manager.semantic`: exact search against a sort of scores, groups against sentence-transformers, intents."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
-import shutil
-import sqlite3
-import subprocess
-import sys
-import threading
 
 import numpy as np
 import pytest
 from conftest import ENGLISH_MODEL, FIXTURES, TURKISH_MODEL, tiny
 from hypothesis import given, settings, strategies as st
 from model_manager import errors
-from model_manager._embedder import Embedder
 from model_manager.semantic import (
     IntentClassifier,
-    SemanticCache,
     near_duplicates,
     pairwise_similarity,
     search,
     semantic_search,
 )
-from safetensors.numpy import load_file, save_file
 
 QUESTION = "Çalışma saatleri nedir?"
 
@@ -162,243 +150,19 @@ def test_groups_name_what_is_wrong(threshold, size, param):
     assert caught.value.param == param
 
 
-# --- Stored answers --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def manager():
-    with tiny() as made:
-        yield made
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self):
-        return self.now
-
-
-def test_a_similar_question_gets_the_stored_answer(manager):
-    cache = SemanticCache(manager, threshold=0.5)
-    assert cache.get(QUESTION) is None
-    cache.put(QUESTION, {"text": "09.00-18.00"})
-    same = cache.get(QUESTION)
-    assert (same.answer, same.question, same.score) == ({"text": "09.00-18.00"}, QUESTION, 1.0)
-    other = "Çalışma saatleriniz nedir?"
-    cosine = float(pairwise_similarity(*manager.embed([QUESTION, other], "turkish_sentence")[:, None, :])[0])
-    assert 0.5 < cosine < 1
-    assert cache.get(other).score == pytest.approx(cosine, abs=1e-6)
-    cache.threshold = cosine + 0.01
-    assert cache.get(other) is None
-    assert cache.stats() == {"entries": 1, "hits": 2, "misses": 2, "evicted": 0}
-    assert "1 of 10000 entries" in repr(cache)
-
-
-def test_the_most_similar_of_several_wins_and_scopes_are_apart(manager):
-    cache = SemanticCache(manager, threshold=0.1)
-    texts = [f"Soru {number}: {word}" for number, word in enumerate(["fabrika", "izin", "yemek", "servis", "maaş"])]
-    for text in texts:
-        cache.put(text, text.upper(), scope="tr")
-    asked = "Soru 3: servisler"
-    vectors = manager.embed([asked, *texts], "turkish_sentence")
-    best = texts[int(np.argmax(vectors[1:] @ vectors[0]))]
-    assert cache.get(asked, scope="tr").question == best
-    assert cache.get(asked, scope="en") is None
-    assert cache.get(texts[0]) is None
-    cache.clear(scope="en")
-    assert len(cache) == 5
-    cache.clear(scope="tr")
-    assert len(cache) == 0
-
-
-def test_the_least_recently_used_entry_makes_way(manager):
-    cache = SemanticCache(manager, threshold=1.0, max_entries=3)
-    for name in "abc":
-        cache.put(f"soru {name}", name)
-    cache.get("soru a")
-    cache.put("soru d", "d")
-    assert [cache.get(f"soru {name}") is not None for name in "abcd"] == [True, False, True, True]
-    cache.put("soru d", "yeni")
-    assert cache.get("soru d").answer == "yeni"
-    assert cache.stats()["evicted"] == 1
-    assert cache.remove("soru d")
-    assert not cache.remove("soru d")
-    for number in range(200):  # rows are used again, and the matrix stays as small as the cache
-        cache.put(f"soru {number}", number)
-    assert cache.get("soru 199").answer == 199
-    assert len(cache._vectors) == 3
-
-
-def test_answers_expire(manager):
-    clock = Clock()
-    cache = SemanticCache(manager, threshold=0.5, ttl=60, clock=clock)
-    cache.put(QUESTION, "x")
-    clock.now += 59
-    assert cache.get(QUESTION)
-    clock.now += 1
-    assert cache.get(QUESTION) is None
-    assert cache.get(QUESTION + "?") is None
-    cache.put("başka", "y")
-    assert len(cache) == 1
-
-
-def test_an_exception_of_compute_stores_nothing(manager):
-    cache = SemanticCache(manager)
-    with pytest.raises(ZeroDivisionError):
-        cache.get_or_compute("bir", lambda _: 1 // 0)
-    assert cache.get_or_compute("bir", str.upper) == "BIR"
-    assert cache.get_or_compute("bir", lambda _: pytest.fail("computed twice")) == "BIR"
-
-
-def test_a_cache_works_in_asyncio(manager):
-    async def scenario():
-        cache = SemanticCache(manager)
-        await cache.aput("bir", 1)
-        return await asyncio.gather(*(cache.aget("bir") for _ in range(10)))
-
-    assert [hit.answer for hit in asyncio.run(scenario())] == [1] * 10
-
-
-def test_threads_store_and_find_at_the_same_time(manager, tmp_path):
-    cache = SemanticCache(manager, threshold=1.0, max_entries=20, path=tmp_path / "answers.db")
-    failed = []
-
-    def work(thread):
-        for number in range(15):
-            text = f"soru {(thread * 7 + number) % 30}"
-            cache.put(text, text)
-            found = cache.get(text)
-            if found is not None and found.answer != found.question:
-                failed.append((text, found))
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failed
-    assert len(cache) == 20
-    assert len(set(cache._row_of.values())) == 20
-    cache.close()
-
-
-def test_entries_survive_the_process(manager, tmp_path):
-    path = tmp_path / "folder" / "answers.db"
-    with SemanticCache(manager, threshold=0.5, path=path) as cache:
-        cache.put(QUESTION, ["09.00", "18.00"], scope="tr")
-        cache.put("başka", 1)
-    with SemanticCache(manager, threshold=0.5, path=path) as again:
-        assert len(again) == 2
-        assert again.get(QUESTION + " ?", scope="tr").answer == ["09.00", "18.00"]
-        assert again.remove("başka")
-    with SemanticCache(manager, path=path) as last:
-        assert len(last) == 1
-        last.clear()
-    assert sqlite3.connect(path).execute("SELECT count(*) FROM answers").fetchone() == (0,)
-
-
-def test_an_answer_is_the_same_before_and_after_reopening(manager, tmp_path):
-    """JSON knows fewer types than Python, and the vectors of a question may have any length."""
-    path, answer = tmp_path / "answers.db", {1: ("09.00", "18.00")}
-    asked = [QUESTION, QUESTION + " ?", "başka bir soru", "something else"]
-    with SemanticCache(manager, threshold=0.1, path=path) as cache:
-        cache.put(QUESTION, answer)
-        before = [(one.answer, one.score) for one in map(cache.get, asked) if one is not None]
-    with SemanticCache(manager, threshold=0.1, path=path) as again:
-        after = [(one.answer, one.score) for one in map(again.get, asked[1:]) if one is not None]
-    assert before[0] == ({"1": ["09.00", "18.00"]}, 1.0)
-    assert before[1:] == after
-
-
-def test_a_kept_entry_is_what_was_used_last(manager, tmp_path):
-    clock, path = Clock(), tmp_path / "answers.db"
-    with SemanticCache(manager, path=path, clock=clock) as cache:
-        for name in ("a", "b", "c"):
-            clock.now += 1
-            cache.put(f"soru {name}", name)
-        clock.now += 1
-        assert cache.get("soru a")
-    with SemanticCache(manager, path=path, threshold=1.0, max_entries=2, clock=clock) as small:
-        assert [small.get(f"soru {name}") is not None for name in "abc"] == [True, False, True]
-
-
-def test_a_file_that_cannot_be_opened_need_not_be_removed(tmp_path):
-    with pytest.raises(errors.ModelIOError, match="cannot be read or written: unable to open") as error:
-        SemanticCache(path=tmp_path)
-    assert not error.value.transient
-    assert "emove" not in str(error.value)
-
-
 def test_texts_are_no_vectors():
     for texts in ("a text", ["a", "b"], np.array(["a", "b"], dtype=object)):
         with pytest.raises(errors.ArgumentError, match="must be vectors, not texts: embed them first"):
             near_duplicates(texts)
 
 
-def test_another_model_embeds_the_questions_again(tmp_path):
-    path = tmp_path / "answers.db"
-    with tiny() as first, SemanticCache(first, TURKISH_MODEL, path=path) as cache:
-        cache.put(QUESTION, "x")
-    with tiny() as second:
-        with SemanticCache(second, ENGLISH_MODEL, path=path, threshold=0.999) as cache:
-            assert cache.get(QUESTION + " ") is not None or cache.get(QUESTION).score == 1.0
-            cache._load()
-            own = Embedder(second, ENGLISH_MODEL).query(QUESTION)
-            row = cache._vectors[next(iter(cache._rows))]
-            np.testing.assert_allclose(row, own / np.linalg.norm(own), atol=1e-6)
-        stored = sqlite3.connect(path).execute("SELECT fingerprint, vector FROM answers").fetchone()
-        assert stored[0] == cache._embedder.query_fingerprint
-        np.testing.assert_allclose(np.frombuffer(stored[1], np.float32), row, atol=1e-6)
+# --- Intents ---------------------------------------------------------------------------------------------------------
 
 
-def test_another_checkpoint_of_the_same_name_embeds_the_questions_again(tmp_path):
-    """Two folders of one name, and everything but the weights is equal."""
-    folders = [tmp_path / name / "model" for name in ("old", "new")]
-    for folder in folders:
-        shutil.copytree(FIXTURES / "bert_plain", folder)
-    file = folders[1] / "model.safetensors"
-    weights = load_file(file)
-    name = next(name for name in weights if name.endswith("word_embeddings.weight"))
-    save_file({**weights, name: np.ascontiguousarray(weights[name][::-1])}, file)
-    path = tmp_path / "answers.db"
-    questions = [QUESTION, "başka bir soru"]
-    with tiny() as manager:
-        with SemanticCache(manager, str(folders[0]), path=path) as cache:
-            for question in questions:
-                cache.put(question, "x")
-        for folder in (folders[1], folders[1], folders[0]):
-            with SemanticCache(manager, str(folder), path=path) as cache:
-                assert len(cache) == 2
-                for question in questions:
-                    stored = cache._vectors[cache._row_of["", question]]
-                    np.testing.assert_allclose(stored, cache._embed(question), atol=1e-5)
-
-
-@pytest.mark.parametrize("kept", [False, True])
-def test_a_model_that_is_replaced_meanwhile_embeds_the_questions_again(tmp_path, kept):
-    path = tmp_path / "answers.db" if kept else None
-    other = str(FIXTURES / "bert_bin")  # of another dimension, or with other vectors
-    with tiny() as manager:
-        manager.register("m", TURKISH_MODEL)
-        with SemanticCache(manager, "m", path=path, threshold=0.999, max_entries=3) as cache:
-            for question in (QUESTION, "başka bir soru"):
-                cache.put(question, question)
-            for model in (ENGLISH_MODEL, other, TURKISH_MODEL):
-                manager.register("m", model, replace=True)
-                found = cache.get(QUESTION + " ")
-                assert found is not None
-                assert found.question == QUESTION
-                assert cache.get("hiç sorulmamış bir şey") is None
-                assert len(cache) == 2
-                for question in (QUESTION, "başka bir soru"):
-                    vector = cache._vectors[cache._row_of["", question]]
-                    np.testing.assert_allclose(vector, cache._embed(question), atol=1e-6)
-            cache.put("üçüncü soru", "x")
-            cache.put("dördüncü soru", "y")
-            assert (len(cache), cache.stats()["evicted"]) == (3, 1)
-        if kept:
-            with SemanticCache(manager, "m", path=path) as again:
-                assert len(again) == 3
+@pytest.fixture
+def manager():
+    with tiny() as made:
+        yield made
 
 
 def test_an_intent_is_that_of_the_slots_present_model():
@@ -417,38 +181,6 @@ def test_an_intent_is_that_of_the_slots_present_model():
 
 
 @pytest.mark.parametrize("other", ["bert_max", "bert_cls"], ids=["same width", "another width"])
-@pytest.mark.parametrize("kept", [False, True], ids=["memory", "file"])
-def test_a_slot_with_another_model_embeds_the_questions_again(tmp_path, other, kept):
-    path = tmp_path / "answers.db" if kept else None
-    with tiny(cache_size=0) as manager:
-        manager.register("s", str(FIXTURES / "bert_plain"))
-        cache = SemanticCache(manager, "s", path=path, threshold=0.999)
-        cache.put(QUESTION, "x")
-        former = cache._embedder.query_fingerprint
-        manager.register("s", str(FIXTURES / other), replace=True)
-        # Blanks at the end do not change the tokens, and the text is not the stored one.
-        found = cache.get(QUESTION + " ")
-        assert (found.answer, found.question) == ("x", QUESTION)
-        cache.put("başka bir soru", "y")
-        for question in (QUESTION, "başka bir soru"):
-            own = manager.embed(question, "s", prompt_name=None)
-            row = cache._vectors[cache._row_of["", question]]
-            np.testing.assert_allclose(row, own / np.linalg.norm(own), atol=1e-6)
-        if kept:
-            with sqlite3.connect(path) as file:
-                rows = file.execute("SELECT fingerprint, answer FROM answers ORDER BY question").fetchall()
-            now = cache._embedder.query_fingerprint
-            assert rows == [(now, '"y"'), (now, '"x"')]
-            assert former != rows[0][0]
-        # An emptied cache has no width.
-        cache.clear()
-        manager.register("s", str(FIXTURES / "bert_plain"), replace=True)
-        cache.put(QUESTION, "z")
-        assert cache.get(QUESTION + " ").answer == "z"
-        cache.close()
-
-
-@pytest.mark.parametrize("other", ["bert_max", "bert_cls"], ids=["same width", "another width"])
 def test_a_slot_with_another_model_embeds_the_examples_again(other):
     examples = {"hours": ["When are you open?"], "invoice": ["Where is my invoice?"]}
     with tiny(cache_size=0) as manager:
@@ -461,125 +193,6 @@ def test_a_slot_with_another_model_embeds_the_examples_again(other):
     assert after.scores == pytest.approx(fresh.scores, abs=1e-6)
     assert after.scores != pytest.approx(before.scores, abs=1e-3)
 
-
-def test_another_prompt_for_questions_embeds_them_again(tmp_path):
-    path, found = tmp_path / "answers.db", []
-    for prompt in ("query: ", "task: "):
-        with tiny() as manager:
-            manager.register("prompted", TURKISH_MODEL, prompts={"query": prompt, "document": "passage: "})
-            with SemanticCache(manager, "prompted", path=path, threshold=0.99) as cache:
-                if not len(cache):
-                    cache.put(QUESTION, "x")
-                found.append(cache._embed(QUESTION))
-                np.testing.assert_allclose(cache._vectors[cache._row_of["", QUESTION]], found[-1], atol=1e-6)
-    assert float(found[0] @ found[1]) < 0.999
-
-
-def test_the_file_does_not_outgrow_the_cache(manager, tmp_path):
-    """What has expired, and what is more than the limit, leaves the file too."""
-    clock, path = Clock(), tmp_path / "answers.db"
-
-    def rows():
-        return {question for (question,) in sqlite3.connect(path).execute("SELECT question FROM answers")}
-
-    for run in range(3):
-        clock.now += 100
-        with SemanticCache(manager, path=path, ttl=60, max_entries=8, clock=clock) as cache:
-            for number in range(6):
-                clock.now += 1
-                cache.put(f"soru {run} {number}", number)
-        assert rows() == {f"soru {run} {number}" for number in range(6)}
-    with SemanticCache(manager, path=path, max_entries=2, clock=clock) as small:
-        assert len(small) == 2
-    assert rows() == {"soru 2 4", "soru 2 5"}
-    clock.now += 55  # one of them has expired
-    with SemanticCache(manager, path=path, ttl=56, clock=clock) as late:
-        assert len(late) == 1
-    assert rows() == {"soru 2 5"}
-
-
-def test_a_file_of_something_else_is_refused(manager, tmp_path):
-    (tmp_path / "text.db").write_text("no database at all, but long enough to be read as one" * 40)
-    foreign = sqlite3.connect(tmp_path / "foreign.db")
-    foreign.execute("CREATE TABLE answers (x)")
-    foreign.commit()
-    foreign.close()
-    for name, words in [("text.db", "not a database"), ("foreign.db", "another program's database")]:
-        with pytest.raises(errors.InvalidFileError, match=words) as caught:
-            SemanticCache(manager, path=tmp_path / name)
-        assert str(tmp_path / name) in str(caught.value)
-        assert "Remove the file" in str(caught.value)
-
-
-@pytest.mark.chaos
-def test_a_killed_process_loses_no_stored_answer(tmp_path):
-    path = tmp_path / "answers.db"
-    script = f"""
-import os, sys
-sys.path.insert(0, {str(FIXTURES.parent / "python")!r})
-from conftest import tiny
-from model_manager.semantic import SemanticCache
-cache = SemanticCache(tiny(), path={str(path)!r})
-for number in range(5):
-    cache.put(f"soru {{number}}", number)
-print("ready", flush=True)
-os.kill(os.getpid(), 9)
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
-    assert (done.stdout, done.returncode) == ("ready\n", -9), done.stderr
-    with tiny() as manager, SemanticCache(manager, path=path) as cache:
-        assert [cache.get(f"soru {number}").answer for number in range(5)] == [0, 1, 2, 3, 4]
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_child_opens_its_own_connection(manager, tmp_path):
-    cache = SemanticCache(manager, path=tmp_path / "answers.db", threshold=1.0)
-    cache.put("bir", 1)
-    child = os.fork()
-    if child == 0:
-        try:
-            cache.put("iki", 2)
-            os._exit(0 if cache.get("bir").answer == 1 else 2)
-        finally:
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    cache.put("üç", 3)
-    cache.close()
-    with SemanticCache(manager, path=tmp_path / "answers.db") as again:
-        assert len(again) == 3
-
-
-@pytest.mark.parametrize(
-    ("options", "param"),
-    [
-        ({"threshold": 0}, "threshold"),
-        ({"threshold": 2}, "threshold"),
-        ({"max_entries": 0}, "max_entries"),
-        ({"ttl": 0}, "ttl"),
-    ],
-)
-def test_a_cache_names_what_is_wrong(manager, options, param):
-    with pytest.raises(errors.ArgumentError) as caught:
-        SemanticCache(manager, **options)
-    assert caught.value.param == param
-
-
-def test_wrong_questions_and_answers(manager, tmp_path):
-    cache = SemanticCache(manager, path=tmp_path / "answers.db")
-    with pytest.raises(errors.ArgumentError, match="blank"):
-        cache.put("  ", 1)
-    with pytest.raises(errors.ArgumentError, match="as JSON"):
-        cache.put("bir", object())
-    with pytest.raises(errors.ArgumentError, match="as JSON"):
-        cache.put("bir", float("nan"))
-    with pytest.raises(TypeError, match="question must be a str"):
-        cache.get(3)
-    with pytest.raises(TypeError, match="scope must be a str"):
-        cache.get("bir", scope=3)
-    assert len(cache) == 0
-
-
-# --- Intents ---------------------------------------------------------------------------------------------------------
 
 EXAMPLES = {
     "hours": ["When are you open?", "What are your opening hours?", "Çalışma saatleriniz nedir?"],
