@@ -30,7 +30,7 @@ from model_manager import Config, ModelManager  # noqa: E402
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-pytest_plugins = ["generators", "servers", "generation_servers", "qdrants", "redis_servers", "commands"]
+pytest_plugins = ["generators", "servers", "generation_servers", "qdrants", "redis_servers", "commands", "spans"]
 
 ROOT = Path(__file__).resolve().parents[2]
 FIXTURES = ROOT / "tests" / "fixtures"

@@ -1,0 +1,153 @@
+"""Spans of the server's requests, which continue the traces of clients."""
+
+from __future__ import annotations
+
+import pytest
+from fastapi import FastAPI
+from generation_servers import leave
+from generators import SLOT, TEXT
+from model_manager import errors, tracing
+from model_manager.server import ServerConfig, router
+from opentelemetry import propagate
+from opentelemetry.context import Context
+from opentelemetry.propagators.textmap import default_getter
+from opentelemetry.trace import SpanKind, StatusCode
+from servers import MODELS, running, until
+from spans import PARENT_ID, TRACE_ID, TRACEPARENT
+
+
+def test_a_request_continues_the_trace_of_its_client(provider, serve):
+    server = serve()
+    assert server.service.spans is not None
+    body = {"model": "tiny", "input": ["one", "two"]}
+    headers = {"traceparent": TRACEPARENT, "x-request-id": "r1"}
+    assert server.client.post("/v1/embeddings", json=body, headers=headers).status_code == 200
+    until(lambda: any(span.kind is SpanKind.SERVER for span in provider.all()))
+    span = provider.named("POST /v1/embeddings")
+    assert (span.kind, span.context.trace_id, span.parent.span_id) == (SpanKind.SERVER, TRACE_ID, PARENT_ID)
+    expected = {
+        "http.request.method": "POST",
+        "http.route": "/v1/embeddings",
+        "url.path": "/v1/embeddings",
+        "url.scheme": "http",
+        "http.response.status_code": 200,
+        "http.response.header.x-request-id": ("r1",),
+        "client.address": "127.0.0.1",
+    }
+    assert dict(span.attributes) == expected
+    assert "embeddings tiny" in provider.children(span)
+    assert provider.children(provider.named("embeddings tiny"))[-1] == "forward"
+
+
+def test_headers_of_a_trace_are_found_in_any_spelling_and_all_of_them(provider, monkeypatch):
+    """Servers give names in lower case; W3C's tracestate may come in several headers, which are one list."""
+    from model_manager.server.spans import RequestSpans
+
+    class Propagator:
+        fields = frozenset({"X-Amzn-Trace-Id", "tracestate"})
+
+        def extract(self, carrier):
+            found.update({field: default_getter.get(carrier, field) for field in self.fields})
+            return Context()
+
+    found = {}
+    monkeypatch.setattr(propagate, "get_global_textmap", Propagator)
+    monkeypatch.setattr(propagate, "extract", Propagator().extract)
+    headers = [(b"x-amzn-trace-id", b"Root=1"), (b"tracestate", b"a=1"), (b"accept", b"*/*"), (b"tracestate", b"b=2")]
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": headers}
+    RequestSpans().begin(scope, "/").end(200, 200, b"r")
+    assert found == {"X-Amzn-Trace-Id": ["Root=1"], "tracestate": ["a=1", "b=2"]}
+
+
+def test_failed_requests_and_probes(provider, serve):
+    server = serve()
+    assert server.client.get("/health").status_code == 200
+    assert server.embed(model="nothing", input="x").status_code == 404
+    assert server.client.post("/api/embed", json={"model": "tiny", "input": 5}).status_code == 400
+    until(lambda: len(provider.all()) == 2)
+    codes = {span.name: span.attributes["http.response.status_code"] for span in provider.all()}
+    assert codes == {"POST /v1/embeddings": 404, "POST /api/embed": 400}
+    assert {span.status.status_code for span in provider.all()} == {StatusCode.UNSET}
+
+
+def test_a_streamed_answer_is_inside_its_request(provider, serve, make_writer):
+    server = serve(make_writer("qwen2"))
+    body = {"messages": [{"role": "user", "content": TEXT}], "max_tokens": 4, "stream": True}
+    with server.client.stream("POST", "/v1/chat/completions", json=body, headers={"traceparent": TRACEPARENT}) as got:
+        assert got.read().endswith(b"data: [DONE]\n\n")
+    until(lambda: any(span.kind is SpanKind.SERVER for span in provider.all()))
+    span = provider.named("POST /v1/chat/completions")
+    assert span.context.trace_id == TRACE_ID
+    assert f"chat {SLOT}" in provider.children(span)
+    assert provider.named(f"chat {SLOT}").attributes["gen_ai.usage.output_tokens"] <= 4
+
+
+def test_a_stream_that_ends_with_an_error_is_an_error_of_its_span(provider, serve, endless):
+    server = serve(endless)
+    body = {"prompt": TEXT, "stream": True, "max_tokens": 50_000, "min_tokens": 50_000}
+    with server.client.stream("POST", "/v1/completions", json=body) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        next(iter(server.service._tasks)).get_loop().call_soon_threadsafe(server.service.end_requests)
+        assert "shutting down" in list(lines)[-2]
+    until(lambda: any(span.kind is SpanKind.SERVER for span in provider.all()))
+    span = provider.named("POST /v1/completions")
+    assert (span.attributes["http.response.status_code"], span.attributes["error.type"]) == (200, "503")
+    assert span.status.status_code is StatusCode.ERROR
+
+
+def test_a_client_that_leaves_ends_its_spans(provider, serve, endless):
+    server = serve(endless)
+    body = {"prompt": TEXT, "stream": True, "max_tokens": 50_000, "min_tokens": 50_000}
+
+    def first_piece(connection):
+        while b"data: " not in connection.recv(4096):
+            pass
+
+    leave(server, "/v1/completions", body, first_piece)
+    until(lambda: {span.name for span in provider.all()} >= {"POST /v1/completions", f"text_completion {SLOT}"})
+    answer, request = provider.named(f"text_completion {SLOT}"), provider.named("POST /v1/completions")
+    assert answer.attributes["model_manager.cancelled"]
+    assert answer.parent.span_id == request.context.span_id
+
+
+@pytest.mark.parametrize("header", ["", "00-0-0-0", "zz" * 40, "00-" + "0" * 32 + "-" + "0" * 16 + "-01", "é"])
+def test_a_damaged_header_begins_a_new_trace(provider, serve, header):
+    server = serve()
+    headers = {b"traceparent": header.encode(), b"tracestate": b"=,=,", b"baggage": b"%%%"}
+    assert server.client.post("/v1/embeddings", json={"input": "x"}, headers=headers).status_code == 200
+    until(lambda: any(span.kind is SpanKind.SERVER for span in provider.all()))
+    assert provider.named("POST /v1/embeddings").parent is None
+
+
+def test_an_application_with_spans_of_its_own_gets_no_second_one(provider, manager):
+    app = FastAPI()
+    app.include_router(router(ServerConfig(models=MODELS), manager), prefix="/ai")
+    tracer = provider.provider.get_tracer("application")
+
+    @app.middleware("http")
+    async def around(request, call_next):
+        with tracer.start_as_current_span("own"):
+            return await call_next(request)
+
+    with running(app) as server:
+        answer = server.client.post("/ai/v1/embeddings", json={"model": "tiny", "input": "x"})
+        assert answer.status_code == 200
+        until(lambda: any(span.name == "own" for span in provider.all()))
+    assert "embeddings tiny" in provider.children(provider.named("own"))
+    mine = [span for span in provider.all() if span.instrumentation_scope.name == "model_manager"]
+    assert SpanKind.SERVER not in {span.kind for span in mine}
+
+
+def test_the_setting_decides(provider, serve):
+    assert serve(tracing="off").service.spans is None
+    assert not tracing.is_enabled()
+    with pytest.raises(errors.ConfigError, match="tracing='yes'"):
+        serve(tracing="yes")
+
+
+def test_without_a_provider_nothing_is_traced(serve):
+    server = serve()
+    assert server.service.spans is None
+    assert not tracing.is_enabled()
+    assert serve(tracing="on").service.spans is not None
