@@ -1,9 +1,11 @@
-//! Lines of the log that wait until a lock is free: the log of a Python process may call the manager that holds the lock.
+//! Lines of the log that wait until a lock is free: a handler of Python's log may call the manager that holds the lock.
+//! The logger of the process gives every record to [`keep`] first.
 
 use std::cell::RefCell;
-use std::fmt::Arguments;
 
 use log::Level;
+#[cfg(any(test, feature = "python"))]
+use log::Record;
 
 thread_local! {
     /// The lines that this thread holds back, while it does.
@@ -16,23 +18,9 @@ struct Line {
     message: String,
 }
 
-/// Logs a line, now or when this thread no longer holds its lines back.
-pub(crate) fn log(level: Level, target: &str, message: Arguments<'_>) {
-    let line = HELD.with_borrow_mut(|held| match held {
-        Some(lines) => {
-            lines.push(Line { level, target: target.to_owned(), message: message.to_string() });
-            None
-        }
-        None => Some(message),
-    });
-    if let Some(message) = line {
-        log::log!(target: target, level, "{message}");
-    }
-}
-
 /// Keeps a record of the process's logger if this thread holds its lines back. Returns whether it did.
-#[cfg(feature = "python")]
-pub(crate) fn keep(record: &log::Record<'_>) -> bool {
+#[cfg(any(test, feature = "python"))]
+pub(crate) fn keep(record: &Record<'_>) -> bool {
     HELD.with_borrow_mut(|held| {
         let Some(lines) = held else { return false };
         let (level, target) = (record.level(), record.target().to_owned());
@@ -70,7 +58,7 @@ impl HeldLines {
     /// Logs them, in their order; later, where this thread holds lines back for another lock.
     pub(crate) fn write(self) {
         for Line { level, target, message } in self.0 {
-            log(level, &target, format_args!("{message}"));
+            log::log!(target: &*target, level, "{message}");
         }
     }
 }
@@ -84,7 +72,7 @@ mod tests {
     }
 
     fn say(word: &str) {
-        log(Level::Warn, "test", format_args!("{word}"));
+        keep(&Record::builder().level(Level::Warn).target("test").args(format_args!("{word}")).build());
     }
 
     #[test]
@@ -94,11 +82,9 @@ mod tests {
             std::thread::spawn(|| say("of another thread")).join().unwrap();
             let ((), inner) = hold(|| say("two"));
             say("three");
-            let held = lines(&inner).join(" ");
-            inner.write();
-            held
+            lines(&inner).join(" ")
         });
-        assert_eq!((inner.as_str(), lines(&outer)), ("two", vec!["one", "three", "two"]));
+        assert_eq!((inner.as_str(), lines(&outer)), ("two", vec!["one", "three"]));
         HELD.with_borrow(|held| assert!(held.is_none()));
     }
 

@@ -39,6 +39,17 @@ class ModelCacheStatistics(TypedDict):
     max_entries: int | None
 
 
+class CacheTotals(TypedDict):
+    """Counts of the embedding cache since the manager was created. Clearing the cache does not reset them."""
+
+    hits: int
+    misses: int
+    insertions: int
+    evictions: int
+    expirations: int
+    rejections: int
+
+
 class CacheStatistics(TypedDict):
     """State of the embedding cache since the manager was created or the cache was cleared."""
 
@@ -61,6 +72,7 @@ class CacheStatistics(TypedDict):
     """Bytes held now: vectors, texts and overhead."""
     max_entries: int
     max_bytes: int
+    totals: CacheTotals
     tiers: dict[str, TierStatistics]
     """The tiers below the memory, by name: ``disk``, ``redis``."""
     models: dict[str, ModelCacheStatistics]
@@ -86,7 +98,7 @@ class TrackerStatistics(TypedDict):
 
 
 class GenerationStatistics(TypedDict):
-    """Figures of a generator since it was loaded."""
+    """What a slot's generators have done since the slot was registered, and what the loaded one does now."""
 
     requests: int
     completed: int
@@ -101,7 +113,7 @@ class GenerationStatistics(TypedDict):
     busy_seconds: float
     """Time spent computing."""
     active: int
-    """Answers being written now."""
+    """Answers being written now. This and the following are 0 while no generator is loaded."""
     waiting: int
     """Requests in the queue now."""
     kv_bytes: int
@@ -160,7 +172,7 @@ class SlotStatistics(TypedDict):
     last_error: str | None
     """Why its latest load failed; None if it did not."""
     generation: GenerationStatistics | None
-    """Figures of its generator; None for other slots and while it is not in memory."""
+    """Figures of its generators; None for other slots, and before the first is loaded."""
     remote: RemoteStatistics | None
     """Figures of its server; None for a model in this process, and before the first request."""
 

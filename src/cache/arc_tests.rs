@@ -109,7 +109,7 @@ fn arc_keeps_what_is_used_often_when_much_passes_by() {
                 cache.insert(&key(&text, &model), vector(1));
             }
         }
-        cache.statistics().hits
+        cache.statistics().counts.hits
     };
     assert_eq!(hits(Policy::Lru), 20);
     assert!(hits(Policy::Arc) > 19 * ROUNDS, "{}", hits(Policy::Arc));

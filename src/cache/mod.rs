@@ -73,9 +73,9 @@ pub struct CacheSettings {
     pub time_to_live: Option<Duration>,
 }
 
-/// The content of the cache, and its counts since construction or the latest [`EmbeddingCache::clear`].
+/// What a cache has done.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct CacheStatistics {
+pub struct CacheCounts {
     /// Look-ups answered.
     pub hits: u64,
     /// Look-ups not answered.
@@ -88,6 +88,28 @@ pub struct CacheStatistics {
     pub expirations: u64,
     /// Results not stored because one alone exceeds the byte bound, or because there was no memory.
     pub rejections: u64,
+}
+
+impl CacheCounts {
+    fn plus(self, other: Self) -> Self {
+        Self {
+            hits: self.hits + other.hits,
+            misses: self.misses + other.misses,
+            insertions: self.insertions + other.insertions,
+            evictions: self.evictions + other.evictions,
+            expirations: self.expirations + other.expirations,
+            rejections: self.rejections + other.rejections,
+        }
+    }
+}
+
+/// What a cache has done and holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CacheStatistics {
+    /// Since construction or the latest [`EmbeddingCache::clear`].
+    pub counts: CacheCounts,
+    /// Since construction. Monitoring reads these, which never fall.
+    pub totals: CacheCounts,
     /// Entries now.
     pub entries: usize,
     /// Entries of these that stay until the cache is cleared.
@@ -112,12 +134,10 @@ struct CacheState {
     /// Entries that never leave because the cache is full. They count in both bounds.
     pinned: HashMap<Key, CacheEntry, DefaultHasher>,
     bytes: u64,
-    hits: u64,
-    misses: u64,
-    insertions: u64,
-    evictions: u64,
-    expirations: u64,
-    rejections: u64,
+    /// Since construction or the latest clearing.
+    counts: CacheCounts,
+    /// Of the time before.
+    earlier: CacheCounts,
 }
 
 /// Bytes that an entry takes in addition to the text of its key and the numbers of its result: key, entry, the result's
@@ -147,17 +167,17 @@ impl EmbeddingCache {
         let now = self.settings.time_to_live.map(|_| self.clock.now());
         let mut state = self.state.lock();
         let Some(entry) = state.find(key) else {
-            state.misses += 1;
+            state.counts.misses += 1;
             return None;
         };
         if !entry.expired(now) {
             let item = entry.item.clone();
-            state.hits += 1;
+            state.counts.hits += 1;
             return Some(item);
         }
         let expired = state.pop(key);
-        state.expirations += 1;
-        state.misses += 1;
+        state.counts.expirations += 1;
+        state.counts.misses += 1;
         drop(state);
         drop(expired);
         None
@@ -165,7 +185,7 @@ impl EmbeddingCache {
 
     /// Counts look-ups that were not made because nothing could be there: the model has never been loaded.
     pub fn count_misses(&self, misses: usize) {
-        self.state.lock().misses += misses as u64;
+        self.state.lock().counts.misses += misses as u64;
     }
 
     /// Stores `item` under `key`, in place of an earlier one. Other entries leave until both bounds are kept. A result that
@@ -185,7 +205,7 @@ impl EmbeddingCache {
             return;
         }
         let Ok(owned) = Key::copy(key) else {
-            self.state.lock().rejections += 1;
+            self.state.lock().counts.rejections += 1;
             return;
         };
         let bytes = entry_bytes(key, &item);
@@ -198,7 +218,7 @@ impl EmbeddingCache {
         let uses = replaced.as_ref().map_or(0, |entry| entry.uses) + 1;
         gone.extend(replaced);
         if bytes > max_bytes {
-            state.rejections += 1;
+            state.counts.rejections += 1;
         } else {
             // What fits into the bytes is what there is, once they are full.
             let full = state.bytes > max_bytes - bytes;
@@ -210,11 +230,11 @@ impl EmbeddingCache {
             while is_full(&state) {
                 let Some(evicted) = state.store.pop_next() else { break };
                 state.bytes -= evicted.bytes;
-                state.evictions += 1;
+                state.counts.evictions += 1;
                 gone.push(evicted);
             }
             if is_full(&state) {
-                state.rejections += 1;
+                state.counts.rejections += 1;
             } else {
                 let entry = CacheEntry { item, bytes, expires, uses };
                 if pin {
@@ -223,7 +243,7 @@ impl EmbeddingCache {
                     state.store.insert(owned, entry);
                 }
                 state.bytes += bytes;
-                state.insertions += 1;
+                state.counts.insertions += 1;
             }
         }
         drop(state);
@@ -239,15 +259,19 @@ impl EmbeddingCache {
         let gone = {
             let mut state = self.state.lock();
             let gone = state.pop_all(|_, entry| entry.expired(now));
-            state.expirations += gone.len() as u64;
+            state.counts.expirations += gone.len() as u64;
             gone
         };
         gone.len()
     }
 
-    /// Removes everything and sets all counts to zero.
+    /// Removes everything and sets the counts, but not the totals, to zero.
     pub fn clear(&self) {
-        let old = std::mem::replace(&mut *self.state.lock(), CacheState::new(self.settings.policy));
+        let mut state = self.state.lock();
+        let earlier = state.earlier.plus(state.counts);
+        let old =
+            std::mem::replace(&mut *state, CacheState { earlier, ..CacheState::new(self.settings.policy) });
+        drop(state);
         drop(old);
     }
 
@@ -256,12 +280,8 @@ impl EmbeddingCache {
     pub fn statistics(&self) -> CacheStatistics {
         let state = self.state.lock();
         CacheStatistics {
-            hits: state.hits,
-            misses: state.misses,
-            insertions: state.insertions,
-            evictions: state.evictions,
-            expirations: state.expirations,
-            rejections: state.rejections,
+            counts: state.counts,
+            totals: state.earlier.plus(state.counts),
             entries: state.store.len() + state.pinned.len(),
             pinned: state.pinned.len(),
             bytes: state.bytes,
@@ -282,12 +302,8 @@ impl CacheState {
             store,
             pinned: HashMap::default(),
             bytes: 0,
-            hits: 0,
-            misses: 0,
-            insertions: 0,
-            evictions: 0,
-            expirations: 0,
-            rejections: 0,
+            counts: CacheCounts::default(),
+            earlier: CacheCounts::default(),
         }
     }
 

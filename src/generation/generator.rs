@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::chat::{ChatTemplate, Conversation};
 use super::engine::{
-    Completion, Deadline, Engine, EngineSettings, EngineStats, EngineTicket, OnEvent, PrefixScope, Request,
-    Stream,
+    Completion, Deadline, Engine, EngineSettings, EngineState, EngineTicket, GenerationTotals, OnEvent,
+    PrefixScope, Request, Stream,
 };
 use super::load::{Network, TextModel};
 use super::params::GenerationParams;
@@ -112,9 +112,14 @@ impl Generator {
         self.engine.reclaim(bytes)
     }
 
-    /// Totals and the present state.
-    pub fn stats(&self) -> EngineStats {
-        self.engine.stats()
+    /// What the generators that count together have done.
+    pub fn totals(&self) -> GenerationTotals {
+        self.engine.totals()
+    }
+
+    /// What it does now.
+    pub fn state(&self) -> EngineState {
+        self.engine.state()
     }
 
     /// The tokens of a prompt.

@@ -32,7 +32,7 @@ fn many_requests_at_once_get_the_answers_of_transformers() {
                     });
                 }
             });
-            assert_eq!(generator.stats().completed, 8, "{name}");
+            assert_eq!(generator.totals().completed, 8, "{name}");
         }
     }
 }

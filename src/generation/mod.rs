@@ -20,8 +20,8 @@ pub mod stop;
 pub use chat::templates::{ChatTemplates, TemplateSources};
 pub use chat::{ChatTemplate, Conversation};
 pub use engine::{
-    Completion, Deadline, Engine, EngineSettings, EngineStats, EngineTicket, Event, FinishReason, OnEvent,
-    PrefixScope, Stream,
+    Completion, Deadline, Engine, EngineSettings, EngineState, EngineTicket, Event, FinishReason,
+    GenerationTotals, OnEvent, PrefixScope, SharedTotals, Stream,
 };
 pub use generator::{Generator, Prompt, RequestTerms};
 pub use load::{ComputeTarget, Network, TextFiles, TextModel};

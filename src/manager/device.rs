@@ -8,7 +8,6 @@ use log::Level;
 
 use crate::compute::cards::{self, Card, CardMemory};
 use crate::config::DeviceChoice;
-use crate::held_log;
 use crate::lifecycle::MemoryLimit;
 use crate::size::size_text;
 use crate::{Error, Result};
@@ -180,9 +179,9 @@ fn choose(choice: DeviceChoice, machine: &dyn Cards) -> Result<Chosen, String> {
     }
 }
 
-/// Logs why `auto` is the CPU. The manager is being built, under a lock.
+/// Logs why `auto` is the CPU.
 fn say(level: Level, reason: std::fmt::Arguments<'_>) {
-    held_log::log(level, module_path!(), format_args!("device auto: the CPU, because {reason}"));
+    log::log!(level, "device auto: the CPU, because {reason}");
 }
 
 /// The card with the most free memory, if it has room; else the CPU, and one line in the log that says why.

@@ -3,8 +3,6 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use arc_swap::ArcSwapOption;
-
 use super::backend::EncoderBackend;
 use super::card::{on_card, weight_format};
 use super::device::ComputeDevice;
@@ -13,7 +11,7 @@ use super::known::{KnownModel, KnownModels};
 use super::memory::{KvShare, make_room};
 use super::mistaken::name_kind;
 use super::model::{GeneratorHandle, LoadedModel, ModelHandle};
-use super::registry::{NamedSlot, NamedSlots};
+use super::registry::{LoadFor, NamedSlot};
 use super::sharing::{Healths, SharedModels};
 use super::spec::{EmbeddingSpec, GeneratorSpec, Spec};
 use crate::batching::{Batcher, Counters};
@@ -134,19 +132,13 @@ impl ModelLoader {
         self.closing.raise();
     }
 
-    /// Loads what `spec` describes, for the slot `name`. Runs on the slot's loader thread.
-    pub(super) fn load(
-        &self,
-        entries: &Arc<NamedSlots>,
-        name: &str,
-        spec: &Spec,
-        info: &ArcSwapOption<ModelInfo>,
-    ) -> Result<Loaded<LoadedModel>> {
-        match spec {
+    /// Loads the model of a slot. Runs on the slot's loader thread.
+    pub(super) fn load(&self, slot: &LoadFor<'_>) -> Result<Loaded<LoadedModel>> {
+        match slot.spec {
             Spec::Generator(spec) => {
                 let options = self.resolve_options(spec.revision.as_ref());
                 let source = spec.source.current(self.host());
-                let loaded = self.load_generator(entries, name, spec, &source, &options);
+                let loaded = self.load_generator(slot, spec, &source, &options);
                 name_kind(loaded, Some(ModelKind::Generator), &source, &options)
             }
             Spec::Object(loader) => {
@@ -154,8 +146,8 @@ impl ModelLoader {
                 Ok(Loaded::new(Arc::new(LoadedModel::Object(object)), 0))
             }
             Spec::Embedding(spec) => {
-                let (handle, charge) = self.load_first(entries, name, spec)?;
-                info.store(Some(Arc::clone(&handle.info)));
+                let (handle, charge) = self.load_first(slot, spec)?;
+                slot.info.store(Some(Arc::clone(&handle.info)));
                 let bytes = handle.backend.memory_bytes();
                 Ok(Loaded { value: Arc::new(LoadedModel::Encoder(handle)), bytes, charge })
             }
@@ -187,16 +179,16 @@ impl ModelLoader {
     /// configured one.
     fn load_first(
         &self,
-        entries: &Arc<NamedSlots>,
-        name: &str,
+        slot: &LoadFor<'_>,
         spec: &EmbeddingSpec,
     ) -> Result<(ModelHandle, Option<Arc<Charge>>)> {
+        let name = slot.name;
         let primary = spec.source.current(self.host());
         let fallbacks = spec.fallback.iter().filter(|source| **source != primary);
         let mut first_error = None;
         for source in std::iter::once(&primary).chain(fallbacks) {
             let options = self.resolve_options(spec.revision.as_ref());
-            let loaded = self.load_source(entries, name, source, spec, &options);
+            let loaded = self.load_source(slot, source, spec, &options);
             match name_kind(loaded, spec.kind, source, &options) {
                 Ok(loaded) => {
                     if first_error.is_some() {
@@ -223,12 +215,12 @@ impl ModelLoader {
 
     fn load_source(
         &self,
-        entries: &Arc<NamedSlots>,
-        name: &str,
+        slot: &LoadFor<'_>,
         source: &str,
         spec: &EmbeddingSpec,
         options: &ResolveOptions,
     ) -> Result<(ModelHandle, Option<Arc<Charge>>)> {
+        let LoadFor { entries, name, .. } = *slot;
         let files = match Source::parse(source)? {
             Source::Server(address) => return Ok((self.connect(source, &address, spec)?, None)),
             local => resolve(&local, options, &mut self.log_progress())?,
@@ -391,12 +383,12 @@ impl ModelLoader {
 
     fn load_generator(
         &self,
-        entries: &Arc<NamedSlots>,
-        name: &str,
+        slot: &LoadFor<'_>,
         spec: &GeneratorSpec,
         source: &str,
         options: &ResolveOptions,
     ) -> Result<Loaded<LoadedModel>> {
+        let LoadFor { entries, name, .. } = *slot;
         let files = TextFiles::find(&Source::parse(source)?, options, &mut self.log_progress())?;
         let isa = Isa::from_env()?;
         // A card that `auto` finds is for sentence models: there, quantized weights would take several times their size.
@@ -423,6 +415,7 @@ impl ModelLoader {
             engine.max_queue = self.settings.max_generation_queue;
             engine.max_context = self.settings.max_context;
             (engine.kv_bytes, engine.kv_setting) = kv;
+            engine.totals = Arc::clone(&slot.totals.generation);
             engine.kv_memory = Some(Arc::new(KvShare {
                 budget: budget.clone(),
                 entries: Arc::downgrade(entries),

@@ -51,4 +51,6 @@ pub use self::spec::{
     BUILT_IN, ENGLISH, EmbeddingSpec, GENERATOR, GeneratorSpec, HostLoader, HostObject, RERANKER, Retention,
     SourceSpec, Spec, TURKISH,
 };
-pub use self::stats::{CardReport, ENGINE, ManagerStatistics, ModelDescription, QueueReport, SlotReport};
+pub use self::stats::{
+    CardReport, ENGINE, GenerationReport, ManagerStatistics, ModelDescription, QueueReport, SlotReport,
+};

@@ -99,7 +99,7 @@ impl Parts {
             ),
             settings.load_timeout.map(Seconds::duration),
             cache.settings(),
-            Arc::new(move |entries, name, spec, info| loading.load(entries, name, spec, info)),
+            Arc::new(move |slot| loading.load(slot)),
         );
         register_built_in(&mut registry, &settings)?;
         let registry = Arc::new(registry);

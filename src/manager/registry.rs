@@ -11,10 +11,21 @@ use super::info::ModelInfo;
 use super::model::LoadedModel;
 use super::spec::{BUILT_IN, GeneratorSpec, Retention, Spec};
 use crate::cache::CacheSettings;
+use crate::generation::SharedTotals;
 use crate::lifecycle::policy::Learning;
 use crate::lifecycle::{Context, KeepAlive, Lease, Loaded, Slot, SlotOptions};
 use crate::sync::Mutex;
 use crate::{Error, Result};
+
+/// What the models of one name have done since the name was first registered. Unloading and replacing them does not reset it,
+/// as no counter of a monitoring system may fall.
+#[derive(Default)]
+pub(super) struct SlotTotals {
+    /// Texts that were cut because the model reads no more.
+    pub(super) truncated: AtomicU64,
+    /// Of text generators.
+    pub(super) generation: SharedTotals,
+}
 
 /// A name, its slot, and what is known of its model.
 pub(super) struct NamedSlot {
@@ -24,10 +35,11 @@ pub(super) struct NamedSlot {
     pub(super) slot: Slot<LoadedModel>,
     /// Texts admitted and not finished: waiting for the load, to be tokenized, or queued.
     pub(super) queued: AtomicUsize,
-    /// Texts that were cut because the model reads no more.
-    pub(super) truncated: AtomicU64,
     pub(super) cache: SlotCache,
+    pub(super) totals: Arc<SlotTotals>,
     info: Arc<ArcSwapOption<ModelInfo>>,
+    /// That texts were cut was logged.
+    cut_logged: AtomicBool,
     /// Whether what earlier processes found was looked up.
     recalled: AtomicBool,
 }
@@ -39,12 +51,13 @@ impl NamedSlot {
         keep: Retention,
         slot: Slot<LoadedModel>,
         info: Arc<ArcSwapOption<ModelInfo>>,
+        totals: Arc<SlotTotals>,
         cache: CacheSettings,
     ) -> Self {
         let cache = SlotCache::new(&keep.cache, cache);
-        let (queued, recalled) = (AtomicUsize::new(0), AtomicBool::new(false));
-        let truncated = AtomicU64::new(0);
-        Self { name, spec, keep, slot, queued, truncated, cache, info, recalled }
+        let (queued, recalled, cut_logged) =
+            (AtomicUsize::new(0), AtomicBool::new(false), AtomicBool::new(false));
+        Self { name, spec, keep, slot, queued, cache, totals, info, cut_logged, recalled }
     }
 
     /// What the latest load has found; `None` before the first.
@@ -95,7 +108,11 @@ impl NamedSlot {
 
     /// Counts texts that were cut to `longest` tokens. The first one is logged: a vector of a part of a text is rarely wanted.
     pub(super) fn note_truncated(&self, texts: usize, longest: Option<usize>) {
-        if texts > 0 && self.truncated.fetch_add(texts as u64, Ordering::Relaxed) == 0 {
+        if texts == 0 {
+            return;
+        }
+        self.totals.truncated.fetch_add(texts as u64, Ordering::Relaxed);
+        if !self.cut_logged.swap(true, Ordering::Relaxed) {
             let longest = longest.unwrap_or_default();
             log::warn!(
                 "{:?} reads at most {longest} tokens of a text; the rest of a longer one was cut. chunk() splits texts, \
@@ -138,10 +155,20 @@ impl NamedSlots {
     }
 }
 
-/// Loads what a name stands for, and stores what it finds out. Gets the other slots, which may have to give memory back.
-pub(super) type SpecLoader = dyn Fn(&Arc<NamedSlots>, &str, &Spec, &ArcSwapOption<ModelInfo>) -> Result<Loaded<LoadedModel>>
-    + Send
-    + Sync;
+/// What a load gets of the slot that it is for.
+pub(super) struct LoadFor<'a> {
+    /// All slots: others may have to give memory back.
+    pub(super) entries: &'a Arc<NamedSlots>,
+    pub(super) name: &'a str,
+    pub(super) spec: &'a Spec,
+    /// Where it stores what it finds out.
+    pub(super) info: &'a ArcSwapOption<ModelInfo>,
+    /// Where its model counts.
+    pub(super) totals: &'a SlotTotals,
+}
+
+/// Loads what a name stands for.
+pub(super) type SpecLoader = dyn Fn(&LoadFor<'_>) -> Result<Loaded<LoadedModel>> + Send + Sync;
 
 /// The slots of a manager.
 pub(super) struct Registry {
@@ -245,13 +272,43 @@ impl Registry {
         if name.trim().is_empty() {
             return Err(Error::Input("the name of a model must not be blank".into()));
         }
+        let registering = self.registering.lock();
+        let mut entries = Vec::clone(&self.entries.all());
+        let taken = entries.iter().position(|existing| existing.name == name);
+        if taken.is_some() && !replace {
+            let taken = format!("a model is already registered as {name:?}; pass replace=True to replace it");
+            return Err(Error::Input(taken));
+        }
+        let totals = taken.map(|at| Arc::clone(&entries[at].totals)).unwrap_or_default();
+        let entry = Arc::new(self.entry_of(name, spec, keep, totals));
+        let replaced = match taken {
+            Some(at) => Some(std::mem::replace(&mut entries[at], entry)),
+            None => {
+                entries.push(entry);
+                None
+            }
+        };
+        self.entries.0.store(Arc::new(entries));
+        drop(registering);
+        if let Some(replaced) = replaced {
+            replaced.slot.unload();
+        }
+        Ok(())
+    }
+
+    /// A slot that is not among the others yet.
+    fn entry_of(&self, name: &str, spec: Spec, keep: Retention, totals: Arc<SlotTotals>) -> NamedSlot {
         let info = Arc::new(ArcSwapOption::empty());
-        let keep_alive = keep.keep_alive.or(self.keep_alive);
         let loader = {
             let (entries, load) = (Arc::downgrade(&self.entries), Arc::clone(&self.load));
-            let (spec, info, name) = (spec.clone(), Arc::clone(&info), name.to_owned());
-            move || load(&entries.upgrade().ok_or(Error::Closed)?, &name, &spec, &info)
+            let (spec, info, totals) = (spec.clone(), Arc::clone(&info), Arc::clone(&totals));
+            let name = name.to_owned();
+            move || {
+                let entries = &entries.upgrade().ok_or(Error::Closed)?;
+                load(&LoadFor { entries, name: &name, spec: &spec, info: &info, totals: &totals })
+            }
         };
+        let keep_alive = keep.keep_alive.or(self.keep_alive);
         let (options, context) = (SlotOptions { keep_alive, pinned: keep.pinned }, self.context.clone());
         let is_adaptive = keep.adaptive || (self.adaptive && keep.keep_alive.is_none());
         let slot = if is_adaptive && !keep.pinned {
@@ -261,29 +318,7 @@ impl Registry {
         } else {
             Slot::new(name, options, context, loader)
         };
-        let entry = Arc::new(NamedSlot::new(name.to_owned(), spec, keep, slot, info, self.cache));
-        let replaced = {
-            let _registering = self.registering.lock();
-            let mut entries = Vec::clone(&self.entries.all());
-            let replaced = match entries.iter_mut().find(|existing| existing.name == name) {
-                Some(_) if !replace => {
-                    let taken =
-                        format!("a model is already registered as {name:?}; pass replace=True to replace it");
-                    return Err(Error::Input(taken));
-                }
-                Some(existing) => Some(std::mem::replace(existing, entry)),
-                None => {
-                    entries.push(entry);
-                    None
-                }
-            };
-            self.entries.0.store(Arc::new(entries));
-            replaced
-        };
-        if let Some(replaced) = replaced {
-            replaced.slot.unload();
-        }
-        Ok(())
+        NamedSlot::new(name.to_owned(), spec, keep, slot, info, totals, self.cache)
     }
 
     /// The slot `name` for writing text: one whose kind is open becomes a generator.

@@ -21,6 +21,10 @@ struct SharedModel {
 }
 
 impl SharedModel {
+    fn new((backend, charge): &ChargedBackend) -> Self {
+        Self { backend: Arc::downgrade(backend), charge: charge.as_ref().map(Arc::downgrade) }
+    }
+
     /// `None` unless it is loaded, and charged as it was.
     fn upgrade(&self) -> Option<ChargedBackend> {
         let charge = self.charge.as_ref().map(|charge| charge.upgrade().ok_or(())).transpose().ok()?;
@@ -28,39 +32,54 @@ impl SharedModel {
     }
 }
 
-/// Loaded models by identity, for names that share one. A model's own lock is held during its load, so that names with
-/// the same files load once.
+/// Loaded models by identity, for names that share one.
 #[derive(Default)]
 pub(super) struct SharedModels(Mutex<HashMap<Arc<str>, Arc<Mutex<SharedModel>>>>);
 
 impl SharedModels {
-    /// The loaded model with this identity, or the one that `load` makes. Concurrent callers wait for one load. Its lines
-    /// are logged when the lock is free: a logging handler may use another name of the model.
+    fn cell(&self, identity: &Arc<str>) -> Arc<Mutex<SharedModel>> {
+        Arc::clone(self.0.lock().entry(Arc::clone(identity)).or_default())
+    }
+
+    /// The loaded model with this identity, or the one that `load` makes. Its lock is held during the load, so that names
+    /// with the same files load once. Lines are logged when the lock is free: a logging handler may use another name.
     pub(super) fn get_or_load(
         &self,
         identity: &Arc<str>,
         load: impl FnOnce() -> Result<ChargedBackend>,
     ) -> Result<ChargedBackend> {
-        let (found, lines) = held_log::hold(|| self.get_or_connect(identity, load));
+        let cell = self.cell(identity);
+        let (found, lines) = held_log::hold(|| {
+            let mut model = cell.lock();
+            if let Some(shared) = model.upgrade() {
+                return Ok(shared);
+            }
+            let loaded = load()?;
+            *model = SharedModel::new(&loaded);
+            Ok(loaded)
+        });
         lines.write();
         found
     }
 
-    /// The same for a model of a server, whose lines are logged at once: its attempts may take long.
+    /// The same for a model of a server, whose attempts may take long: `connect` runs without the lock, and its lines are
+    /// logged at once. Of two connections made at the same time the first is kept.
     pub(super) fn get_or_connect(
         &self,
         identity: &Arc<str>,
-        load: impl FnOnce() -> Result<ChargedBackend>,
+        connect: impl FnOnce() -> Result<ChargedBackend>,
     ) -> Result<ChargedBackend> {
-        let cell = Arc::clone(self.0.lock().entry(Arc::clone(identity)).or_default());
-        let mut model = cell.lock();
-        if let Some(shared) = model.upgrade() {
+        let cell = self.cell(identity);
+        let known = cell.lock().upgrade();
+        if let Some(shared) = known {
             return Ok(shared);
         }
-        let (backend, charge) = load()?;
-        *model =
-            SharedModel { backend: Arc::downgrade(&backend), charge: charge.as_ref().map(Arc::downgrade) };
-        Ok((backend, charge))
+        let connected = connect()?;
+        let mut model = cell.lock();
+        Ok(model.upgrade().unwrap_or_else(|| {
+            *model = SharedModel::new(&connected);
+            connected
+        }))
     }
 }
 

@@ -15,7 +15,7 @@ use crate::cache::CacheStatistics;
 use crate::cache::tiers::TierStatistics;
 use crate::compute::{Isa, Threads, memory};
 use crate::config::{Choice as _, Profile};
-use crate::generation::{EngineStats, Generator};
+use crate::generation::{EngineState, GenerationTotals, Generator};
 use crate::lifecycle::policy::Explanation;
 use crate::lifecycle::{KeepAlive, State, TrackerStatistics};
 use crate::remote::{Address, HealthReport, shown};
@@ -125,6 +125,15 @@ pub struct CardReport {
     pub total: Option<u64>,
 }
 
+/// The text generators of one slot.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct GenerationReport {
+    /// What they have done since the name was registered.
+    pub totals: GenerationTotals,
+    /// What the loaded one does; zero where none is.
+    pub state: EngineState,
+}
+
 /// One slot.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SlotReport {
@@ -136,8 +145,8 @@ pub struct SlotReport {
     pub source: Option<String>,
     /// embedding, reranker, classifier, generator or object
     pub kind: &'static str,
-    /// What a loaded generator has done since it was loaded.
-    pub generation: Option<EngineStats>,
+    /// What text generators of this name have done and do; `None` before the first.
+    pub generation: Option<GenerationReport>,
     /// The health of its server, if it is a server's model that has been asked for.
     pub remote: Option<HealthReport>,
     /// Never unloaded by idleness or budget.
@@ -156,7 +165,7 @@ pub struct SlotReport {
     pub unload_in: Option<Duration>,
     /// Texts waiting for it.
     pub queued: usize,
-    /// Texts that were cut because it reads no more tokens.
+    /// Texts that were cut because it reads no more tokens, since the name was registered.
     pub truncated: u64,
     /// How often its results were cached.
     pub cache: SlotCacheReport,
@@ -244,7 +253,7 @@ impl ManagerStatistics {
             kv: slots
                 .iter()
                 .filter_map(|slot| slot.generation.as_ref())
-                .map(|stats| stats.kv_bytes + stats.prefix_bytes)
+                .map(|report| report.state.kv_bytes + report.state.prefix_bytes)
                 .sum(),
             budget: parts.loader.budget().limit(),
             card: card(parts, on_card),
@@ -271,7 +280,10 @@ fn card(parts: &Parts, models: u64) -> Option<CardReport> {
 fn slot(parts: &Parts, entry: &NamedSlot) -> SlotReport {
     let status = entry.slot.status();
     let loaded = entry.slot.inspect(|model| model.source().map(str::to_owned)).flatten();
-    let generation = entry.slot.inspect(|model| model.text_generator().map(Generator::stats)).flatten();
+    let state = entry.slot.inspect(|model| model.text_generator().map(Generator::state)).flatten();
+    let totals = *entry.totals.generation.lock();
+    let has_run = state.is_some() || totals != GenerationTotals::default();
+    let generation = has_run.then(|| GenerationReport { totals, state: state.unwrap_or_default() });
     let configured = || match &entry.spec {
         Spec::Embedding(spec) => Some(spec.source.current(parts.loader.host())),
         Spec::Generator(spec) => Some(spec.source.current(parts.loader.host())),
@@ -311,7 +323,7 @@ fn slot(parts: &Parts, entry: &NamedSlot) -> SlotReport {
         idle: status.last_used.map(|at| Instant::now().saturating_duration_since(at)),
         unload_in: status.deadline.map(|at| at.saturating_duration_since(Instant::now())),
         queued: entry.queued.load(Ordering::Relaxed),
-        truncated: entry.truncated.load(Ordering::Relaxed),
+        truncated: entry.totals.truncated.load(Ordering::Relaxed),
         cache: entry.cache.report(),
         adaptive,
         last_error: status.last_error.map(|error| error.to_string()),

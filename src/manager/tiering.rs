@@ -9,7 +9,6 @@ use crate::cache::tiers::redis::{Redis, RedisSettings};
 use crate::cache::tiers::{Tier, Tiers, ValueFormat};
 use crate::clock::Clock;
 use crate::config::{DiskDType, FolderSetting, Host, Settings};
-use crate::held_log;
 use crate::{Error, Result};
 
 /// The tiers below the memory, and the part of them that is the disk.
@@ -58,8 +57,7 @@ impl Tiering {
                 log::debug!("{read} results were read from {} ahead of their use", disk.folder().display());
             };
             if let Err(error) = std::thread::Builder::new().name("cache-warm".into()).spawn(read) {
-                let message = format_args!("results are not read ahead of their use: {error}");
-                held_log::log(log::Level::Warn, module_path!(), message);
+                log::warn!("results are not read ahead of their use: {error}");
             }
         }
         let models = folder.map(|folder| folder.join("models"));

@@ -4,9 +4,12 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::{adaptive, caching, tracker};
+use crate::cache::CacheStatistics;
 use crate::config::Settings;
-use crate::generation::{ChatTemplate, ChatTemplates, Completion, EngineStats, Generator};
-use crate::manager::{CardReport, ENGINE, ManagerStatistics, ModelDescription, QueueReport, SlotReport};
+use crate::generation::{ChatTemplate, ChatTemplates, Completion, Generator};
+use crate::manager::{
+    CardReport, ENGINE, GenerationReport, ManagerStatistics, ModelDescription, QueueReport, SlotReport,
+};
 use crate::remote::{Circuit, HealthReport};
 
 /// A dictionary of the pairs given.
@@ -25,19 +28,28 @@ pub(super) fn cache<'py>(
 ) -> PyResult<Bound<'py, PyDict>> {
     use crate::config::Choice;
     let statistics = &all.cache;
+    let CacheStatistics { counts, totals, .. } = statistics;
     Ok(dict!(py, {
         "policy": settings.cache_policy.as_str(),
-        "hits": statistics.hits,
-        "misses": statistics.misses,
-        "insertions": statistics.insertions,
-        "evictions": statistics.evictions,
-        "expirations": statistics.expirations,
+        "hits": counts.hits,
+        "misses": counts.misses,
+        "insertions": counts.insertions,
+        "evictions": counts.evictions,
+        "expirations": counts.expirations,
         "pinned": statistics.pinned,
-        "rejections": statistics.rejections,
+        "rejections": counts.rejections,
         "entries": statistics.entries,
         "bytes": statistics.bytes,
         "max_entries": statistics.max_entries,
         "max_bytes": statistics.max_bytes,
+        "totals": dict!(py, {
+            "hits": totals.hits,
+            "misses": totals.misses,
+            "insertions": totals.insertions,
+            "evictions": totals.evictions,
+            "expirations": totals.expirations,
+            "rejections": totals.rejections,
+        }),
         "tiers": caching::tiers(py, &all.tiers)?,
         "models": caching::models(py, all)?,
     }))
@@ -94,7 +106,7 @@ fn slot<'py>(py: Python<'py>, slot: &SlotReport) -> PyResult<Bound<'py, PyDict>>
         "queued": slot.queued,
         "truncated": slot.truncated,
         "last_error": &slot.last_error,
-        "generation": slot.generation.as_ref().map(|stats| generation(py, stats)).transpose()?,
+        "generation": slot.generation.as_ref().map(|report| generation(py, report)).transpose()?,
         "remote": slot.remote.as_ref().map(|health| remote(py, health)).transpose()?,
     }))
 }
@@ -113,22 +125,23 @@ fn remote<'py>(py: Python<'py>, health: &HealthReport) -> PyResult<Bound<'py, Py
     }))
 }
 
-fn generation<'py>(py: Python<'py>, stats: &EngineStats) -> PyResult<Bound<'py, PyDict>> {
+fn generation<'py>(py: Python<'py>, report: &GenerationReport) -> PyResult<Bound<'py, PyDict>> {
+    let GenerationReport { totals, state } = report;
     Ok(dict!(py, {
-        "requests": stats.requests,
-        "completed": stats.completed,
-        "cancelled": stats.cancelled,
-        "failed": stats.failed,
-        "prompt_tokens": stats.prompt_tokens,
-        "reused_tokens": stats.reused_tokens,
-        "paused": stats.paused,
-        "generated_tokens": stats.generated_tokens,
-        "busy_seconds": stats.busy.as_secs_f64(),
-        "active": stats.active,
-        "waiting": stats.waiting,
-        "kv_bytes": stats.kv_bytes,
-        "prefix_bytes": stats.prefix_bytes,
-        "kv_limit": stats.kv_limit,
+        "requests": totals.requests,
+        "completed": totals.completed,
+        "cancelled": totals.cancelled,
+        "failed": totals.failed,
+        "prompt_tokens": totals.prompt_tokens,
+        "reused_tokens": totals.reused_tokens,
+        "paused": totals.paused,
+        "generated_tokens": totals.generated_tokens,
+        "busy_seconds": totals.busy.as_secs_f64(),
+        "active": state.active,
+        "waiting": state.waiting,
+        "kv_bytes": state.kv_bytes,
+        "prefix_bytes": state.prefix_bytes,
+        "kv_limit": state.kv_limit,
     }))
 }
 

@@ -213,6 +213,15 @@ def test_figures_of_work(make_writer):
     assert done["reused_tokens"] == sum(answer["reused_tokens"] for answer in answers)
     assert done["busy_seconds"] > 0
     json.dumps(manager.stats())
+    assert manager.unload(SLOT)
+    eventually(lambda: figures(manager)["active"] == 0)
+    now = ("active", "waiting", "kv_bytes", "prefix_bytes", "kv_limit")
+    unloaded = figures(manager)
+    assert unloaded == {**done, **dict.fromkeys(now, 0), "busy_seconds": unloaded["busy_seconds"]}
+    manager.register(SLOT, source=str(FIXTURES / "llama"), kind="generator", replace=True)
+    manager.generate(TEXT, max_new_tokens=3)
+    eventually(lambda: figures(manager)["completed"] == 5)
+    assert figures(manager)["requests"] == 5, "a replaced model goes on counting"
 
 
 def test_a_load_that_takes_too_long(make_writer):

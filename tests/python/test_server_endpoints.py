@@ -325,8 +325,15 @@ def test_metrics(serve):
     assert found["model_manager_resident_bytes",] > 1e6
     assert found["model_manager_process_cpu_seconds_total",] > 0
     server.manager.cache_clear()
-    server.embed(input=ENGLISH_TEXT)
-    assert figures(server)["model_manager_cache_misses_total",] == 3, "a counter never falls"
+    for _ in range(8):
+        server.embed(input=ENGLISH_TEXT)
+    found = figures(server)
+    assert found["model_manager_cache_misses_total",] == 3, "a counter never falls"
+    assert found["model_manager_cache_hits_total",] == 4 + 7
+    server.manager.cache_clear()
+    for total in ("hits", "misses"):
+        assert server.manager.stats()["cache"]["totals"][total] == found[f"model_manager_cache_{total}_total",]
+    assert server.manager.stats()["cache"]["hits"] == 0
 
 
 def test_request_ids(server):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 import openai
 import pytest
 from generation_servers import ASK, TEXT, TURN
-from generators import GPT2, GREEDY, SLOT
+from generators import GPT2, GREEDY, SLOT, eventually, figures
 from model_manager.server.routes.generation.schemas import ChatAnswer, CompletionAnswer
 from servers import SECONDS, run_node
 from tokenizers import Tokenizer
@@ -106,14 +105,11 @@ def test_figures_for_prometheus(make_writer, serve):
     server = serve(make_writer())
     for _ in range(2):
         answer = server.client.post("/v1/completions", json={"prompt": TEXT, "max_tokens": 6, "min_tokens": 6}).json()
-        # The answer is on its way before its sequence has ended.
-        until = time.monotonic() + SECONDS
-        while f'model_manager_generation_active{{slot="{SLOT}"}} 0.0' not in server.client.get("/metrics").text:
-            assert time.monotonic() < until
-        # Unloading sets the generator's own counts to zero.
-        text = server.client.get("/metrics").text
         server.client.post("/api/unload", json={"model": SLOT})
     prompt = answer["usage"]["prompt_tokens"]
+    # The answer is on its way before its sequence has ended.
+    eventually(lambda: figures(server.manager)["completed"] == 2)
+    text = server.client.get("/metrics").text
     for line in (
         f'model_manager_generated_tokens_total{{slot="{SLOT}"}} 12.0',
         f'model_manager_generation_prompt_tokens_total{{slot="{SLOT}"}} {2 * prompt}.0',

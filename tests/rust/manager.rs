@@ -177,7 +177,7 @@ fn the_cache_answers_while_the_model_is_absent() {
     assert_ne!(prompted, first);
     assert_eq!(normalized.width, first.width);
     let cache = manager.cache_statistics().unwrap();
-    assert_eq!((cache.hits, cache.misses, cache.entries), (1, 4, 4));
+    assert_eq!((cache.counts.hits, cache.counts.misses, cache.entries), (1, 4, 4));
 }
 
 #[test]
@@ -193,9 +193,9 @@ fn ids_have_the_vectors_of_their_texts_and_entries_of_their_own() {
     assert_eq!(embed_ids().unwrap(), by_ids);
     assert_eq!(state(&manager, ENGLISH), "absent");
     let texts: Vec<&str> = cases.iter().map(|case| case.text.as_str()).collect();
-    let hits = manager.cache_statistics().unwrap().hits;
+    let hits = manager.cache_statistics().unwrap().counts.hits;
     assert_eq!(embed(&manager, &texts, to(ENGLISH)).unwrap(), by_ids);
-    assert_eq!(manager.cache_statistics().unwrap().hits, hits, "a text is not its ids");
+    assert_eq!(manager.cache_statistics().unwrap().counts.hits, hits, "a text is not its ids");
 }
 
 #[test]

@@ -76,7 +76,7 @@ def model_html(manager: Manager, name: str) -> str:
 
 
 def generator_html(manager: Manager, name: str) -> str:
-    """The card of a generator: its state, model, memory, and figures since it was loaded. Loads nothing."""
+    """The card of a generator: its state, model, memory, and figures of all its loads. Loads nothing."""
     title = f"<b>TextGenerator</b> {escape(name)}"
     slot = None if manager.closed else manager.stats()["slots"].get(name)
     if slot is None or slot["state"] != "ready":

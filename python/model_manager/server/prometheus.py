@@ -106,7 +106,7 @@ class Metrics:
         }
         self._writing = gauge("generation_active", "Answers being written.", "slot")
         self._to_write = gauge("generation_waiting", "Requests in the queue of a generator.", "slot")
-        self._before: dict[tuple[str, str], tuple[int, float]] = {}
+        self._before: dict[tuple[str, str], float] = {}
         if not self.shared:
             ProcessCollector(namespace=_PREFIX.rstrip("_"), registry=self.registry)
         self._children: dict[tuple[str, str, int], tuple[Callable[[], None], Callable[[float], None]]] = {}
@@ -177,10 +177,8 @@ class Metrics:
             if done := state["generation"]:
                 self._writing.labels(slot).set(done["active"])
                 self._to_write.labels(slot).set(done["waiting"])
-                # A generator's figures start at zero with each load.
-                loads = stats["tracker"]["load_counts"].get(slot, 0)
                 for key, counter in self._written.items():
-                    self._copy((slot, key), done[key], counter.labels(slot), loads)  # type: ignore[literal-required]
+                    self._copy((slot, key), done[key], counter.labels(slot))  # type: ignore[literal-required]
         for name, tier in stats["cache"]["tiers"].items():
             self._working.labels(name).set(tier["working"])
             for key, counter in self._tiers.items():
@@ -190,14 +188,15 @@ class Metrics:
                 now = figures[of][key]  # type: ignore[literal-required]
                 self._copy((f"{of} {slot}", key), now, counter.labels(slot))
         for (section, key), counter in self._copied.items():
-            self._copy((section, key), stats[section][key], counter)  # type: ignore[literal-required]
+            figures = stats["cache"]["totals"] if section == "cache" else stats["queue"]
+            self._copy((section, key), figures[key], counter)  # type: ignore[literal-required]
 
-    def _copy(self, what: tuple[str, str], now: float, counter: Counter, epoch: int = 0) -> None:
-        """Raise `counter` to the figure `now`, which started at zero in `epoch`."""
-        latest, before = self._before.get(what, (epoch, 0))
-        # Clearing the cache sets its counts to zero.
-        counter.inc(now - before if epoch == latest and now >= before else now)
-        self._before[what] = epoch, now
+    def _copy(self, what: tuple[str, str], now: float, counter: Counter) -> None:
+        """Raise `counter` to the total `now`."""
+        before = self._before.get(what, 0.0)
+        # A slot that was removed and registered again begins at zero.
+        counter.inc(now - before if now >= before else now)
+        self._before[what] = now
 
     def traffic(self, window: float = 10.0) -> dict[str, float | int | None]:
         """Requests per second over the latest `window` seconds, and the latency of the latest requests, seconds."""

@@ -63,7 +63,7 @@ impl<D: Decoder> Run<'_, D> {
         // An empty cache holds no memory.
         let _ = sequence.cache.shrink();
         sequence.room.clear();
-        self.shared.stats.lock().paused += 1;
+        self.totals().paused += 1;
         // The youngest pause first: the oldest of them is in front.
         self.paused.push_front(sequence);
         self.waits_for_memory = true;

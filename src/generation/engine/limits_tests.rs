@@ -29,11 +29,11 @@ fn a_deadline_ends_writing_and_waiting() {
     let busy = bench.engine.stream(request(vec![1], ENDLESS)).unwrap();
     let mut waiting = bench.engine.stream(with_deadline(request(vec![2], 5), 20)).unwrap();
     assert_eq!(finish(&mut waiting), Err(late(20)));
-    bench.until(|stats| stats.failed == 1 && stats.active == 1);
+    bench.until(|state, totals| totals.failed == 1 && state.active == 1);
     drop(busy);
     let mut written = bench.engine.stream(with_deadline(request(vec![1], ENDLESS), 200)).unwrap();
     assert_eq!(finish(&mut written), Err(late(200)));
-    bench.until(|stats| stats.failed == 2 && stats.active == 0);
+    bench.until(|state, totals| totals.failed == 2 && state.active == 0);
     assert_eq!(
         bench.run(with_deadline(request(vec![3], 5), 600_000)).unwrap().tokens,
         bench.expected(&[3], 5)
@@ -69,7 +69,7 @@ fn requests_wait_for_the_memory_of_others() {
     let bench = bench_with(|settings| settings.kv_bytes = 400);
     let held = bench.decoder.gate.lock();
     let mut first = bench.engine.stream(request(vec![1; 10], 60)).unwrap();
-    bench.until(|stats| stats.kv_bytes == 280);
+    bench.until(|state, _| state.kv_bytes == 280);
     let mut second = bench.engine.stream(request(vec![2; 10], 60)).unwrap();
     // Small enough, but it came later.
     let mut third = bench.engine.stream(request(vec![3; 10], 10)).unwrap();
@@ -79,8 +79,8 @@ fn requests_wait_for_the_memory_of_others() {
     assert_eq!(finish(&mut third), Ok(bench.expected(&[3; 10], 10)));
     let log = bench.decoder.log.lock().clone();
     assert!(log[..60].iter().all(|&(sequences, _)| sequences == 1), "{log:?}");
-    bench.until(|stats| stats.kv_bytes == 0 && stats.active == 0);
-    assert_eq!(bench.engine.stats().kv_limit, 400);
+    bench.until(|state, _| state.kv_bytes == 0 && state.active == 0);
+    assert_eq!(bench.engine.state().kv_limit, 400);
 }
 
 #[test]
@@ -111,12 +111,12 @@ fn memory_bounds_a_prompt_and_its_answer() {
 fn what_is_kept_for_reuse_makes_room_for_requests() {
     let bench = bench_with(|settings| settings.kv_bytes = 400);
     bench.run(request(vec![1; 60], 1)).unwrap();
-    bench.until(|stats| (stats.kv_bytes, stats.prefix_bytes) == (0, 240));
+    bench.until(|state, _| (state.kv_bytes, state.prefix_bytes) == (0, 240));
     assert_eq!(bench.run(request(vec![2; 60], 1)).unwrap().tokens, bench.expected(&[2; 60], 1));
-    bench.until(|stats| (stats.kv_bytes, stats.prefix_bytes) == (0, 240));
+    bench.until(|state, _| (state.kv_bytes, state.prefix_bytes) == (0, 240));
     assert_eq!(bench.engine.reclaim(1), 240);
-    let stats = bench.engine.stats();
-    assert_eq!((stats.kv_bytes, stats.prefix_bytes), (0, 0));
+    let state = bench.engine.state();
+    assert_eq!((state.kv_bytes, state.prefix_bytes), (0, 0));
 }
 
 /// Memory that others hold for a while.
@@ -165,7 +165,7 @@ fn memory_is_counted_elsewhere_too() {
     assert_eq!(bench.run(request(vec![1; 10], 5)).unwrap().tokens, bench.expected(&[1; 10], 5));
     assert!(matches!(bench.run(request(vec![1; 300], 5)), Err(Error::Budget { .. })));
     // The last token was never computed.
-    bench.until(|stats| stats.active == 0 && stats.prefix_bytes == 56);
+    bench.until(|state, _| state.active == 0 && state.prefix_bytes == 56);
     assert_eq!(elsewhere.used.load(Ordering::Acquire), 56);
     drop(bench);
     assert_eq!(elsewhere.used.load(Ordering::Acquire), 0);
@@ -178,7 +178,7 @@ fn a_request_without_memory_fails_alone() {
     let refused = bench.run(request(vec![5; UNLUCKY - 64], 100));
     assert_eq!(refused, Err(Error::OutOfMemory { what: "a test".into(), bytes: 1 }));
     assert_eq!(finish(&mut other), Ok(bench.expected(&[1], 50)));
-    bench.until(|stats| stats.kv_bytes == 0 && stats.failed == 1);
+    bench.until(|state, totals| state.kv_bytes == 0 && totals.failed == 1);
 }
 
 /// Two answers of 200 tokens and memory for 250: each is whole, and the second one pauses.
@@ -196,9 +196,9 @@ fn answers_take_memory_as_they_grow_and_pause_without() {
     assert_eq!(finish(&mut first), Ok(bench.expected(&[1; 10], 200)));
     assert_eq!(finish(&mut second), Ok(bench.expected(&[2; 10], 200)));
     assert_eq!(finish(&mut third), Ok(bench.expected(&[3; 10], 200)));
-    bench.until(|stats| stats.kv_bytes == 0 && stats.active == 0);
-    let (stats, log) = (bench.engine.stats(), bench.decoder.log.lock().clone());
-    assert!(stats.paused >= 1, "{stats:?}");
+    bench.until(|state, _| state.kv_bytes == 0 && state.active == 0);
+    let (totals, log) = (bench.engine.totals(), bench.decoder.log.lock().clone());
+    assert!(totals.paused >= 1, "{totals:?}");
     assert!(log.iter().any(|&(sequences, _)| sequences == 3), "all began together: {log:?}");
 }
 
@@ -210,13 +210,13 @@ fn a_paused_request_can_be_cancelled_and_can_be_late() {
     let mut second = bench.engine.stream(request(vec![2; 10], 200)).unwrap();
     let late = bench.engine.stream(with_deadline(request(vec![3; 10], 200), 1)).unwrap();
     drop(held);
-    bench.until(|stats| stats.paused >= 1);
+    bench.until(|_, totals| totals.paused >= 1);
     second.cancel();
     assert_eq!(finish(&mut first), Ok(bench.expected(&[1; 10], 240)));
     let second = finish(&mut second).unwrap();
     assert_eq!(second, bench.expected(&[2; 10], 200)[..second.len()]);
     drop(late);
-    bench.until(|stats| stats.kv_bytes == 0 && stats.active == 0);
+    bench.until(|state, _| state.kv_bytes == 0 && state.active == 0);
 }
 
 /// Memory that others take in the middle of an answer.
@@ -226,13 +226,13 @@ fn an_answer_waits_for_memory_that_others_hold() {
     let bench = bench_with(|settings| settings.kv_memory = Some(Arc::clone(&elsewhere) as _));
     let held = bench.decoder.gate.lock();
     let mut answer = bench.engine.stream(request(vec![1; 10], 150)).unwrap();
-    bench.until(|stats| stats.kv_bytes == 296);
+    bench.until(|state, _| state.kv_bytes == 296);
     elsewhere.refusals.store(3, Ordering::Release);
     drop(held);
     assert_eq!(finish(&mut answer), Ok(bench.expected(&[1; 10], 150)));
     assert_eq!(elsewhere.refusals.load(Ordering::Acquire), 0);
-    bench.until(|stats| stats.active == 0);
-    assert!(bench.engine.stats().paused >= 1);
+    bench.until(|state, _| state.active == 0);
+    assert!(bench.engine.totals().paused >= 1);
     drop((answer, bench));
     assert_eq!(elsewhere.used.load(Ordering::Acquire), 0);
 }

@@ -19,13 +19,13 @@ mod stream;
 mod worker;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 
 use self::bound::Bound;
 pub use self::memory::{Allowance, KvMemory};
 pub use self::request::{Completion, Deadline, Event, FinishReason, OnEvent, PrefixScope, Request};
-pub use self::settings::{EngineSettings, EngineStats};
+pub use self::settings::{EngineSettings, EngineState, GenerationTotals, SharedTotals};
 use self::state::{QueuedRequest, RequestQueue};
 pub use self::stream::{EngineTicket, Stream};
 use super::stop::TextTokens;
@@ -128,7 +128,7 @@ impl Engine {
                 cancelled,
                 submitted,
             });
-            state.shared.stats.lock().requests += 1;
+            self.settings.totals.lock().requests += 1;
             Ok(())
         })??;
         Ok(ticket)
@@ -171,13 +171,17 @@ impl Engine {
         stream.into_completion().ok_or(Error::Cancelled)
     }
 
-    /// Totals and the present state.
-    pub fn stats(&self) -> EngineStats {
+    /// What engines that count together have done.
+    pub fn totals(&self) -> GenerationTotals {
+        *self.settings.totals.lock()
+    }
+
+    /// What it does now.
+    pub fn state(&self) -> EngineState {
         let (waiting, shared) = self.worker.look(|state| (state.waiting.len(), state.shared.clone()));
         let (kv_bytes, prefix_bytes) = shared.pool.used();
-        let kv_limit = self.settings.kv_bytes;
-        let stats = *shared.stats.lock();
-        EngineStats { waiting, kv_bytes, prefix_bytes, kv_limit, ..stats }
+        let active = shared.active.load(Ordering::Relaxed);
+        EngineState { active, waiting, kv_bytes, prefix_bytes, kv_limit: self.settings.kv_bytes }
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::memory::KvMemory;
 #[cfg(doc)]
 use crate::Error;
+use crate::sync::Mutex;
 
 /// What an engine needs to know in addition to the model.
 #[derive(Debug, Clone)]
@@ -35,7 +36,12 @@ pub struct EngineSettings {
     pub kept_prefixes: usize,
     /// Bytes that those caches may take.
     pub kept_prefix_bytes: u64,
+    /// Where the engine counts. One that others count in too goes on from what is there.
+    pub totals: SharedTotals,
 }
+
+/// Totals that outlive an engine: those of all models of one name.
+pub type SharedTotals = Arc<Mutex<GenerationTotals>>;
 
 impl EngineSettings {
     /// The defaults for a model with these end tokens.
@@ -53,13 +59,14 @@ impl EngineSettings {
             kv_memory: None,
             kept_prefixes: 4,
             kept_prefix_bytes: 256 << 20,
+            totals: SharedTotals::default(),
         }
     }
 }
 
-/// Totals since the engine started.
+/// What engines have done.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct EngineStats {
+pub struct GenerationTotals {
     /// Requests accepted.
     pub requests: u64,
     /// Of those, answered to the end (stop or length).
@@ -78,6 +85,11 @@ pub struct EngineStats {
     pub paused: u64,
     /// Time in forward passes, sampling and callbacks.
     pub busy: Duration,
+}
+
+/// The present state of an engine. The default is that of a model that is not in memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct EngineState {
     /// Being decoded now.
     pub active: usize,
     /// Waiting now.

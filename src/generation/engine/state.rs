@@ -3,12 +3,11 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::memory::{KvPool, Reclaim};
 use super::request::{Completion, Deadline, Event, FinishReason, OnEvent, Request};
-use super::settings::EngineStats;
 use crate::Result;
 use crate::sync::Mutex;
 
@@ -31,7 +30,8 @@ pub(super) struct RequestQueue {
 
 /// What an engine shares in addition to its queue, behind locks of its own.
 pub(super) struct EngineShared {
-    pub(super) stats: Mutex<EngineStats>,
+    /// Sequences that were begun and have not ended.
+    pub(super) active: AtomicUsize,
     pub(super) pool: Arc<KvPool>,
     /// The memory of kept beginnings of prompts, which other threads may free.
     pub(super) prefixes: Mutex<Option<Arc<Mutex<dyn Reclaim + Send>>>>,

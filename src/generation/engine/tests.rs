@@ -182,14 +182,15 @@ impl Bench {
 
     /// Waits until the first step has begun: a request that comes now is in a later one.
     pub(super) fn until_computing(&self) {
-        self.until(|_| self.decoder.begun.load(Ordering::Relaxed) > 0);
+        self.until(|_, _| self.decoder.begun.load(Ordering::Relaxed) > 0);
     }
 
-    /// Waits until `ready` says so of the engine's statistics.
-    pub(super) fn until(&self, ready: impl Fn(EngineStats) -> bool) {
+    /// Waits until `ready` says so of the engine's state and totals.
+    pub(super) fn until(&self, ready: impl Fn(EngineState, GenerationTotals) -> bool) {
         let started = Instant::now();
-        while !ready(self.engine.stats()) {
-            assert!(started.elapsed() < Duration::from_secs(20), "{:?}", self.engine.stats());
+        while !ready(self.engine.state(), self.engine.totals()) {
+            let figures = (self.engine.state(), self.engine.totals());
+            assert!(started.elapsed() < Duration::from_secs(20), "{figures:?}");
             std::thread::yield_now();
         }
     }
@@ -215,9 +216,9 @@ fn racing_requests_get_the_answers_they_would_get_alone() {
             });
         }
     });
-    bench.until(|stats| stats.active == 0);
-    let stats = bench.engine.stats();
-    assert_eq!((stats.requests, stats.completed, stats.failed, stats.cancelled), (160, 160, 0, 0));
+    bench.until(|state, _| state.active == 0);
+    let totals = bench.engine.totals();
+    assert_eq!((totals.requests, totals.completed, totals.failed, totals.cancelled), (160, 160, 0, 0));
     let most = bench.decoder.log.lock().iter().map(|&(sequences, _)| sequences).max();
     assert!(most.is_some_and(|most| most > 1 && most <= 3), "{most:?} decoded together");
 }
@@ -279,7 +280,7 @@ fn a_cancelled_request_stops_within_a_token() {
     let events: Vec<_> = events.iter().collect();
     let Some(Event::Done(Ok(completion))) = events.last() else { panic!("{events:?}") };
     assert_eq!((completion.reason, completion.tokens.len()), (FinishReason::Cancelled, 1));
-    bench.until(|stats| stats.active == 0 && stats.cancelled == 1);
+    bench.until(|state, totals| state.active == 0 && totals.cancelled == 1);
 }
 
 #[test]
@@ -291,7 +292,7 @@ fn a_waiting_request_is_cancelled_though_the_engine_is_full() {
     assert_eq!(waiting.next(&mut unchecked).unwrap(), None);
     assert_eq!(waiting.completion().unwrap().reason, FinishReason::Cancelled);
     drop(busy);
-    bench.until(|stats| stats.cancelled == 2 && stats.active == 0);
+    bench.until(|state, totals| totals.cancelled == 2 && state.active == 0);
 }
 
 #[test]
@@ -304,7 +305,7 @@ fn a_failing_check_cancels_and_is_returned() {
     };
     let outcome = bench.engine.generate(request(vec![1], ENDLESS), &mut check);
     assert_eq!(outcome, Err(Error::Input("interrupted".into())));
-    bench.until(|stats| stats.cancelled == 1 && stats.active == 0);
+    bench.until(|state, totals| totals.cancelled == 1 && state.active == 0);
 }
 
 #[test]
@@ -345,7 +346,7 @@ fn accidents(step: usize) {
     for good in [0, 5, 6] {
         assert_eq!(outcomes[good], Ok(bench.expected(&prompts[good], 9)), "prompt {good}");
     }
-    bench.until(|stats| stats.failed == 4);
+    bench.until(|_, totals| totals.failed == 4);
     assert!(bench.run(request(vec![8], 3)).is_ok(), "the worker lives on");
 }
 
@@ -385,7 +386,7 @@ fn the_next_turn_computes_only_what_is_new() {
     assert_eq!(second.reused_tokens, 109);
     assert_eq!(second.tokens, bench.expected(&conversation, 5));
     assert_eq!(bench.decoder.computed.load(Ordering::Relaxed), 109 + 4 + 4);
-    bench.until(|stats| stats.prefix_bytes > 0);
+    bench.until(|state, _| state.prefix_bytes > 0);
 }
 
 #[test]
@@ -423,7 +424,7 @@ fn impossible_requests_are_refused_at_once() {
     let mut wrong = request(vec![1], 5);
     wrong.params.top_p = 2.0;
     assert!(refusal(wrong).starts_with("top_p=2"));
-    assert_eq!(bench.engine.stats().requests, 0);
+    assert_eq!(bench.engine.totals().requests, 0);
 }
 
 #[test]
@@ -465,7 +466,7 @@ fn a_panicking_callback_drops_its_request_only() {
     let bench = bench();
     bench.engine.submit(request(vec![1], ENDLESS), Box::new(|_| panic!("callback"))).unwrap();
     assert_eq!(bench.run(request(vec![2], 5)).unwrap().tokens, bench.expected(&[2], 5));
-    bench.until(|stats| stats.cancelled == 1 && stats.active == 0);
+    bench.until(|state, totals| totals.cancelled == 1 && state.active == 0);
 }
 
 #[test]

@@ -3,19 +3,19 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::memory::KvPool;
 use super::prefixes::{Prefixes, WORTH_REUSING};
 use super::request::FinishReason;
 use super::sequence::{Finished, Sequence};
-use super::settings::EngineSettings;
+use super::settings::{EngineSettings, GenerationTotals};
 use super::state::{EngineShared, QueuedRequest, RequestQueue};
 use crate::compute::memory::try_resized;
 use crate::generation::stop::TextTokens;
 use crate::models::decoder::{Decoder, KvCache, Step};
-use crate::sync::{Abandon, Mutex, Work, WorkerThread};
+use crate::sync::{Abandon, Mutex, MutexGuard, Work, WorkerThread};
 use crate::{Error, Result};
 
 /// Tokens of a prompt in the first step that has any, before it is known how long they take.
@@ -41,7 +41,7 @@ pub(super) struct Decoding<D: Decoder> {
 impl<D: Decoder> Work<RequestQueue> for Decoding<D> {
     fn fresh(&self) -> RequestQueue {
         let pool = KvPool::new(self.settings.kv_bytes, self.settings.kv_memory.clone());
-        let shared = Arc::new(EngineShared { stats: Mutex::default(), pool, prefixes: Mutex::default() });
+        let shared = Arc::new(EngineShared { active: AtomicUsize::new(0), pool, prefixes: Mutex::default() });
         RequestQueue { waiting: VecDeque::new(), shared }
     }
 
@@ -121,6 +121,10 @@ impl<'a, D: Decoder> Run<'a, D> {
         }
     }
 
+    pub(super) fn totals(&self) -> MutexGuard<'_, GenerationTotals> {
+        self.work.settings.totals.lock()
+    }
+
     fn run(mut self) {
         while self.wait() {
             let started = Instant::now();
@@ -131,9 +135,8 @@ impl<'a, D: Decoder> Run<'a, D> {
             self.lengthen();
             self.grow();
             self.step();
-            let mut stats = self.shared.stats.lock();
-            stats.busy += started.elapsed();
-            stats.active = self.active.len() + self.paused.len();
+            self.totals().busy += started.elapsed();
+            self.shared.active.store(self.active.len() + self.paused.len(), Ordering::Relaxed);
         }
     }
 
@@ -170,7 +173,7 @@ impl<'a, D: Decoder> Run<'a, D> {
         };
         for entry in gone {
             if entry.cancelled.load(Ordering::Acquire) {
-                self.shared.stats.lock().cancelled += 1;
+                self.totals().cancelled += 1;
                 let completion = entry.never_begun();
                 entry.end(Ok(completion));
             } else {
@@ -218,10 +221,10 @@ impl<'a, D: Decoder> Run<'a, D> {
         match cache {
             Ok(cache) => {
                 let reused = cache.len();
-                let mut stats = self.shared.stats.lock();
-                stats.prompt_tokens += prompt.len() as u64;
-                stats.reused_tokens += reused as u64;
-                drop(stats);
+                let mut totals = self.totals();
+                totals.prompt_tokens += prompt.len() as u64;
+                totals.reused_tokens += reused as u64;
+                drop(totals);
                 let long = is_long(&*self.work.decoder, prompt.len());
                 self.active.push(Sequence::new(entry, cache, room, reused, long));
             }
@@ -231,7 +234,7 @@ impl<'a, D: Decoder> Run<'a, D> {
     }
 
     fn refuse(&self, entry: QueuedRequest, error: Error) {
-        self.shared.stats.lock().failed += 1;
+        self.totals().failed += 1;
         entry.end(Err(error));
     }
 
@@ -360,14 +363,14 @@ impl<'a, D: Decoder> Run<'a, D> {
 
     pub(super) fn end(&self, sequence: Sequence<D::Cache>, outcome: Outcome) {
         let written = (sequence.tokens.len() - sequence.prompt()) as u64;
-        let mut stats = self.shared.stats.lock();
-        stats.generated_tokens += written;
+        let mut totals = self.totals();
+        totals.generated_tokens += written;
         match outcome {
-            Outcome::Ends(FinishReason::Cancelled) => stats.cancelled += 1,
-            Outcome::Ends(_) => stats.completed += 1,
-            Outcome::Fails(_) => stats.failed += 1,
+            Outcome::Ends(FinishReason::Cancelled) => totals.cancelled += 1,
+            Outcome::Ends(_) => totals.completed += 1,
+            Outcome::Fails(_) => totals.failed += 1,
         }
-        drop(stats);
+        drop(totals);
         match outcome {
             Outcome::Fails(error) => sequence.fail(error),
             Outcome::Ends(reason) => {

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use log::Level;
 
 use super::super::super::item::CachedItem;
 use super::super::key::TierKey;
@@ -115,7 +114,7 @@ impl Disk {
         done
     }
 
-    /// TierCounts an error. One that prevents writing switches it off.
+    /// Counts an error. One that prevents writing switches it off.
     fn note<T>(&self, result: io::Result<T>, what: &str) -> Option<T> {
         match result {
             Ok(value) => Some(value),
@@ -123,10 +122,9 @@ impl Disk {
                 TierCounts::add(&self.counts.errors, 1);
                 if !self.off.swap(true, Ordering::Relaxed) {
                     let folder = self.settings.folder.display();
-                    let message = format_args!(
+                    log::warn!(
                         "the folder {folder} of the cache cannot be {what}: {error}; nothing more is stored there"
                     );
-                    held_log::log(Level::Warn, module_path!(), message);
                 }
                 None
             }

@@ -150,7 +150,7 @@ impl RedisServer {
         }
     }
 
-    /// TierCounts a failure and reports it, unless the latest one was the same. With `rest`, the server is not asked for a while.
+    /// Counts a failure and reports it, unless the latest one was the same. With `rest`, the server is not asked for a while.
     fn report(&self, counts: &TierCounts, error: &redis::RedisError, rest: Option<()>) {
         TierCounts::add(&counts.errors, 1);
         let mut state = self.rest.lock();
