@@ -689,7 +689,8 @@ class Manager:
         messages: list[Mapping[str, Any]],
         model: str | None = None,
         *,
-        add_generation_prompt: bool = True,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool = False,
         chat_template: str | None = None,
         timeout: float | None = None,
         **variables: Any,
@@ -699,7 +700,8 @@ class Manager:
         Args:
             messages: Mappings, usually with ``role`` and ``content``; the template decides which other keys it reads.
             model: Slot; None: ``text_generator``.
-            add_generation_prompt: End where the assistant's answer begins.
+            add_generation_prompt: End where the assistant's answer begins. None: unless the last message is continued.
+            continue_final_message: End in the last message, which the answer continues.
             chat_template: Use this template instead of the model's own; or the name of one where the model has several,
                 such as ``tool_use``, which conversations with ``tools`` take anyway.
             timeout: Seconds that loading may take; None: `load_timeout`.
@@ -708,7 +710,7 @@ class Manager:
 
         Raises:
             TypeError: Messages that are not a list of mappings, or a value that templates do not know.
-            InputError: The template refuses the messages, or the model has none.
+            InputError: The template refuses the messages or does not show the one to continue, or the model has none.
             UnsupportedModelError: The template does not parse, uses an unsupported feature, or exceeds a limit.
             NoGeneratorError: The slot holds something else.
         """
@@ -736,8 +738,17 @@ class Manager:
         loaded model refuses the prompt. Keep it short: the next token waits for it. Wrong parameters raise here. After
         `timeout` seconds the error is `WaitTimeoutError`.
         """
-    def describe_generator(self, name: str = "text_generator") -> GeneratorDescription:
-        """What the model of a generator slot is; loads it. Raises `NoGeneratorError` for any other slot."""
+    @overload
+    def describe_generator(
+        self, name: str = "text_generator", load: Literal[True] = True
+    ) -> GeneratorDescription: ...
+    @overload
+    def describe_generator(self, name: str = "text_generator", load: bool = True) -> GeneratorDescription | None:
+        """What the model of a generator slot is. The model is loaded first; with `load` False the result is None when
+        it is not loaded, and the call is no use of it.
+
+        Raises `NoGeneratorError` for any other slot; with `load` False only if its model is loaded.
+        """
     def route(self, text: str) -> str:
         """The slot that `embed` chooses for `text`, by the language of its first 800 characters, lower-cased."""
     def load(self, name: str, timeout: float | None = None) -> None:

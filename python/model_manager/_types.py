@@ -265,6 +265,8 @@ class GenerationParams(TypedDict, total=False):
     """Variables of the chat template, such as ``{"enable_thinking": False}``. They go with messages only; one that the
     model's template does not read is an error. `describe_generator` lists those that it reads.
     """
+    continue_final_message: bool | None
+    """True: the answer continues the last of the messages, and is the text that follows it."""
 
 
 class Completion(TypedDict):

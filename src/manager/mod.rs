@@ -52,5 +52,6 @@ pub use self::spec::{
     SourceSpec, Spec, TURKISH,
 };
 pub use self::stats::{
-    CardReport, ENGINE, GenerationReport, ManagerStatistics, ModelDescription, QueueReport, SlotReport,
+    CardReport, ENGINE, GenerationReport, GeneratorDescription, ManagerStatistics, ModelDescription,
+    QueueReport, SlotReport,
 };

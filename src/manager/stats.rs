@@ -15,7 +15,7 @@ use crate::cache::CacheStatistics;
 use crate::cache::tiers::TierStatistics;
 use crate::compute::{Isa, Threads, memory};
 use crate::config::{Choice as _, Profile};
-use crate::generation::{EngineState, GenerationTotals, Generator};
+use crate::generation::{ChatTemplate, ChatTemplates, EngineState, GenerationTotals, Generator};
 use crate::lifecycle::policy::Explanation;
 use crate::lifecycle::{KeepAlive, State, TrackerStatistics};
 use crate::remote::{Address, HealthReport, shown};
@@ -106,6 +106,70 @@ impl ModelDescription {
             bytes: backend.memory_bytes(),
             device: if backend.device_bytes() > 0 { device.name() } else { "cpu".into() },
             device_bytes: backend.device_bytes(),
+        }
+    }
+}
+
+/// The generator of one slot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GeneratorDescription {
+    /// The slot.
+    pub name: String,
+    /// The source that was loaded.
+    pub source: String,
+    /// Where its files lie.
+    pub path: String,
+    /// `model_type` of its configuration.
+    pub architecture: String,
+    /// What computes it: [`ENGINE`].
+    pub engine: &'static str,
+    /// The format of its weights in matrix products.
+    pub dtype: &'static str,
+    /// Tokens of prompt and answer together.
+    pub context: usize,
+    /// The token that ends a text, and its own text.
+    pub eos: Option<(u32, Option<String>)>,
+    /// Whether it has a chat template.
+    pub chat_template: bool,
+    /// The variables that the template reads and a caller may set.
+    pub chat_template_variables: Vec<String>,
+    /// Whether the template is one of a model that writes its thoughts first.
+    pub thinks: bool,
+    /// Memory of the weights.
+    pub bytes: u64,
+    /// Of it, what lies on a card.
+    pub device_bytes: u64,
+    /// Bytes of keys and values for each token.
+    pub kv_bytes_per_token: u64,
+    /// Bytes that all keys and values may take.
+    pub kv_limit: u64,
+    /// Sequences decoded together.
+    pub max_parallel: usize,
+}
+
+impl GeneratorDescription {
+    pub(super) fn new(name: &str, generator: &Generator) -> Self {
+        let model = generator.model();
+        let template = model.templates.as_ref().map(ChatTemplates::usual);
+        let variables = template.into_iter().flat_map(ChatTemplate::reads);
+        let token_text = |id| model.tokens.token(id).map(|text| text.to_string());
+        Self {
+            name: name.to_owned(),
+            source: model.name.clone(),
+            path: model.path.display().to_string(),
+            architecture: model.architecture.clone(),
+            engine: ENGINE,
+            dtype: model.network.dtype(),
+            context: generator.context(),
+            eos: generator.eos_token_id().map(|id| (id, token_text(id))),
+            chat_template: template.is_some(),
+            chat_template_variables: variables.map(|name| name.to_string()).collect(),
+            thinks: template.is_some_and(ChatTemplate::thinks),
+            bytes: generator.memory_bytes(),
+            device_bytes: generator.device_bytes(),
+            kv_bytes_per_token: generator.token_bytes(),
+            kv_limit: generator.settings().kv_bytes,
+            max_parallel: generator.settings().max_active,
         }
     }
 }

@@ -10,7 +10,7 @@ use super::utf8::{Utf8, shortened};
 use crate::Error;
 use crate::generation::Conversation;
 use crate::generation::chat::limits::MAX_DEPTH;
-use crate::generation::chat::{Problem, Value, is_reserved};
+use crate::generation::chat::{Problem, PromptEnd, Value, is_reserved};
 use crate::manager::OwnedPrompt;
 
 /// Values in one conversation, those in lists and dicts counted each time they appear.
@@ -125,8 +125,7 @@ fn refused(py: Python<'_>, reason: String) -> PyErr {
 
 /// Arguments of `apply_chat_template` in transformers that change what it returns, which is a text here. Their off-values are
 /// taken: callers pass `tokenize=False`.
-const OTHER_RESULTS: [&str; 8] = [
-    "continue_final_message",
+const OTHER_RESULTS: [&str; 7] = [
     "max_length",
     "padding",
     "return_assistant_tokens_mask",
@@ -135,6 +134,34 @@ const OTHER_RESULTS: [&str; 8] = [
     "tokenize",
     "truncation",
 ];
+
+/// Where a prompt ends, by the arguments of `apply_chat_template`.
+pub(super) fn prompt_end(py: Python<'_>, answer: Option<bool>, continues: bool) -> PyResult<PromptEnd> {
+    match (answer, continues) {
+        (Some(true), true) => {
+            let reason = "add_generation_prompt begins an answer, and continue_final_message continues the last \
+                          message; leave one of them out";
+            Err(to_py(py, &Error::argument("continue_final_message", reason)))
+        }
+        (_, true) => Ok(PromptEnd::LastMessage),
+        (None | Some(true), false) => Ok(PromptEnd::Answer),
+        (Some(false), false) => Ok(PromptEnd::Messages),
+    }
+}
+
+/// Has the answer continue the last message.
+pub(super) fn continue_last(prompt: &mut OwnedPrompt, given: &Bound<'_, PyAny>) -> PyResult<()> {
+    const NAME: &str = "continue_final_message";
+    if !argument::<bool>(NAME, given)? {
+        return Ok(());
+    }
+    let OwnedPrompt::Chat(conversation) = prompt else {
+        let rest = ": a text and token ids are continued anyway; leave it out";
+        return Err(to_py(given.py(), &Error::value(NAME, &[], rest)));
+    };
+    conversation.end = PromptEnd::LastMessage;
+    Ok(())
+}
 
 /// Adds `tools`, `documents` and what else the template may name.
 pub(super) fn add_variables(conversation: &mut Conversation, variables: &Bound<'_, PyDict>) -> PyResult<()> {

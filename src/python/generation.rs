@@ -28,7 +28,7 @@ use crate::sync::Mutex;
 /// Names of the keywords of a generation.
 const PARAMETERS: &str = "do_sample temperature top_k top_p min_p repetition_penalty no_repeat_ngram_size max_length \
                           max_new_tokens min_new_tokens seed stop timeout keep_alive prefix_scope user \
-                          chat_template_kwargs";
+                          chat_template_kwargs continue_final_message";
 
 /// A str, token ids, or messages: mappings with the keys "role" and "content".
 fn prompt(prompt: &Bound<'_, PyAny>) -> PyResult<OwnedPrompt> {
@@ -120,6 +120,7 @@ fn parameters(
                 options.prefix_scope = Some(PrefixScope::new(&argument::<Utf8>("prefix_scope", &value)?));
             }
             "chat_template_kwargs" => chat::add_kwargs(prompt, &value)?,
+            "continue_final_message" => chat::continue_last(prompt, &value)?,
             other => return Err(unexpected("a generation", other, PARAMETERS.split_whitespace())),
         }
     }

@@ -6,9 +6,10 @@ use pyo3::types::PyDict;
 use super::{adaptive, caching, tracker};
 use crate::cache::CacheStatistics;
 use crate::config::Settings;
-use crate::generation::{ChatTemplate, ChatTemplates, Completion, Generator};
+use crate::generation::Completion;
 use crate::manager::{
-    CardReport, ENGINE, GenerationReport, ManagerStatistics, ModelDescription, QueueReport, SlotReport,
+    CardReport, GenerationReport, GeneratorDescription, ManagerStatistics, ModelDescription, QueueReport,
+    SlotReport,
 };
 use crate::remote::{Circuit, HealthReport};
 
@@ -147,31 +148,26 @@ fn generation<'py>(py: Python<'py>, report: &GenerationReport) -> PyResult<Bound
 
 pub(super) fn generator<'py>(
     py: Python<'py>,
-    name: &str,
-    generator: &Generator,
+    generator: &GeneratorDescription,
 ) -> PyResult<Bound<'py, PyDict>> {
-    let model = generator.model();
-    let template = model.templates.as_ref().map(ChatTemplates::usual);
-    let variables: Vec<&str> =
-        template.into_iter().flat_map(ChatTemplate::reads).map(|name| &**name).collect();
     Ok(dict!(py, {
-        "name": name,
-        "source": &model.name,
-        "path": model.path.display().to_string(),
-        "architecture": &model.architecture,
-        "engine": ENGINE,
-        "dtype": model.network.dtype(),
-        "context": generator.context(),
-        "eos_token_id": generator.eos_token_id(),
-        "eos_token": generator.eos_token_id().and_then(|id| model.tokens.token(id)),
-        "chat_template": template.is_some(),
-        "chat_template_variables": variables,
-        "thinks": template.is_some_and(ChatTemplate::thinks),
-        "bytes": generator.memory_bytes(),
-        "device_bytes": generator.device_bytes(),
-        "kv_bytes_per_token": generator.token_bytes(),
-        "kv_limit": generator.settings().kv_bytes,
-        "max_parallel": generator.settings().max_active,
+        "name": &generator.name,
+        "source": &generator.source,
+        "path": &generator.path,
+        "architecture": &generator.architecture,
+        "engine": generator.engine,
+        "dtype": generator.dtype,
+        "context": generator.context,
+        "eos_token_id": generator.eos.as_ref().map(|(id, _)| id),
+        "eos_token": generator.eos.as_ref().and_then(|(_, text)| text.as_ref()),
+        "chat_template": generator.chat_template,
+        "chat_template_variables": &generator.chat_template_variables,
+        "thinks": generator.thinks,
+        "bytes": generator.bytes,
+        "device_bytes": generator.device_bytes,
+        "kv_bytes_per_token": generator.kv_bytes_per_token,
+        "kv_limit": generator.kv_limit,
+        "max_parallel": generator.max_parallel,
     }))
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from datetime import datetime
 from functools import cache
@@ -54,3 +55,22 @@ def render(source: str, messages: list, **variables: Any) -> str:
     """The prompt of `apply_chat_template(..., tokenize=False)`."""
     variables = {"tools": None, "documents": None, "add_generation_prompt": True, **variables}
     return _compiled(source).render(messages=messages, **variables)
+
+
+def continued(source: str, messages: list, **variables: Any) -> str | None:
+    """The prompt of `apply_chat_template(..., tokenize=False, continue_final_message=True)`; None where that is an error."""
+    mark = "CONTINUE "
+    marked = copy.deepcopy(messages)
+    content = marked[-1].get("content")
+    parts = [part for part in content if "text" in part] if isinstance(content, list) else []
+    if parts:
+        text, parts[-1]["text"] = parts[-1]["text"], parts[-1]["text"] + mark
+    elif isinstance(content, str):
+        text, marked[-1]["content"] = content, content + mark
+    else:
+        return None
+    whole = render(source, marked, add_generation_prompt=False, **variables)
+    if text.strip() not in whole or mark.strip() not in whole:
+        return None
+    prompt, _, rest = whole.rpartition(mark.strip())
+    return prompt if rest.startswith(" ") else prompt.rstrip()

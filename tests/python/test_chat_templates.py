@@ -156,6 +156,36 @@ def test_templates_of_models_give_the_text_of_jinja(llama, path):
                     assert ours(llama, source, conversation, **given) == expected
 
 
+BEGINNINGS = ("The number is", " {\n  ", "İyi günler ", "", "<think>\nhm", "<think>\nhm\n</think>\n\nEvet, ")
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+def test_the_last_message_is_continued_as_in_transformers(llama, path):
+    source = path.read_text()
+    begun = [[USER, {"role": "assistant", "content": text}] for text in BEGINNINGS]
+    found = 0
+    for conversation in [*begun, *CONVERSATIONS.values()]:
+        try:
+            expected = reference.continued(source, conversation, **TOKENS)
+        except (jinja2.TemplateError, TypeError, AttributeError):
+            expected = None
+        if expected is None:
+            with pytest.raises(InputError, match=r"refuses these messages|continue_final_message"):
+                ours(llama, source, conversation, continue_final_message=True)
+        else:
+            found += 1
+            assert ours(llama, source, conversation, continue_final_message=True) == expected
+    assert found >= len(BEGINNINGS) - 2
+
+
+def test_an_answer_cannot_begin_and_be_continued(llama):
+    with pytest.raises(ArgumentError, match="continues the last message; leave one of them out"):
+        ours(llama, "x", continue_final_message=True, add_generation_prompt=True)
+    same = {"continue_final_message": False}
+    assert ours(llama, "{{ add_generation_prompt }}", **same) == "True"
+    assert ours(llama, "{{ add_generation_prompt }}", **same, add_generation_prompt=False) == "False"
+
+
 def test_twenty_models_are_covered():
     assert len(TEMPLATES) >= 20
 
@@ -233,9 +263,9 @@ def test_a_template_that_reads_parts_alone_gets_the_texts(make_writer, tmp_path)
 
 def test_arguments_of_transformers_that_change_the_result_are_refused(llama):
     plain = ours(llama, "x{{ messages|length }}")
-    off = {"tokenize": False, "return_dict": False, "return_tensors": None, "continue_final_message": False}
+    off = {"tokenize": False, "return_dict": False, "return_tensors": None}
     assert ours(llama, "x{{ messages|length }}", **off) == plain
-    refused = {"continue_final_message": True, "tokenize": True, "return_tensors": "pt", "max_length": 9}
+    refused = {"tokenize": True, "return_tensors": "pt", "max_length": 9}
     for name, value in refused.items():
         with pytest.raises(ArgumentError, match=f"{name}={value!r} is not supported"):
             ours(llama, "x", **{name: value})

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 
 import pytest
 from conftest import ENGLISH_MODEL, FIXTURES
 from generators import CONTEXT, GREEDY, SLOT, TEXT, WITHOUT_END, figures
-from model_manager.errors import InputError, NoGeneratorError
+from model_manager.errors import ArgumentError, InputError, NoGeneratorError
 from model_manager.handles.text_generator import NEW_TOKENS, TextGenerator
 from servers import until
 
@@ -67,6 +68,29 @@ def test_conversations(gpt2, pipeline):
     assert pipeline(TURN, max_new_tokens=8) == [{"generated_text": [*TURN, turn]}]
     assert pipeline(TURN, max_new_tokens=8, return_full_text=False) == [{"generated_text": answer}]
     assert pipeline([TURN, TURN], max_new_tokens=8) == [[{"generated_text": [*TURN, turn]}]] * 2
+
+
+def test_a_last_message_of_the_assistant_is_continued(gpt2, pipeline):
+    begun = [*TURN, {"role": "assistant", "content": "Selam "}]
+    text = gpt2.apply_chat_template(begun, continue_final_message=True)
+    assert text.endswith("Selam ")
+    answer = gpt2.generate(text, **GREEDY, max_new_tokens=8)
+    for call in (gpt2.chat, gpt2.generate):
+        assert call(begun, **GREEDY, max_new_tokens=8, continue_final_message=True) == answer
+        assert call(begun, **GREEDY, max_new_tokens=8) != answer
+    turn = {"role": "assistant", "content": f"Selam {answer}"}
+    whole = [{"generated_text": [*TURN, turn]}]
+    assert pipeline(begun, max_new_tokens=8) == pipeline(TURN + begun[1:], max_new_tokens=8) == whole
+    assert asyncio.run(pipeline.acall(begun, max_new_tokens=8)) == whole
+    assert pipeline(begun, max_new_tokens=8, return_full_text=False) == [{"generated_text": answer}]
+    parts = [*TURN, {"role": "assistant", "content": [{"type": "text", "text": "Selam "}]}]
+    [found] = pipeline(parts, max_new_tokens=8)
+    assert found["generated_text"][-1]["content"] == [*parts[-1]["content"], {"type": "text", "text": answer}]
+    [found] = pipeline(begun, max_new_tokens=8, continue_final_message=False)
+    assert found["generated_text"][:2] == begun
+    assert pipeline(TEXT, max_new_tokens=8, continue_final_message=True) == pipeline(TEXT, max_new_tokens=8)
+    with pytest.raises(ArgumentError, match="continue_final_message: a text and token ids are continued anyway"):
+        gpt2.generate(TEXT, continue_final_message=True)
 
 
 def test_what_changes_nothing_is_accepted(pipeline):

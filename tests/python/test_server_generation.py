@@ -297,3 +297,19 @@ def test_clients_do_not_learn_of_each_others_prompts(make_writer, serve, path):
         assert cached(key, user) > 0
     assert cached(*others[4]) == 0
     assert server.client.post(path, json={**ask, "user": 5}).json()["error"]["param"] == "user"
+
+
+def test_the_last_message_is_continued(gpt2_server):
+    begun = [{"role": "user", "content": TEXT}, {"role": "assistant", "content": "Selam "}]
+    text = gpt2_server.manager.apply_chat_template(begun, continue_final_message=True)
+    expected = gpt2_server.manager.generate(text, **GREEDY, max_new_tokens=8)
+    body = {"messages": begun, "temperature": 0, "max_tokens": 8, "continue_final_message": True}
+    for more in ({}, {"add_generation_prompt": False}):
+        answer = gpt2_server.client.post("/v1/chat/completions", json={**body, **more}).json()
+        assert answer["choices"][0]["message"]["content"] == expected
+    for wrong in ({"add_generation_prompt": True}, {"continue_final_message": False, "add_generation_prompt": False}):
+        refused = gpt2_server.client.post("/v1/chat/completions", json={**body, **wrong})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "add_generation_prompt")
+    for path in ("/v1/completions", "/v1/responses"):
+        refused = gpt2_server.client.post(path, json={"prompt": TEXT, "input": TEXT, "continue_final_message": True})
+        assert refused.status_code == 400

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from conftest import DIMENSION
 from generation_servers import TURN
-from generators import CONTEXT, SLOT
+from generators import CONTEXT, GREEDY, SLOT
 from test_server_ollama import CHAT, GENERATE, post, refused
 
 
@@ -81,13 +81,11 @@ def test_unknown_paths_of_the_api_answer_in_its_form(server, path):
     assert path in refused(server.client.post(path, json={}), 404)
 
 
-def test_a_message_of_the_assistant_at_the_end_is_not_answered(gpt2_server):
-    """Ollama continues it; a client that joins both texts would get a beginning twice."""
-    begun = {"role": "assistant", "content": "{"}
-    for long in ("", "x" * 70_000):
-        messages = [{"role": "user", "content": f"a{long}"[:70_000]}, begun]
-        answer = gpt2_server.client.post("/api/chat", json={"model": SLOT, "messages": messages})
-        said = refused(answer, 400)
-        assert "messages[1]" in said if not long else said
+def test_a_message_of_the_assistant_at_the_end_is_continued(gpt2_server):
+    begun = [*TURN, {"role": "assistant", "content": "Selam "}]
+    text = gpt2_server.manager.apply_chat_template(begun, continue_final_message=True)
+    expected = gpt2_server.manager.generate(text, **GREEDY, max_new_tokens=8)
+    body = {"model": SLOT, "messages": begun, "options": {"temperature": 0, "num_predict": 8}, "stream": False}
+    assert post(gpt2_server, "/api/chat", **body)["message"] == {"role": "assistant", "content": expected}
     last = [*TURN, {"role": "assistant", "content": ""}]
     assert post(gpt2_server, "/api/chat", **{**CHAT, "messages": last, "stream": False})["done"]

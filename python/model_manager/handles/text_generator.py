@@ -10,6 +10,7 @@ import itertools
 import logging
 import operator
 from collections import deque
+from collections.abc import Mapping
 
 from .._arguments import a_flag, a_manager, a_text, an_int, type_error, unexpected
 from .._async import acomplete, in_thread
@@ -18,7 +19,7 @@ from .sentence_model import state_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
     from typing import Any, TypeAlias
 
     from .._core import Manager, TextStream
@@ -41,6 +42,7 @@ _OPTIONS = _IGNORED | frozenset(
     {
         *(
             "chat_template_kwargs",
+            "continue_final_message",
             "do_sample",
             "eos_token_id",
             "keep_alive",
@@ -103,6 +105,7 @@ class TextGenerator:
                 min_new_tokens, do_sample (False: the likeliest token at every step), temperature, top_k (50), top_p,
                 min_p, repetition_penalty, no_repeat_ngram_size, stop or stop_strings, seed, timeout, keep_alive,
                 prefix_scope, chat_template_kwargs (variables of the chat template, for conversations only);
+                continue_final_message (the answer continues the last message; None: if that is the assistant's);
                 num_return_sequences (more than 1 needs do_sample); return_full_text (True: the prompt in front);
                 truncation (a prompt that reaches `max_length` alone gets an empty answer instead of an error);
                 eos_token_id (the model's own). pad_token_id, clean_up_tokenization_spaces, batch_size and use_cache
@@ -110,8 +113,8 @@ class TextGenerator:
 
         Returns:
             ``[{"generated_text": str}]``, one dictionary per sequence; for several texts a list of such lists. For a
-            conversation the value is the messages with the answer appended, or the answer alone when
-            `return_full_text` is False.
+            conversation the value is the messages with the answer appended, to the last message if it is continued,
+            or the answer alone when `return_full_text` is False.
 
         Raises:
             InputError: Wrong values, an empty prompt, one longer than the context or than `max_length` allows.
@@ -151,9 +154,9 @@ class TextGenerator:
 
     def _start(self, prompt: str | Messages, params: dict[str, Any], call: _Call) -> TextStream | None:
         try:
-            return self._manager.stream(prompt, self.name, **params)
+            return self._manager.stream(prompt, self.name, **params, **call.ending(prompt))
         except InputError:
-            if call.truncates and self._prompt_tokens(prompt) >= params["max_length"]:
+            if call.truncates and self._prompt_tokens(prompt, call) >= params["max_length"]:
                 call.log_full_prompt()
                 return None
             raise
@@ -169,13 +172,14 @@ class TextGenerator:
             # Not on the event loop: it may load the model.
             call.check_end(await in_thread(self.describe))
         found = []
+        ending = call.ending(prompt)
         for params in call.sequences():
             try:
-                completion = await acomplete(self._manager, prompt, self.name, **params)
+                completion = await acomplete(self._manager, prompt, self.name, **params, **ending)
             except InputError:
                 if not call.truncates:
                     raise
-                probe = await acomplete(self._manager, prompt, self.name, **_PROBE)
+                probe = await acomplete(self._manager, prompt, self.name, **_PROBE, **ending)
                 if probe["prompt_tokens"] < params["max_length"]:
                     raise
                 call.log_full_prompt()
@@ -183,8 +187,8 @@ class TextGenerator:
             found.append(call.generated(prompt, completion["text"]))
         return found
 
-    def _prompt_tokens(self, prompt: str | Messages) -> int:
-        return self._manager.complete(prompt, self.name, **_PROBE)["prompt_tokens"]
+    def _prompt_tokens(self, prompt: str | Messages, call: _Call) -> int:
+        return self._manager.complete(prompt, self.name, **_PROBE, **call.ending(prompt))["prompt_tokens"]
 
     def describe(self) -> GeneratorDescription:
         """The model's description; loads the model."""
@@ -226,10 +230,11 @@ class _Call:
             raise unexpected("a text generator", name, sorted(_OPTIONS))
         params = {key: value for key, value in options.items() if key not in _IGNORED}
         self.generator = generator
-        for name in ("return_full_text", "do_sample"):
+        for name in ("return_full_text", "do_sample", "continue_final_message"):
             if params.get(name) is not None:
                 a_flag(name, params[name])
         self.full_text = params.pop("return_full_text", True) is not False
+        self.continues_last: bool | None = params.pop("continue_final_message", None)
         self.count = _count(params.pop("num_return_sequences", None))
         truncation = params.pop("truncation", None)
         self.end = params.pop("eos_token_id", None)
@@ -265,12 +270,25 @@ class _Call:
         for number in range(self.count):
             yield self.params if seed is None else {**self.params, "seed": _later(seed, number)}
 
+    def ending(self, prompt: str | Messages) -> dict[str, Any]:
+        """The core's parameter for where the prompt ends: a last message of the assistant is continued, because few
+        models know two in succession.
+        """
+        if isinstance(prompt, str):
+            return {}
+        last = prompt[-1] if prompt else None
+        is_assistants = isinstance(last, Mapping) and last.get("role") == "assistant"
+        continues = is_assistants if self.continues_last is None else self.continues_last
+        return {"continue_final_message": True} if continues else {}
+
     def generated(self, prompt: str | Messages, answer: str) -> dict[str, Any]:
         """The pipeline's result for one answer."""
         if not self.full_text:
             return {"generated_text": answer}
         if isinstance(prompt, str):
             return {"generated_text": prompt + answer}
+        if self.ending(prompt):
+            return {"generated_text": [*prompt[:-1], _continued(prompt[-1], answer)]}
         return {"generated_text": [*prompt, {"role": "assistant", "content": answer}]}
 
     def log_full_prompt(self) -> None:
@@ -279,6 +297,13 @@ class _Call:
             self.generator.name,
             self.params["max_length"],
         )
+
+
+def _continued(message: Mapping[str, Any], answer: str) -> dict[str, Any]:
+    """The message with the answer at its end."""
+    content = message["content"]
+    more = answer if isinstance(content, str) else [{"type": "text", "text": answer}]
+    return {**message, "content": content + more}
 
 
 def _count(given: Any) -> int:

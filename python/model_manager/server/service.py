@@ -363,16 +363,19 @@ class Service:
 
     def description(self, slot: str) -> Description | None:
         """The description of the slot's model, also after it has left; None before its first load."""
+        return self._described(slot, self.manager.describe, self._descriptions)
+
+    def _described(
+        self, slot: str, describe: Callable[[str, bool], Result | None], known: dict[str, tuple[object, Result]]
+    ) -> Result | None:
+        """What `describe` finds of the slot's model in memory, or found of it before, which is in `known`."""
         registered = self.manager._registered.get(slot)
-        try:
-            found = self.manager.describe(slot, load=False)
-        except ModelManagerError:
-            found = None
-        if found is not None:
-            self._descriptions[slot] = registered, found
-        of, known = self._descriptions.get(slot, (None, None))
+        with contextlib.suppress(ModelManagerError):
+            if (found := describe(slot, False)) is not None:
+                known[slot] = registered, found
+        of, latest = known.get(slot, (None, None))
         # A slot that was registered again holds another model.
-        return known if of is registered else None
+        return latest if of is registered else None
 
     async def describe_generator(self, slot: str) -> GeneratorDescription:
         """What the slot's generator is; loads it, and counts as a use without a `keep_alive`."""
@@ -382,9 +385,8 @@ class Service:
         return found
 
     def generator_description(self, slot: str) -> GeneratorDescription | None:
-        """What `describe_generator` found last of the slot's generator; None before. It is no use of the model."""
-        of, known = self._generators.get(slot, (None, None))
-        return known if of is self.manager._registered.get(slot) else None
+        """The description of the slot's generator, also after it has left; None before its first load."""
+        return self._described(slot, self.manager.describe_generator, self._generators)
 
     def dimensions(self, model: ServedModel) -> int | None:
         """The length of the model's vectors when a request gives none; None while it is unknown. Loads nothing."""
@@ -435,10 +437,9 @@ class Service:
             load.add_done_callback(lambda _: self._loads.pop(slot, None))
         # The cancellation of one caller must not cancel the load for the others.
         await asyncio.shield(load)
-        if slot in self.config.generators and self.generator_description(slot) is None:
-            # Now, because lists of models ask later, when a description would be a use that changes `keep_alive`.
-            with contextlib.suppress(NoGeneratorError):
-                await self.describe_generator(slot)
+        if slot in self.config.generators:
+            # For lists of models, which may ask when it has left already.
+            self.generator_description(slot)
 
     def check_admin(self) -> None:
         """Raise `ApiError` 403 unless clients may load and unload models."""

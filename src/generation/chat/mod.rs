@@ -14,6 +14,7 @@ mod ast;
 mod builtins;
 mod call;
 mod clock;
+mod continued;
 mod escapes;
 mod evaluate;
 mod expressions;
@@ -42,6 +43,7 @@ mod value;
 use std::sync::{Arc, OnceLock};
 
 use ast::Body;
+use continued::Marked;
 pub use problem::Problem;
 use problem::{ProblemKind, TemplateResult};
 use value::Dict;
@@ -64,13 +66,24 @@ pub fn is_reserved(variable: &str) -> bool {
     CALL.contains(&variable) || SPECIAL_TOKENS.contains(&variable) || variable == MORE_TOKENS
 }
 
+/// Where the prompt of a conversation ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PromptEnd {
+    /// Behind the last message.
+    Messages,
+    /// Where the assistant's answer begins: `add_generation_prompt` of transformers.
+    Answer,
+    /// In the last message, which the answer continues: `continue_final_message` of transformers.
+    LastMessage,
+}
+
 /// A conversation and what else the template is rendered with.
 #[derive(Debug, Clone)]
 pub struct Conversation {
     /// A list of dicts, as the caller passed them.
     pub messages: Value,
-    /// Ends the prompt where the assistant's answer begins.
-    pub add_generation_prompt: bool,
+    /// Where the prompt ends.
+    pub end: PromptEnd,
     /// `tools`, `documents` and the template's own variables.
     pub variables: Vec<(Arc<str>, Value)>,
 }
@@ -78,7 +91,7 @@ pub struct Conversation {
 impl Conversation {
     /// A conversation whose next turn is the assistant's.
     pub fn new(messages: Value) -> Self {
-        Self { messages, add_generation_prompt: true, variables: Vec::new() }
+        Self { messages, end: PromptEnd::Answer, variables: Vec::new() }
     }
 
     /// Turns of a role and a text.
@@ -188,18 +201,42 @@ impl ChatTemplate {
     /// a list of one part.
     ///
     /// # Errors
-    /// [`Error::Input`] when there are no messages, or the template refuses them or fails, in its own words;
+    /// [`Error::Input`] when there are no messages, or the template refuses them or fails, in its own words, or does not
+    /// show the message to continue;
     /// [`Error::Unsupported`] when it does not compile, uses what this crate does not have or reaches one of the
     /// [`limits`].
     pub fn render(&self, conversation: &Conversation) -> Result<String> {
         if !conversation.messages.truth() {
             return Err(Error::Input("messages is empty: a chat needs at least one".into()));
         }
-        let body = self.body.as_ref().map_err(Clone::clone)?;
-        on_own_stack(|| self.render_within(body, conversation))?.map_err(|problem| self.problem(&problem))
+        if conversation.end != PromptEnd::LastMessage {
+            return self.render_messages(&conversation.messages, conversation);
+        }
+        let refused = |reason: &str| Error::Input(format!("continue_final_message: {reason}"));
+        let marked = Marked::of(&conversation.messages).map_err(|problem| refused(&problem.message))?;
+        let marked = marked.ok_or_else(|| refused("the last message has no text to continue"))?;
+        marked.cut(&self.render_messages(&marked.messages, conversation)?).ok_or_else(|| {
+            refused(&format!(
+                "the chat template of {:?} does not show the last message as it is, so that no prompt ends in it; send a \
+                 message of the user last",
+                self.model
+            ))
+        })
     }
 
-    fn render_within(&self, body: &Body, conversation: &Conversation) -> TemplateResult<String> {
+    /// The template's text for these messages and the other variables of a conversation.
+    fn render_messages(&self, messages: &Value, conversation: &Conversation) -> Result<String> {
+        let body = self.body.as_ref().map_err(Clone::clone)?;
+        on_own_stack(|| self.render_within(body, messages, conversation))?
+            .map_err(|problem| self.problem(&problem))
+    }
+
+    fn render_within(
+        &self,
+        body: &Body,
+        messages: &Value,
+        conversation: &Conversation,
+    ) -> TemplateResult<String> {
         let render = |messages: &Value| {
             let variables = self.variables(messages, conversation)?;
             render::render(body, &variables)
@@ -211,10 +248,10 @@ impl ChatTemplate {
                 found.is_some_and(|wanted| *self.wants_parts.get_or_init(|| wanted))
             }
         };
-        if self.may_want_parts && parts::has_texts(&conversation.messages) && in_parts() {
-            return render(&parts::of_texts(&conversation.messages)?);
+        if self.may_want_parts && parts::has_texts(messages) && in_parts() {
+            return render(&parts::of_texts(messages)?);
         }
-        render(&conversation.messages)
+        render(messages)
     }
 
     fn variables(&self, messages: &Value, conversation: &Conversation) -> TemplateResult<Dict> {
@@ -232,7 +269,7 @@ impl ChatTemplate {
             set(name, value)?;
         }
         set(&"messages".into(), messages)?;
-        set(&"add_generation_prompt".into(), &Value::Bool(conversation.add_generation_prompt))?;
+        set(&"add_generation_prompt".into(), &Value::Bool(conversation.end == PromptEnd::Answer))?;
         Ok(dict)
     }
 

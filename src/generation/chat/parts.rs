@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use super::problem::TemplateResult;
-use super::value::Value;
+use super::value::{Dict, Value};
 
 /// The key of a part's text: a template without this word reads no parts.
 pub(super) const TEXT: &str = "text";
@@ -41,19 +41,24 @@ pub(super) fn of_texts(messages: &Value) -> TemplateResult<Value> {
     let message = |message: &Value| match (message, content(message)) {
         (Value::Dict(dict), Some(text)) => {
             let part = Value::dict([entry("type", TEXT), entry(TEXT, text.clone())])?;
-            let parts = Value::list(vec![part])?;
-            let entries = dict.entries().iter().map(|(key, value)| match key.as_text().map(|key| &**key) {
-                Some(CONTENT) => (key.clone(), parts.clone()),
-                _ => (key.clone(), value.clone()),
-            });
-            Value::dict(entries)
+            with(dict, CONTENT, Value::list(vec![part])?)
         }
         _ => Ok(message.clone()),
     };
     Value::list(items.items.iter().map(message).collect::<TemplateResult<_>>()?)
 }
 
-const CONTENT: &str = "content";
+/// The key of what a message says.
+pub(super) const CONTENT: &str = "content";
+
+/// The dict with another value in the place of that of `key`.
+pub(super) fn with(dict: &Dict, key: &str, value: Value) -> TemplateResult<Value> {
+    let is_it = |known: &Value| known.as_text().is_some_and(|known| &**known == key);
+    let entries = dict.entries().iter();
+    Value::dict(
+        entries.map(|(known, old)| (known.clone(), if is_it(known) { value.clone() } else { old.clone() })),
+    )
+}
 
 fn content(message: &Value) -> Option<&Arc<str>> {
     let Value::Dict(message) = message else { return None };

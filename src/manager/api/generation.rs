@@ -4,7 +4,9 @@ use super::super::instance::Manager;
 use super::super::jobs::generate::{
     self, GenerateOptions, GenerationTicket, GeneratorLease, OwnedPrompt, TextStream,
 };
+use super::super::model::LoadedModel;
 use super::super::options::Check;
+use super::super::stats::GeneratorDescription;
 use crate::generation::{Completion, Conversation, GenerationParams, OnEvent};
 #[cfg(doc)]
 use crate::generation::{Event, Generator};
@@ -18,6 +20,26 @@ impl Manager {
     /// [`Error::NoGenerator`] when the slot has another kind of model; as [`Manager::load`].
     pub fn generator(&self, options: &GenerateOptions, check: Check<'_>) -> Result<GeneratorLease> {
         generate::lease(&self.parts()?.registry, options, check)
+    }
+
+    /// What the generator of a slot is. Without `load`, `None` when it is not in memory; that is no use of it.
+    ///
+    /// # Errors
+    /// As [`Manager::generator`].
+    pub fn describe_generator(
+        &self,
+        name: &str,
+        load: bool,
+        check: Check<'_>,
+    ) -> Result<Option<GeneratorDescription>> {
+        if !load {
+            let entry = self.parts()?.registry.entry(name)?;
+            let look = |model: &LoadedModel| Ok(GeneratorDescription::new(name, model.generator(name)?));
+            return entry.slot.inspect(look).transpose();
+        }
+        let options = GenerateOptions { model: Some(name.to_owned()), ..GenerateOptions::default() };
+        let lease = self.generator(&options, check)?;
+        Ok(Some(GeneratorDescription::new(name, lease.generator()?)))
     }
 
     /// The whole answer to `prompt`, without the prompt.

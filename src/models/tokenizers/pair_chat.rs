@@ -12,7 +12,7 @@ use super::pairs::Encoded;
 use super::tokenizer::Tokenizer;
 // The interpreter of templates knows no model.
 use crate::generation::chat::templates::{DEFAULT, TemplateSources};
-use crate::generation::chat::{ChatTemplate, Conversation, MORE_TOKENS, Problem, Value};
+use crate::generation::chat::{ChatTemplate, Conversation, MORE_TOKENS, Problem, PromptEnd, Value};
 use crate::models::json::read_json;
 use crate::models::keys::refusal;
 use crate::models::manifest::{ModelFiles, SENTENCE_CONFIGS};
@@ -151,7 +151,7 @@ impl PairChat {
         let messages = messages.into_iter().collect::<Result<Vec<_>, _>>().and_then(Value::list);
         self.template.render(&Conversation {
             messages: messages.map_err(|problem| Error::Input(problem.message))?,
-            add_generation_prompt: self.generation_prompt,
+            end: if self.generation_prompt { PromptEnd::Answer } else { PromptEnd::Messages },
             variables: self.variables.clone(),
         })
     }

@@ -6,7 +6,6 @@ use pyo3::types::{PyDict, PyString};
 use super::PyManager;
 use crate::manager::{GENERATOR, GenerateOptions};
 use crate::python::argument::{self, Callable};
-use crate::python::errors::OrRaise;
 use crate::python::generation::{self, PyGenerationTicket, PyTextStream};
 use crate::python::gil::detached;
 use crate::python::texts::text_of;
@@ -36,7 +35,8 @@ impl PyManager {
 
     /// The prompt that the model's chat template makes of messages.
     #[pyo3(signature = (
-        messages, model = None, *, add_generation_prompt = true, chat_template = None, timeout = None, **variables
+        messages, model = None, *, add_generation_prompt = None, continue_final_message = false, chat_template = None,
+        timeout = None, **variables
     ))]
     #[allow(clippy::too_many_arguments, reason = "keywords of Python")]
     fn apply_chat_template(
@@ -44,13 +44,14 @@ impl PyManager {
         py: Python<'_>,
         messages: &Bound<'_, PyAny>,
         #[pyo3(from_py_with = argument::model)] model: Option<Utf8>,
-        #[pyo3(from_py_with = argument::add_generation_prompt)] add_generation_prompt: bool,
+        #[pyo3(from_py_with = argument::add_generation_prompt)] add_generation_prompt: Option<bool>,
+        #[pyo3(from_py_with = argument::continue_final_message)] continue_final_message: bool,
         #[pyo3(from_py_with = argument::chat_template)] chat_template: Option<Bound<'_, PyString>>,
         #[pyo3(from_py_with = argument::timeout)] timeout: Option<f64>,
         variables: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<String> {
         let mut conversation = chat::conversation(chat::messages(messages)?)?;
-        conversation.add_generation_prompt = add_generation_prompt;
+        conversation.end = chat::prompt_end(py, add_generation_prompt, continue_final_message)?;
         if let Some(variables) = variables {
             chat::add_variables(&mut conversation, variables)?;
         }
@@ -98,23 +99,18 @@ impl PyManager {
         submitted.map(PyGenerationTicket).inspect_err(|error| Call::fail(call.as_ref(), py, error))
     }
 
-    /// Context length, end-of-text token and whether there is a chat template, of a slot with a generator.
-    #[pyo3(signature = (name = None), text_signature = "($self, name='text_generator')")]
+    /// What the model of a slot with a generator is. Without `load`, None when it is not in memory.
+    #[pyo3(signature = (name = None, load = true), text_signature = "($self, name='text_generator', load=True)")]
     fn describe_generator<'py>(
         &self,
         py: Python<'py>,
         #[pyo3(from_py_with = argument::name)] name: Option<Utf8>,
-    ) -> PyResult<Bound<'py, PyDict>> {
+        #[pyo3(from_py_with = argument::load)] load: bool,
+    ) -> PyResult<Option<Bound<'py, PyDict>>> {
         let name = name.as_deref().unwrap_or(GENERATOR);
-        let options = GenerateOptions { model: Some(name.to_owned()), ..GenerateOptions::default() };
-        let call = self.begin_load(py, name);
-        let lease = self.0.enter(py, |manager, check| manager.generator(&options, check));
-        Call::end_with(call.as_ref(), py, &lease, |_| CallOutcome::Loaded);
-        let lease = lease?;
-        let described =
-            lease.generator().or_raise(py).and_then(|generator| report::generator(py, name, generator));
-        // The last lease of a model may free it.
-        detached(py, || drop(lease));
-        described
+        let call = if load { self.begin_load(py, name) } else { None };
+        let described = self.0.enter(py, |manager, check| manager.describe_generator(name, load, check));
+        Call::end_with(call.as_ref(), py, &described, |_| CallOutcome::Loaded);
+        described?.map(|described| report::generator(py, &described)).transpose()
     }
 }

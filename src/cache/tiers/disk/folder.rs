@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-
 use super::super::super::item::CachedItem;
 use super::super::key::TierKey;
 use super::super::record::{ValueFormat, decode, encode};

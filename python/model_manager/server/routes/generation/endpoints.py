@@ -27,6 +27,7 @@ from .request import (
     chat_messages,
     choices,
     completion_prompts,
+    continues,
     count_texts,
     flag,
     longest_text,
@@ -105,6 +106,8 @@ async def _answer(
     params["user"] = body.get("user")
     if variables:
         params["chat_template_kwargs"] = variables
+    if form is Chat and continues(body):
+        params["continue_final_message"] = True
     divides = flag(body, "separate_reasoning")
     answers = choices(body, len(prompts), service.config.max_choices)
     with_usage = stream_usage(body)
@@ -112,7 +115,7 @@ async def _answer(
     asked = [(prompt, _seeded(params, number)) for prompt in prompts for number in range(answers)]
     computed = Answers(request, service, slot, asked, deadline)
     with naming_fields(params, _FIELDS, form.prompt):
-        opened = divides and await opens(service, slot, prompts[0], variables)
+        opened = divides and await opens(service, slot, prompts[0], params)
         parsers = [ThinkingParser(opened) for _ in asked] if divides else None
         if body.get("stream"):
             streams, firsts = await computed.begun()

@@ -165,6 +165,16 @@ def parameters(body: dict[str, Any]) -> dict[str, Any]:
     return params
 
 
+def continues(body: dict[str, Any]) -> bool:
+    """Whether the answer continues the last message. Raises `ApiError` 400."""
+    found = flag(body, "continue_final_message")
+    # vLLM's clients must send both.
+    if body.get("add_generation_prompt") is not None and flag(body, "add_generation_prompt") == found:
+        reason = "add_generation_prompt must be the opposite of continue_final_message; leave it out"
+        raise bad_request(reason, "add_generation_prompt")
+    return found
+
+
 def stop_texts(value: Any, name: str = "stop") -> list[str]:
     """The texts of the field `name` that are not empty. Raises `ApiError` 400."""
     texts = [value] if isinstance(value, str) else [] if value is None else value

@@ -68,7 +68,7 @@ REFUSED = {
     "separate_reasoning": Refused("use /v1/chat/completions"),
     "documents": Refused("put them into the messages"),
     "add_generation_prompt": Refused(off=(True,)),
-    "continue_final_message": Refused("send the text as prompt to /v1/completions"),
+    "continue_final_message": Refused("use /v1/chat/completions, or send the text as prompt to /v1/completions"),
     "use_beam_search": Refused(),
     "length_penalty": Refused(off=(1, 1.0)),
     "typical_p": Refused("use top_p", (1, 1.0)),
@@ -97,7 +97,10 @@ REFUSED = {
     "options": Refused("send its items as fields of their own, or use Ollama's API at /api/chat"),
 }
 """Fields that no endpoint for text supports, in OpenAI's protocol."""
-_THINKING = ("chat_template_kwargs", "reasoning_effort", "enable_thinking", "thinking", "separate_reasoning")
+_OF_CHATS = (
+    *("chat_template_kwargs", "reasoning_effort", "enable_thinking", "thinking", "separate_reasoning"),
+    *("add_generation_prompt", "continue_final_message"),
+)
 """Those of them that /v1/chat/completions supports."""
 
 
@@ -209,7 +212,7 @@ class ChatRequest(_Generation, TemplateOptions):
     """A conversation to answer."""
 
     refused: ClassVar[Mapping[str, Refused]] = {
-        **{name: refusal for name, refusal in REFUSED.items() if name not in _THINKING},
+        **{name: refusal for name, refusal in REFUSED.items() if name not in _OF_CHATS},
         "prompt": Refused("use /v1/completions"),
         "system": Refused("send it as a message"),
         "echo": Refused(),
@@ -221,6 +224,10 @@ class ChatRequest(_Generation, TemplateOptions):
     reasoning_effort: str | None = Field(
         None, description='"none": do not think. Others go to the chat template, which must read this variable.'
     )
+    continue_final_message: bool | None = Field(
+        None, description="true: the answer continues the last message, and is the text that follows it."
+    )
+    add_generation_prompt: bool | None = Field(None, description="The opposite of continue_final_message.")
     separate_reasoning: bool | None = Field(
         None, description="true: the thoughts are reasoning_content, apart from content."
     )

@@ -24,7 +24,9 @@ _EFFORTS = ("reasoning_effort", "reasoning")
 _FIELDS = ("chat_template_kwargs", *_EFFORTS, *SWITCHES)
 _DECIDES = "this model's chat template decides whether it thinks; leave it out"
 _CANNOT = "this model's chat template does not read it; leave it out"
-_ARGUMENTS = frozenset({"messages", "model", "add_generation_prompt", "chat_template", "timeout"})
+_ARGUMENTS = frozenset(
+    {"messages", "model", "add_generation_prompt", "continue_final_message", "chat_template", "timeout"}
+)
 """Arguments of `apply_chat_template`. No variable of the template can have such a name there."""
 
 
@@ -122,14 +124,18 @@ async def thoughts_of_messages(service: Service, slot: str, messages: Any, field
     return field if (await described(service, slot))["thinks"] else None
 
 
-async def opens(service: Service, slot: str, prompt: Prompt, variables: Mapping[str, Any]) -> bool:
-    """Whether the answer to `prompt` begins within its thoughts. Raises the core's errors for refused prompts."""
+async def opens(service: Service, slot: str, prompt: Prompt, params: Mapping[str, Any]) -> bool:
+    """Whether the answer to `prompt` begins within its thoughts, by the parameters of the generation. Raises the core's
+    errors for refused prompts.
+    """
     await service.load(slot)
-    return await in_thread(_opens, service.manager, slot, prompt, variables)
+    return await in_thread(_opens, service.manager, slot, prompt, params)
 
 
-def _opens(manager: ModelManager, slot: str, prompt: Any, variables: Mapping[str, Any]) -> bool:
+def _opens(manager: ModelManager, slot: str, prompt: Any, params: Mapping[str, Any]) -> bool:
     if isinstance(prompt, str):
         return False
+    variables = params.get("chat_template_kwargs", {})
     given = {name: value for name, value in variables.items() if name not in _ARGUMENTS}
-    return opens_thinking(manager.apply_chat_template(prompt, slot, **given))
+    continues = params.get("continue_final_message", False)
+    return opens_thinking(manager.apply_chat_template(prompt, slot, continue_final_message=continues, **given))

@@ -146,9 +146,7 @@ class _Answer:
         else:
             messages = chat_messages(self.body, await self._thoughts())
         if messages[-1]["role"] == "assistant" and messages[-1]["content"]:
-            where = f"messages[{len(messages) - 1}] of the assistant at the end"
-            remedy = "Ollama would continue it, this server answers it; send a message of the user last"
-            raise unsupported(where, remedy, "messages")
+            self.params["continue_final_message"] = True
         await self.service.load(self.slot)
         return messages
 
@@ -203,8 +201,7 @@ class _Answer:
     async def _read(self, read_prompt: Callable[[], Awaitable[Prompt]]) -> Prompt:
         prompt = await read_prompt()
         if self.think:
-            variables = self.params.get("chat_template_kwargs", {})
-            self.parser = ThinkingParser(await opens(self.service, self.slot, prompt, variables))
+            self.parser = ThinkingParser(await opens(self.service, self.slot, prompt, self.params))
         return prompt
 
     async def _begin(self, read_prompt: Callable[[], Awaitable[Prompt]]) -> tuple[AsyncTextStream, str | None]:

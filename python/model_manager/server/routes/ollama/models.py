@@ -38,7 +38,7 @@ def add_routes(routes: Routes, service: Service) -> None:
         """What is known of a model; after its first load also its sizes. Loads nothing."""
         body = await read_json(request, service, _LARGEST_BODY)
         check_fields(body, OllamaShowRequest)
-        return to_json(await _show(service, model_name(body, "model", "name")))
+        return to_json(_show(service, model_name(body, "model", "name")))
 
     async def version(request: Request) -> Response:
         """The version of Ollama's API."""
@@ -102,13 +102,11 @@ def _slot(service: Service, model: dict[str, Any]) -> str:
     return service.served(name).key if model["capabilities"]["kind"] == "embedding" else name
 
 
-async def _show(service: Service, name: str) -> dict[str, Any]:
+def _show(service: Service, name: str) -> dict[str, Any]:
     model = find_model(service, name)
     about = model["capabilities"]
     slot = _slot(service, model)
     is_embedding = about["kind"] == "embedding"
-    if not is_embedding and service.manager.is_loaded(slot) and service.generator_description(slot) is None:
-        await service.describe_generator(slot)
     about_model = details(service, slot, about["source"])
     family = about_model["family"] or "general"
     info: dict[str, Any] = {"general.architecture": about_model["family"]} if about_model["family"] else {}

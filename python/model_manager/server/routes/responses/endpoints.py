@@ -105,7 +105,7 @@ async def _respond(request: Request, service: Service, body: dict[str, Any]) -> 
         messages = conversation(body, thinks)
     computed = Answers(request, service, slot, [(messages, params)], deadline)
     with naming_fields(params, _FIELDS, "input"):
-        parser = ThinkingParser(await opens(service, slot, messages, variables)) if thinks else None
+        parser = ThinkingParser(await opens(service, slot, messages, params)) if thinks else None
         if body.get("stream"):
             (stream,), (first,) = await computed.begun()
             write = Events(answer)
