@@ -4,14 +4,13 @@ use std::collections::HashMap;
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::models::{ContentId, SentenceConfig};
 use crate::output::Shapes;
-use crate::private_files::{create_folder, private};
+use crate::private_files::{create_folder, replace};
 use crate::sync::Mutex;
 
 /// Raised when the layout changes. A file of another version is no file.
@@ -102,21 +101,10 @@ impl KnownModels {
     }
 
     fn write(&self, known: &KnownModel) -> io::Result<()> {
-        static COUNT: AtomicU64 = AtomicU64::new(0);
         let (Some(folder), Some(path)) = (&self.folder, self.path(&known.stamp)) else { return Ok(()) };
         create_folder(folder)?;
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let temporary = folder.join(format!("{}-{count}.tmp", std::process::id()));
-        let written = private()
-            .create_new(true)
-            .write(true)
-            .open(&temporary)
-            .and_then(|mut file| file.write_all(&serde_json::to_vec(known)?))
-            .and_then(|()| fs::rename(&temporary, path));
-        if written.is_err() {
-            let _ = fs::remove_file(temporary);
-        }
-        written
+        let json = serde_json::to_vec(known)?;
+        replace(&path, |file| file.write_all(&json))
     }
 
     fn path(&self, stamp: &str) -> Option<PathBuf> {

@@ -272,6 +272,11 @@ impl Registry {
         if name.trim().is_empty() {
             return Err(Error::Input("the name of a model must not be blank".into()));
         }
+        if keep.cold_start_price.is_some() && !self.is_adaptive(&keep) {
+            let reason =
+                "cold_start_price is for a slot with keep_alive=\"auto\" that is not pinned; leave it out";
+            return Err(Error::argument("cold_start_price", reason));
+        }
         let registering = self.registering.lock();
         let mut entries = Vec::clone(&self.entries.all());
         let taken = entries.iter().position(|existing| existing.name == name);
@@ -296,6 +301,11 @@ impl Registry {
         Ok(())
     }
 
+    /// Whether the use of a slot decides how long its model stays.
+    fn is_adaptive(&self, keep: &Retention) -> bool {
+        (keep.adaptive || (self.adaptive && keep.keep_alive.is_none())) && !keep.pinned
+    }
+
     /// A slot that is not among the others yet.
     fn entry_of(&self, name: &str, spec: Spec, keep: Retention, totals: Arc<SlotTotals>) -> NamedSlot {
         let info = Arc::new(ArcSwapOption::empty());
@@ -310,8 +320,7 @@ impl Registry {
         };
         let keep_alive = keep.keep_alive.or(self.keep_alive);
         let (options, context) = (SlotOptions { keep_alive, pinned: keep.pinned }, self.context.clone());
-        let is_adaptive = keep.adaptive || (self.adaptive && keep.keep_alive.is_none());
-        let slot = if is_adaptive && !keep.pinned {
+        let slot = if self.is_adaptive(&keep) {
             let policy = self.learning.policy(name, keep.cold_start_price);
             let options = SlotOptions { keep_alive: None, ..options };
             Slot::adaptive(name, options, context, policy, loader)

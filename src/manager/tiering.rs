@@ -20,6 +20,16 @@ pub(super) struct Tiering {
 }
 
 impl Tiering {
+    /// The setting that would make the tier of this name, if there is none.
+    pub(super) fn missing(&self, tier: &str) -> Option<&'static str> {
+        let setting = match tier {
+            "disk" => "cache_disk",
+            "redis" => "cache_url",
+            _ => return None,
+        };
+        self.tiers.statistics().iter().all(|known| known.name != tier).then_some(setting)
+    }
+
     /// # Errors
     /// [`Error::Config`] for a folder that has no usual place, or an address that is none.
     pub(super) fn new(settings: &Settings, host: &dyn Host) -> Result<Self> {

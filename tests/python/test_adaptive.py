@@ -9,7 +9,7 @@ import time
 import pytest
 from conftest import ENGLISH_MODEL, tiny
 from model_manager import _core
-from model_manager.errors import ConfigError, UnknownModelError
+from model_manager.errors import ArgumentError, ConfigError, UnknownModelError
 
 SLOT = "english_sentence"
 
@@ -69,6 +69,10 @@ def test_one_slot_alone(manager):
     assert list(manager.stats()["adaptive"]) == ["auto"]
     with pytest.raises(ConfigError, match="cold_start_price"):
         manager.register("wrong", ENGLISH_MODEL, keep_alive="auto", cold_start_price=0)
+    for more in ({}, {"keep_alive": "5m"}, {"keep_alive": "auto", "pinned": True}):
+        with pytest.raises(ArgumentError, match='cold_start_price is for a slot with keep_alive="auto"'):
+            manager.register("wrong", ENGLISH_MODEL, cold_start_price=900, **more)
+    assert "wrong" not in manager.slots()
     # For one use a stay must be said.
     with pytest.raises(ConfigError, match="keep_alive"):
         manager.embed("one text", "auto", keep_alive="auto")

@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ENGLISH_MODEL, TURKISH_MODEL, tiny
+from conftest import ENGLISH_MODEL, TURKISH_MODEL, run_python, tiny
 
 SLOT = "english_sentence"
 TEXTS = [f"text number {number}" for number in range(40)]
@@ -348,6 +348,31 @@ def test_a_forked_child_writes_a_segment_of_its_own(tmp_path, expected):
         assert not manager.is_loaded(SLOT)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of a process are Unix's")
+def test_an_earlier_export_stays_when_the_next_one_fails(tmp_path):
+    """The disk is full in the middle of the file."""
+    code = f"""
+import resource
+from pathlib import Path
+from model_manager import ModelManager
+export = Path({str(tmp_path / "export")!r})
+manager = ModelManager(english_model={ENGLISH_MODEL!r}, cache_disk={str(tmp_path / "cache")!r})
+ticket = manager.preload([f"text {{number}}" for number in range(200)], "english_sentence", when="now")
+ticket.wait()
+assert manager.cache_flush(60) is None
+whole = manager.cache_export(export), export.read_bytes()
+limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole[1]) // 2, limits[1]))
+try:
+    manager.cache_export(export)
+except OSError as error:
+    print(str(export) in str(error), ".tmp" not in str(error))
+resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+print(whole[0], export.read_bytes() == whole[1], sorted(path.name for path in export.parent.iterdir()))
+"""
+    assert run_python(code).stdout.splitlines() == ["True True", "200 True ['cache', 'export']"]
+
+
 def test_export_import_clear(tmp_path, expected):
     stored(tmp_path / "one")
     with tiny(cache_disk=str(tmp_path / "one")) as manager:
@@ -365,6 +390,13 @@ def test_export_import_clear(tmp_path, expected):
             manager.cache_import(str(tmp_path / "other"))
     with tiny() as manager, pytest.raises(ValueError, match="cache_disk"):
         manager.cache_verify()
+
+
+def test_a_tier_that_is_not_there_is_named(make_manager, tmp_path, caplog):
+    manager = make_manager(cache_disk=str(tmp_path))
+    manager.register("one", ENGLISH_MODEL, cache={"tiers": ["memory", "disk", "redis"]})
+    [said] = [record.getMessage() for record in caplog.records]
+    assert said == 'one: the cache tier "redis" takes no part, because cache_url is not set'
 
 
 def test_each_model_has_a_policy(make_manager, tmp_path):

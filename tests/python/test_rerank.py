@@ -89,6 +89,20 @@ def test_modules_of_pytorch_are_known_by_name(rerankers, name):
     assert sorted(one["score"] for one in ranks) == sorted(expected.tolist())
 
 
+def test_a_ranking_checks_what_it_does_not_use(rerankers):
+    model = rerankers.get("rerank_bert")
+    expected = model.rank("q", ["a", "b"])
+    unused = {"batch_size": 2, "apply_softmax": True, "convert_to_numpy": False, "convert_to_tensor": True}
+    assert model.rank("q", ["a", "b"], show_progress_bar=False, **unused) == expected
+    for name in unused:
+        with pytest.raises(TypeError, match=name):
+            model.rank("q", ["a", "b"], **{name: "many"})
+    with pytest.raises(TypeError, match="return_documents"):
+        model.rank("q", ["a", "b"], return_documents="yes")
+    with pytest.raises(TypeError, match="did you mean prompt"):
+        model.rank("q", ["a", "b"], promt="a")
+
+
 def test_pairs_in_an_array(rerankers):
     model = rerankers.get("rerank_bert")
     expected = model.predict(PAIRS)

@@ -11,7 +11,7 @@ from .. import _core
 from .._embedder import slot_for
 from .._sizes import size_text
 from . import lines
-from .output import column_option, json_option, manager, model_option, placing, show_json, show_table
+from .output import column_option, json_option, manager, model_option, show_json, show_table
 from .texts import Command, say
 
 if TYPE_CHECKING:
@@ -118,9 +118,8 @@ def verify(as_json: bool) -> int:
 @cache.command(cls=Command, help=say("Write everything on disk to one file.", "Diskteki her şeyi bir dosyaya yaz."))
 @click.argument("file", type=click.Path(dir_okay=False))
 def export(file: str) -> None:
-    # An earlier export stays until this one is complete.
-    with _opened() as found, placing(Path(file), private=True) as place:
-        count = found.cache_export(str(place))
+    with _opened() as found:
+        count = found.cache_export(file)
     click.echo(say(f"{count} vectors were written.", f"{count} vektör yazıldı."))
 
 

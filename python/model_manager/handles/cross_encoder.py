@@ -23,8 +23,11 @@ if TYPE_CHECKING:
 
 
 _ACTIVATIONS = ("identity", "sigmoid", "softmax", "probabilities")
-_RANK_OPTIONS = ("activation_fn", "prompt", "prompt_name", "batch_size", "show_progress_bar")
-"""Options of `predict` that `rank` takes. Others change the form of scores."""
+_RANK_OPTIONS = {
+    **dict.fromkeys(("activation_fn", "prompt", "prompt_name", "show_progress_bar")),
+    **{"batch_size": 32, "apply_softmax": False, "convert_to_numpy": True, "convert_to_tensor": False},
+}
+"""The options of `predict` that `rank` takes, and their defaults."""
 
 
 class CrossEncoder:
@@ -128,15 +131,20 @@ class CrossEncoder:
         """Documents by their relevance to `query`, best first: ``corpus_id``, ``score`` and, if asked for, ``text``.
 
         `options` are those of `predict`: ``activation_fn`` (a name, or PyTorch's Sigmoid or Identity), ``prompt``,
-        ``prompt_name``; ``batch_size`` and ``show_progress_bar`` change nothing. Raises `TaskError` for a
-        model of several labels.
+        ``prompt_name``. The others of `predict` are checked and change nothing: scores are floats, and the softmax of
+        the one label that a ranking needs has no effect. Raises `TaskError` for a model of several labels.
         """
-        for name in options.keys() - {*_RANK_OPTIONS, "apply_softmax", "convert_to_numpy", "convert_to_tensor"}:
+        for name in options.keys() - _RANK_OPTIONS.keys():
             raise unexpected("rank()", name, _RANK_OPTIONS)
+        options = {**_RANK_OPTIONS, **options}
+        check_progress(options["batch_size"], options["show_progress_bar"])
+        a_flag("return_documents", return_documents)
+        for name in ("apply_softmax", "convert_to_numpy", "convert_to_tensor"):
+            a_flag(name, options[name])
         if top_k is not None:
             an_int("top_k", top_k, 1)
         texts = document_texts(documents)
-        activation = _by_name(options.get("activation_fn"))
+        activation = _by_name(options["activation_fn"])
         if activation is not None and not isinstance(activation, str):
             raise TypeError("activation_fn must be the name of an activation for rank; predict takes functions")
         found = self._manager.rerank(
@@ -146,8 +154,8 @@ class CrossEncoder:
             top_n=top_k,
             return_documents=return_documents,
             activation=activation,
-            prompt=options.get("prompt"),
-            prompt_name=options.get("prompt_name"),
+            prompt=options["prompt"],
+            prompt_name=options["prompt_name"],
         )
         return _Ranks(
             {"corpus_id": one.index, "score": one.score, **({"text": one.document} if return_documents else {})}

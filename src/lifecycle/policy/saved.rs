@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::daily::DailyHabits;
 use super::gaps::GapHistogram;
-use crate::private_files::{create_folder, private};
+use crate::private_files::{create_folder, replace};
 
 /// Raised when the layout changes. A file of another version is left alone.
 const VERSION: u32 = 1;
@@ -144,19 +144,8 @@ impl SavedHabits {
         fade(&mut slots, self.opened.elapsed());
         merge(&mut slots, own);
         create_folder(&self.folder)?;
-        let temporary = self.own.with_extension("tmp");
         let json = serde_json::to_vec(&HabitFile { version: VERSION, slots })?;
-        let written = private()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(&temporary)
-            .and_then(|mut file| file.write_all(&json))
-            .and_then(|()| fs::rename(&temporary, &self.own));
-        if written.is_err() {
-            let _ = fs::remove_file(temporary);
-        }
-        written
+        replace(&self.own, |file| file.write_all(&json))
     }
 }
 

@@ -15,9 +15,16 @@ impl Manager {
     /// Makes the slot `name`. Nothing is loaded yet.
     ///
     /// # Errors
-    /// [`Error::Input`] when the name is blank, or taken and not to be replaced.
+    /// [`Error::Input`] when the name is blank, or taken and not to be replaced; [`Error::Argument`] for a price of loads
+    /// that has no effect.
     pub fn register(&self, name: &str, spec: Spec, keep: Retention, replace: bool) -> Result<()> {
-        self.parts()?.registry.register(name, spec, keep, replace)
+        let parts = self.parts()?;
+        for tier in keep.cache.tiers.iter().flat_map(|tiers| tiers.iter()) {
+            if let Some(setting) = parts.tiering.missing(tier) {
+                log::warn!("{name}: the cache tier {tier:?} takes no part, because {setting} is not set");
+            }
+        }
+        parts.registry.register(name, spec, keep, replace)
     }
 
     /// Unloads and forgets the slot.

@@ -1,7 +1,7 @@
 //! The whole folder at once: checked, written to one file, read from one.
 
 use std::fs::File;
-use std::io::{self, BufRead as _, BufReader, BufWriter, Read as _, Write as _};
+use std::io::{self, BufRead as _, BufReader, BufWriter, Read as _, Write};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use super::folder::Disk;
 use super::format::{DiskEntry, ENTRY, HEADER, header};
 use super::index::IndexedRow;
 use super::segment::value;
-use crate::private_files::private;
+use crate::private_files::replace;
 
 /// What a check of all results found.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -36,12 +36,15 @@ impl Disk {
         verified
     }
 
-    /// Writes all results to one file; how many.
+    /// Writes all results to one file, which replaces an earlier one when it is complete; how many.
     ///
     /// # Errors
     /// Those of the file.
     pub fn export(&self, path: &Path) -> io::Result<usize> {
-        let mut file = BufWriter::new(private().create(true).truncate(true).write(true).open(path)?);
+        replace(path, |file| self.write_all(BufWriter::new(file)))
+    }
+
+    fn write_all(&self, mut file: impl Write) -> io::Result<usize> {
         file.write_all(&header())?;
         let mut count = 0;
         let mut bytes = Vec::new();
