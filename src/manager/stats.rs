@@ -152,7 +152,6 @@ impl GeneratorDescription {
         let model = generator.model();
         let template = model.templates.as_ref().map(ChatTemplates::usual);
         let variables = template.into_iter().flat_map(ChatTemplate::reads);
-        let token_text = |id| model.tokens.token(id).map(|text| text.to_string());
         Self {
             name: name.to_owned(),
             source: model.name.clone(),
@@ -161,7 +160,7 @@ impl GeneratorDescription {
             engine: ENGINE,
             dtype: model.network.dtype(),
             context: generator.context(),
-            eos: generator.eos_token_id().map(|id| (id, token_text(id))),
+            eos: generator.eos_token_id().map(|id| (id, model.tokens.token(id))),
             chat_template: template.is_some(),
             chat_template_variables: variables.map(|name| name.to_string()).collect(),
             thinks: template.is_some_and(ChatTemplate::thinks),

@@ -5,7 +5,8 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod parts;
-pub(crate) mod traits;
+pub(crate) mod rows;
+mod traits;
 
 pub use candle::{Candle, CandleDevice, Relief};
 pub use cpu::Cpu;

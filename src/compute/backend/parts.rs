@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::candle::device::CandleDevice;
+use super::rows::PassRows;
 use crate::compute::batch::PackedBatch;
 use crate::{Error, Result};
 
@@ -16,38 +17,8 @@ pub(super) struct BatchParts<'a> {
     pub(super) most_tokens: usize,
 }
 
-/// Some sequences of a batch.
-pub(super) struct PartSequences<'a> {
-    /// Their tokens.
-    pub(super) ids: &'a [u32],
-    /// The rows of each among those.
-    pub(super) rows: Vec<Range<usize>>,
-    /// Tokens at the end of each to which no token attends.
-    pub(super) hidden: Vec<usize>,
-    /// The token of each from which on tokens have type 1.
-    pub(super) second_types: Vec<usize>,
-    /// The number of the first in the batch.
-    pub(super) first: usize,
-}
-
-impl<'a> PartSequences<'a> {
-    fn new(batch: &PackedBatch<'a>, part: &Range<usize>) -> Self {
-        let start = batch.offsets[part.start] as usize;
-        let rows = part.clone().map(|number| batch.range(number));
-        let second = |number| batch.second_type(number).saturating_sub(batch.offsets[number] as usize);
-        let hidden = |number| batch.hidden.get(number).map_or(0, |&hidden| hidden as usize);
-        Self {
-            ids: &batch.ids[start..batch.offsets[part.end] as usize],
-            rows: rows.map(|rows| rows.start - start..rows.end - start).collect(),
-            hidden: part.clone().map(hidden).collect(),
-            second_types: part.clone().map(second).collect(),
-            first: part.start,
-        }
-    }
-}
-
 /// Computes some sequences of a batch into their rows. Returns whether it may begin again if it failed.
-type Compute<'c, 'a> = dyn FnMut(PartSequences<'a>, &mut [f32]) -> (Result<()>, bool) + 'c;
+type Compute<'c, 'a> = dyn FnMut(PassRows<'a>, &mut [f32]) -> (Result<()>, bool) + 'c;
 
 impl<'a> BatchParts<'a> {
     /// Calls `compute` for all parts, each with its rows of `out`. Parts are of about the same size. Where the memory of the
@@ -77,7 +48,7 @@ impl<'a> BatchParts<'a> {
     fn run_part(&self, part: Range<usize>, out: &mut [f32], compute: &mut Compute<'_, 'a>) -> Result<()> {
         let mut can_begin_again = true;
         let done = retried(self.on, || {
-            let (done, again) = compute(PartSequences::new(self.batch, &part), out);
+            let (done, again) = compute(PassRows::of_part(self.batch, &part), out);
             can_begin_again = again;
             (done, again)
         });
@@ -131,9 +102,9 @@ mod tests {
         let mut out = vec![0.0; lengths.len()];
         parts
             .run(&mut out, &mut |part, out| {
-                assert_eq!(part.rows.len(), out.len());
+                assert_eq!(part.sequences.len(), out.len());
                 assert_eq!(found.last().copied().unwrap_or(0), part.first);
-                found.push(part.first + part.rows.len());
+                found.push(part.first + part.sequences.len());
                 (Ok(()), true)
             })
             .unwrap();

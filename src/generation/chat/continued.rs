@@ -26,7 +26,7 @@ impl Marked {
         let (Value::List(all) | Value::Tuple(all)) = messages else { return Ok(None) };
         let Some((Value::Dict(last), before)) = all.items.split_last() else { return Ok(None) };
         let Some((content, text)) = marked_content(last)? else { return Ok(None) };
-        let last = parts::with(last, CONTENT, content)?;
+        let last = parts::with(last, CONTENT, &content)?;
         let messages = Value::list(before.iter().cloned().chain([last]).collect())?;
         Ok(Some(Self { messages, text }))
     }
@@ -54,7 +54,7 @@ fn marked_content(message: &Dict) -> TemplateResult<Option<(Value, Arc<str>)>> {
             let mut parts = parts.items.to_vec();
             for part in parts.iter_mut().rev() {
                 if let (Value::Dict(dict), Some(text)) = (&*part, text_of(part)) {
-                    *part = parts::with(dict, TEXT, mark(&text))?;
+                    *part = parts::with(dict, TEXT, &mark(&text))?;
                     return Ok(Some((Value::list(parts)?, text)));
                 }
             }

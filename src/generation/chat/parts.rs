@@ -41,7 +41,7 @@ pub(super) fn of_texts(messages: &Value) -> TemplateResult<Value> {
     let message = |message: &Value| match (message, content(message)) {
         (Value::Dict(dict), Some(text)) => {
             let part = Value::dict([entry("type", TEXT), entry(TEXT, text.clone())])?;
-            with(dict, CONTENT, Value::list(vec![part])?)
+            with(dict, CONTENT, &Value::list(vec![part])?)
         }
         _ => Ok(message.clone()),
     };
@@ -52,7 +52,7 @@ pub(super) fn of_texts(messages: &Value) -> TemplateResult<Value> {
 pub(super) const CONTENT: &str = "content";
 
 /// The dict with another value in the place of that of `key`.
-pub(super) fn with(dict: &Dict, key: &str, value: Value) -> TemplateResult<Value> {
+pub(super) fn with(dict: &Dict, key: &str, value: &Value) -> TemplateResult<Value> {
     let is_it = |known: &Value| known.as_text().is_some_and(|known| &**known == key);
     let entries = dict.entries().iter();
     Value::dict(

@@ -2,10 +2,11 @@
 
 use candle_core::{D, Device, Tensor};
 
-use super::sequences::{SequenceRows, hidden_keys};
+use super::groups::{AttentionGroups, hidden_keys};
 use super::tensors::{TensorNorm, TensorRelative};
 use crate::compute::attention::heads::{DistanceBias, Heads, LayerAttention, Mask};
 use crate::compute::attention::rope::{RopeStyle, RopeTable};
+use crate::compute::backend::rows::PassRows;
 
 /// Normalizes and rotates the heads from `first` on, `count` of them.
 pub(super) fn apply_rope(
@@ -82,14 +83,14 @@ pub(super) fn attend(
 /// Attention within every sequence of a packed batch. Sequences of similar length are computed together.
 pub(super) fn attend_packed(
     [queries, keys, values]: [&Tensor; 3],
-    sequences: &mut SequenceRows,
+    (rows, groups): (&PassRows<'_>, &mut AttentionGroups),
     heads: Heads,
     (layer, relative): (&LayerAttention, Option<&TensorRelative>),
 ) -> candle_core::Result<Tensor> {
     let Heads { heads: count, kv_heads, width } = heads;
     let device = queries.device().clone();
     let mut parts = Vec::new();
-    for group in sequences.groups(&device)? {
+    for group in groups.of(rows, &device)? {
         let (members, length) = (group.members.len(), group.length);
         let padded = |x: &Tensor, count: usize| {
             x.contiguous()?.index_select(&group.gather, 0)?.reshape((members, length, count, width))
@@ -118,7 +119,7 @@ pub(super) fn attend_packed(
         parts.push(sums.reshape((members * length, count * width))?);
     }
     let all = if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(&parts, 0)? };
-    sequences.unpad(&all)
+    groups.unpad(&all)
 }
 
 /// The numbers that a bias adds for queries from row `before` on: `[heads, rows, length]`.

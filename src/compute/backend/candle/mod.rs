@@ -6,8 +6,8 @@ mod attention;
 pub(super) mod device;
 #[cfg(test)]
 mod faults;
+mod groups;
 mod pass;
-mod sequences;
 mod tensors;
 
 use std::sync::Arc;
@@ -18,7 +18,6 @@ use candle_core::{DType, Tensor};
 pub(crate) use self::device::failed;
 pub use self::device::{Candle, CandleDevice, Relief};
 pub use self::pass::CandlePass;
-use self::sequences::SequenceRows;
 use self::tensors::bytes_of;
 pub use self::tensors::{TensorCache, TensorLinear, TensorNorm, TensorRelative, TensorShortConvolution};
 use crate::Result;
@@ -26,7 +25,8 @@ use crate::compute::attention::heads::Heads;
 use crate::compute::attention::kv_cache::CacheShape;
 use crate::compute::attention::relative::{RelativeLayers, RelativeTable};
 use crate::compute::backend::parts::{BatchParts, retried};
-use crate::compute::backend::traits::{Backend, CachedSequence, ForwardFn, Step, check_logits};
+use crate::compute::backend::rows::PassRows;
+use crate::compute::backend::traits::{Backend, ForwardFn, Step, check_logits};
 use crate::compute::batch::PackedBatch;
 use crate::compute::isa::Isa;
 use crate::compute::linear::layer::{Biased, Matrix};
@@ -123,15 +123,7 @@ impl Backend for Candle {
     ) -> Result<()> {
         let parts = BatchParts { on: &self.on, batch, width, most_tokens: PART_TOKENS };
         parts.run(out, &mut |part, out| {
-            let mut pass = CandlePass {
-                backend: self,
-                ids: part.ids,
-                second_types: part.second_types,
-                first: part.first,
-                sequences: SequenceRows::new(part.rows, part.hidden),
-                cached: None,
-                delivered: false,
-            };
+            let mut pass = CandlePass::new(self, part, None);
             let done = forward(&mut pass, out);
             (done, !pass.delivered)
         })
@@ -151,23 +143,8 @@ impl Backend for Candle {
             let row = row.unwrap_or_default();
             // A cache's tokens count once a pass has ended, so that one which failed can begin again.
             retried(&self.on, || {
-                let cached = CachedSequence {
-                    cached: step.cache.len,
-                    prompt: step.prompt,
-                    length: step.length,
-                    needs_logits: step.needs_logits,
-                    cache: step.cache,
-                };
-                let sequences = SequenceRows::of_one(step.tokens.len());
-                let mut pass = CandlePass {
-                    backend: self,
-                    ids: step.tokens,
-                    second_types: Vec::new(),
-                    first: 0,
-                    sequences,
-                    cached: Some(cached),
-                    delivered: false,
-                };
+                let rows = PassRows::of_steps(std::slice::from_ref(step), |cache| cache.len);
+                let mut pass = CandlePass::new(self, rows, Some(step.cache));
                 let done = forward(&mut pass, row);
                 (done, !pass.delivered)
             })?;

@@ -6,55 +6,45 @@ use candle_core::{D, Tensor};
 
 use super::attention::{apply_rope, attend, attend_packed, split_heads};
 use super::device::{Candle, failed};
-use super::sequences::SequenceRows;
+use super::groups::AttentionGroups;
 use super::tensors::{TensorCache, TensorLinear, TensorNorm, TensorRelative, TensorShortConvolution};
+use crate::Result;
 use crate::compute::attention::heads::{Heads, LayerAttention};
 use crate::compute::attention::rope::{RopeTable, Rotary};
-use crate::compute::backend::traits::{CachedSequence, Pass, Positions, Row, Rows, lacking};
+use crate::compute::backend::rows::{PassRows, check_rows};
+use crate::compute::backend::traits::{Pass, Positions, Row, Rows, lacking};
 use crate::compute::kernels::activation::Activation;
-use crate::{Error, Result};
 
 /// A pass of [`Candle`] over the sequences of a batch, or over the new tokens of one sequence with a cache.
 #[derive(Debug)]
 pub struct CandlePass<'a> {
     pub(super) backend: &'a Candle,
-    /// The tokens of all its sequences.
-    pub(super) ids: &'a [u32],
-    /// For each sequence, the token in it from which on tokens have type 1.
-    pub(super) second_types: Vec<usize>,
-    /// The number in the batch of its first sequence.
-    pub(super) first: usize,
-    pub(super) sequences: SequenceRows,
-    pub(super) cached: Option<CachedSequence<'a, TensorCache>>,
+    pub(super) rows: PassRows<'a>,
+    pub(super) groups: AttentionGroups,
+    /// That of the only sequence, if it has one.
+    pub(super) cache: Option<&'a mut TensorCache>,
     /// Whether a sequence's results were read: then the pass cannot begin again.
     pub(super) delivered: bool,
 }
 
-impl CandlePass<'_> {
-    /// Tokens in the cache before this pass.
-    fn before(&self) -> usize {
-        self.cached.as_ref().map_or(0, |sequence| sequence.cached)
+impl<'a> CandlePass<'a> {
+    pub(super) fn new(backend: &'a Candle, rows: PassRows<'a>, cache: Option<&'a mut TensorCache>) -> Self {
+        Self { backend, rows, groups: AttentionGroups::default(), cache, delivered: false }
     }
 
     /// Copies `x` to memory, and calls `each` with the rows of each sequence.
     fn deliver(&mut self, x: Option<&Tensor>, each: &mut dyn FnMut(usize, Rows<'_>)) -> Result<()> {
         let Some(x) = x else {
-            (0..self.sequences.rows.len()).for_each(|number| each(number, Rows::new(&[], 1, 1)));
+            (0..self.rows.sequences.len()).for_each(|number| each(number, Rows::new(&[], 1, 1)));
             return Ok(());
         };
         let read = || Ok((x.flatten_all()?.to_vec1::<f32>()?, x.dim(0)?, x.dim(D::Minus1)?));
         let (values, rows, width) = read().map_err(failed)?;
         self.delivered = true;
-        for (number, range) in self.sequences.rows_in(rows).into_iter().enumerate() {
+        for (number, range) in self.rows.rows_in(rows).into_iter().enumerate() {
             each(number, Rows::new(&values[range.start * width..range.end * width], width, width));
         }
         Ok(())
-    }
-
-    /// A number for each token, from the ids of its sequence.
-    fn of_tokens<I: Iterator<Item = u32>>(&self, of: impl Fn(usize, &[u32]) -> I) -> Vec<u32> {
-        let rows = self.sequences.rows.iter().enumerate();
-        rows.flat_map(|(number, rows)| of(number, &self.ids[rows.clone()]).collect::<Vec<_>>()).collect()
     }
 }
 
@@ -63,7 +53,7 @@ impl Pass<Candle> for CandlePass<'_> {
     type States = Option<Tensor>;
 
     fn numbers(&self) -> Vec<usize> {
-        (self.first..self.first + self.sequences.rows.len()).collect()
+        self.rows.numbers()
     }
 
     fn embed(
@@ -72,35 +62,23 @@ impl Pass<Candle> for CandlePass<'_> {
         positions: Option<(&Tensor, Positions)>,
         token_types: Option<&Tensor>,
     ) -> Result<Option<Tensor>> {
-        if self.ids.is_empty() {
+        if self.rows.ids.is_empty() {
             return Ok(None);
         }
         #[cfg(test)]
-        self.backend.faults.check(self.ids.len()).map_err(failed)?;
+        self.backend.faults.check(self.rows.ids.len()).map_err(failed)?;
         let device = &self.backend.on.device;
-        let rows = |table: &Tensor, ids: &[u32]| -> Result<Tensor> {
-            // Here, since a card reads whatever lies past the end of a table.
-            let last = table.dim(0).map_err(failed)? as u32;
-            if let Some(id) = ids.iter().find(|&&id| id >= last) {
-                return Err(Error::Input(format!("{id} is not a row of a table of {last}")));
-            }
-            Tensor::new(ids, device).and_then(|ids| table.index_select(&ids, 0)).map_err(failed)
+        let rows_of = |table: &Tensor| table.dim(0).map_err(failed);
+        let looked_up = |table: &Tensor, numbers: &[u32]| -> Result<Tensor> {
+            check_rows(numbers, rows_of(table)?)?;
+            Tensor::new(numbers, device).and_then(|numbers| table.index_select(&numbers, 0)).map_err(failed)
         };
-        let mut sum = rows(words, self.ids)?;
-        if let Some((positions, scheme)) = positions {
-            let before = self.before();
-            let numbers = self.of_tokens(|_, ids| {
-                scheme.of(ids).map(move |position| (before + position) as u32).collect::<Vec<_>>().into_iter()
-            });
-            sum = (sum + rows(positions, &numbers)?).map_err(failed)?;
+        let mut sum = looked_up(words, &self.rows.ids)?;
+        if let Some((table, scheme)) = positions {
+            sum = (sum + looked_up(table, &self.rows.positions(scheme))?).map_err(failed)?;
         }
-        if let Some(types) = token_types {
-            let last = types.dim(0).map_err(failed)? - 1;
-            let numbers = self.of_tokens(|number, ids| {
-                let second = self.second_types.get(number).copied().unwrap_or(usize::MAX);
-                (0..ids.len()).map(move |token| usize::from(token >= second).min(last) as u32)
-            });
-            sum = (sum + rows(types, &numbers)?).map_err(failed)?;
+        if let Some(table) = token_types {
+            sum = (sum + looked_up(table, &self.rows.token_types(rows_of(table)?))?).map_err(failed)?;
         }
         Ok(Some(sum))
     }
@@ -146,17 +124,18 @@ impl Pass<Candle> for CandlePass<'_> {
         relative: Option<&TensorRelative>,
     ) -> Result<Option<Tensor>> {
         let Some(qkv) = qkv else { return Ok(None) };
-        if relative.is_some() && self.cached.is_some() {
+        if relative.is_some() && self.cache.is_some() {
             return Err(lacking("attention with relative positions and a cache"));
         }
-        let attended = split_heads(&qkv, heads).and_then(|[queries, keys, values]| match &mut self.cached {
-            Some(sequence) => {
-                let [keys, values] = sequence.cache.append(layer, sequence.cached, [keys, values])?;
+        let attended = split_heads(&qkv, heads).and_then(|[queries, keys, values]| match &mut self.cache {
+            Some(cache) => {
+                let [keys, values] = cache.append(layer, self.rows.before(0), [keys, values])?;
                 let before = keys.dim(0)? - queries.dim(0)?;
                 attend([&queries, &keys, &values], before, heads, attention)
             }
             None => {
-                attend_packed([&queries, &keys, &values], &mut self.sequences, heads, (attention, relative))
+                let rows = (&self.rows, &mut self.groups);
+                attend_packed([&queries, &keys, &values], rows, heads, (attention, relative))
             }
         });
         attended.map(Some).map_err(failed)
@@ -169,25 +148,25 @@ impl Pass<Candle> for CandlePass<'_> {
         convolution: &TensorShortConvolution,
     ) -> Result<Option<Tensor>> {
         let Some(x) = x else { return Ok(None) };
-        if let Some(sequence) = &mut self.cached {
-            let (cached, end) = (sequence.cached, sequence.cached + self.ids.len());
-            let earlier = sequence.cache.rows_before(layer, cached).filter(|_| cached > 0);
+        if let Some(cache) = &mut self.cache {
+            let (cached, end) = (self.rows.before(0), self.rows.before(0) + self.rows.ids.len());
+            let earlier = cache.rows_before(layer, cached).filter(|_| cached > 0);
             if earlier.is_none() && cached > 0 {
                 return Err(lacking("a convolution after rows that are not known"));
             }
             let (y, later) = convolution.apply(&x, earlier).map_err(failed)?;
-            sequence.cache.keep_rows(layer, cached, end, later);
+            cache.keep_rows(layer, cached, end, later);
             return Ok(Some(y));
         }
         let of = |(number, rows): (usize, &Range<usize>)| {
-            let hidden = self.sequences.hidden.get(number).map_or(0, |&hidden| hidden.min(rows.len()));
-            let seen = x.narrow(0, rows.start, rows.len() - hidden)?;
+            let hidden = rows.len() - self.rows.seen(number);
+            let seen = x.narrow(0, rows.start, self.rows.seen(number))?;
             if seen.dim(0)? == 0 {
                 return x.narrow(0, rows.start, rows.len())?.narrow(1, 0, x.dim(1)? / 3)?.zeros_like();
             }
             convolution.apply(&seen, None)?.0.pad_with_zeros(0, 0, hidden)
         };
-        let sequences = self.sequences.rows.iter().enumerate().filter(|(_, rows)| !rows.is_empty()).map(of);
+        let sequences = self.rows.sequences.iter().enumerate().filter(|(_, rows)| !rows.is_empty()).map(of);
         let joined = sequences.collect::<candle_core::Result<Vec<_>>>().and_then(|all| Tensor::cat(&all, 0));
         joined.map(Some).map_err(failed)
     }
@@ -200,7 +179,7 @@ impl Pass<Candle> for CandlePass<'_> {
             let places = (0..size).map(|place| own.narrow(0, place, length));
             Tensor::cat(&places.collect::<candle_core::Result<Vec<_>>>()?, 1)?.reshape((length, size * width))
         };
-        let sequences = self.sequences.rows.iter().filter(|rows| !rows.is_empty()).map(side_by_side);
+        let sequences = self.rows.sequences.iter().filter(|rows| !rows.is_empty()).map(side_by_side);
         let joined = sequences.collect::<candle_core::Result<Vec<_>>>().and_then(|all| Tensor::cat(&all, 0));
         joined.map(Some).map_err(failed)
     }
@@ -235,17 +214,7 @@ impl Pass<Candle> for CandlePass<'_> {
     }
 
     fn rope<'r>(&self, rotary: &'r Rotary) -> Result<RopeTable<'r>> {
-        let rows: Vec<_> = match &self.cached {
-            Some(sequence) => {
-                let first = sequence.cached;
-                (first..first + self.ids.len()).map(|position| (position, sequence.length)).collect()
-            }
-            None => {
-                let rows = self.sequences.rows.iter().map(std::ops::Range::len);
-                rows.flat_map(|length| (0..length).map(move |position| (position, length))).collect()
-            }
-        };
-        RopeTable::new(rotary, rows.into_iter())
+        RopeTable::new(rotary, self.rows.rotary_positions().into_iter())
     }
 
     fn rotate(
@@ -290,16 +259,10 @@ impl Pass<Candle> for CandlePass<'_> {
     }
 
     fn pick(&mut self, x: Option<Tensor>, row: Row) -> Result<Option<Tensor>> {
-        if self.cached.as_ref().is_some_and(|sequence| !sequence.needs_logits) {
+        let picked = self.rows.picked(row);
+        if picked.is_empty() {
             return Ok(None);
         }
-        let some = self.sequences.rows.iter().filter(|rows| !rows.is_empty());
-        let picked: Vec<u32> = some
-            .map(|rows| match row {
-                Row::First => rows.start as u32,
-                Row::Last => rows.end as u32 - 1,
-            })
-            .collect();
         let pick = |x: Tensor| x.contiguous()?.index_select(&Tensor::new(picked.as_slice(), x.device())?, 0);
         x.map(pick).transpose().map_err(failed)
     }

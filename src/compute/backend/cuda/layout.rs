@@ -9,7 +9,8 @@ use super::launch::{DeviceSequence, DeviceTile, QueryDivision, Sequences};
 use super::memory::DeviceMemory;
 use crate::Result;
 use crate::compute::attention::rope::Rotary;
-use crate::compute::backend::traits::{CachedSequence, KvCache as _};
+use crate::compute::backend::rows::PassRows;
+use crate::compute::backend::traits::KvCache as _;
 
 /// The sequences of a pass on the card.
 pub(super) struct Layout {
@@ -38,26 +39,24 @@ impl Layout {
     /// [`crate::Error::DeviceMemory`], and errors of the driver.
     pub(super) fn new(
         lane: &mut LaneLease,
-        all_rows: &[Range<usize>],
-        hidden: &[usize],
-        mut cached: Option<&mut [CachedSequence<'_, CudaCache>]>,
+        rows: &PassRows<'_>,
+        mut caches: Option<&mut [&mut CudaCache]>,
         tiling: QueryDivision,
     ) -> Result<Self> {
-        let mut sequences = Vec::with_capacity(all_rows.len());
-        for (number, rows) in all_rows.iter().enumerate() {
-            let (mut cache, mut capacity, mut before) = (0, 0, 0);
-            if let Some(cached) = cached.as_deref_mut().map(|cached| &mut cached[number]) {
-                before = cached.cached;
-                cached.cache.reserve(before + rows.len())?;
-                (cache, capacity) = (cached.cache.address(), cached.cache.capacity);
+        let mut sequences = Vec::with_capacity(rows.sequences.len());
+        for (number, own) in rows.sequences.iter().enumerate() {
+            let length = rows.before(number) + own.len();
+            let (mut cache, mut capacity) = (0, 0);
+            if let Some(caches) = &mut caches {
+                caches[number].reserve(length)?;
+                (cache, capacity) = (caches[number].address(), caches[number].capacity);
             }
-            let (length, hidden) = (before + rows.len(), hidden.get(number).copied().unwrap_or(0));
             sequences.push(DeviceSequence {
                 cache,
-                first: rows.start as i32,
-                rows: rows.len() as i32,
+                first: own.start as i32,
+                rows: own.len() as i32,
                 length: length as i32,
-                seen: length.saturating_sub(hidden) as i32,
+                seen: rows.seen(number) as i32,
                 capacity: capacity as i32,
                 unused: 0,
             });
@@ -68,14 +67,14 @@ impl Layout {
         let tiles: Vec<DeviceTile> = order
             .into_iter()
             .flat_map(|number| {
-                let firsts = (0..all_rows[number].len()).step_by(tiling.queries);
+                let firsts = (0..rows.sequences[number].len()).step_by(tiling.queries);
                 firsts.map(move |first| DeviceTile { sequence: number as i32, first: first as i32 })
             })
             .collect();
-        let owners = match cached {
+        let owners = match caches {
             Some(_) => {
                 let of = |(number, rows): (usize, &Range<usize>)| vec![number as u32; rows.len()];
-                let owners: Vec<u32> = all_rows.iter().enumerate().flat_map(of).collect();
+                let owners: Vec<u32> = rows.sequences.iter().enumerate().flat_map(of).collect();
                 Some(lane.upload(&owners)?)
             }
             None => None,

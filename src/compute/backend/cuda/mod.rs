@@ -19,10 +19,7 @@ mod memory;
 mod pass;
 mod tensors;
 
-use std::borrow::Cow;
-use std::cell::RefCell;
 use std::convert::Infallible;
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -34,7 +31,8 @@ pub use self::device::Cuda;
 pub use self::pass::CudaPass;
 pub use self::tensors::{CudaLinear, CudaNorm, CudaStates, CudaTable};
 use super::parts::{BatchParts, retried};
-use super::traits::{Backend, CachedSequence, ForwardFn, Step, check_logits, lacking};
+use super::rows::PassRows;
+use super::traits::{Backend, ForwardFn, Step, check_logits, lacking};
 use crate::compute::attention::heads::Heads;
 use crate::compute::attention::kv_cache::CacheShape;
 use crate::compute::attention::relative::{RelativeLayers, RelativeTable};
@@ -49,22 +47,6 @@ use crate::{Error, Result};
 const WIDEST: usize = 16;
 
 impl Cuda {
-    fn pass<'a>(&'a self, ids: Cow<'a, [u32]>, rows: Vec<Range<usize>>) -> Result<CudaPass<'a>> {
-        Ok(CudaPass {
-            backend: self,
-            lane: self.card.lane()?,
-            ids,
-            rows,
-            hidden: Vec::new(),
-            second_types: Vec::new(),
-            first: 0,
-            cached: None,
-            delivered: false,
-            layout: None,
-            ropes: RefCell::default(),
-        })
-    }
-
     /// Runs `forward` on some steps. Where the card's memory does not suffice, their halves are tried.
     fn run_steps(
         &self,
@@ -76,24 +58,9 @@ impl Cuda {
         let mut can_begin_again = true;
         // A cache's tokens count once a pass has ended, so that one which failed can begin again.
         let done = retried(&self.on, || {
-            let mut end = 0;
-            let rows = steps.iter().map(|step| {
-                end += step.tokens.len();
-                end - step.tokens.len()..end
-            });
-            let rows = rows.collect();
-            let ids = steps.iter().flat_map(|step| step.tokens).copied().collect();
-            let cached = steps.iter_mut().map(|step| CachedSequence {
-                cached: step.cache.len,
-                prompt: step.prompt,
-                length: step.length,
-                needs_logits: step.needs_logits,
-                cache: &mut *step.cache,
-            });
-            let cached = cached.collect();
-            let made = self.pass(Cow::Owned(ids), rows);
-            let done = made.and_then(|mut pass| {
-                pass.cached = Some(cached);
+            let rows = PassRows::of_steps(steps, |cache| cache.len);
+            let caches = steps.iter_mut().map(|step| &mut *step.cache).collect();
+            let done = CudaPass::new(self, rows, Some(caches)).and_then(|mut pass| {
                 let done = forward(&mut pass, out).and_then(|()| pass.lane.wait());
                 can_begin_again = !pass.delivered;
                 done
@@ -226,11 +193,10 @@ impl Backend for Cuda {
     ) -> Result<()> {
         let parts = BatchParts { on: &self.on, batch, width, most_tokens: self.part_tokens() };
         parts.run(out, &mut |part, out| {
-            let mut pass = match self.pass(Cow::Borrowed(part.ids), part.rows) {
+            let mut pass = match CudaPass::new(self, part, None) {
                 Ok(pass) => pass,
                 Err(error) => return (Err(error), true),
             };
-            (pass.hidden, pass.second_types, pass.first) = (part.hidden, part.second_types, part.first);
             let done = forward(&mut pass, out);
             (done, !pass.delivered)
         })

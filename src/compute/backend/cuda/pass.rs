@@ -1,6 +1,5 @@
 //! One pass over the sequences of a batch.
 
-use std::borrow::Cow;
 use std::cell::RefCell;
 use std::convert::Infallible;
 use std::ops::Range;
@@ -14,7 +13,8 @@ use super::memory::DeviceMemory;
 use super::tensors::{CudaLinear, CudaNorm, CudaStates, CudaTable};
 use crate::compute::attention::heads::{Heads, LayerAttention};
 use crate::compute::attention::rope::{RopeTable, Rotary};
-use crate::compute::backend::traits::{CachedSequence, Pass, Positions, Row, Rows};
+use crate::compute::backend::rows::{PassRows, check_rows};
+use crate::compute::backend::traits::{Pass, Positions, Row, Rows};
 use crate::compute::isa::DType;
 use crate::compute::kernels::activation::Activation;
 use crate::compute::pooling::Pooling;
@@ -24,17 +24,9 @@ use crate::{Error, Result};
 pub struct CudaPass<'a> {
     pub(super) backend: &'a Cuda,
     pub(super) lane: LaneLease,
-    /// The tokens of all its sequences.
-    pub(super) ids: Cow<'a, [u32]>,
-    /// The rows of each sequence.
-    pub(super) rows: Vec<Range<usize>>,
-    /// Tokens at the end of each sequence to which no token attends.
-    pub(super) hidden: Vec<usize>,
-    /// For each sequence, the token in it from which on tokens have type 1.
-    pub(super) second_types: Vec<usize>,
-    /// The number in the batch of its first sequence.
-    pub(super) first: usize,
-    pub(super) cached: Option<Vec<CachedSequence<'a, CudaCache>>>,
+    pub(super) rows: PassRows<'a>,
+    /// One for each sequence, if they have any.
+    pub(super) caches: Option<Vec<&'a mut CudaCache>>,
     /// Whether a sequence's results were read: then the pass cannot begin again.
     pub(super) delivered: bool,
     /// Sequences and tiles on the card, made by the first attention.
@@ -42,7 +34,23 @@ pub struct CudaPass<'a> {
     pub(super) ropes: RefCell<Vec<Rope>>,
 }
 
-impl CudaPass<'_> {
+impl<'a> CudaPass<'a> {
+    pub(super) fn new(
+        backend: &'a Cuda,
+        rows: PassRows<'a>,
+        caches: Option<Vec<&'a mut CudaCache>>,
+    ) -> Result<Self> {
+        Ok(Self {
+            backend,
+            lane: backend.card.lane()?,
+            rows,
+            caches,
+            delivered: false,
+            layout: None,
+            ropes: RefCell::default(),
+        })
+    }
+
     fn format(&self) -> DType {
         self.backend.format
     }
@@ -55,44 +63,13 @@ impl CudaPass<'_> {
         x.converted(&self.lane, self.format(), 1.0).map(Held::Made)
     }
 
-    /// Tokens in the cache of sequence `number` before this pass.
-    fn before(&self, number: usize) -> usize {
-        self.cached.as_ref().map_or(0, |cached| cached[number].cached)
-    }
-
-    /// A number for each token, from its sequence and the ids there.
-    fn of_tokens<I: IntoIterator<Item = u32>>(&self, of: impl Fn(usize, &[u32]) -> I) -> Vec<u32> {
-        let rows = self.rows.iter().enumerate();
-        rows.flat_map(|(number, rows)| of(number, &self.ids[rows.clone()])).collect()
-    }
-
-    /// The rows of each sequence in states of `rows` rows: all of its tokens', or one that was picked.
-    fn rows_in(&self, rows: usize) -> Vec<Range<usize>> {
-        if rows == self.ids.len() {
-            return self.rows.clone();
-        }
-        let mut next = 0;
-        let picked = (0..self.rows.len()).map(|number| {
-            let from = next;
-            next += usize::from(self.is_picked(number));
-            from..next
-        });
-        picked.collect()
-    }
-
-    /// Whether sequence `number` has a row after [`Pass::pick`].
-    fn is_picked(&self, number: usize) -> bool {
-        let needed = self.cached.as_ref().is_none_or(|cached| cached[number].needs_logits);
-        needed && !self.rows[number].is_empty()
-    }
-
     /// Copies `x`, of float32, to memory, and calls `each` with the rows of each sequence.
     fn deliver(&mut self, x: &CudaStates, each: &mut dyn FnMut(usize, Rows<'_>)) -> Result<()> {
         let mut values = vec![0.0; x.rows * x.width];
         self.lane.download(&x.memory, &mut values)?;
         self.delivered = true;
         let width = x.width;
-        for (number, range) in self.rows_in(x.rows).into_iter().enumerate() {
+        for (number, range) in self.rows.rows_in(x.rows).into_iter().enumerate() {
             each(number, Rows::new(&values[range.start * width..range.end * width], width, width));
         }
         Ok(())
@@ -107,13 +84,14 @@ impl CudaPass<'_> {
         }
     }
 
-    /// Checks the numbers of rows of a table, and copies them to the card. A card reads whatever lies past its end.
-    fn look_up(&mut self, table: &CudaTable, numbers: &[u32]) -> Result<DeviceMemory> {
-        let last = table.rows as u32;
-        if let Some(id) = numbers.iter().find(|&&id| id >= last) {
-            return Err(Error::Input(format!("{id} is not a row of a table of {last}")));
-        }
-        self.lane.upload(numbers)
+    /// Checks the numbers of rows of a table, and copies them to the card.
+    fn look_up<'t>(
+        &mut self,
+        table: &'t CudaTable,
+        numbers: &[u32],
+    ) -> Result<(&'t CudaTable, DeviceMemory)> {
+        check_rows(numbers, table.rows)?;
+        Ok((table, self.lane.upload(numbers)?))
     }
 }
 
@@ -143,7 +121,7 @@ impl Pass<Cuda> for CudaPass<'_> {
     type States = CudaStates;
 
     fn numbers(&self) -> Vec<usize> {
-        (self.first..self.first + self.rows.len()).collect()
+        self.rows.numbers()
     }
 
     /// In float32: what blocks add to keeps that format until a norm ends a block.
@@ -153,32 +131,13 @@ impl Pass<Cuda> for CudaPass<'_> {
         positions: Option<(&CudaTable, Positions)>,
         token_types: Option<&CudaTable>,
     ) -> Result<CudaStates> {
-        let ids = std::mem::take(&mut self.ids);
-        let words_of = self.look_up(words, &ids);
-        self.ids = ids;
-        let words_of = words_of?;
-        let positions = match positions {
-            Some((table, scheme)) => {
-                let numbers = self.of_tokens(|number, ids| {
-                    let before = self.before(number);
-                    scheme.of(ids).map(move |position| (before + position) as u32).collect::<Vec<_>>()
-                });
-                Some((table, self.look_up(table, &numbers)?))
-            }
-            None => None,
-        };
-        let token_types = match token_types {
-            Some(table) => {
-                let last = table.rows.saturating_sub(1);
-                let numbers = self.of_tokens(|number, ids| {
-                    let second = self.second_types.get(number).copied().unwrap_or(usize::MAX);
-                    (0..ids.len()).map(move |token| usize::from(token >= second).min(last) as u32)
-                });
-                Some((table, self.look_up(table, &numbers)?))
-            }
-            None => None,
-        };
-        let out = CudaStates::new(&self.lane, DType::F32, self.ids.len(), words.width)?;
+        check_rows(&self.rows.ids, words.rows)?;
+        let words_of = self.lane.upload(&self.rows.ids)?;
+        let positions =
+            positions.map(|(table, scheme)| self.look_up(table, &self.rows.positions(scheme))).transpose()?;
+        let token_types =
+            token_types.map(|table| self.look_up(table, &self.rows.token_types(table.rows))).transpose()?;
+        let out = CudaStates::new(&self.lane, DType::F32, self.rows.ids.len(), words.width)?;
         let (positions, token_types) = (lookup(positions.as_ref()), lookup(token_types.as_ref()));
         launch::embed(&self.lane, self.format(), (words, &words_of), positions, token_types, &out)?;
         Ok(out)
@@ -220,19 +179,16 @@ impl Pass<Cuda> for CudaPass<'_> {
         attention: &LayerAttention,
         _relative: Option<&Infallible>,
     ) -> Result<CudaStates> {
-        let longest = self.rows.iter().map(Range::len).max().unwrap_or(0);
+        let longest = self.rows.sequences.iter().map(Range::len).max().unwrap_or(0);
         let tiling = QueryDivision::new(qkv.format, heads.width, longest);
         let layout = match self.layout.take().filter(|layout| layout.tiling == tiling) {
             Some(layout) => layout,
-            None => {
-                let cached = self.cached.as_deref_mut();
-                Layout::new(&mut self.lane, &self.rows, &self.hidden, cached, tiling)?
-            }
+            None => Layout::new(&mut self.lane, &self.rows, self.caches.as_deref_mut(), tiling)?,
         };
         let bias = match &attention.bias {
             Some(bias) => {
-                let longest =
-                    (0..self.rows.len()).map(|number| self.before(number) + self.rows[number].len());
+                let longest = (0..self.rows.sequences.len())
+                    .map(|number| self.rows.before(number) + self.rows.sequences[number].len());
                 assert!(longest.max().unwrap_or(0) <= bias.longest(), "positions of a bias by distance");
                 assert_eq!(bias.heads(), heads.heads, "a bias of each head");
                 Some((self.backend.bias(bias)?, bias.longest()))
@@ -270,13 +226,7 @@ impl Pass<Cuda> for CudaPass<'_> {
 
     /// Angles of all positions lie on the card already, or are put there for later passes too.
     fn rope<'r>(&self, rotary: &'r Rotary) -> Result<RopeTable<'r>> {
-        let rows: Vec<(usize, usize)> = (0..self.rows.len())
-            .flat_map(|number| {
-                let (before, count) = (self.before(number), self.rows[number].len());
-                let length = self.cached.as_ref().map_or(before + count, |cached| cached[number].length);
-                (before..before + count).map(move |position| (position, length))
-            })
-            .collect();
+        let rows = self.rows.rotary_positions();
         let (table, positions) = self.backend.angles(rotary, &rows)?;
         let places = rows.iter().map(|&(position, length)| {
             let is_long = rotary.long.as_ref().is_some_and(|long| length > long.from);
@@ -345,13 +295,7 @@ impl Pass<Cuda> for CudaPass<'_> {
     }
 
     fn pick(&mut self, x: CudaStates, row: Row) -> Result<CudaStates> {
-        let picked: Vec<u32> = (0..self.rows.len())
-            .filter(|&number| self.is_picked(number))
-            .map(|number| match row {
-                Row::First => self.rows[number].start as u32,
-                Row::Last => self.rows[number].end as u32 - 1,
-            })
-            .collect();
+        let picked = self.rows.picked(row);
         let rows = self.lane.upload(&picked)?;
         let out = CudaStates::new(&self.lane, x.format, picked.len(), x.width)?;
         launch::pick(&self.lane, &x, &rows, &out)?;
@@ -386,10 +330,10 @@ impl Pass<Cuda> for CudaPass<'_> {
             Some(norm) => x.normalized(&self.lane, norm, DType::F32)?,
             None => x,
         };
-        let starts = self.rows.iter().map(|rows| rows.start as u32);
-        let offsets: Vec<u32> = starts.chain([self.ids.len() as u32]).collect();
+        let starts = self.rows.sequences.iter().map(|rows| rows.start as u32);
+        let offsets: Vec<u32> = starts.chain([self.rows.ids.len() as u32]).collect();
         let offsets = self.lane.upload(&offsets)?;
-        let pooled = CudaStates::new(&self.lane, DType::F32, self.rows.len(), width)?;
+        let pooled = CudaStates::new(&self.lane, DType::F32, self.rows.sequences.len(), width)?;
         launch::pool(&self.lane, &x, &offsets, pooling, &pooled)?;
         self.lane.download(&pooled.memory, out)?;
         self.delivered = true;

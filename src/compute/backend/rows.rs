@@ -1,0 +1,212 @@
+//! The rows of a device's pass: which sequences and tokens they are of.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use super::traits::{Positions, Row, Step};
+use crate::compute::batch::PackedBatch;
+use crate::{Error, Result};
+
+/// Some sequences of a batch, or the new tokens of sequences with caches. Each token has a row.
+#[derive(Debug)]
+pub(super) struct PassRows<'a> {
+    /// The tokens of all sequences.
+    pub(super) ids: Cow<'a, [u32]>,
+    /// The rows of each sequence.
+    pub(super) sequences: Vec<Range<usize>>,
+    /// The number of the first sequence in the batch.
+    pub(super) first: usize,
+    /// Tokens at the end of each sequence to which no token attends; empty if there are none.
+    hidden: Vec<usize>,
+    /// The token of each sequence from which on tokens have type 1; empty if all have type 0.
+    second_types: Vec<usize>,
+    /// Of sequences with caches.
+    cached: Option<Vec<CachedTerms>>,
+}
+
+/// What a step with a cache has in addition to its tokens.
+#[derive(Debug)]
+struct CachedTerms {
+    /// Tokens in the cache before the pass.
+    before: usize,
+    /// Tokens of the whole text.
+    length: usize,
+    needs_logits: bool,
+}
+
+impl<'a> PassRows<'a> {
+    /// The sequences `part` of a batch.
+    pub(super) fn of_part(batch: &PackedBatch<'a>, part: &Range<usize>) -> Self {
+        let start = batch.offsets[part.start] as usize;
+        let rows = part.clone().map(|number| batch.range(number));
+        let second = |number| batch.second_type(number).saturating_sub(batch.offsets[number] as usize);
+        let hidden = |number| batch.hidden.get(number).map_or(0, |&hidden| hidden as usize);
+        Self {
+            ids: Cow::Borrowed(&batch.ids[start..batch.offsets[part.end] as usize]),
+            sequences: rows.map(|rows| rows.start - start..rows.end - start).collect(),
+            first: part.start,
+            hidden: part.clone().map(hidden).collect(),
+            second_types: part.clone().map(second).collect(),
+            cached: None,
+        }
+    }
+
+    /// The new tokens of steps. `before` gives the number of tokens in a cache.
+    pub(super) fn of_steps<C>(steps: &[Step<'a, C>], before: impl Fn(&C) -> usize) -> Self {
+        let mut end = 0;
+        let rows = steps.iter().map(|step| {
+            end += step.tokens.len();
+            end - step.tokens.len()..end
+        });
+        let terms = steps.iter().map(|step| CachedTerms {
+            before: before(step.cache),
+            length: step.length,
+            needs_logits: step.needs_logits,
+        });
+        Self {
+            sequences: rows.collect(),
+            ids: match steps {
+                [step] => Cow::Borrowed(step.tokens),
+                steps => steps.iter().flat_map(|step| step.tokens).copied().collect(),
+            },
+            first: 0,
+            hidden: Vec::new(),
+            second_types: Vec::new(),
+            cached: Some(terms.collect()),
+        }
+    }
+
+    /// The numbers of the sequences in the batch.
+    pub(super) fn numbers(&self) -> Vec<usize> {
+        (self.first..self.first + self.sequences.len()).collect()
+    }
+
+    /// Tokens in the cache of sequence `number` before this pass.
+    pub(super) fn before(&self, number: usize) -> usize {
+        self.cached.as_ref().map_or(0, |cached| cached[number].before)
+    }
+
+    /// Tokens of sequence `number` to which tokens attend, in the cache and in this pass.
+    pub(super) fn seen(&self, number: usize) -> usize {
+        let length = self.before(number) + self.sequences[number].len();
+        length.saturating_sub(self.hidden.get(number).copied().unwrap_or(0))
+    }
+
+    /// The row of the position table for each token.
+    pub(super) fn positions(&self, scheme: Positions) -> Vec<u32> {
+        let of = |(number, rows): (usize, &Range<usize>)| {
+            let before = self.before(number);
+            scheme.of(&self.ids[rows.clone()]).map(move |position| (before + position) as u32)
+        };
+        self.sequences.iter().enumerate().flat_map(of).collect()
+    }
+
+    /// The type of each token, for a table of so many types. A table of one type has it for both texts of a pair.
+    pub(super) fn token_types(&self, types: usize) -> Vec<u32> {
+        let of = |(number, rows): (usize, &Range<usize>)| {
+            let second = self.second_types.get(number).copied().unwrap_or(usize::MAX);
+            (0..rows.len()).map(move |token| u32::from(token >= second && types > 1))
+        };
+        self.sequences.iter().enumerate().flat_map(of).collect()
+    }
+
+    /// The position of each token, and the length of its text, which choose its angles.
+    pub(super) fn rotary_positions(&self) -> Vec<(usize, usize)> {
+        let of = |(number, rows): (usize, &Range<usize>)| {
+            let (before, count) = (self.before(number), rows.len());
+            let length = self.cached.as_ref().map_or(count, |cached| cached[number].length);
+            (before..before + count).map(move |position| (position, length))
+        };
+        self.sequences.iter().enumerate().flat_map(of).collect()
+    }
+
+    /// The row of each sequence that has one after [`Pass::pick`](super::traits::Pass::pick).
+    pub(super) fn picked(&self, row: Row) -> Vec<u32> {
+        let sequences = self.sequences.iter().enumerate().filter(|&(number, _)| self.is_picked(number));
+        let place = |(_, rows): (usize, &Range<usize>)| match row {
+            Row::First => rows.start as u32,
+            Row::Last => rows.end as u32 - 1,
+        };
+        sequences.map(place).collect()
+    }
+
+    fn is_picked(&self, number: usize) -> bool {
+        let needed = self.cached.as_ref().is_none_or(|cached| cached[number].needs_logits);
+        needed && !self.sequences[number].is_empty()
+    }
+
+    /// The rows of each sequence in states of `rows` rows: all of its tokens', or the one that was picked.
+    pub(super) fn rows_in(&self, rows: usize) -> Vec<Range<usize>> {
+        if rows == self.ids.len() {
+            return self.sequences.clone();
+        }
+        let mut next = 0;
+        let picked = (0..self.sequences.len()).map(|number| {
+            let from = next;
+            next += usize::from(self.is_picked(number));
+            from..next
+        });
+        picked.collect()
+    }
+}
+
+/// Checks that a table of so many rows has all of these. A device reads whatever lies past its end.
+///
+/// # Errors
+/// [`Error::Input`] for the first that it does not have.
+pub(super) fn check_rows(numbers: &[u32], rows: usize) -> Result<()> {
+    match numbers.iter().find(|&&number| number as usize >= rows) {
+        Some(number) => Err(Error::Input(format!("{number} is not a row of a table of {rows}"))),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_of_a_batch_counts_from_its_own_first_row() {
+        let ids = [9, 5, 6, 7, 1, 5, 8];
+        let mut batch = PackedBatch::new(&ids, &[0, 1, 4, 4, 7]).unwrap();
+        (batch.second_starts, batch.hidden) = (&[1, 2, 0, 1], &[0, 1, 0, 0]);
+        let rows = PassRows::of_part(&batch, &(1..4));
+        assert_eq!((&*rows.ids, rows.numbers()), (&ids[1..], vec![1, 2, 3]));
+        assert_eq!(rows.sequences, [0..3, 3..3, 3..6]);
+        assert_eq!((0..3).map(|number| rows.seen(number)).collect::<Vec<_>>(), [2, 0, 3]);
+        assert_eq!(rows.positions(Positions::FromZero), [0, 1, 2, 0, 1, 2]);
+        assert_eq!(rows.positions(Positions::AfterPadding(1)), [2, 3, 4, 1, 2, 3]);
+        assert_eq!((rows.token_types(2), rows.token_types(1)), (vec![0, 0, 1, 0, 1, 1], vec![0; 6]));
+        assert_eq!(rows.rotary_positions(), [(0, 3), (1, 3), (2, 3), (0, 3), (1, 3), (2, 3)]);
+        assert_eq!((rows.picked(Row::First), rows.picked(Row::Last)), (vec![0, 3], vec![2, 5]));
+        assert_eq!(rows.rows_in(2), [0..1, 1..1, 1..2]);
+        assert_eq!(rows.rows_in(6), rows.sequences);
+    }
+
+    #[test]
+    fn steps_go_on_behind_their_caches() {
+        let (mut one, mut two, mut three) = (4, 0, 7);
+        let step =
+            |cache, tokens, length, needs_logits| Step { cache, tokens, prompt: 4, length, needs_logits };
+        let steps = [
+            step(&mut one, &[5, 6][..], 6, true),
+            step(&mut two, &[7][..], 9, false),
+            step(&mut three, &[8][..], 8, true),
+        ];
+        let rows = PassRows::of_steps(&steps, |&cached| cached);
+        assert_eq!((&*rows.ids, &*rows.sequences), (&[5, 6, 7, 8][..], &[0..2, 2..3, 3..4][..]));
+        assert_eq!(rows.positions(Positions::FromZero), [4, 5, 0, 7]);
+        assert_eq!(rows.rotary_positions(), [(4, 6), (5, 6), (0, 9), (7, 8)]);
+        assert_eq!(rows.picked(Row::Last), [1, 3]);
+        assert_eq!(rows.rows_in(2), [0..1, 1..1, 1..2]);
+        assert_eq!((rows.seen(0), rows.token_types(2)), (6, vec![0; 4]));
+        assert!(matches!(PassRows::of_steps(&steps[..1], |&cached| cached).ids, Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn rows_outside_a_table_are_refused() {
+        assert!(check_rows(&[0, 3], 4).is_ok());
+        let error = check_rows(&[0, 4, 5], 4).unwrap_err();
+        assert_eq!(error.to_string(), "4 is not a row of a table of 4");
+    }
+}
