@@ -5,9 +5,12 @@
 //!
 //! Errors are `Clone`: the failure of one load or one batch is returned to every caller that waited for it.
 
+use std::any::Any;
 use std::borrow::Cow;
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::similar::similar;
@@ -15,6 +18,22 @@ use crate::size::size_text;
 
 /// The result of every fallible call in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What code of the host raised. Only the host knows its type.
+#[derive(Clone)]
+pub struct HostCause(pub Arc<dyn Any + Send + Sync>);
+
+impl fmt::Debug for HostCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("HostCause")
+    }
+}
+
+impl PartialEq for HostCause {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
 
 /// What went wrong.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -228,6 +247,8 @@ pub enum Error {
         model: String,
         /// The exception, as text.
         reason: String,
+        /// The exception itself.
+        cause: Option<HostCause>,
     },
     /// No text generator can be had.
     #[error("Text generator not available: {reason}")]
@@ -257,6 +278,11 @@ impl Error {
     /// A file of a model that cannot be used.
     pub(crate) fn invalid_file(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
         Self::InvalidFile { path: path.into(), reason: reason.into() }
+    }
+
+    /// The loader of a slot failed, for a reason of this crate's.
+    pub fn loader(model: &str, reason: impl Into<String>) -> Self {
+        Self::Loader { model: model.to_owned(), reason: reason.into(), cause: None }
     }
 
     /// A wrong value of the argument `param`.

@@ -11,13 +11,14 @@ import contextvars
 import os
 import threading
 from collections import deque
+from collections.abc import Mapping
 
 from ._arguments import a_manager
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any, TypeAlias, TypeVar
 
     import numpy as np
@@ -359,17 +360,16 @@ class _Generation:
 
 def _is_long(prompt: Prompt) -> bool:
     """Whether submitting `prompt` may take more than a few milliseconds."""
-    if isinstance(prompt, str):
-        return len(prompt) > _LONG
-    if not isinstance(prompt, list):
-        return False  # the core reports what is wrong with a prompt or a message
-    length = 0
-    for message in prompt:
-        content = message.get("content") if isinstance(message, dict) else None
-        parts = content if isinstance(content, list) else [{"text": content}]
-        texts = (part.get("text") for part in parts if isinstance(part, dict))
-        thoughts = message.get("reasoning_content") if isinstance(message, dict) else None
-        length += 1 + sum(len(text) for text in (*texts, thoughts) if isinstance(text, str))
-        if length > _LONG:
-            return True
-    return False
+    left = _LONG
+    values: list[Any] = [prompt]
+    while values and left >= 0:
+        value = values.pop()
+        if isinstance(value, str):
+            left -= len(value)
+        elif isinstance(value, Mapping):
+            values.extend(value.values())
+        elif isinstance(value, list | tuple):
+            left -= len(value)
+            if value and not isinstance(value[0], int):  # token ids need no tokenizer
+                values.extend(value)
+    return left < 0

@@ -95,10 +95,9 @@ impl<T: ?Sized + Send + Sync + 'static> Slot<T> {
             AcquireStep::Take(residency, done) => {
                 done(Ok(Lease::new(Arc::<SlotState<T>>::clone(&self.state), residency)));
             }
-            AcquireStep::Refuse(done) => done(Err(Error::Loader {
-                model: self.name().into(),
-                reason: "it asked for the model that it is loading".into(),
-            })),
+            AcquireStep::Refuse(done) => {
+                done(Err(Error::loader(self.name(), "it asked for the model that it is loading")));
+            }
         }
     }
 

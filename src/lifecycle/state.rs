@@ -132,7 +132,7 @@ impl<T: ?Sized + Send + Sync + 'static> SlotState<T> {
         let shared = Arc::clone(self);
         if let Err(error) = spawn(&format!("load-{}", self.name), move || shared.load(id)) {
             let reason = format!("no thread could be started for it: {error}");
-            self.land(id, Err(Error::Loader { model: self.name.to_string(), reason }));
+            self.land(id, Err(Error::loader(&self.name, reason)));
         }
     }
 
@@ -177,7 +177,7 @@ impl<T: ?Sized + Send + Sync + 'static> SlotState<T> {
         self.context.wait_graph.wait(&self.name).map_err(|path| {
             let path: Vec<_> = path.iter().map(|slot| format!("{slot:?}")).collect();
             let reason = format!("loaders wait for each other: {}", path.join(" needs "));
-            Error::Loader { model: self.name.to_string(), reason }
+            Error::loader(&self.name, reason)
         })
     }
 

@@ -1,5 +1,6 @@
 //! A manager: built at its first use, closed once, carried over `fork`.
 
+use std::mem::ManuallyDrop;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -190,26 +191,23 @@ impl Manager {
     pub fn after_fork_child(&self, inheritance: Inheritance, paused: bool) -> Result<()> {
         // A thread that does not exist here may have been building the manager.
         std::mem::forget(self.building.swap(Arc::default()));
-        let Some(InheritedParts { parts, slots, idle }) = inheritance.0 else { return Ok(()) };
-        let settings = (*parts.settings).clone();
+        let Some(inherited) = inheritance.0 else { return Ok(()) };
+        // Threads that do not exist here may hold locks of the parent's parts: those are not used again, nor freed, also
+        // when the child's cannot be built.
+        let inherited = ManuallyDrop::new(inherited);
+        std::mem::forget(self.parts.swap(None));
+        let settings = (*inherited.parts.settings).clone();
         let tracker = Arc::new(Tracker::new(crate::clock::Clock::System));
         std::mem::forget(self.tracker.swap(Arc::clone(&tracker)));
         // A card's memory belongs to the parent.
-        let paused = paused && parts.loader.device().survives_fork();
-        // Threads that do not exist here may hold locks of the parent's parts: those are not used again, nor freed.
-        std::mem::forget(self.parts.swap(None));
-        std::mem::forget(parts);
+        let paused = paused && inherited.parts.loader.device().survives_fork();
         let child = Parts::new(settings, Arc::clone(&self.host), tracker)?;
-        child.reaper.set(idle);
-        for (entry, lease) in slots {
+        child.reaper.set(inherited.idle);
+        for (entry, lease) in &inherited.slots {
             child.registry.register(&entry.name, entry.spec.clone(), entry.keep.clone(), true)?;
-            if let Some(lease) = lease {
-                if let (true, LoadedModel::Encoder(handle)) = (paused, &*lease) {
-                    child.loader.inherit(&*child.registry.entry(&entry.name)?, handle)?;
-                }
-                std::mem::forget(lease);
+            if let (true, Some(LoadedModel::Encoder(handle))) = (paused, lease.as_deref()) {
+                child.loader.inherit(&*child.registry.entry(&entry.name)?, handle)?;
             }
-            std::mem::forget(entry);
         }
         self.parts.store(Some(Arc::new(child)));
         Ok(())

@@ -50,8 +50,14 @@ impl Parts {
         }
         let settings = Arc::new(settings);
         let tiering = Tiering::new(&settings, &*host)?;
-        let habits =
-            tiering::folder(&settings.adaptive_state, "adaptive_state", "habits", &*host).ok().flatten();
+        let habits = match tiering::folder(&settings.adaptive_state, "adaptive_state", "habits", &*host) {
+            // It is on by default, where nothing may ever be learned.
+            Err(error) if !settings.is_given("adaptive_state") => {
+                log::info!("what is learned of the use of models is not kept: {error}");
+                None
+            }
+            found => found?,
+        };
         let loader = Arc::new(ModelLoader::new(Arc::clone(&settings), host, tiering.known())?);
         let cache = Arc::new(EmbeddingCache::new(cache_settings(&settings), Clock::System));
         let idle = ReaperSettings {

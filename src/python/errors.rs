@@ -4,6 +4,7 @@ use pyo3::exceptions::{PyRuntimeError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
+use super::loader::cause;
 use crate::Error;
 use crate::error::placed;
 
@@ -73,7 +74,13 @@ pub(super) fn to_py(py: Python<'_>, error: &Error) -> PyErr {
         Ok(exception)
     });
     match made {
-        Ok(exception) => PyErr::from_value(exception),
+        Ok(exception) => {
+            let exception = PyErr::from_value(exception);
+            if let Some(raised) = cause(error) {
+                exception.set_cause(py, Some(raised.clone_ref(py)));
+            }
+            exception
+        }
         // The interpreter is shutting down, or the package is damaged.
         Err(_) => PyRuntimeError::new_err(message),
     }

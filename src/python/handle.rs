@@ -1,26 +1,21 @@
-//! What every method of `Manager` needs: the core's manager, entered detached, and its errors explained.
+//! What every method of `Manager` needs: the core's manager, entered detached.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use pyo3::prelude::*;
 
-use super::errors::{OrRaise, to_py};
+use super::errors::OrRaise;
 use super::gil::{attached, detached};
 use super::host::{ManagerHost, interruptible};
-use super::loader::PythonLoader;
 use super::vectors::import_numpy;
 use crate::config::Settings;
 use crate::manager::Manager;
-use crate::sync::Mutex;
 use crate::{Error, Result};
 
 /// A manager of the core, and what belongs to it in Python.
 pub(super) struct Handle {
     pub(super) manager: Arc<Manager>,
     pub(super) host: Arc<ManagerHost>,
-    /// Loaders of the user's, by slot, to explain their failures.
-    loaders: Mutex<HashMap<String, Arc<PythonLoader>>>,
 }
 
 /// Code that runs detached. It gets the manager, and a check to call while it waits.
@@ -32,32 +27,17 @@ impl<T, F: FnOnce(&Manager, &mut dyn FnMut() -> Result<()>) -> Result<T> + Send>
 
 impl Handle {
     pub(super) fn new(manager: Manager, host: Arc<ManagerHost>) -> Self {
-        Self { manager: Arc::new(manager), host, loaders: Mutex::default() }
+        Self { manager: Arc::new(manager), host }
     }
 
-    /// Replaces the user's loader of the slot `name`.
-    pub(super) fn set_loader(&self, name: &str, loader: Option<Arc<PythonLoader>>) {
-        let replaced = {
-            let mut loaders = self.loaders.lock();
-            match loader {
-                Some(loader) => loaders.insert(name.to_owned(), loader),
-                None => loaders.remove(name),
-            }
-        };
-        // Not under the lock: its destructor is Python's code, which may call the manager.
-        drop(replaced);
-    }
-
-    /// Runs `work` detached; the exception of a failing loader becomes the cause of the error.
+    /// Runs `work` detached.
     pub(super) fn enter<T: Send>(&self, py: Python<'_>, work: impl DetachedWork<T>) -> PyResult<T> {
-        interruptible(py, |_| Ok(()), |check| work(&self.manager, check))?
-            .map_err(|error| self.explain(py, &error))
+        interruptible(py, |_| Ok(()), |check| work(&self.manager, check))?.or_raise(py)
     }
 
     /// `enter` for work that ends in an array, or leads to one: numpy is imported while the model loads, not after it.
     pub(super) fn enter_for_array<T: Send>(&self, py: Python<'_>, work: impl DetachedWork<T>) -> PyResult<T> {
-        interruptible(py, import_numpy, |check| work(&self.manager, check))?
-            .map_err(|error| self.explain(py, &error))
+        interruptible(py, import_numpy, |check| work(&self.manager, check))?.or_raise(py)
     }
 
     /// `enter_for_array` for work that reports its progress. An exception of `progress` ends the work and comes out as itself.
@@ -87,17 +67,6 @@ impl Handle {
             Some(raised) => Err(raised),
             None => result,
         }
-    }
-
-    /// `error` as Python's; a failing loader's own exception is its cause.
-    pub(super) fn explain(&self, py: Python<'_>, error: &Error) -> PyErr {
-        if let Error::Loader { model, .. } = error {
-            let loader = self.loaders.lock().get(model).cloned();
-            if let Some(loader) = loader {
-                return loader.explain(py, error);
-            }
-        }
-        to_py(py, error)
     }
 
     /// The manager for a call that stays attached. It is built first, detached: building reads Python's environment, and

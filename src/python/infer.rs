@@ -117,7 +117,7 @@ impl InferenceCall {
     ) -> PyResult<PyTicket> {
         let call = self.begin(owner.py());
         let traced = Traced { call: call.clone(), outcome: CallOutcome::of };
-        let reply = reply(handle, owner, on_done, traced, |py, result: PyResult<Embeddings>| {
+        let reply = reply(owner, on_done, traced, |py, result: PyResult<Embeddings>| {
             match result.and_then(|found| converted(py, found)) {
                 Ok((results, tokens)) => (results, tokens, py.None()).into_pyobject(py),
                 Err(error) => (py.None(), 0, error.into_value(py)).into_pyobject(py),

@@ -9,7 +9,7 @@ use pyo3::types::PyString;
 use super::errors::{OrRaise, to_py, wrong_type};
 use super::gil::detached;
 use super::host::PythonHost;
-use super::loader::PythonLoader;
+use super::loader::host_loader;
 use super::texts::text_of;
 use crate::Error;
 use crate::config::{DTypeChoice, Setting};
@@ -74,63 +74,51 @@ impl AboutVectors {
     }
 }
 
-/// A slot to be made, and the user's loader if it has one.
-pub(super) struct Registration {
-    pub(super) spec: Spec,
-    pub(super) loader: Option<Arc<PythonLoader>>,
-}
-
 /// The exception for a keyword that does not fit.
 fn refused(py: Python<'_>, reason: String) -> PyErr {
     to_py(py, &Error::Input(reason))
 }
 
-impl Registration {
-    pub(super) fn new(
-        py: Python<'_>,
-        name: &str,
-        given: SlotSource,
-        kind: Option<&str>,
-        dtype: &str,
-        revision: Option<String>,
-        about: AboutVectors,
-    ) -> PyResult<Self> {
-        let source = match given {
-            SlotSource::Source(source) => SourceSpec::Fixed(source),
-            SlotSource::Loader(_) if kind.is_some() => {
-                return Err(refused(py, "kind is for a source; a loader returns what it likes".into()));
-            }
-            SlotSource::Loader(loader) => {
-                let loader = PythonLoader::new(loader);
-                let spec = Spec::Object(Arc::clone(&loader).into_host(name));
-                return Ok(Self { spec, loader: Some(loader) });
-            }
-        };
-        let (has_vectors, has_any) = (about.embeds(), about.has_any());
-        let found = match (kind, &source) {
-            (None, SourceSpec::Fixed(source)) if !BUILT_IN.contains(&name) && !has_vectors => {
-                detached(py, || {
-                    kind_of(&Source::parse(source).ok()?, &ResolveOptions::new(Arc::new(PythonHost)))
-                })
-            }
-            _ => None,
-        };
-        let open = kind.is_none() && found.is_none() && !BUILT_IN.contains(&name) && !has_any;
-        let kind = match kind {
-            Some(kind) => Some(ModelKind::from_name(kind).or_raise(py)?),
-            None if name == GENERATOR => Some(ModelKind::Generator),
-            None if name == RERANKER => Some(ModelKind::Classifier),
-            None if has_vectors || BUILT_IN.contains(&name) => Some(ModelKind::Embedding),
-            None if found == Some(ModelKind::Generator) && has_any => Some(ModelKind::Embedding),
-            None => found,
-        };
-        let spec = if kind == Some(ModelKind::Generator) {
-            Spec::Generator(generator(py, name, source, dtype, revision, &about)?)
-        } else {
-            Spec::Embedding(EmbeddingSpec { open, kind, ..embedding(py, source, dtype, revision, about)? })
-        };
-        Ok(Self { spec, loader: None })
-    }
+/// What a slot that is made with these keywords stands for.
+pub(super) fn spec(
+    py: Python<'_>,
+    name: &str,
+    given: SlotSource,
+    kind: Option<&str>,
+    dtype: &str,
+    revision: Option<String>,
+    about: AboutVectors,
+) -> PyResult<Spec> {
+    let source = match given {
+        SlotSource::Source(source) => SourceSpec::Fixed(source),
+        SlotSource::Loader(_) if kind.is_some() => {
+            return Err(refused(py, "kind is for a source; a loader returns what it likes".into()));
+        }
+        SlotSource::Loader(loader) => {
+            return Ok(Spec::Object(host_loader(name, loader)));
+        }
+    };
+    let (has_vectors, has_any) = (about.embeds(), about.has_any());
+    let found = match (kind, &source) {
+        (None, SourceSpec::Fixed(source)) if !BUILT_IN.contains(&name) && !has_vectors => {
+            detached(py, || kind_of(&Source::parse(source).ok()?, &ResolveOptions::new(Arc::new(PythonHost))))
+        }
+        _ => None,
+    };
+    let open = kind.is_none() && found.is_none() && !BUILT_IN.contains(&name) && !has_any;
+    let kind = match kind {
+        Some(kind) => Some(ModelKind::from_name(kind).or_raise(py)?),
+        None if name == GENERATOR => Some(ModelKind::Generator),
+        None if name == RERANKER => Some(ModelKind::Classifier),
+        None if has_vectors || BUILT_IN.contains(&name) => Some(ModelKind::Embedding),
+        None if found == Some(ModelKind::Generator) && has_any => Some(ModelKind::Embedding),
+        None => found,
+    };
+    Ok(if kind == Some(ModelKind::Generator) {
+        Spec::Generator(generator(py, name, source, dtype, revision, &about)?)
+    } else {
+        Spec::Embedding(EmbeddingSpec { open, kind, ..embedding(py, source, dtype, revision, about)? })
+    })
 }
 
 fn generator(

@@ -56,7 +56,7 @@ pub(super) fn results(
     let call = tracing::begin(owner.py(), "embeddings", options.model.as_deref(), inputs.len());
     options.trace = Call::trace(call.as_ref());
     let traced = Traced { call: call.clone(), outcome: CallOutcome::of };
-    let reply = reply(handle, owner, on_done, traced, move |py, result: PyResult<Embeddings>| {
+    let reply = reply(owner, on_done, traced, move |py, result: PyResult<Embeddings>| {
         match result.and_then(|found| array(py, found.output, single, copy)) {
             Ok(array) => (array, py.None()).into_pyobject(py),
             Err(error) => (py.None(), error.into_value(py)).into_pyobject(py),
@@ -79,7 +79,7 @@ pub(super) fn response(
     options.trace = Call::trace(call.as_ref());
     let outcome = |&(_, tokens): &_| CallOutcome::Embeddings { tokens: Some(tokens), width: None };
     let traced = Traced { call: call.clone(), outcome };
-    let reply = reply(handle, owner, on_done, traced, |py, result: PyResult<(Vec<u8>, u64)>| {
+    let reply = reply(owner, on_done, traced, |py, result: PyResult<(Vec<u8>, u64)>| {
         // Python may have no memory for its copy.
         let copied = result.and_then(|(body, tokens)| {
             let copy = |bytes: &mut [u8]| {
@@ -108,7 +108,7 @@ pub(super) fn started(
     match Call::submit(call.as_ref(), || detached(py, || submit(&handle.manager))) {
         Ok(ticket) => Ok(PyTicket { ticket, call, process: Process::current() }),
         Err(error) => {
-            let error = handle.explain(py, &error);
+            let error = to_py(py, &error);
             Call::fail(call.as_ref(), py, &error);
             Err(error)
         }
@@ -124,19 +124,18 @@ pub(super) struct Traced<T> {
 /// Has `on_done` called with what `arguments` makes of the result, on the thread that has it. `owner` stays alive until
 /// then: the manager is not closed before its calls are answered.
 pub(super) fn reply<T: 'static>(
-    handle: &Arc<Handle>,
     owner: &Bound<'_, PyAny>,
     on_done: Py<PyAny>,
     traced: Traced<T>,
     arguments: impl for<'py> FnOnce(Python<'py>, PyResult<T>) -> PyResult<Bound<'py, PyTuple>> + Send + 'static,
 ) -> impl FnOnce(Result<T>) + Send + 'static {
-    let (handle, owner) = (Arc::clone(handle), owner.clone().unbind());
+    let owner = owner.clone().unbind();
     let Traced { call, outcome } = traced;
     let ending = Ending(call);
     move |result: Result<T>| {
         // Not called while the interpreter shuts down.
         calling(|py| {
-            let result = result.map_err(|error| handle.explain(py, &error));
+            let result = result.map_err(|error| to_py(py, &error));
             Call::end_with(ending.0.as_ref(), py, &result, outcome);
             if let Err(error) = arguments(py, result).and_then(|arguments| on_done.call1(py, arguments)) {
                 error.write_unraisable(py, Some(on_done.bind(py)));

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from types import MappingProxyType
 
 import pytest
 from conftest import ENGLISH_MODEL, run_python
 from generators import GPT2, GREEDY, SLOT, TEXT, WITHOUT_END, eventually, figures, writer
+from model_manager._async import _is_long
 from model_manager.errors import (
     ClosedError,
     InputError,
@@ -254,3 +256,29 @@ def test_submit_tells_pieces_and_then_the_end(gpt2):
     assert thread != threading.get_ident()
     assert "".join(event[0] for event in pieces) == completion["text"]
     assert all(sum(part is not None for part in event[:3]) == 1 for event in events)
+
+
+LONG = "x" * 20_000
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        LONG,
+        [{"role": "user", "content": LONG}],
+        [{"role": "user", "content": [{"type": "text", "text": LONG}]}],
+        [MappingProxyType({"role": "user", "content": LONG})],
+        ({"role": "user", "content": LONG},),
+        [{"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": LONG}}]}],
+        [{"role": "assistant", "content": "a", "reasoning_content": LONG}],
+        [{"role": "user", "content": "a"}] * 20_000,
+        [1] * 20_000,
+    ],
+)
+def test_long_prompts_are_not_read_on_the_event_loop(prompt):
+    assert _is_long(prompt)
+
+
+@pytest.mark.parametrize("prompt", ["a" * 1000, [1] * 1000, [{"role": "user", "content": "a" * 1000}], 5, None, {}])
+def test_short_prompts_need_no_thread(prompt):
+    assert not _is_long(prompt)

@@ -102,6 +102,22 @@ def test_a_failing_load_is_told_to_all_and_then_tried_again(manager, small_switc
     assert isinstance(manager.get("mine"), Thing)
 
 
+def test_a_cause_belongs_to_its_own_failure(manager):
+    answers = iter([LookupError("first"), None, ValueError("third")])
+
+    def load():
+        answer = next(answers)
+        if answer is not None:
+            raise answer
+        return None
+
+    manager.register("mine", loader=load)
+    for cause in (LookupError, type(None), ValueError):
+        with pytest.raises(LoaderError) as error:
+            manager.get("mine")
+        assert isinstance(error.value.__cause__, cause)
+
+
 def test_loaders_that_need_each_other_are_refused(manager):
     running = threading.Barrier(2)
 

@@ -7,7 +7,7 @@ use super::*;
 use crate::Error;
 
 fn failure() -> Error {
-    Error::Loader { model: "m".into(), reason: "no such file".into() }
+    Error::loader("m", "no such file")
 }
 
 #[test]
@@ -245,7 +245,7 @@ fn a_loader_that_asks_for_itself_is_refused() {
     let slot = world.slot_with("m", SlotOptions::default(), move || {
         let slot = hook.lock().clone().unwrap();
         match acquire(&slot) {
-            Err(Error::Loader { model, reason }) => assert_eq!(
+            Err(Error::Loader { model, reason, .. }) => assert_eq!(
                 (model.as_str(), reason.as_str()),
                 ("m", "it asked for the model that it is loading")
             ),

@@ -51,7 +51,7 @@ fn racing_callers_of_a_failing_load_all_hear_of_it() {
     let make = world.maker(MB);
     let broken = Arc::new(std::sync::atomic::AtomicBool::new(true));
     let switch = Arc::clone(&broken);
-    let error = Error::Loader { model: "m".into(), reason: "not yet".into() };
+    let error = Error::loader("m", "not yet");
     let reports = error.clone();
     let slot = world.slot_with("m", SlotOptions::default(), move || {
         if switch.load(Ordering::SeqCst) { Err(reports.clone()) } else { Ok(loaded(make())) }

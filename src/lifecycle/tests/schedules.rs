@@ -108,7 +108,7 @@ fn shuttle_a_failed_load_reaches_all_who_wait_for_it() {
             let tries = Arc::new(AtomicUsize::new(0));
             let slot = world.slot_with("m", SlotOptions::default(), move || {
                 if tries.fetch_add(1, Ordering::SeqCst) == 0 {
-                    return Err(Error::Loader { model: "m".into(), reason: "not yet".into() });
+                    return Err(Error::loader("m", "not yet"));
                 }
                 Ok(loaded(make()))
             });

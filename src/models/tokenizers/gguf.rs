@@ -90,12 +90,7 @@ pub(crate) struct GgufTokenizer {
 /// or a way of splitting that we do not know.
 pub(crate) fn tokenizer(gguf: &Gguf) -> Result<GgufTokenizer> {
     let pieces = texts(gguf, "tokenizer.ggml.tokens")?;
-    let types: Vec<i128> = gguf
-        .array("tokenizer.ggml.token_type")
-        .unwrap_or_default()
-        .iter()
-        .map(|kind| if let GgufValue::Integer(kind) = kind { *kind } else { 0 })
-        .collect();
+    let types = token_types(gguf)?;
     if let Some(id) = pieces.iter().position(|piece| piece.len() > LONGEST_TOKEN) {
         let length = pieces[id].len();
         return Err(invalid(
@@ -109,10 +104,10 @@ pub(crate) fn tokenizer(gguf: &Gguf) -> Result<GgufTokenizer> {
             format!("tokenizer.ggml.token_type has {} entries for {} tokens", types.len(), pieces.len()),
         ));
     }
-    let number =
-        |key: &str| gguf.number(&format!("tokenizer.ggml.{key}_token_id")).filter(|&id| id < pieces.len());
-    let mut eos_ids: Vec<u32> =
-        ["eos", "eot", "eom"].iter().filter_map(|key| number(key)).map(|id| id as u32).collect();
+    let number = |key: &str| special_id(gguf, key, pieces.len());
+    let (begin, end) = (number("bos")?, number("eos")?);
+    let mut eos_ids: Vec<u32> = Vec::new();
+    eos_ids.extend([end, number("eot")?, number("eom")?].into_iter().flatten().map(|id| id as u32));
     let looks = pieces.iter().zip(0..).filter(|(piece, _)| ENDS.contains(&piece.as_str())).map(|(_, id)| id);
     eos_ids.extend(looks);
     eos_ids.sort_unstable();
@@ -164,11 +159,17 @@ pub(crate) fn tokenizer(gguf: &Gguf) -> Result<GgufTokenizer> {
         return Err(invalid(gguf, "a special token of its tokenizer is none of its pieces"));
     }
     let spelling = |id: Option<usize>| id.map_or_else(String::new, |id| pieces[id].clone());
-    let (begin, end) = (number("bos"), number("eos"));
     let llama = gguf.text("tokenizer.ggml.model") == Some("llama")
         || gguf.text("tokenizer.ggml.pre").is_some_and(|pre| BEGIN.contains(&pre));
     // WordPiece has its first and last token already.
-    let begins = gguf.flag("tokenizer.ggml.add_bos_token").unwrap_or(llama) && kind != "bert";
+    let add_begin = gguf.flag("tokenizer.ggml.add_bos_token");
+    if add_begin == Some(true) && begin.is_none() && kind != "bert" {
+        return Err(invalid(
+            gguf,
+            "it adds a first token (add_bos_token) that it does not name (bos_token_id)",
+        ));
+    }
+    let begins = add_begin.unwrap_or(llama) && kind != "bert";
     if let Some(id) = begin.filter(|_| begins) {
         let piece = pieces[id].clone();
         let template = TemplateProcessing::builder()
@@ -189,9 +190,35 @@ pub(crate) fn tokenizer(gguf: &Gguf) -> Result<GgufTokenizer> {
     })
 }
 
+/// The kind of each token; empty where the file does not say.
+fn token_types(gguf: &Gguf) -> Result<Vec<i128>> {
+    let kinds = gguf.array("tokenizer.ggml.token_type").unwrap_or_default();
+    let kind = |kind: &GgufValue| match kind {
+        GgufValue::Integer(kind) => Ok(*kind),
+        _ => Err(invalid(gguf, "tokenizer.ggml.token_type holds something else than integers")),
+    };
+    kinds.iter().map(kind).collect()
+}
+
+/// The id of the special token `key`; `None` where the file names none.
+fn special_id(gguf: &Gguf, key: &str, pieces: usize) -> Result<Option<usize>> {
+    let key = format!("tokenizer.ggml.{key}_token_id");
+    match gguf.number(&key) {
+        Some(id) if id >= pieces => Err(invalid(gguf, format!("{key} is {id}, but it has {pieces} tokens"))),
+        found => Ok(found),
+    }
+}
+
 fn byte_level(gguf: &Gguf, pieces: &[String]) -> Result<Inner> {
     let merges = texts(gguf, "tokenizer.ggml.merges")?;
-    let merges: Vec<(&str, &str)> = merges.iter().filter_map(|merge| merge.split_once(' ')).collect();
+    let mut pairs: Vec<(&str, &str)> = Vec::with_capacity(merges.len());
+    for merge in &merges {
+        let pair = merge.split_once(' ');
+        pairs.push(
+            pair.ok_or_else(|| invalid(gguf, format!("its merge {merge:?} has no space between its parts")))?,
+        );
+    }
+    let merges = pairs;
     // Files of Falcon that are older than this key have Falcon's own way.
     let falcon = gguf.text("general.architecture") == Some("falcon");
     let default = if falcon { "falcon" } else { "default" };

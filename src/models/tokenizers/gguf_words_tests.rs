@@ -175,3 +175,31 @@ fn gpt_neox_composes_letters_and_their_marks() {
         assert_eq!(ids(&file(architecture, pre), "e\u{301}"), expected, "{architecture} {pre}");
     }
 }
+
+/// What would change ids, or lose the first or the last token, in silence.
+#[test]
+fn damaged_metadata_is_named() {
+    let pieces = ["a", "b", "ab", "<end>"].map(str::to_owned);
+    let file = || {
+        Writer::default()
+            .text("tokenizer.ggml.model", "gpt2")
+            .text("tokenizer.ggml.pre", "gpt-2")
+            .texts("tokenizer.ggml.tokens", &pieces)
+    };
+    let merged = |merges: &[&str]| file().texts("tokenizer.ggml.merges", merges);
+    assert_eq!(ids(&merged(&["a b"]), "ab"), [2]);
+    assert_eq!(refusal(&merged(&["ab"])), "its merge \"ab\" has no space between its parts");
+    for key in ["bos", "eos", "eot"] {
+        let key = format!("tokenizer.ggml.{key}_token_id");
+        let outside = merged(&["a b"]).number(&key, 4);
+        assert_eq!(refusal(&outside), format!("{key} is 4, but it has 4 tokens"));
+        assert!(build(&merged(&["a b"]).number(&key, 3)).is_ok());
+    }
+    let begins = merged(&["a b"]).flag("tokenizer.ggml.add_bos_token", true);
+    assert_eq!(
+        refusal(&begins),
+        "it adds a first token (add_bos_token) that it does not name (bos_token_id)"
+    );
+    let types = merged(&["a b"]).texts("tokenizer.ggml.token_type", &["1", "1", "1", "3"]);
+    assert_eq!(refusal(&types), "tokenizer.ggml.token_type holds something else than integers");
+}

@@ -6,6 +6,7 @@ use pyo3::types::{PyDict, PyString};
 use super::PyManager;
 use crate::manager::{GENERATOR, GenerateOptions};
 use crate::python::argument::{self, Callable};
+use crate::python::errors::OrRaise;
 use crate::python::generation::{self, PyGenerationTicket, PyTextStream};
 use crate::python::gil::detached;
 use crate::python::texts::text_of;
@@ -95,8 +96,10 @@ impl PyManager {
         let submitted = Call::submit(call.as_ref(), || {
             detached(py, || self.0.manager.submit_generation(prompt, params, &options, events))
         });
-        let submitted = submitted.map_err(|error| self.0.explain(py, &error));
-        submitted.map(PyGenerationTicket).inspect_err(|error| Call::fail(call.as_ref(), py, error))
+        submitted
+            .or_raise(py)
+            .map(PyGenerationTicket)
+            .inspect_err(|error| Call::fail(call.as_ref(), py, error))
     }
 
     /// What the model of a slot with a generator is. Without `load`, None when it is not in memory.

@@ -19,7 +19,7 @@ use super::handle::Handle;
 use super::host::ManagerHost;
 use super::loader::unwrap_object;
 use super::options::{positive_seconds, slot_keep_alive, timeout};
-use super::register::{AboutVectors, Registration, SlotSource, source_text};
+use super::register::{self, AboutVectors, SlotSource, source_text};
 use super::texts::text_of;
 use super::tracing::{self, Call, CallOutcome};
 use super::tracker::PyTracker;
@@ -162,18 +162,14 @@ impl PyManager {
             max_length,
             prompts: prompts.into_iter().flatten().map(|(name, text)| (name.into(), text.into())).collect(),
         };
-        let Registration { spec, loader: own_loader } =
-            Registration::new(py, &name, source, kind.as_deref(), &dtype, owned(revision), about_vectors)?;
-        detached(py, || self.0.manager.register(&name, spec, keep, replace)).or_raise(py)?;
-        self.0.set_loader(&name, own_loader);
-        Ok(())
+        let spec =
+            register::spec(py, &name, source, kind.as_deref(), &dtype, owned(revision), about_vectors)?;
+        detached(py, || self.0.manager.register(&name, spec, keep, replace)).or_raise(py)
     }
 
     /// Unload and forget the slot.
     fn unregister(&self, py: Python<'_>, #[pyo3(from_py_with = argument::name)] name: Utf8) -> PyResult<()> {
-        detached(py, || self.0.manager.unregister(&name)).or_raise(py)?;
-        self.0.set_loader(&name, None);
-        Ok(())
+        detached(py, || self.0.manager.unregister(&name)).or_raise(py)
     }
 
     /// The slot that `embed` chooses for `text`.
