@@ -280,6 +280,11 @@ impl Error {
         Self::InvalidFile { path: path.into(), reason: reason.into() }
     }
 
+    /// A defect of this crate, or a state that cannot be.
+    pub(crate) fn internal(place: &str, reason: impl fmt::Display) -> Self {
+        Self::Internal { place: place.to_owned(), reason: reason.to_string() }
+    }
+
     /// The loader of a slot failed, for a reason of this crate's.
     pub fn loader(model: &str, reason: impl Into<String>) -> Self {
         Self::Loader { model: model.to_owned(), reason: reason.into(), cause: None }

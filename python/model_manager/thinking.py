@@ -105,6 +105,13 @@ def split_thinking(text: str, *, opened: bool | None = None) -> tuple[str, str]:
     return ThinkingParser(opened).split(text)
 
 
-def opens_thinking(prompt: str) -> bool:
-    """Whether a prompt, as `apply_chat_template` returns it, ends within thoughts that the answer goes on with."""
-    return prompt.rstrip().endswith(OPENING)
+def opens_thinking(prompt: str, continued: str = "") -> bool:
+    """Whether the answer to a prompt, as `apply_chat_template` returns it, begins within thoughts.
+
+    Args:
+        prompt: The prompt.
+        continued: The last message, if the answer continues it: its own thoughts may be open.
+    """
+    begins, _, rest = continued.lstrip().partition(OPENING)
+    is_open = not begins and OPENING in continued and CLOSING not in rest
+    return is_open or prompt.rstrip().endswith(OPENING)

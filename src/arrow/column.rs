@@ -139,7 +139,7 @@ impl Column {
         }
         downcast_integer! {
             keys.data_type() => (look_up),
-            other => Err(Error::Internal { place: "arrow".into(), reason: format!("{other} as keys") }),
+            other => Err(Error::internal("arrow", format!("{other} as keys"))),
         }
     }
 

@@ -6,7 +6,8 @@ use half::bf16;
 
 use super::linear::activations::PlainRows;
 use super::memory::Buffer;
-use super::parallel::Target;
+use super::parallel::{Parallelism, Target};
+use crate::Result;
 use crate::compute::isa::DType;
 
 /// Row-major activations, whose rows may be padded: see [`spread`](super::linear::activations::spread).
@@ -98,6 +99,47 @@ impl StateMatrix {
     pub(crate) fn row_bf16(&self, row: usize) -> &[u16] {
         assert_eq!(self.format, DType::Bf16, "format");
         &self.data.as_slice::<u16>()[row * self.stride / 2..][..self.columns]
+    }
+
+    /// Calls `task` with each row of an f32 matrix, on several threads if there are many values.
+    ///
+    /// # Errors
+    /// [`crate::Error::Internal`] if `task` panics.
+    pub(crate) fn for_each_row(
+        &mut self,
+        parallelism: Parallelism<'_>,
+        task: impl Fn(usize, &mut [f32]) + Sync,
+    ) -> Result<()> {
+        let (rows, columns, target) = (self.rows, self.columns, self.target());
+        parallelism.worth(rows * columns).split_rows(rows, |rows| {
+            for row in rows {
+                // SAFETY: `target` is the only borrow of the matrix, and `split_rows` gives each row to one task, which has
+                // one row at a time.
+                task(row, unsafe { target.row_f32(row) });
+            }
+        })
+    }
+
+    /// The same with the row of a bf16 matrix of as many rows, if there is one.
+    ///
+    /// # Errors
+    /// [`crate::Error::Internal`] if `task` panics.
+    pub(crate) fn for_each_row_and_narrow(
+        &mut self,
+        narrow: Option<&mut Self>,
+        parallelism: Parallelism<'_>,
+        task: impl Fn(&mut [f32], Option<&mut [u16]>) + Sync,
+    ) -> Result<()> {
+        let (rows, columns, target) = (self.rows, self.columns, self.target());
+        let narrow = narrow.map(Self::target);
+        parallelism.worth(rows * columns).split_rows(rows, |rows| {
+            for row in rows {
+                // SAFETY: as in `for_each_row`, for each of two matrices.
+                let (wide, narrow) =
+                    unsafe { (target.row_f32(row), narrow.as_ref().map(|narrow| narrow.row_bf16(row))) };
+                task(wide, narrow);
+            }
+        })
     }
 
     /// The matrix as a target, for tasks that write disjoint parts in parallel.

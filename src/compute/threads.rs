@@ -354,7 +354,7 @@ mod tests {
     fn a_panic_fails_its_call_only() {
         let threads = Threads::of(3);
         let error = threads.run(100, &|i| assert!(i != 31, "task {i}")).unwrap_err();
-        assert_eq!(error, Error::Internal { place: "compute".into(), reason: "task 31".into() });
+        assert_eq!(error, Error::internal("compute", "task 31"));
         let total = AtomicUsize::new(0);
         threads.run(100, &|i| _ = total.fetch_add(i, Ordering::Relaxed)).unwrap();
         assert_eq!(total.into_inner(), 4950);
@@ -429,7 +429,9 @@ mod tests {
         for _ in 0..3 {
             let barrier = std::sync::Barrier::new(2);
             threads.run(2, &|_| _ = barrier.wait()).unwrap();
+            let patience = std::time::Instant::now() + Duration::from_secs(60);
             while threads.pool.shared.sleeping.load(Ordering::Relaxed) == 0 {
+                assert!(std::time::Instant::now() < patience, "no worker sleeps");
                 thread::sleep(Duration::from_millis(1));
             }
         }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::chat::{ChatTemplate, Conversation};
+use super::chat::{ChatTemplate, Conversation, PromptEnd};
 use super::engine::{
     Completion, Deadline, Engine, EngineSettings, EngineState, EngineTicket, GenerationTotals, OnEvent,
     PrefixScope, Request, Stream,
@@ -212,7 +212,10 @@ impl Generator {
             _ => Ok(()),
         };
         let tokens = self.tokens_while(prompt, &mut || check().and_then(|()| in_time()))?;
-        let continues = !matches!(prompt, Prompt::Chat(_));
+        let continues = match prompt {
+            Prompt::Chat(conversation) => conversation.end == PromptEnd::LastMessage,
+            Prompt::Text(_) | Prompt::Tokens(_) => true,
+        };
         Ok(Request { prompt: tokens, params, continues, scope, deadline })
     }
 

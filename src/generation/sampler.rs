@@ -51,7 +51,8 @@ impl Sampler {
             let reason = if highest > 0.0 {
                 "temperature or repetition_penalty is so small that probabilities are infinite; raise it"
             } else {
-                "no_repeat_ngram_size, min_new_tokens or repetition_penalty have ruled out every token; lower them"
+                "no_repeat_ngram_size, min_new_tokens or repetition_penalty have ruled out every token, or temperature is \
+                 so small that no probability is left; lower the former, or raise the latter"
             };
             return Err(Error::Input(reason.into()));
         }

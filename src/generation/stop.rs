@@ -72,8 +72,7 @@ impl TextTokens {
     /// # Errors
     /// [`Error::Internal`] when the decoder fails: the ids come from the tokenizer's own vocabulary.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        guarded(|| self.tokenizer.inner().decode(ids, true))
-            .map_err(|e| Error::Internal { place: "detokenizing".into(), reason: e.to_string() })
+        guarded(|| self.tokenizer.inner().decode(ids, true)).map_err(|e| Error::internal("detokenizing", e))
     }
 
     /// The id of a token as it is spelt in the vocabulary.

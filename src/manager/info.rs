@@ -2,6 +2,9 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
+use super::backend::EncoderBackend;
 use super::options::EmbedOptions;
 use crate::Result;
 use crate::cache::tiers::ModelContent;
@@ -10,22 +13,41 @@ use crate::models::SentenceConfig;
 use crate::models::heads::ScoreConfig;
 use crate::output::{OutputKind, Shape, Shapes};
 
-/// Enough to answer from the cache while the model is absent.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct ModelInfo {
-    /// The source that the slot named when the model was loaded.
-    pub(super) asked: String,
+/// What a model is, as far as its results depend on it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct ModelFacts {
     /// Files, dtype and overrides, or server and model: equal for equal results.
     pub(super) identity: Arc<str>,
     pub(super) shapes: Shapes,
     /// The source, as messages name it.
     pub(super) model: String,
-    /// What the model's files say, with the slot's own prompts added.
+    /// What the model's files say; of a slot, with its own prompts added.
     pub(super) config: SentenceConfig,
     /// Tokens after which an input is cut; `None` when only a server knows.
     pub(super) max_length: Option<usize>,
     /// Whether a text may be cut after some characters, before its tokens are counted.
     pub(super) cuts_characters: bool,
+}
+
+impl ModelFacts {
+    pub(super) fn of(backend: &EncoderBackend, identity: Arc<str>) -> Self {
+        Self {
+            identity,
+            shapes: backend.shapes(),
+            model: backend.name(),
+            config: backend.config(),
+            max_length: backend.max_length(),
+            cuts_characters: backend.cuts_characters(),
+        }
+    }
+}
+
+/// Enough to answer from the cache while the model is absent.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct ModelInfo {
+    /// The source that the slot named when the model was loaded.
+    pub(super) asked: String,
+    pub(super) facts: ModelFacts,
     /// Labels and activations of a model that scores.
     pub(super) scores: Option<Arc<ScoreConfig>>,
     /// What it computes, for tiers that outlive this process; `None` without such tiers, or when only a server knows.
@@ -35,16 +57,16 @@ pub(super) struct ModelInfo {
 impl ModelInfo {
     /// The shape of what the model computes for a call with `options` to the slot `name`, and that of its results.
     pub(super) fn shapes(&self, options: &EmbedOptions, name: &str) -> Result<(Shape, Shape)> {
-        let computed = self.shapes.expect(options.kind, name)?;
+        let computed = self.facts.shapes.expect(options.kind, name)?;
         Ok((computed, options.shape(computed)?))
     }
 
     /// What users call such a model.
     pub(super) fn kind_name(&self) -> &'static str {
-        match self.shapes.scores {
+        match self.facts.shapes.scores {
             Some(1) => "reranker",
             Some(_) => "classifier",
-            None if self.shapes.sparse.is_some() && self.shapes.dense.is_none() => "sparse",
+            None if self.facts.shapes.sparse.is_some() && self.facts.shapes.dense.is_none() => "sparse",
             None => "embedding",
         }
     }
@@ -55,11 +77,15 @@ impl ModelInfo {
         // Queries and documents of late interaction have prompts of their own.
         let side = match options.kind {
             OutputKind::Queries => Some("query"),
-            OutputKind::Multi if self.shapes.dense.is_none() => Some("document"),
+            OutputKind::Multi if self.facts.shapes.dense.is_none() => Some("document"),
             _ => None,
         };
-        let own = side.filter(|name| self.config.prompts.contains_key(*name));
-        self.config.prompt(&self.model, options.prompt_name.as_deref().or(own), options.prompt.as_deref())
+        let own = side.filter(|name| self.facts.config.prompts.contains_key(*name));
+        self.facts.config.prompt(
+            &self.facts.model,
+            options.prompt_name.as_deref().or(own),
+            options.prompt.as_deref(),
+        )
     }
 
     /// The result of `content` if the cache has one that answers a call with `options`.
@@ -70,7 +96,7 @@ impl ModelInfo {
         prompt: &str,
         content: Content<'_>,
     ) -> Option<CachedItem> {
-        let item = cache.get(&options.key(&self.identity, prompt, content))?;
+        let item = cache.get(&options.key(&self.facts.identity, prompt, content))?;
         self.answers(options, &item).then_some(item)
     }
 
@@ -78,8 +104,8 @@ impl ModelInfo {
     pub(super) fn answers(&self, options: &EmbedOptions, item: &CachedItem) -> bool {
         // A result of as many tokens as the model reads may be that of a longer input, which was cut. One that was cut after
         // some characters may have fewer.
-        let shorter = self.max_length.is_some_and(|longest| (item.tokens() as usize) < longest);
-        let whole = shorter && !self.cuts_characters;
+        let shorter = self.facts.max_length.is_some_and(|longest| (item.tokens() as usize) < longest);
+        let whole = shorter && !self.facts.cuts_characters;
         // Queries of late interaction have a length of their own, and may be filled up to it.
         options.truncate || (whole && options.kind != OutputKind::Queries)
     }

@@ -8,13 +8,13 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::models::{ContentId, SentenceConfig};
-use crate::output::Shapes;
+use super::info::ModelFacts;
+use crate::models::ContentId;
 use crate::private_files::{create_folder, replace};
 use crate::sync::Mutex;
 
 /// Raised when the layout changes. A file of another version is no file.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// A model of known files.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -23,42 +23,12 @@ pub(super) struct KnownModel {
     /// Of its files: path, length, time and inode of each.
     stamp: String,
     content: String,
-    pub(super) identity: String,
-    /// Of a model of vectors; one that scores texts is loaded before it answers.
-    pub(super) shapes: Option<Shapes>,
-    pub(super) model: String,
-    pub(super) config: SentenceConfig,
-    pub(super) max_length: Option<usize>,
-    pub(super) cuts_characters: bool,
+    pub(super) facts: ModelFacts,
 }
 
 impl KnownModel {
-    pub(super) fn new(
-        stamp: String,
-        content: ContentId,
-        identity: String,
-        shapes: Option<Shapes>,
-        model: String,
-        config: SentenceConfig,
-    ) -> Self {
-        let content = content.to_string();
-        let (max_length, cuts_characters) = (None, false);
-        Self {
-            version: VERSION,
-            stamp,
-            content,
-            identity,
-            shapes,
-            model,
-            config,
-            max_length,
-            cuts_characters,
-        }
-    }
-
-    /// The same, with what its model does to long texts.
-    pub(super) fn cutting(self, max_length: Option<usize>, cuts_characters: bool) -> Self {
-        Self { max_length, cuts_characters, ..self }
+    pub(super) fn new(stamp: String, content: ContentId, facts: ModelFacts) -> Self {
+        Self { version: VERSION, stamp, content: content.to_string(), facts }
     }
 
     pub(super) fn content(&self) -> Option<ContentId> {
@@ -95,7 +65,7 @@ impl KnownModels {
     /// Remembers a model. What cannot be written is known in this process only.
     pub(super) fn remember(&self, known: KnownModel) {
         if let Err(error) = self.write(&known) {
-            log::debug!("what is known of {} was not written: {error}", known.model);
+            log::debug!("what is known of {} was not written: {error}", known.facts.model);
         }
         self.memory.lock().insert(known.stamp.clone(), known);
     }

@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use candle_core::Device;
+
 use super::backend::EncoderBackend;
 use super::card::{on_card, weight_format};
 use super::device::ComputeDevice;
-use super::info::ModelInfo;
+use super::info::{ModelFacts, ModelInfo};
 use super::known::{KnownModel, KnownModels};
 use super::memory::{KvShare, make_room};
 use super::mistaken::name_kind;
@@ -57,6 +59,17 @@ pub(super) struct ModelLoader {
     known: Option<Arc<KnownModels>>,
     /// The manager is closed: downloads stop, and so do requests of a load to a server.
     closing: Arc<StopFlag>,
+}
+
+/// What the load of a sentence model's files depends on.
+struct LoadPlan<'l> {
+    files: ModelFiles,
+    card: Option<&'l Device>,
+    isa: Isa,
+    format: WeightFormat,
+    overrides: Overrides,
+    /// Of the files and all of this: equal for equal results.
+    stamp: Arc<str>,
 }
 
 impl ModelLoader {
@@ -158,7 +171,7 @@ impl ModelLoader {
     /// server is not taken over: connections belong to the parent, and the first use connects again.
     pub(super) fn inherit(&self, entry: &NamedSlot, handle: &ModelHandle) -> Result<()> {
         let EncoderBackend::Local { encoder, .. } = &*handle.backend else { return Ok(()) };
-        let (backend, charge) = self.models.get_or_load(&handle.info.identity, || {
+        let (backend, charge) = self.models.get_or_load(&handle.info.facts.identity, || {
             let encoder = Arc::clone(encoder);
             let batcher = self.start_batcher(&entry.name, &encoder)?;
             // Its memory is the parent's, and counted there.
@@ -226,14 +239,9 @@ impl ModelLoader {
             local => resolve(&local, options, &mut self.log_progress())?,
         };
 
-        let isa = Isa::from_env()?;
-        let card = match &self.device {
-            ComputeDevice::Gpu(device) if files.static_form()?.is_none() => Some(device),
-            _ => None,
-        };
-        let format = weight_format(spec.dtype.or(self.settings.dtype), isa, card)?;
-        let overrides = spec_overrides(spec, &files);
-        let identity: Arc<str> = files.stamp(format, overrides)?.into();
+        let plan = self.plan(files, spec)?;
+        let LoadPlan { ref files, card, isa, format, overrides, .. } = plan;
+        let identity = Arc::clone(&plan.stamp);
         let (backend, charge) = self.models.get_or_load(&identity, || {
             let expected = files.expected_bytes(format)?;
             let budget = if card.is_some() { &self.card_budget } else { &self.budget };
@@ -242,12 +250,12 @@ impl ModelLoader {
                 None => {
                     let build =
                         |config: &ModelConfig, weights: &Weights| on_cpu(config, weights, isa, format);
-                    Encoder::load(&files, overrides, &build)?
+                    Encoder::load(files, overrides, &build)?
                 }
                 Some(device) => on_card(device, entries, name, format, expected, |device| {
                     let build =
                         |config: &ModelConfig, weights: &Weights| on_device(config, weights, device.clone());
-                    Encoder::load(&files, overrides, &build)
+                    Encoder::load(files, overrides, &build)
                 })?,
             };
             let encoder = Arc::new(encoder);
@@ -256,51 +264,41 @@ impl ModelLoader {
             let batcher = self.start_batcher(name, &encoder)?;
             Ok((Arc::new(EncoderBackend::Local { batcher, encoder }), Some(Arc::new(charge))))
         })?;
-        let content = self.content_of(files, format, overrides, &backend, &identity);
-        let info = Arc::new(ModelInfo { content, ..info(&backend, spec, identity) });
+        let facts = ModelFacts::of(&backend, identity);
+        let content = self.content_of(plan, &facts);
+        let info = Arc::new(ModelInfo { content, ..info(&backend, spec, facts) });
         Ok((ModelHandle { backend, info, source: source.to_owned() }, charge))
     }
 
     /// What the model of `files` computes. Unless that is known, it is computed in the background: a load never waits.
-    fn content_of(
-        &self,
-        files: ModelFiles,
-        format: WeightFormat,
-        overrides: Overrides,
-        backend: &EncoderBackend,
-        identity: &Arc<str>,
-    ) -> Option<ModelContent> {
+    fn content_of(&self, plan: LoadPlan<'_>, facts: &ModelFacts) -> Option<ModelContent> {
         let known = Arc::clone(self.known.as_ref()?);
-        // The stamp of the files before the load: what replaced them since then is another model.
-        let stamp = identity.to_string();
         let content = ModelContent::default();
-        if let Some(ContentId(id)) = known.find(&stamp).and_then(|known| known.content()) {
+        if let Some(ContentId(id)) = known.find(&plan.stamp).and_then(|known| known.content()) {
             content.settle(Some(id));
             return Some(content);
         }
-        let (sent, closing) = (content.clone(), Arc::clone(&self.closing));
-        let shapes = Some(backend.shapes()).filter(|shapes| shapes.scores.is_none());
-        let (identity, model) = (identity.to_string(), backend.name());
-        let (config, max_length) = (backend.config(), backend.max_length());
-        let cuts_characters = backend.cuts_characters();
+        let (sent, closing, facts) = (content.clone(), Arc::clone(&self.closing), facts.clone());
+        // The stamp of the files before the load: what replaced them since then is another model.
+        let LoadPlan { files, format, overrides, stamp, .. } = plan;
+        let model = facts.model.clone();
         let compute = move || {
+            let model = &facts.model;
             let mut since = Instant::now();
             // Half of the time, so that what computes goes first.
             let mut between = || {
-                if closing.is_raised() {
+                if !closing.pause(since.elapsed()) {
                     return Err(Error::Closed);
                 }
-                std::thread::sleep(since.elapsed());
                 since = Instant::now();
                 Ok(())
             };
             let id = ContentId::of(&files, format, overrides, &mut between);
             // Files that were replaced meanwhile are another model.
-            let unchanged = files.stamp(format, overrides).is_ok_and(|now| now == stamp);
+            let unchanged = files.stamp(format, overrides).is_ok_and(|now| *now == *stamp);
             let found = match id {
                 Ok(id) if unchanged => {
-                    let found = KnownModel::new(stamp, id, identity, shapes, model, config);
-                    known.remember(found.cutting(max_length, cuts_characters));
+                    known.remember(KnownModel::new(stamp.to_string(), id, facts));
                     Some(id.0)
                 }
                 Ok(_) => {
@@ -319,7 +317,10 @@ impl ModelLoader {
         };
         match spawn("content", compute) {
             Ok(_) => Some(content),
-            Err(_) => None,
+            Err(error) => {
+                log::warn!("{model}: its results are not stored outside this process: no thread: {error}");
+                None
+            }
         }
     }
 
@@ -333,29 +334,28 @@ impl ModelLoader {
             Source::Server(_) => return None,
             local => resolve(&local, &options, &mut |_| Err(Error::Closed)).ok()?,
         };
+        let plan = self.plan(files, spec).ok()?;
+        let found = known.find(&plan.stamp)?;
+        // One that scores texts is loaded before it answers.
+        let content = found.content().filter(|_| found.facts.shapes.scores.is_none())?;
+        let mut facts = found.facts;
+        facts.config.prompts.extend(spec.prompts.clone());
+        let settled = ModelContent::default();
+        settled.settle(Some(content.0));
+        Some(ModelInfo { asked, facts, scores: None, content: Some(settled) })
+    }
+
+    /// How `files` are loaded for `spec`.
+    fn plan(&self, files: ModelFiles, spec: &EmbeddingSpec) -> Result<LoadPlan<'_>> {
+        let isa = Isa::from_env()?;
         let card = match &self.device {
-            ComputeDevice::Gpu(device) if files.static_form().ok()?.is_none() => Some(device),
+            ComputeDevice::Gpu(device) if files.static_form()?.is_none() => Some(device),
             _ => None,
         };
-        let dtype = spec.dtype.or(self.settings.dtype);
-        let format = weight_format(dtype, Isa::from_env().ok()?, card).ok()?;
+        let format = weight_format(spec.dtype.or(self.settings.dtype), isa, card)?;
         let overrides = spec_overrides(spec, &files);
-        let found = known.find(&files.stamp(format, overrides).ok()?)?;
-        let content = ModelContent::default();
-        content.settle(Some(found.content()?.0));
-        let KnownModel { identity, shapes, model, mut config, max_length, cuts_characters, .. } = found;
-        config.prompts.extend(spec.prompts.clone());
-        Some(ModelInfo {
-            asked,
-            identity: identity.into(),
-            shapes: shapes?,
-            model,
-            config,
-            max_length,
-            cuts_characters,
-            scores: None,
-            content: Some(content),
-        })
+        let stamp = files.stamp(format, overrides)?.into();
+        Ok(LoadPlan { files, card, isa, format, overrides, stamp })
     }
 
     /// The model at `address`, once its server has returned a first vector. It is not charged to the budget: it takes
@@ -377,7 +377,7 @@ impl ModelLoader {
         })?;
         // A replacement with other dimensions is another model. One of equal dimensions cannot be detected.
         let identity = format!("{address} {}", backend.shapes().dense.unwrap_or(0)).into();
-        let info = Arc::new(info(&backend, spec, identity));
+        let info = Arc::new(info(&backend, spec, ModelFacts::of(&backend, identity)));
         Ok(ModelHandle { backend, info, source: shown(source).into_owned() })
     }
 
@@ -487,11 +487,9 @@ fn spec_overrides(spec: &EmbeddingSpec, files: &ModelFiles) -> Overrides {
     Overrides { kind: Some(given.kind_of(files)), ..given }
 }
 
-fn info(backend: &EncoderBackend, spec: &EmbeddingSpec, identity: Arc<str>) -> ModelInfo {
-    let mut config = backend.config();
-    config.prompts.extend(spec.prompts.clone());
-    let (shapes, max_length) = (backend.shapes(), backend.max_length());
+/// What a slot with `spec` knows of a loaded model.
+fn info(backend: &EncoderBackend, spec: &EmbeddingSpec, mut facts: ModelFacts) -> ModelInfo {
+    facts.config.prompts.extend(spec.prompts.clone());
     let scores = backend.scores().cloned().map(Arc::new);
-    let (asked, model, cuts_characters) = (String::new(), backend.name(), backend.cuts_characters());
-    ModelInfo { asked, identity, shapes, model, config, max_length, cuts_characters, scores, content: None }
+    ModelInfo { asked: String::new(), facts, scores, content: None }
 }

@@ -91,7 +91,7 @@ impl LoadedModel {
         let reason = match self {
             Self::Generator(handle) => return Ok(&handle.generator),
             Self::Encoder(handle) => {
-                let given: Vec<_> = handle.info.shapes.kinds().map(OutputKind::name).collect();
+                let given: Vec<_> = handle.info.facts.shapes.kinds().map(OutputKind::name).collect();
                 let given = given.join(", ");
                 format!(
                     "{name:?} gives {given}; a model that writes text is registered with kind=\"generator\""
@@ -130,7 +130,7 @@ impl LoadedModel {
     /// What it is, and the host's object if it is one.
     pub(super) fn value(&self) -> SlotValue {
         match self {
-            Self::Encoder(handle) if handle.info.shapes.scores.is_some() => SlotValue::Scorer,
+            Self::Encoder(handle) if handle.info.facts.shapes.scores.is_some() => SlotValue::Scorer,
             Self::Encoder(_) => SlotValue::Encoder,
             Self::Generator(_) => SlotValue::Generator,
             Self::Object(object) => SlotValue::Object(Arc::clone(object)),

@@ -224,9 +224,13 @@ impl Registry {
     }
 
     pub(super) fn entry(&self, name: &str) -> Result<Arc<NamedSlot>> {
-        let found = self.entries.get(name);
-        let offered = self.offered.iter().find(|(offered, _)| found.is_err() && *offered == name);
-        let Some((_, spec)) = offered else { return found };
+        let unknown = match self.entries.get(name) {
+            Err(error) => error,
+            found => return found,
+        };
+        let Some((_, spec)) = self.offered.iter().find(|(offered, _)| *offered == name) else {
+            return Err(unknown);
+        };
         // Another thread may have made it meanwhile.
         let made = self.register(name, spec.clone(), Retention::default(), false);
         self.entries.get(name).map_err(|error| made.err().unwrap_or(error))

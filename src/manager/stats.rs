@@ -70,7 +70,7 @@ pub struct ModelDescription {
 
 impl ModelDescription {
     pub(super) fn new(name: &str, handle: &ModelHandle, profile: Profile, device: &ComputeDevice) -> Self {
-        let (backend, config) = (&handle.backend, &handle.info.config);
+        let (backend, config) = (&handle.backend, &handle.info.facts.config);
         let (path, architecture, engine, pooling, dtype) = match &**backend {
             EncoderBackend::Local { encoder, .. } => (
                 encoder.path.display().to_string(),
@@ -96,7 +96,7 @@ impl ModelDescription {
             sparse_dimension: backend.shapes().sparse.unwrap_or(0),
             tasks: backend.shapes().tasks(),
             labels: backend.scores().map(|scores| scores.labels.clone()).unwrap_or_default(),
-            max_length: handle.info.max_length,
+            max_length: handle.info.facts.max_length,
             pooling,
             normalizes: config.normalize,
             similarity: config.similarity.name().to_owned(),

@@ -9,6 +9,7 @@ use crate::cache::tiers::redis::{Redis, RedisSettings};
 use crate::cache::tiers::{Tier, Tiers, ValueFormat};
 use crate::clock::Clock;
 use crate::config::{DiskDType, FolderSetting, Host, Settings};
+use crate::sync::spawn;
 use crate::{Error, Result};
 
 /// The tiers below the memory, and the part of them that is the disk.
@@ -66,7 +67,7 @@ impl Tiering {
                 let read = disk.read_ahead(most);
                 log::debug!("{read} results were read from {} ahead of their use", disk.folder().display());
             };
-            if let Err(error) = std::thread::Builder::new().name("cache-warm".into()).spawn(read) {
+            if let Err(error) = spawn("cache-warm", read) {
                 log::warn!("results are not read ahead of their use: {error}");
             }
         }

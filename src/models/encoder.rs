@@ -305,7 +305,7 @@ impl fmt::Debug for Encoder {
 }
 
 pub(super) fn misuse(reason: &str) -> Error {
-    Error::Internal { place: "encoder".into(), reason: reason.into() }
+    Error::internal("encoder", reason)
 }
 
 /// Both results, `aside` computed on a thread of its own where one can be had. A panic of it goes on in the caller. Where

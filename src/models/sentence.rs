@@ -102,7 +102,9 @@ const ARGUMENTS: &[&str] = &[
     "use_fast",
     "use_safetensors",
 ];
-/// The keys of `config_sentence_transformers.json` that are read.
+/// What sentence-transformers writes of the model as a whole.
+const MODEL_CONFIG: &str = "config_sentence_transformers.json";
+/// The keys of [`MODEL_CONFIG`] that are read.
 const MODEL_KEYS: &[&str] =
     &["prompts", "default_prompt_name", "similarity_fn_name", "model_type", "__version__", "activation_fn"];
 
@@ -250,8 +252,24 @@ impl SentenceConfig {
 
     /// The settings of any model that was saved for `saved`: length, case, prompts, similarity.
     fn read(files: &ModelFiles, positions: usize, saved: &SavedTask) -> Result<Self> {
+        if files.modules.is_empty() {
+            return Self::of_bare(files, positions);
+        }
         let (max_length, lower_case) = Self::read_transformer(files, positions, saved)?;
         Ok(Self { max_length, lower_case, ..Self::of_model(files, saved)? })
+    }
+
+    /// The settings of a model without `modules.json`. sentence-transformers then reads none of its own files, which may be
+    /// left of another model.
+    fn of_bare(files: &ModelFiles, positions: usize) -> Result<Self> {
+        let transformer = SENTENCE_CONFIGS.iter().find_map(|name| files.beside_weights(name));
+        let model = Some(files.root.join(MODEL_CONFIG)).filter(|path| path.is_file());
+        for path in transformer.into_iter().chain(model) {
+            let model = &files.model;
+            log::warn!("{model}: {} is not read, because there is no modules.json", path.display());
+        }
+        let longest = TokenizerConfig::read(files)?.max_length();
+        Ok(Self { max_length: longest.map_or(positions, |length| length.min(positions)), ..Self::plain() })
     }
 
     /// The settings of a StaticEmbedding, which has no transformer.
@@ -262,7 +280,7 @@ impl SentenceConfig {
 
     /// The settings that do not depend on the transformer: prompts, similarity.
     fn of_model(files: &ModelFiles, saved: &SavedTask) -> Result<Self> {
-        let path = files.root.join("config_sentence_transformers.json");
+        let path = files.root.join(MODEL_CONFIG);
         let model: ModelFile = if path.is_file() { read_json(&path)? } else { ModelFile::default() };
         refuse_unknown(&files.model, &path, &model.others, &[MODEL_KEYS])?;
         if let Some(kind) = model.others.get("model_type").filter(|kind| *kind != saved.class) {

@@ -126,7 +126,15 @@ impl<'py> Argument<'py> for f32 {
     const TAKES: &'static str = f64::TAKES;
 
     fn take(given: &Bound<'py, PyAny>) -> Result<Self, WrongArgument> {
-        f64::take(given).map(|number| number as Self)
+        let number = f64::take(given)?;
+        let narrow = number as Self;
+        // Not what it is rounded to, which later checks would name.
+        if number.is_finite() && (narrow.is_infinite() || (narrow == 0.0 && number != 0.0)) {
+            return Err(WrongArgument::Value(
+                "is no number of 32 bits: those lie between 1.2e-38 and 3.4e38".into(),
+            ));
+        }
+        Ok(narrow)
     }
 }
 

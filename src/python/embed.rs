@@ -64,8 +64,7 @@ pub(super) fn embed_arrow(
     let py = texts.py();
     let column = arrow::column(texts)?;
     let Output::Dense(vectors) = run(handle, py, Inputs::Texts(column.texts), options, progress)? else {
-        let (place, reason) = ("embed".into(), "the result is no vectors".into());
-        return Err(Error::Internal { place, reason }).or_raise(py);
+        return Err(Error::internal("embed", "the result is no vectors")).or_raise(py);
     };
     arrow::vectors_of(vectors, column.valid).or_raise(py)
 }

@@ -15,10 +15,13 @@ pub(super) struct PythonHost;
 impl Host for PythonHost {
     /// From `os.environ`, not from the C library: reading that while Python writes it is a race.
     fn env(&self, name: &str) -> Option<String> {
-        calling(|py| {
-            py.import("os").ok()?.getattr("environ").ok()?.call_method1("get", (name,)).ok()?.extract().ok()
+        let read = |py: Python<'_>| -> PyResult<Option<String>> {
+            py.import("os")?.getattr("environ")?.call_method1("get", (name,))?.extract()
+        };
+        calling(read)?.unwrap_or_else(|error| {
+            log::warn!("{name} of os.environ cannot be read, so it counts as not set: {error}");
+            None
         })
-        .flatten()
     }
 
     fn package_dir(&self, name: &str) -> Option<PathBuf> {

@@ -81,7 +81,7 @@ fn failed(name: &str, raised: PyErr) -> Error {
 }
 
 /// The exception that a loader raised, if that is why it failed.
-pub(super) fn cause<'e>(error: &'e Error) -> Option<&'e PyErr> {
+pub(super) fn cause(error: &Error) -> Option<&PyErr> {
     match error {
         Error::Loader { cause: Some(HostCause(raised)), .. } => raised.downcast_ref(),
         _ => None,

@@ -186,6 +186,27 @@ def test_an_answer_cannot_begin_and_be_continued(llama):
     assert ours(llama, "{{ add_generation_prompt }}", **same, add_generation_prompt=False) == "False"
 
 
+def test_a_continuation_keeps_the_blank_before_it(make_writer, tmp_path):
+    """Decoders like that of Llama 2 strip one blank from the beginning of a text."""
+    folder = tmp_path / "model"
+    shutil.copytree(FIXTURES / "llama", folder)
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    blank = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+    tokenizer["decoder"] = {"type": "Sequence", "decoders": [tokenizer["decoder"], blank]}
+    path.write_text(json.dumps(tokenizer))
+    manager = make_writer(generator_model=str(folder))
+    begun = [USER, {"role": "assistant", "content": "Merhaba"}]
+    text = manager.apply_chat_template(begun, continue_final_message=True)
+    found = set()
+    for seed in range(80):
+        options = {"max_new_tokens": 2, "temperature": 5.0, "seed": seed}
+        answer = manager.generate(text, **options)
+        assert manager.chat(begun, continue_final_message=True, **options) == answer
+        found.add(answer[:1])
+    assert " " in found
+
+
 def test_twenty_models_are_covered():
     assert len(TEMPLATES) >= 20
 

@@ -96,3 +96,8 @@ def test_prompts_that_open_thoughts():
     assert not opens_thinking("<|im_start|>assistant\n<think>\n\n</think>\n\n")
     assert not opens_thinking("<|im_start|>assistant\n")
     assert not opens_thinking("")
+    # A last message that is continued.
+    begun = "<think>\nTwo and two"
+    assert opens_thinking(f"<|im_start|>assistant\n{begun}", begun)
+    assert not opens_thinking(f"<|im_start|>assistant\n{begun}\n</think>\n\n4", f"{begun}\n</think>\n\n4")
+    assert not opens_thinking("a", "The marker is <think>")

@@ -336,8 +336,7 @@ impl PagedKvCache {
         self.written = self.written.max(positions.end);
         let mut heads = Vec::new();
         let touched = positions.start / BLOCK..positions.end.div_ceil(BLOCK);
-        let misuse =
-            || Error::Internal { place: "KV cache".into(), reason: "positions were not reserved".into() };
+        let misuse = || Error::internal("KV cache", "positions were not reserved");
         let pages = self.pages.get_mut(touched.clone()).ok_or_else(misuse)?;
         for (index, page) in touched.zip(pages) {
             let first = index * BLOCK;

@@ -37,8 +37,8 @@ impl DistanceRows {
             *to = u32::try_from(row(distance)).unwrap_or(u32::MAX);
         }
         if rows[0] as usize >= count || !rows.is_sorted_by(|a, b| a >= b) {
-            let reason = "the rows of distances are not those of a table, in its order".into();
-            return Err(Error::Internal { place: "relative positions".into(), reason });
+            let reason = "the rows of distances are not those of a table, in its order";
+            return Err(Error::internal("relative positions", reason));
         }
         Ok(Self { rows, longest, count })
     }

@@ -93,12 +93,16 @@ impl<'a> PassRows<'a> {
     }
 
     /// The row of the position table for each token.
-    pub(super) fn positions(&self, scheme: Positions) -> Vec<u32> {
+    ///
+    /// # Errors
+    /// [`Error::Internal`] for a scheme that depends on the tokens in a cache, which are not known here.
+    pub(super) fn positions(&self, scheme: Positions) -> Result<Vec<u32>> {
+        check_scheme(scheme, self.cached.is_some())?;
         let of = |(number, rows): (usize, &Range<usize>)| {
             let before = self.before(number);
             scheme.of(&self.ids[rows.clone()]).map(move |position| (before + position) as u32)
         };
-        self.sequences.iter().enumerate().flat_map(of).collect()
+        Ok(self.sequences.iter().enumerate().flat_map(of).collect())
     }
 
     /// The type of each token, for a table of so many types. A table of one type has it for both texts of a pair.
@@ -150,14 +154,45 @@ impl<'a> PassRows<'a> {
     }
 }
 
-/// Checks that a table of so many rows has all of these. A device reads whatever lies past its end.
+/// Refuses positions that depend on earlier tokens after a cache.
 ///
 /// # Errors
-/// [`Error::Input`] for the first that it does not have.
-pub(super) fn check_rows(numbers: &[u32], rows: usize) -> Result<()> {
-    match numbers.iter().find(|&&number| number as usize >= rows) {
-        Some(number) => Err(Error::Input(format!("{number} is not a row of a table of {rows}"))),
-        None => Ok(()),
+/// [`Error::Internal`].
+pub(super) fn check_scheme(scheme: Positions, has_cache: bool) -> Result<()> {
+    if has_cache && scheme != Positions::FromZero {
+        let reason = "positions that depend on earlier tokens cannot go on after a cache";
+        return Err(Error::internal("model description", reason));
+    }
+    Ok(())
+}
+
+/// What the rows of an embedding table stand for.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum TableOf {
+    Tokens,
+    Positions,
+    TokenTypes,
+}
+
+impl TableOf {
+    /// The error for a number that a table of `rows` rows does not have.
+    pub(super) fn outside(self, number: usize, rows: usize) -> Error {
+        Error::Input(match self {
+            Self::Tokens => format!("token {number} lies outside the model's vocabulary ({rows})"),
+            Self::Positions => format!("position {number} lies outside the model's longest text ({rows})"),
+            Self::TokenTypes => format!("the model has no token type {number}, but {rows}"),
+        })
+    }
+
+    /// Checks that a table of so many rows has all of these. A device reads whatever lies past its end.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for the first that it does not have.
+    pub(super) fn check(self, numbers: &[u32], rows: usize) -> Result<()> {
+        match numbers.iter().find(|&&number| number as usize >= rows) {
+            Some(&number) => Err(self.outside(number as usize, rows)),
+            None => Ok(()),
+        }
     }
 }
 
@@ -174,8 +209,8 @@ mod tests {
         assert_eq!((&*rows.ids, rows.numbers()), (&ids[1..], vec![1, 2, 3]));
         assert_eq!(rows.sequences, [0..3, 3..3, 3..6]);
         assert_eq!((0..3).map(|number| rows.seen(number)).collect::<Vec<_>>(), [2, 0, 3]);
-        assert_eq!(rows.positions(Positions::FromZero), [0, 1, 2, 0, 1, 2]);
-        assert_eq!(rows.positions(Positions::AfterPadding(1)), [2, 3, 4, 1, 2, 3]);
+        assert_eq!(rows.positions(Positions::FromZero).unwrap(), [0, 1, 2, 0, 1, 2]);
+        assert_eq!(rows.positions(Positions::AfterPadding(1)).unwrap(), [2, 3, 4, 1, 2, 3]);
         assert_eq!((rows.token_types(2), rows.token_types(1)), (vec![0, 0, 1, 0, 1, 1], vec![0; 6]));
         assert_eq!(rows.rotary_positions(), [(0, 3), (1, 3), (2, 3), (0, 3), (1, 3), (2, 3)]);
         assert_eq!((rows.picked(Row::First), rows.picked(Row::Last)), (vec![0, 3], vec![2, 5]));
@@ -195,7 +230,8 @@ mod tests {
         ];
         let rows = PassRows::of_steps(&steps, |&cached| cached);
         assert_eq!((&*rows.ids, &*rows.sequences), (&[5, 6, 7, 8][..], &[0..2, 2..3, 3..4][..]));
-        assert_eq!(rows.positions(Positions::FromZero), [4, 5, 0, 7]);
+        assert_eq!(rows.positions(Positions::FromZero).unwrap(), [4, 5, 0, 7]);
+        assert!(matches!(rows.positions(Positions::AfterPadding(1)), Err(Error::Internal { .. })));
         assert_eq!(rows.rotary_positions(), [(4, 6), (5, 6), (0, 9), (7, 8)]);
         assert_eq!(rows.picked(Row::Last), [1, 3]);
         assert_eq!(rows.rows_in(2), [0..1, 1..1, 1..2]);
@@ -205,8 +241,10 @@ mod tests {
 
     #[test]
     fn rows_outside_a_table_are_refused() {
-        assert!(check_rows(&[0, 3], 4).is_ok());
-        let error = check_rows(&[0, 4, 5], 4).unwrap_err();
-        assert_eq!(error.to_string(), "4 is not a row of a table of 4");
+        assert!(TableOf::Tokens.check(&[0, 3], 4).is_ok());
+        let said = |table: TableOf| table.check(&[0, 4, 5], 4).unwrap_err().to_string();
+        assert_eq!(said(TableOf::Tokens), "token 4 lies outside the model's vocabulary (4)");
+        assert_eq!(said(TableOf::Positions), "position 4 lies outside the model's longest text (4)");
+        assert_eq!(said(TableOf::TokenTypes), "the model has no token type 4, but 4");
     }
 }

@@ -214,7 +214,7 @@ pub trait Backend: Send + Sync + Sized + 'static {
 
 /// The error of a backend without an operation.
 pub(super) fn lacking(operation: &str) -> Error {
-    Error::Internal { place: "backend".into(), reason: format!("it has no operation {operation}") }
+    Error::internal("backend", format!("it has no operation {operation}"))
 }
 
 /// A model's forward function: from a pass to one row of output for each of its sequences.

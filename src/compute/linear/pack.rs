@@ -139,10 +139,10 @@ impl Packer {
 }
 
 fn misfit(matrix: &Matrix, inputs: usize) -> Error {
-    Error::Internal {
-        place: "linear".into(),
-        reason: format!("a matrix of {} x {} does not fit {inputs} inputs", matrix.rows(), matrix.columns()),
-    }
+    Error::internal(
+        "linear",
+        format!("a matrix of {} x {} does not fit {inputs} inputs", matrix.rows(), matrix.columns()),
+    )
 }
 
 /// Runs of `rows` that are consecutive in the same matrix, each with the index of its first row in `rows`.

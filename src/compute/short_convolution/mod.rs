@@ -55,7 +55,7 @@ impl ShortConvolutionFactors {
         let fits = self.before < size && self.shift.as_ref().is_none_or(|shift| shift.rows() == columns);
         if !fits || size > LONGEST_SHORT_CONVOLUTION {
             let reason = format!("a convolution over {size} rows with {} before its own", self.before);
-            return Err(Error::Internal { place: "model description".into(), reason });
+            return Err(Error::internal("model description", reason));
         }
         let mut by_row = zeroed(columns * size)?;
         for (column, factors) in self.factors.to_f32()?.chunks_exact(size).enumerate() {

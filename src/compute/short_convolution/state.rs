@@ -60,7 +60,7 @@ pub(crate) struct ShortConvolutionState {
 }
 
 fn misuse(reason: &str) -> Error {
-    Error::Internal { place: "rows of convolutions".into(), reason: reason.into() }
+    Error::internal("rows of convolutions", reason)
 }
 
 impl ShortConvolutionState {

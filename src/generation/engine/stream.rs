@@ -84,10 +84,7 @@ impl Stream {
                 }
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
                 Err(mpsc::RecvTimeoutError::Disconnected) => {
-                    return Err(Error::Internal {
-                        place: "generation".into(),
-                        reason: "the answer was lost".into(),
-                    });
+                    return Err(Error::internal("generation", "the answer was lost"));
                 }
             }
         }

@@ -63,7 +63,7 @@ impl Manager {
         let name = options.model.as_deref().unwrap_or_else(|| parts.router.route(text));
         let lease = self.lease(name, options.timeout, check)?;
         let handle = lease.encoder(name, OutputKind::Dense)?.clone();
-        handle.info.shapes.expect(OutputKind::Dense, name)?;
+        handle.info.facts.shapes.expect(OutputKind::Dense, name)?;
         let encoder = handle.backend.local()?;
         if let Pooling::Cls | Pooling::Last = encoder.config.pooling {
             return Err(Error::Unsupported {

@@ -37,10 +37,7 @@ pub(in super::super) fn write(
                 }
             }
         }
-        Ok(_) => {
-            let (place, reason) = ("embeddings".into(), "the result is no vectors".into());
-            on_body(Err(Error::Internal { place, reason }));
-        }
+        Ok(_) => on_body(Err(Error::internal("embeddings", "the result is no vectors"))),
         Err(error) => on_body(Err(error)),
     }
 }

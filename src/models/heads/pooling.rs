@@ -61,7 +61,7 @@ pub trait SentenceEncoder: Send + Sync {
     /// As [`encode`](Self::encode).
     fn states(&self, batch: &PackedBatch<'_>, each: &ReadStates<'_>) -> Result<()> {
         let _ = (batch, each);
-        Err(crate::Error::Internal { place: "encoder".into(), reason: "it gives no states of tokens".into() })
+        Err(crate::Error::internal("encoder", "it gives no states of tokens"))
     }
 
     /// Calls `each` with the numbers of some entries of the vocabulary at all tokens of each sequence: for a sequence, in the
@@ -71,7 +71,7 @@ pub trait SentenceEncoder: Send + Sync {
     /// As [`encode`](Self::encode); [`crate::Error::Internal`] for a model without such a head.
     fn logits(&self, batch: &PackedBatch<'_>, each: &ReadStates<'_>) -> Result<()> {
         let _ = (batch, each);
-        Err(crate::Error::Internal { place: "encoder".into(), reason: "it gives no logits".into() })
+        Err(crate::Error::internal("encoder", "it gives no logits"))
     }
 
     /// Checks that no file that is still read from was changed since the model was loaded.

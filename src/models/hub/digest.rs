@@ -116,12 +116,7 @@ mod tests {
     fn compare(digest: &Digest, content: &[u8]) -> std::result::Result<(), String> {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(content).unwrap();
-        digest
-            .compare(&mut file, &mut || Ok(()), &|e| Error::Internal {
-                place: "".into(),
-                reason: e.to_string(),
-            })
-            .unwrap()
+        digest.compare(&mut file, &mut || Ok(()), &|e| Error::internal("", e)).unwrap()
     }
 
     #[test]

@@ -195,7 +195,7 @@ fn near(inner: &Pipeline, cuts: &Cuts, text: &str, size: usize, room: usize) -> 
 fn content(inner: &Pipeline, text: &str) -> Result<Vec<u32>> {
     match catch_unwind(AssertUnwindSafe(|| inner.ids(text))) {
         Ok(Ok(ids)) => Ok(ids),
-        Ok(Err(e)) => Err(Error::Internal { place: "tokenizer".into(), reason: e.to_string() }),
+        Ok(Err(e)) => Err(Error::internal("tokenizer", e)),
         Err(panic) => Err(Error::panic("tokenizer", panic.as_ref())),
     }
 }

@@ -222,8 +222,8 @@ impl Tokenizer {
     pub fn places(&self, text: &str, bounds: &mut Bounds<'_>) -> Result<(Vec<u32>, Vec<Range<usize>>)> {
         let (mut ids, mut places) = (Vec::new(), Vec::new());
         long::each_piece(&self.inner, &self.cuts, text, bounds, &mut |at, piece| {
-            let (found, offsets) = guarded(|| self.inner.places(piece))
-                .map_err(|e| Error::Internal { place: "tokenizer".into(), reason: e.to_string() })?;
+            let (found, offsets) =
+                guarded(|| self.inner.places(piece)).map_err(|e| Error::internal("tokenizer", e))?;
             ids.extend(found);
             places.extend(offsets.into_iter().map(|(start, end)| at + start..at + end));
             Ok(())

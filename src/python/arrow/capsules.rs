@@ -84,5 +84,5 @@ pub(super) fn export_schema<'py>(py: Python<'py>, array: &dyn Array) -> PyResult
 
 /// An error of our own array.
 fn failed(py: Python<'_>, error: &ArrowError) -> PyErr {
-    to_py(py, &Error::Internal { place: "arrow".into(), reason: error.to_string() })
+    to_py(py, &Error::internal("arrow", error))
 }

@@ -108,7 +108,7 @@ pub(super) fn vectors_of(vectors: Dense, valid: Option<Vec<bool>>) -> Result<Arr
         None => vectors.into_values(),
         Some(valid) => spread(&vectors, valid)?,
     };
-    let internal = |error: ArrowError| Error::Internal { place: "arrow".into(), reason: error.to_string() };
+    let internal = |error: ArrowError| Error::internal("arrow", error);
     let length =
         i32::try_from(width).map_err(|error| internal(ArrowError::ComputeError(error.to_string())))?;
     let rows = valid.as_ref().map_or(values.len() / width.max(1), Vec::len);

@@ -37,7 +37,7 @@ pub(super) fn grown(buffer: &mut Option<Buffer>, bytes: usize) -> Result<&mut Bu
         *buffer = None;
         *buffer = Some(Buffer::zeroed(bytes.next_power_of_two().max(1 << 16))?);
     }
-    buffer.as_mut().ok_or_else(|| Error::Internal { place: "attention".into(), reason: "no buffer".into() })
+    buffer.as_mut().ok_or_else(|| Error::internal("attention", "no buffer"))
 }
 
 /// The numbers of a buffer; none without a buffer.

@@ -116,7 +116,7 @@ pub(crate) fn failed(error: candle_core::Error) -> Error {
             free: None,
         };
     }
-    Error::Internal { place: "candle".into(), reason }
+    Error::internal("candle", reason)
 }
 
 /// Whether candle's words are those of a driver or a library whose device has no memory left. Candle boxes their errors.

@@ -11,7 +11,7 @@ use super::tensors::{TensorCache, TensorLinear, TensorNorm, TensorRelative, Tens
 use crate::Result;
 use crate::compute::attention::heads::{Heads, LayerAttention};
 use crate::compute::attention::rope::{RopeTable, Rotary};
-use crate::compute::backend::rows::{PassRows, check_rows};
+use crate::compute::backend::rows::{PassRows, TableOf};
 use crate::compute::backend::traits::{Pass, Positions, Row, Rows, lacking};
 use crate::compute::kernels::activation::Activation;
 
@@ -69,16 +69,18 @@ impl Pass<Candle> for CandlePass<'_> {
         self.backend.faults.check(self.rows.ids.len()).map_err(failed)?;
         let device = &self.backend.on.device;
         let rows_of = |table: &Tensor| table.dim(0).map_err(failed);
-        let looked_up = |table: &Tensor, numbers: &[u32]| -> Result<Tensor> {
-            check_rows(numbers, rows_of(table)?)?;
+        let looked_up = |of: TableOf, table: &Tensor, numbers: &[u32]| -> Result<Tensor> {
+            of.check(numbers, rows_of(table)?)?;
             Tensor::new(numbers, device).and_then(|numbers| table.index_select(&numbers, 0)).map_err(failed)
         };
-        let mut sum = looked_up(words, &self.rows.ids)?;
+        let mut sum = looked_up(TableOf::Tokens, words, &self.rows.ids)?;
         if let Some((table, scheme)) = positions {
-            sum = (sum + looked_up(table, &self.rows.positions(scheme))?).map_err(failed)?;
+            let numbers = self.rows.positions(scheme)?;
+            sum = (sum + looked_up(TableOf::Positions, table, &numbers)?).map_err(failed)?;
         }
         if let Some(table) = token_types {
-            sum = (sum + looked_up(table, &self.rows.token_types(rows_of(table)?))?).map_err(failed)?;
+            let numbers = self.rows.token_types(rows_of(table)?);
+            sum = (sum + looked_up(TableOf::TokenTypes, table, &numbers)?).map_err(failed)?;
         }
         Ok(Some(sum))
     }

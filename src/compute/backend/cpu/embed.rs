@@ -1,18 +1,12 @@
 //! The rows of embedding tables.
 
 use super::device::Table;
-use super::pass::{CpuPass, States, misuse};
+use super::pass::{CpuPass, States};
+use crate::Result;
+use crate::compute::backend::rows::{TableOf, check_scheme};
 use crate::compute::backend::traits::Positions;
 use crate::compute::isa::DType;
 use crate::sync::Mutex;
-use crate::{Error, Result};
-
-fn outside(id: u32, position: usize, rows: usize, longest: Option<usize>) -> Error {
-    Error::Input(format!(
-        "token {id} at position {position} lies outside the model's vocabulary ({rows}){}",
-        longest.map_or_else(String::new, |longest| format!(" or longest text ({longest})"))
-    ))
-}
 
 impl CpuPass<'_> {
     pub(super) fn embed_rows(
@@ -22,9 +16,7 @@ impl CpuPass<'_> {
         token_types: Option<&Table>,
     ) -> Result<States> {
         let scheme = positions.map_or(Positions::FromZero, |(_, scheme)| scheme);
-        if !self.caches.is_empty() && scheme != Positions::FromZero {
-            return Err(misuse("positions that depend on earlier tokens cannot go on after a cache"));
-        }
+        check_scheme(scheme, !self.caches.is_empty())?;
         let (positions, longest) =
             (positions.map(|(table, _)| table), positions.map(|(table, _)| table.rows()));
         let batch = self.batch;
@@ -40,8 +32,17 @@ impl CpuPass<'_> {
                     let ids = &batch.ids[range.clone()];
                     for ((row, &id), position) in range.zip(ids).zip(scheme.of(ids)) {
                         let position = first + position;
-                        if id as usize >= words.rows() || longest.is_some_and(|longest| position >= longest) {
-                            *fault.lock() = Some(outside(id, position, words.rows(), longest));
+                        let outside = match longest {
+                            _ if id as usize >= words.rows() => {
+                                Some(TableOf::Tokens.outside(id as usize, words.rows()))
+                            }
+                            Some(longest) if position >= longest => {
+                                Some(TableOf::Positions.outside(position, longest))
+                            }
+                            _ => None,
+                        };
+                        if let Some(error) = outside {
+                            *fault.lock() = Some(error);
                             return;
                         }
                         // SAFETY: each sequence belongs to one task, and each row to one sequence.

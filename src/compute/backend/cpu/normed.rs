@@ -131,20 +131,11 @@ impl CpuPass<'_> {
     /// Adds the rows of `x`, in f32 or bf16, to those of `sum`.
     pub(super) fn add(&self, x: &StateMatrix, sum: &mut StateMatrix) -> Result<()> {
         assert!(x.rows() == sum.rows() && x.columns() == sum.columns(), "rows of a sum");
-        let (rows, columns, target) = (x.rows(), x.columns(), sum.target());
-        self.parallelism.worth(rows * columns).split_rows(rows, |rows| {
-            for row in rows {
-                // SAFETY: each row belongs to one task.
-                let to = unsafe { target.row_f32(row) };
-                match x.format() {
-                    DType::F32 => {
-                        to.iter_mut().zip(x.values(row..row + 1)).for_each(|(to, x)| *to += x);
-                    }
-                    DType::Bf16 => {
-                        let from = x.row_bf16(row).iter().map(|&x| bf16::from_bits(x).to_f32());
-                        to.iter_mut().zip(from).for_each(|(to, x)| *to += x);
-                    }
-                }
+        sum.for_each_row(self.parallelism, |row, to| match x.format() {
+            DType::F32 => to.iter_mut().zip(x.values(row..row + 1)).for_each(|(to, x)| *to += x),
+            DType::Bf16 => {
+                let from = x.row_bf16(row).iter().map(|&x| bf16::from_bits(x).to_f32());
+                to.iter_mut().zip(from).for_each(|(to, x)| *to += x);
             }
         })
     }

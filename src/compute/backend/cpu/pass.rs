@@ -74,7 +74,7 @@ impl States {
 
 /// The error of a model description that combines operations in an unsupported way.
 pub(super) fn misuse(reason: &str) -> Error {
-    Error::Internal { place: "model description".into(), reason: reason.into() }
+    Error::internal("model description", reason)
 }
 
 impl<'a> CpuPass<'a> {
@@ -179,14 +179,7 @@ impl Pass<Cpu> for CpuPass<'_> {
     }
 
     fn scale(&mut self, mut x: States, factor: f32) -> Result<States> {
-        let wide = x.residual()?;
-        let (rows, columns, target) = (wide.rows(), wide.columns(), wide.target());
-        self.parallelism.worth(rows * columns).split_rows(rows, |rows| {
-            for row in rows {
-                // SAFETY: each row belongs to one task.
-                unsafe { target.row_f32(row) }.iter_mut().for_each(|x| *x *= factor);
-            }
-        })?;
+        x.residual()?.for_each_row(self.parallelism, |_, row| row.iter_mut().for_each(|x| *x *= factor))?;
         Ok(x)
     }
 
@@ -196,16 +189,10 @@ impl Pass<Cpu> for CpuPass<'_> {
         if x.narrow.is_none() && self.cpu.dtype == DType::Bf16 {
             x.narrow = Some(self.workspace.matrix(rows, columns, DType::Bf16)?);
         }
-        let narrow = x.narrow.as_mut().map(StateMatrix::target);
-        let wide = x.wide.as_mut().ok_or_else(|| misuse("states of a norm must be in f32"))?.target();
+        let wide = x.wide.as_mut().ok_or_else(|| misuse("states of a norm must be in f32"))?;
         let kernels = self.cpu.kernel_set().kernels;
-        self.parallelism.worth(rows * columns).split_rows(rows, |range: Range<usize>| {
-            for row in range {
-                // SAFETY: each row belongs to one task, and `wide` and `narrow` are different matrices.
-                let (wide, narrow) =
-                    unsafe { (wide.row_f32(row), narrow.as_ref().map(|narrow| narrow.row_bf16(row))) };
-                norm.apply(kernels, wide, narrow);
-            }
+        wide.for_each_row_and_narrow(x.narrow.as_mut(), self.parallelism, |wide, narrow| {
+            norm.apply(kernels, wide, narrow);
         })?;
         Ok(x)
     }
@@ -387,14 +374,8 @@ impl Pass<Cpu> for CpuPass<'_> {
         each: &mut dyn FnMut(usize, Rows<'_>),
     ) -> Result<()> {
         if let Some(norm) = norm {
-            let (kernels, wide) = (self.cpu.kernel_set().kernels, x.residual()?);
-            let (rows, columns, target) = (wide.rows(), wide.columns(), wide.target());
-            self.parallelism.worth(rows * columns).split_rows(rows, |rows| {
-                for row in rows {
-                    // SAFETY: each row belongs to one task.
-                    norm.apply(kernels, unsafe { target.row_f32(row) }, None);
-                }
-            })?;
+            let kernels = self.cpu.kernel_set().kernels;
+            x.residual()?.for_each_row(self.parallelism, |_, row| norm.apply(kernels, row, None))?;
         }
         let wide = x.wide.as_ref().ok_or_else(|| misuse("states to read must be in f32"))?;
         for (index, mut range) in self.batch.ranges().enumerate() {

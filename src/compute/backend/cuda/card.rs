@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::fmt;
+use std::mem::ManuallyDrop;
 use std::ops::Deref;
 use std::sync::{Arc, Weak};
 
@@ -140,7 +141,7 @@ impl CudaCard {
                 }
             }
         };
-        Ok(LaneLease { card: Arc::clone(self), lane: Some(lane) })
+        Ok(LaneLease { card: Arc::clone(self), lane: ManuallyDrop::new(lane) })
     }
 
     /// A kernel that may use `shared` bytes of shared memory.
@@ -157,7 +158,7 @@ impl CudaCard {
                     "{name} needs {shared} bytes of shared memory, the card has {}",
                     self.most_shared
                 );
-                return Err(Error::Internal { place: "cuda".into(), reason });
+                return Err(Error::internal("cuda", reason));
             }
             let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: the handle is of a function of a module that lives as long as `self`, whose context is bound.
@@ -172,7 +173,7 @@ impl CudaCard {
     fn find(&self, name: &'static str) -> Result<sys::CUfunction> {
         let is_attention = name.starts_with("attend") || name.starts_with("append");
         let module = self.modules[usize::from(is_attention)];
-        let internal = |reason: String| Error::Internal { place: "cuda".into(), reason };
+        let internal = |reason: String| Error::internal("cuda", reason);
         let terminated = CString::new(name).map_err(|error| internal(error.to_string()))?;
         // SAFETY: the module is loaded and lives as long as `self`.
         unsafe { result::module::get_function(module, terminated) }
@@ -210,22 +211,22 @@ pub(super) struct StreamLane {
 /// A lane of one pass; it goes back when its work is done.
 pub(super) struct LaneLease {
     card: Arc<CudaCard>,
-    /// `None` only while it is dropped.
-    lane: Option<StreamLane>,
+    /// Taken by `drop` alone.
+    lane: ManuallyDrop<StreamLane>,
 }
 
 impl Deref for LaneLease {
     type Target = StreamLane;
 
-    #[expect(clippy::expect_used, reason = "it is taken by drop alone")]
     fn deref(&self) -> &StreamLane {
-        self.lane.as_ref().expect("a lease has its lane")
+        &self.lane
     }
 }
 
 impl Drop for LaneLease {
     fn drop(&mut self) {
-        let Some(mut lane) = self.lane.take() else { return };
+        // SAFETY: it is taken once, here, and `self` is not used again.
+        let mut lane = unsafe { ManuallyDrop::take(&mut self.lane) };
         // Copies may still read `staging`: of a pass that failed.
         if lane.stream.synchronize().is_ok() {
             lane.staging.clear();
@@ -276,7 +277,7 @@ impl LaneLease {
         if bytes == 0 {
             return Ok(());
         }
-        let Some(lane) = &mut self.lane else { return Ok(()) };
+        let lane = &mut *self.lane;
         if !lane.staging.has_room(bytes) {
             lane.stream.synchronize().map_err(failed)?;
             lane.staging.grow(bytes)?;
@@ -300,7 +301,7 @@ impl LaneLease {
         if out.is_empty() {
             return self.wait();
         }
-        let Some(lane) = &mut self.lane else { return Ok(()) };
+        let lane = &mut *self.lane;
         let values = lane.results.of_size(out.len())?;
         // SAFETY: both sides have the length, and `values` is not touched before the stream was waited for.
         unsafe { result::memcpy_dtoh_async(values, memory.at(0), lane.stream.cu_stream()) }

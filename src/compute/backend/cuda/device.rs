@@ -74,7 +74,7 @@ impl Cuda {
     pub fn new(device: CandleDevice) -> Result<Self> {
         let Device::Cuda(cuda) = &device.device else {
             let reason = format!("{} is no card of NVIDIA", device.name);
-            return Err(Error::Internal { place: "cuda".into(), reason });
+            return Err(Error::internal("cuda", reason));
         };
         let card = CudaCard::of(cuda.cuda_stream().context()).map_err(|error| device.described(error))?;
         Ok(Self {

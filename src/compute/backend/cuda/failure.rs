@@ -10,7 +10,7 @@ pub(super) fn failed(error: DriverError) -> Error {
     if error.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
         return lack();
     }
-    Error::Internal { place: "cuda".into(), reason: error.to_string() }
+    Error::internal("cuda", error)
 }
 
 /// An error of cuBLAS.
@@ -18,7 +18,7 @@ pub(super) fn blas_failed(error: cublaslt::CublasError) -> Error {
     if error.0 == cublaslt_sys::cublasStatus_t::CUBLAS_STATUS_ALLOC_FAILED {
         return lack();
     }
-    Error::Internal { place: "cublas".into(), reason: format!("{error:?}") }
+    Error::internal("cublas", format!("{error:?}"))
 }
 
 fn lack() -> Error {

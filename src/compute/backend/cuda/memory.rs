@@ -1,6 +1,7 @@
 //! Memory on a card, and memory of the host from which a card copies.
 
 use std::fmt;
+use std::ptr::NonNull;
 use std::sync::Arc;
 
 use candle_core::cuda_backend::cudarc::driver::{CudaStream, result, sys};
@@ -63,10 +64,14 @@ impl Drop for DeviceMemory {
 /// Memory of the host that a card reads and writes by itself: page-locked.
 #[derive(Default)]
 pub(super) struct HostMemory {
-    pointer: usize,
+    /// Its first byte; `None` without memory.
+    start: Option<NonNull<u8>>,
     bytes: usize,
     used: usize,
 }
+
+// SAFETY: page-locked memory belongs to no thread, and this is its only owner.
+unsafe impl Send for HostMemory {}
 
 /// Where a copy begins, so that every number is aligned.
 const ALIGNMENT: usize = 256;
@@ -94,8 +99,10 @@ impl HostMemory {
         let bytes = bytes.max(2 * self.bytes).max(1 << 20).next_multiple_of(ALIGNMENT);
         self.free();
         // SAFETY: a context is bound: callers hold a lane of a card.
-        let pointer = unsafe { result::malloc_host(bytes, 0) }.map_err(failed)?;
-        (self.pointer, self.bytes) = (pointer as usize, bytes);
+        let start = unsafe { result::malloc_host(bytes, 0) }.map_err(failed)?.cast::<u8>();
+        // SAFETY: the driver has returned so many bytes. They are initialized here, so that they may be read as numbers.
+        unsafe { start.write_bytes(0, bytes) };
+        (self.start, self.bytes) = (NonNull::new(start), bytes);
         Ok(())
     }
 
@@ -106,11 +113,12 @@ impl HostMemory {
     pub(super) fn put<T: Plain>(&mut self, values: &[T]) -> &[T] {
         let bytes = size_of_val(values);
         assert!(self.has_room(bytes), "room was made");
-        let start = self.used;
-        self.used = (start + bytes).next_multiple_of(ALIGNMENT);
-        let to = (self.pointer + start) as *mut T;
-        // SAFETY: `to` lies in the memory, with room for all values, aligned to 256 bytes; nothing else is there.
+        let Some(start) = self.start else { return &[] };
+        let offset = self.used;
+        self.used = (offset + bytes).next_multiple_of(ALIGNMENT);
+        // SAFETY: the memory has room for all values from `offset` on, which is aligned to 256 bytes; nothing else is there.
         unsafe {
+            let to = start.as_ptr().add(offset).cast::<T>();
             std::ptr::copy_nonoverlapping(values.as_ptr(), to, values.len());
             std::slice::from_raw_parts(to, values.len())
         }
@@ -122,18 +130,19 @@ impl HostMemory {
     /// Errors of the driver.
     pub(super) fn of_size(&mut self, numbers: usize) -> Result<&mut [f32]> {
         self.grow(4 * numbers)?;
-        // SAFETY: the memory has room for them, is aligned, and is borrowed from `self`. All bits are numbers.
-        Ok(unsafe { std::slice::from_raw_parts_mut(self.pointer as *mut f32, numbers) })
+        let Some(start) = self.start else { return Ok(&mut []) };
+        // SAFETY: the memory has room for them, is aligned and initialized, and is borrowed from `self`.
+        Ok(unsafe { std::slice::from_raw_parts_mut(start.as_ptr().cast::<f32>(), numbers) })
     }
 
     fn free(&mut self) {
-        if self.pointer != 0 {
+        if let Some(start) = self.start.take() {
             // SAFETY: the memory is of `malloc_host`, and no copy uses it: the lane was waited for.
-            if let Err(error) = unsafe { result::free_host(self.pointer as *mut _) } {
+            if let Err(error) = unsafe { result::free_host(start.as_ptr().cast()) } {
                 log::debug!("page-locked memory was not freed: {error}");
             }
         }
-        (self.pointer, self.bytes) = (0, 0);
+        self.bytes = 0;
     }
 }
 

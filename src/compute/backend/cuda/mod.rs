@@ -122,8 +122,8 @@ impl Backend for Cuda {
         let inputs = matrices.first().map_or(0, |matrix| matrix.columns());
         let outputs = matrices.iter().map(|matrix| matrix.rows()).sum();
         if matrices.iter().any(|matrix| matrix.columns() != inputs) {
-            let reason = "matrices of one layer have different widths".into();
-            return Err(Error::Internal { place: "cuda".into(), reason });
+            let reason = "matrices of one layer have different widths";
+            return Err(Error::internal("cuda", reason));
         }
         let bias = if parts.iter().any(|part| part.1.is_some()) {
             let mut bias = Vec::with_capacity(outputs);

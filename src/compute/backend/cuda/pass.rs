@@ -13,7 +13,7 @@ use super::memory::DeviceMemory;
 use super::tensors::{CudaLinear, CudaNorm, CudaStates, CudaTable};
 use crate::compute::attention::heads::{Heads, LayerAttention};
 use crate::compute::attention::rope::{RopeTable, Rotary};
-use crate::compute::backend::rows::{PassRows, check_rows};
+use crate::compute::backend::rows::{PassRows, TableOf};
 use crate::compute::backend::traits::{Pass, Positions, Row, Rows};
 use crate::compute::isa::DType;
 use crate::compute::kernels::activation::Activation;
@@ -87,10 +87,11 @@ impl<'a> CudaPass<'a> {
     /// Checks the numbers of rows of a table, and copies them to the card.
     fn look_up<'t>(
         &mut self,
+        of: TableOf,
         table: &'t CudaTable,
         numbers: &[u32],
     ) -> Result<(&'t CudaTable, DeviceMemory)> {
-        check_rows(numbers, table.rows)?;
+        of.check(numbers, table.rows)?;
         Ok((table, self.lane.upload(numbers)?))
     }
 }
@@ -131,12 +132,22 @@ impl Pass<Cuda> for CudaPass<'_> {
         positions: Option<(&CudaTable, Positions)>,
         token_types: Option<&CudaTable>,
     ) -> Result<CudaStates> {
-        check_rows(&self.rows.ids, words.rows)?;
+        TableOf::Tokens.check(&self.rows.ids, words.rows)?;
         let words_of = self.lane.upload(&self.rows.ids)?;
-        let positions =
-            positions.map(|(table, scheme)| self.look_up(table, &self.rows.positions(scheme))).transpose()?;
-        let token_types =
-            token_types.map(|table| self.look_up(table, &self.rows.token_types(table.rows))).transpose()?;
+        let positions = match positions {
+            Some((table, scheme)) => {
+                let numbers = self.rows.positions(scheme)?;
+                Some(self.look_up(TableOf::Positions, table, &numbers)?)
+            }
+            None => None,
+        };
+        let token_types = match token_types {
+            Some(table) => {
+                let numbers = self.rows.token_types(table.rows);
+                Some(self.look_up(TableOf::TokenTypes, table, &numbers)?)
+            }
+            None => None,
+        };
         let out = CudaStates::new(&self.lane, DType::F32, self.rows.ids.len(), words.width)?;
         let (positions, token_types) = (lookup(positions.as_ref()), lookup(token_types.as_ref()));
         launch::embed(&self.lane, self.format(), (words, &words_of), positions, token_types, &out)?;
@@ -250,10 +261,7 @@ impl Pass<Cuda> for CudaPass<'_> {
     ) -> Result<CudaStates> {
         let mut ropes = self.ropes.borrow_mut();
         let rope = ropes.iter_mut().find(|rope| rope.rotary == *table.rotary);
-        let rope = rope.ok_or_else(|| Error::Internal {
-            place: "cuda".into(),
-            reason: "rotary positions of another pass".into(),
-        })?;
+        let rope = rope.ok_or_else(|| Error::internal("cuda", "rotary positions of another pass"))?;
         let (places, query_factors) = match &mut rope.uploaded {
             Some(uploaded) => &*uploaded,
             uploaded => {

@@ -387,7 +387,10 @@ fn a_row_outside_of_a_table_is_refused() {
         let x = pass.embed(&table, None, None)?;
         pass.pool(x, None, Pooling::Mean, out)
     });
-    assert!(matches!(&done, Err(Error::Input(reason)) if reason.contains("10 is not a row")), "{done:?}");
+    assert!(
+        matches!(&done, Err(Error::Input(reason)) if reason.contains("token 10 lies outside")),
+        "{done:?}"
+    );
 }
 
 #[test]

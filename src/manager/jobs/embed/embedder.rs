@@ -93,7 +93,7 @@ impl Embedder {
         let prompt = info.prompt(options)?;
         let found = info.cached(memory, options, prompt, Content::Text(text));
         if let Some(trace) = &options.trace {
-            trace.found(usize::from(found.is_some()), 0, &info.model);
+            trace.found(usize::from(found.is_some()), 0, &info.facts.model);
         }
         entry.cache.count(usize::from(found.is_some()), 0);
         Ok(found)

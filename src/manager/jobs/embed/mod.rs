@@ -29,7 +29,7 @@ use crate::{Error, Result};
 pub(in super::super) use self::embedder::Embedder;
 use self::limit::Limit;
 pub use self::state::Embeddings;
-use self::state::{Hits, JobState, SlotGroup};
+use self::state::{Hits, JobState, LeasedModel, SlotGroup};
 
 /// Whether a job looks its inputs up in the cache, or its caller has just done so.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -196,12 +196,12 @@ impl Job {
                 let content = self.inputs.get(input);
                 let Some(cached) = info.cached(memory, &self.options, prompt, content) else { return true };
                 let fits = state.fit(shape, self.inputs.len());
-                fitted = fits.and_then(|()| hits.add(&info.identity, input, cached.tokens()));
+                fitted = fits.and_then(|()| hits.add(&info.facts.identity, input, cached.tokens()));
                 if fitted.is_err() {
                     return true;
                 }
                 if self.options.pin {
-                    memory.pin(&self.options.key(&info.identity, prompt, content), cached.clone());
+                    memory.pin(&self.options.key(&info.facts.identity, prompt, content), cached.clone());
                 }
                 state.put(input, cached.item().view());
                 state.tokens += u64::from(cached.tokens());
@@ -211,7 +211,7 @@ impl Job {
             fitted?;
             entry.cache.count(all - inputs.len(), 0);
             if let Some(trace) = &self.options.trace {
-                trace.found(all - inputs.len(), 0, &info.model);
+                trace.found(all - inputs.len(), 0, &info.facts.model);
             }
             if inputs.is_empty() {
                 // Not under the lock: the last lease may free a model.
@@ -225,7 +225,7 @@ impl Job {
         entry.admit(inputs.len(), self.embedder.max_queue)?;
         // In place: a stable sort takes memory, and a refused allocation in it ends the process.
         inputs.sort_unstable_by_key(|&input| (std::cmp::Reverse(self.inputs.length(input)), input));
-        Ok(Some(SlotGroup { entry, lease: None, admitted: inputs.len(), order: inputs, next: 0, hits }))
+        Ok(Some(SlotGroup { entry, model: None, admitted: inputs.len(), order: inputs, next: 0, hits }))
     }
 
     /// A slot is ready, or will not be.
@@ -247,16 +247,17 @@ impl Job {
             return Ok(());
         }
         let name = &state.groups[group].entry.name;
-        let info = Arc::clone(&lease.encoder(name, self.options.kind)?.info);
+        let handle = lease.encoder(name, self.options.kind)?.clone();
+        let info = Arc::clone(&handle.info);
         let (_, shape) = info.shapes(&self.options, name)?;
         if let Some(trace) = &self.options.trace {
-            trace.found(0, 0, &info.model);
+            trace.found(0, 0, &info.facts.model);
         }
         self.inputs.prompt(&info, &self.options)?;
-        state.take_back(group, &info.identity, |input| self.inputs.length(input))?;
+        state.take_back(group, &info.facts.identity, |input| self.inputs.length(input))?;
         state.fit(shape, self.inputs.len())?;
         state.scores.clone_from(&info.scores);
-        state.groups[group].lease = Some(lease);
+        state.groups[group].model = Some(LeasedModel { handle, _lease: lease });
         if state.finished == self.inputs.len() {
             state.outcome = Some(Ok(()));
         }

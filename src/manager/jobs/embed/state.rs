@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::super::super::model::LoadedModel;
+use super::super::super::model::{LoadedModel, ModelHandle};
 use super::super::super::registry::NamedSlot;
 use crate::compute::memory::{push, reserve};
 use crate::lifecycle::Lease;
@@ -40,10 +40,17 @@ pub(super) struct JobState {
     pub(super) runnable: bool,
 }
 
+/// A model in memory, and what keeps it there.
+pub(super) struct LeasedModel {
+    pub(super) handle: ModelHandle,
+    pub(super) _lease: Lease<LoadedModel>,
+}
+
 /// The inputs of a job that go to one slot.
 pub(super) struct SlotGroup {
     pub(super) entry: Arc<NamedSlot>,
-    pub(super) lease: Option<Lease<LoadedModel>>,
+    /// Its model, once it is in memory.
+    pub(super) model: Option<LeasedModel>,
     /// Input numbers, longest first: batches are even and the last one is quick.
     pub(super) order: Vec<usize>,
     pub(super) next: usize,
@@ -118,7 +125,7 @@ impl JobState {
         self.finished -= inputs.len();
         self.tokens -= tokens;
         // No other result fixes the shape.
-        if self.finished == 0 && self.groups.iter().all(|group| group.lease.is_none()) {
+        if self.finished == 0 && self.groups.iter().all(|group| group.model.is_none()) {
             self.output = None;
         }
         Ok(())

@@ -90,7 +90,7 @@ impl Job {
         };
         let most_bytes = (free * BYTES_PER_TOKEN).min(LONG_TEXT);
         let found = state.groups.iter_mut().find_map(|group| {
-            let handle = group.lease.as_ref()?.encoder(&group.entry.name, self.options.kind).ok()?.clone();
+            let handle = group.model.as_ref()?.handle.clone();
             let inputs = if handle.backend.local().is_ok() { inputs } else { CHUNK_INPUTS };
             let most = group.order.len().min(group.next + inputs);
             let mut bytes = 0;
@@ -117,7 +117,7 @@ impl Job {
     /// Whether the next input takes long to tokenize.
     pub(super) fn is_long(&self) -> bool {
         let state = self.state.lock();
-        let mut waiting = state.groups.iter().filter(|group| group.lease.is_some());
+        let mut waiting = state.groups.iter().filter(|group| group.model.is_some());
         let next = waiting.find_map(|group| group.order.get(group.next));
         state.outcome.is_none() && next.is_some_and(|&input| self.inputs.length(input) > LONG_TEXT)
     }
@@ -136,7 +136,7 @@ impl Job {
             if memory.is_none() && content.is_none() {
                 continue;
             }
-            let key = self.options.key(&info.identity, prompt, self.inputs.get(input));
+            let key = self.options.key(&info.facts.identity, prompt, self.inputs.get(input));
             let item = CachedItem::new(results.view(row).to_item(), tokens);
             if content.is_some() {
                 stored.push((Tiers::key(&key), item.clone()));

@@ -64,7 +64,8 @@ impl Job {
         let content = *info.content.as_ref()?.get()?;
         let prompt = self.inputs.prompt(&info, &self.options).ok()?;
         let key = |&input: &usize| {
-            Tiers::key(&self.options.key(&info.identity, prompt, self.inputs.get(input))).with_model(&content)
+            Tiers::key(&self.options.key(&info.facts.identity, prompt, self.inputs.get(input)))
+                .with_model(&content)
         };
         let keys = group.order.iter().map(key).collect();
         Some((info, keys))
@@ -88,7 +89,7 @@ impl Job {
         for &input in &group.order {
             let item = found.next().flatten();
             let fits = |item: &CachedItem| {
-                group.hits.are_of(&info.identity)
+                group.hits.are_of(&info.facts.identity)
                     && has_shape(item, shape)
                     && info.answers(&self.options, item)
             };
@@ -97,13 +98,13 @@ impl Job {
                 continue;
             };
             state.fit(shape, self.inputs.len())?;
-            group.hits.add(&info.identity, input, item.tokens())?;
+            group.hits.add(&info.facts.identity, input, item.tokens())?;
             state.put(input, item.item().view());
             state.tokens += u64::from(item.tokens());
             state.finished += 1;
             taken += 1;
             if let Some(memory) = memory {
-                let key = self.options.key(&info.identity, prompt, self.inputs.get(input));
+                let key = self.options.key(&info.facts.identity, prompt, self.inputs.get(input));
                 self.options.keep(memory, &key, item);
             }
         }
@@ -112,7 +113,7 @@ impl Job {
         group.leave(taken);
         group.entry.cache.count(taken, 0);
         if let Some(trace) = &self.options.trace {
-            trace.found(0, taken, &info.model);
+            trace.found(0, taken, &info.facts.model);
         }
         Ok(())
     }

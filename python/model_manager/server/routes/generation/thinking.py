@@ -138,4 +138,6 @@ def _opens(manager: ModelManager, slot: str, prompt: Any, params: Mapping[str, A
     variables = params.get("chat_template_kwargs", {})
     given = {name: value for name, value in variables.items() if name not in _ARGUMENTS}
     continues = params.get("continue_final_message", False)
-    return opens_thinking(manager.apply_chat_template(prompt, slot, continue_final_message=continues, **given))
+    whole = manager.apply_chat_template(prompt, slot, continue_final_message=continues, **given)
+    last = prompt[-1].get("content") if continues else None
+    return opens_thinking(whole, last if isinstance(last, str) else "")
