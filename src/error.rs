@@ -159,6 +159,8 @@ pub enum Error {
         path: PathBuf,
         /// The system's own words.
         reason: String,
+        /// The system's number of the error, where it has one.
+        code: Option<i32>,
     },
     /// A wait ended before the thing waited for.
     #[error("{what} was not ready within {:.3} s; raise the timeout or warm the model up first", after.as_secs_f64())]
@@ -271,7 +273,25 @@ impl Error {
     pub fn io(path: &Path, action: &'static str, error: &io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::PermissionDenied => Self::Permission { action, path: path.to_path_buf() },
-            _ => Self::Io { path: path.to_path_buf(), reason: system_words(error) },
+            _ => {
+                let (reason, code) = (system_words(error), error.raw_os_error());
+                Self::Io { path: path.to_path_buf(), reason, code }
+            }
+        }
+    }
+
+    /// The file that an error of the operating system is about, and C's number of the error.
+    #[cfg(feature = "python")]
+    pub(crate) fn system(&self) -> Option<(PathBuf, Option<i32>)> {
+        /// The same numbers on every system.
+        const NO_ENTRY: i32 = 2;
+        const NO_ACCESS: i32 = 13;
+        match self {
+            // Windows has numbers of its own.
+            Self::Io { path, code, .. } => Some((path.clone(), code.filter(|_| cfg!(unix)))),
+            Self::Permission { path, .. } => Some((path.clone(), Some(NO_ACCESS))),
+            Self::MissingFile { file, folder, .. } => Some((folder.join(file), Some(NO_ENTRY))),
+            _ => None,
         }
     }
 

@@ -68,6 +68,10 @@ pub(super) fn to_py(py: Python<'_>, error: &Error) -> PyErr {
         if let Some(code) = error.code() {
             exception.setattr("code", code)?;
         }
+        if let Some((path, code)) = error.system() {
+            exception.setattr("filename", path)?;
+            exception.setattr("errno", code)?;
+        }
         if let Some((place, rest)) = error.about() {
             set_about(&exception, place, rest)?;
         }
