@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::architecture::{Architecture, Description, Factors};
 use super::family::{ConfigFile, Family};
-use super::tensors::{EmbeddingTensors, LayerTensors, PrefixedTensors, Tensors};
+use super::tensors::{EmbeddingTensors, LayerTensors, PostNormNames, PrefixedTensors, Tensors};
 use crate::Result;
 use crate::compute::{Activation, Heads, LayerAttention, Mask, Positions};
 use crate::models::heads::layout;
@@ -120,11 +120,17 @@ impl Albert {
         let AlbertConfig { inner_group_num, num_hidden_groups, num_hidden_layers, .. } = self.config;
         (index / inner_group_num * num_hidden_groups / num_hidden_layers, index % inner_group_num)
     }
-
-    fn scope<'a>(&self, tensors: &'a dyn Tensors) -> PrefixedTensors<'a> {
-        PrefixedTensors::new(tensors, "embeddings.word_embeddings.weight", &["", "albert."])
-    }
 }
+
+/// What the names of tensors begin with in some files.
+const PREFIXES: &[&str] = &["", "albert."];
+
+/// The names of a layer's parts.
+const LAYER: PostNormNames = PostNormNames {
+    attention: ["query", "key", "value", "dense"],
+    mlp: ["ffn", "ffn_output"],
+    norms: ["attention.LayerNorm", "full_layer_layer_norm"],
+};
 
 impl Architecture for Albert {
     fn describe(&self) -> Description {
@@ -144,7 +150,7 @@ impl Architecture for Albert {
     }
 
     fn embeddings(&self, tensors: &dyn Tensors) -> Result<EmbeddingTensors> {
-        let (config, scope) = (&self.config, self.scope(tensors));
+        let (config, scope) = (&self.config, PrefixedTensors::of_bert(tensors, PREFIXES));
         let width = config.embedding_size;
         let table = |name: &str, rows| scope.matrix(&format!("embeddings.{name}.weight"), [rows, width]);
         let projection = [config.hidden_size, width];
@@ -163,19 +169,10 @@ impl Architecture for Albert {
     }
 
     fn layer(&self, tensors: &dyn Tensors, index: usize) -> Result<LayerTensors> {
-        let (config, scope) = (&self.config, self.scope(tensors));
-        let (hidden, wide) = (config.hidden_size, config.intermediate_size);
+        let AlbertConfig { hidden_size, intermediate_size, layer_norm_eps, .. } = self.config;
         let (group, inner) = self.place(index);
-        let name = |rest: &str| format!("encoder.albert_layer_groups.{group}.albert_layers.{inner}.{rest}");
-        let linear = |rest: &str, shape| scope.linear(&name(rest), shape);
-        let norm = |rest: &str| scope.layer_norm(&name(rest), hidden, config.layer_norm_eps);
-        let attention = |rest: &str| linear(&format!("attention.{rest}"), [hidden, hidden]);
-        let qkv = vec![attention("query")?, attention("key")?, attention("value")?];
-        let (up, down) = (linear("ffn", [wide, hidden])?, linear("ffn_output", [hidden, wide])?);
-        Ok(LayerTensors {
-            attention_norm: Some(norm("attention.LayerNorm")?),
-            mlp_norm: Some(norm("full_layer_layer_norm")?),
-            ..LayerTensors::new(qkv, attention("dense")?, up, down)
-        })
+        let layer = format!("encoder.albert_layer_groups.{group}.albert_layers.{inner}");
+        let sizes = [hidden_size, intermediate_size];
+        PrefixedTensors::of_bert(tensors, PREFIXES).post_norm_layer(&layer, &LAYER, sizes, layer_norm_eps)
     }
 }

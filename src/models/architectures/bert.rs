@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::architecture::{Architecture, Description, Factors};
 use super::family::{ConfigFile, Family, GgufFamily, ReadConfig, joined};
 use super::gguf_keys::Metadata;
-use super::tensors::{EmbeddingTensors, LayerTensors, PrefixedTensors, Tensors};
+use super::tensors::{BERT_WORDS, EmbeddingTensors, LayerTensors, PostNormNames, PrefixedTensors, Tensors};
 use crate::Result;
 use crate::compute::{Activation, Heads, LayerAttention, Mask, Positions};
 use crate::models::formats::gguf::Gguf;
@@ -182,6 +182,16 @@ fn read(
     Ok(Box::new(Bert { config, heads, activation, positions, context }))
 }
 
+/// What the names of tensors begin with in some files.
+const PREFIXES: &[&str] = &["", "bert.", "roberta.", "electra.", "model."];
+
+/// The names of a layer's parts.
+const LAYER: PostNormNames = PostNormNames {
+    attention: ["self.query", "self.key", "self.value", "output.dense"],
+    mlp: ["intermediate.dense", "output.dense"],
+    norms: ["attention.output.LayerNorm", "output.LayerNorm"],
+};
+
 impl Architecture for Bert {
     fn describe(&self) -> Description {
         Description {
@@ -199,7 +209,7 @@ impl Architecture for Bert {
     }
 
     fn embeddings(&self, tensors: &dyn Tensors) -> Result<EmbeddingTensors> {
-        let (scope, config) = (scope(tensors), &self.config);
+        let (scope, config) = (PrefixedTensors::of_bert(tensors, PREFIXES), &self.config);
         let width = config.embedding_size.unwrap_or(config.hidden_size);
         let table = |name: &str, rows: usize| {
             let name = format!("embeddings.{name}_embeddings.weight");
@@ -207,7 +217,7 @@ impl Architecture for Bert {
         };
         let projection = || scope.linear("embeddings_project", [config.hidden_size, width]);
         Ok(EmbeddingTensors {
-            words: scope.matrix("embeddings.word_embeddings.weight", [config.vocab_size, width])?,
+            words: scope.matrix(BERT_WORDS, [config.vocab_size, width])?,
             positions: table("position", config.max_position_embeddings)?,
             token_types: table("token_type", config.type_vocab_size)?,
             norm: Some(scope.layer_norm("embeddings.LayerNorm", width, config.layer_norm_eps)?),
@@ -217,27 +227,10 @@ impl Architecture for Bert {
     }
 
     fn layer(&self, tensors: &dyn Tensors, index: usize) -> Result<LayerTensors> {
-        let (scope, config) = (scope(tensors), &self.config);
-        let (hidden, wide) = (config.hidden_size, config.intermediate_size);
-        let linear = |name: &str, shape| scope.linear(&format!("encoder.layer.{index}.{name}"), shape);
-        let norm = |name: &str| {
-            scope.layer_norm(&format!("encoder.layer.{index}.{name}"), hidden, config.layer_norm_eps)
-        };
-        let attention = |name: &str| linear(&format!("attention.{name}"), [hidden, hidden]);
-        let qkv = vec![attention("self.query")?, attention("self.key")?, attention("self.value")?];
-        let up = linear("intermediate.dense", [wide, hidden])?;
-        let down = linear("output.dense", [hidden, wide])?;
-        Ok(LayerTensors {
-            attention_norm: Some(norm("attention.output.LayerNorm")?),
-            mlp_norm: Some(norm("output.LayerNorm")?),
-            ..LayerTensors::new(qkv, attention("output.dense")?, up, down)
-        })
+        let BertConfig { hidden_size, intermediate_size, layer_norm_eps, .. } = self.config;
+        let (layer, sizes) = (format!("encoder.layer.{index}"), [hidden_size, intermediate_size]);
+        PrefixedTensors::of_bert(tensors, PREFIXES).post_norm_layer(&layer, &LAYER, sizes, layer_norm_eps)
     }
-}
-
-fn scope(tensors: &dyn Tensors) -> PrefixedTensors<'_> {
-    let prefixes = ["", "bert.", "roberta.", "electra.", "model."];
-    PrefixedTensors::new(tensors, "embeddings.word_embeddings.weight", &prefixes)
 }
 
 #[cfg(test)]

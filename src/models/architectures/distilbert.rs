@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::architecture::{Architecture, Description, Factors};
 use super::family::{ConfigFile, Family};
-use super::tensors::{EmbeddingTensors, LayerTensors, PrefixedTensors, Tensors};
+use super::tensors::{BERT_WORDS, EmbeddingTensors, LayerTensors, PostNormNames, PrefixedTensors, Tensors};
 use crate::Result;
 use crate::compute::{Activation, Heads, LayerAttention, Mask, Positions};
 use crate::models::heads::layout;
@@ -72,11 +72,15 @@ fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
 /// Of the layer normalizations; no key sets it.
 const EPSILON: f32 = 1e-12;
 
-impl DistilBert {
-    fn scope<'a>(&self, tensors: &'a dyn Tensors) -> PrefixedTensors<'a> {
-        PrefixedTensors::new(tensors, "embeddings.word_embeddings.weight", &["", "distilbert."])
-    }
-}
+/// What the names of tensors begin with in some files.
+const PREFIXES: &[&str] = &["", "distilbert."];
+
+/// The names of a layer's parts.
+const LAYER: PostNormNames = PostNormNames {
+    attention: ["q_lin", "k_lin", "v_lin", "out_lin"],
+    mlp: ["ffn.lin1", "ffn.lin2"],
+    norms: ["sa_layer_norm", "output_layer_norm"],
+};
 
 impl Architecture for DistilBert {
     fn describe(&self) -> Description {
@@ -96,8 +100,8 @@ impl Architecture for DistilBert {
 
     fn embeddings(&self, tensors: &dyn Tensors) -> Result<EmbeddingTensors> {
         let DistilBertConfig { vocab_size, dim, max_position_embeddings, .. } = self.config;
-        let scope = self.scope(tensors);
-        let words = scope.matrix("embeddings.word_embeddings.weight", [vocab_size, dim])?;
+        let scope = PrefixedTensors::of_bert(tensors, PREFIXES);
+        let words = scope.matrix(BERT_WORDS, [vocab_size, dim])?;
         let positions =
             scope.matrix("embeddings.position_embeddings.weight", [max_position_embeddings, dim])?;
         let norm = scope.layer_norm("embeddings.LayerNorm", dim, EPSILON)?;
@@ -105,17 +109,8 @@ impl Architecture for DistilBert {
     }
 
     fn layer(&self, tensors: &dyn Tensors, index: usize) -> Result<LayerTensors> {
-        let (scope, hidden, wide) = (self.scope(tensors), self.config.dim, self.config.hidden_dim);
-        let linear = |name: &str, shape| scope.linear(&format!("transformer.layer.{index}.{name}"), shape);
-        let norm =
-            |name: &str| scope.layer_norm(&format!("transformer.layer.{index}.{name}"), hidden, EPSILON);
-        let attention = |name: &str| linear(&format!("attention.{name}"), [hidden, hidden]);
-        let qkv = vec![attention("q_lin")?, attention("k_lin")?, attention("v_lin")?];
-        let (up, down) = (linear("ffn.lin1", [wide, hidden])?, linear("ffn.lin2", [hidden, wide])?);
-        Ok(LayerTensors {
-            attention_norm: Some(norm("sa_layer_norm")?),
-            mlp_norm: Some(norm("output_layer_norm")?),
-            ..LayerTensors::new(qkv, attention("out_lin")?, up, down)
-        })
+        let (layer, sizes) =
+            (format!("transformer.layer.{index}"), [self.config.dim, self.config.hidden_dim]);
+        PrefixedTensors::of_bert(tensors, PREFIXES).post_norm_layer(&layer, &LAYER, sizes, EPSILON)
     }
 }

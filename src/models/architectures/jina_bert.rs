@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::architecture::{Architecture, Description, Factors};
 use super::family::{ConfigFile, Family, GgufFamily};
 use super::gguf_keys::Metadata;
-use super::tensors::{EmbeddingTensors, LayerTensors, PrefixedTensors, Tensors};
+use super::tensors::{BERT_WORDS, EmbeddingTensors, LayerTensors, PrefixedTensors, Tensors};
 use crate::Result;
 use crate::compute::{Activation, DistanceBias, Heads, LayerAttention, Mask, Positions};
 use crate::models::formats::gguf::Gguf;
@@ -121,11 +121,8 @@ fn slopes(heads: usize) -> Vec<f32> {
     powers(whole).chain(slopes(2 * whole).into_iter().step_by(2)).take(heads).collect()
 }
 
-impl JinaBert {
-    fn scope<'a>(&self, tensors: &'a dyn Tensors) -> PrefixedTensors<'a> {
-        PrefixedTensors::new(tensors, "embeddings.word_embeddings.weight", &["", "bert."])
-    }
-}
+/// What the names of tensors begin with in some files.
+const PREFIXES: &[&str] = &["", "bert."];
 
 impl Architecture for JinaBert {
     fn describe(&self) -> Description {
@@ -147,20 +144,18 @@ impl Architecture for JinaBert {
     }
 
     fn embeddings(&self, tensors: &dyn Tensors) -> Result<EmbeddingTensors> {
-        let (config, scope) = (&self.config, self.scope(tensors));
+        let (config, scope) = (&self.config, PrefixedTensors::of_bert(tensors, PREFIXES));
         let hidden = config.hidden_size;
         let types = [config.type_vocab_size, hidden];
         Ok(EmbeddingTensors {
             token_types: Some(scope.matrix("embeddings.token_type_embeddings.weight", types)?),
             norm: Some(scope.layer_norm("embeddings.LayerNorm", hidden, config.layer_norm_eps)?),
-            ..EmbeddingTensors::new(
-                scope.matrix("embeddings.word_embeddings.weight", [config.vocab_size, hidden])?,
-            )
+            ..EmbeddingTensors::new(scope.matrix(BERT_WORDS, [config.vocab_size, hidden])?)
         })
     }
 
     fn layer(&self, tensors: &dyn Tensors, index: usize) -> Result<LayerTensors> {
-        let (config, scope) = (&self.config, self.scope(tensors));
+        let (config, scope) = (&self.config, PrefixedTensors::of_bert(tensors, PREFIXES));
         let (hidden, wide) = (config.hidden_size, config.intermediate_size);
         let name = |rest: &str| format!("encoder.layer.{index}.{rest}");
         let attention = |rest: &str| scope.linear(&name(&format!("attention.{rest}")), [hidden, hidden]);

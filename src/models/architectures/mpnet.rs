@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::architecture::{Architecture, Description, Factors};
 use super::family::{ConfigFile, Family};
-use super::tensors::{EmbeddingTensors, LayerTensors, PrefixedTensors, Tensors};
+use super::tensors::{BERT_WORDS, EmbeddingTensors, LayerTensors, PostNormNames, PrefixedTensors, Tensors};
 use crate::Result;
 use crate::compute::{Activation, DistanceBias, Heads, LayerAttention, Mask, Positions};
 use crate::models::heads::layout;
@@ -101,14 +101,20 @@ fn bucket(distance: isize) -> usize {
 }
 
 impl Mpnet {
-    fn scope<'a>(&self, tensors: &'a dyn Tensors) -> PrefixedTensors<'a> {
-        PrefixedTensors::new(tensors, "embeddings.word_embeddings.weight", &["", "mpnet."])
-    }
-
     fn context(&self) -> usize {
         self.config.max_position_embeddings.saturating_sub(PADDING as usize + 1)
     }
 }
+
+/// What the names of tensors begin with in some files.
+const PREFIXES: &[&str] = &["", "mpnet."];
+
+/// The names of a layer's parts.
+const LAYER: PostNormNames = PostNormNames {
+    attention: ["attn.q", "attn.k", "attn.v", "attn.o"],
+    mlp: ["intermediate.dense", "output.dense"],
+    norms: ["attention.LayerNorm", "output.LayerNorm"],
+};
 
 impl Architecture for Mpnet {
     fn describe(&self) -> Description {
@@ -128,8 +134,8 @@ impl Architecture for Mpnet {
 
     fn embeddings(&self, tensors: &dyn Tensors) -> Result<EmbeddingTensors> {
         let MpnetConfig { vocab_size, hidden_size, max_position_embeddings, .. } = self.config;
-        let scope = self.scope(tensors);
-        let words = scope.matrix("embeddings.word_embeddings.weight", [vocab_size, hidden_size])?;
+        let scope = PrefixedTensors::of_bert(tensors, PREFIXES);
+        let words = scope.matrix(BERT_WORDS, [vocab_size, hidden_size])?;
         let positions = [max_position_embeddings, hidden_size];
         let norm = scope.layer_norm("embeddings.LayerNorm", hidden_size, self.config.layer_norm_eps)?;
         Ok(EmbeddingTensors {
@@ -141,25 +147,15 @@ impl Architecture for Mpnet {
 
     fn distance_bias(&self, tensors: &dyn Tensors) -> Result<Option<DistanceBias>> {
         let (heads, name) = (self.heads.heads, "encoder.relative_attention_bias.weight");
-        let table = self.scope(tensors).matrix(name, [BUCKETS, heads])?.to_f32()?;
+        let table = PrefixedTensors::of_bert(tensors, PREFIXES).matrix(name, [BUCKETS, heads])?.to_f32()?;
         let bias = |head, distance| table[bucket(distance) * heads + head];
         DistanceBias::new(heads, self.context(), bias).map(Some)
     }
 
     fn layer(&self, tensors: &dyn Tensors, index: usize) -> Result<LayerTensors> {
-        let MpnetConfig { hidden_size: hidden, intermediate_size: wide, layer_norm_eps, .. } = self.config;
-        let scope = self.scope(tensors);
-        let linear = |name: &str, shape| scope.linear(&format!("encoder.layer.{index}.{name}"), shape);
-        let norm =
-            |name: &str| scope.layer_norm(&format!("encoder.layer.{index}.{name}"), hidden, layer_norm_eps);
-        let attention = |name: &str| linear(&format!("attention.attn.{name}"), [hidden, hidden]);
-        let qkv = vec![attention("q")?, attention("k")?, attention("v")?];
-        let up = linear("intermediate.dense", [wide, hidden])?;
-        Ok(LayerTensors {
-            attention_norm: Some(norm("attention.LayerNorm")?),
-            mlp_norm: Some(norm("output.LayerNorm")?),
-            ..LayerTensors::new(qkv, attention("o")?, up, linear("output.dense", [hidden, wide])?)
-        })
+        let MpnetConfig { hidden_size, intermediate_size, layer_norm_eps, .. } = self.config;
+        let (layer, sizes) = (format!("encoder.layer.{index}"), [hidden_size, intermediate_size]);
+        PrefixedTensors::of_bert(tensors, PREFIXES).post_norm_layer(&layer, &LAYER, sizes, layer_norm_eps)
     }
 }
 

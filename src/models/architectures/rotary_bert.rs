@@ -250,12 +250,8 @@ fn read(
     Ok(Box::new(RotaryBert { config, heads, activation, rotary, variant }))
 }
 
-impl RotaryBert {
-    fn scope<'a>(&self, tensors: &'a dyn Tensors) -> PrefixedTensors<'a> {
-        let prefixes = ["", "new.", "gte.", "bert.", "nomic_bert.", "roberta."];
-        PrefixedTensors::new(tensors, "embeddings.word_embeddings.weight", &prefixes)
-    }
-}
+/// What the names of tensors begin with in some files.
+const PREFIXES: &[&str] = &["", "new.", "gte.", "bert.", "nomic_bert.", "roberta."];
 
 impl Architecture for RotaryBert {
     fn describe(&self) -> Description {
@@ -274,7 +270,7 @@ impl Architecture for RotaryBert {
     }
 
     fn embeddings(&self, tensors: &dyn Tensors) -> Result<EmbeddingTensors> {
-        let (config, scope) = (&self.config, self.scope(tensors));
+        let (config, scope) = (&self.config, PrefixedTensors::of_bert(tensors, PREFIXES));
         let table = |name: &str, rows| {
             scope.matrix(&format!("embeddings.{name}_embeddings.weight"), [rows, config.hidden_size])
         };
@@ -289,7 +285,8 @@ impl Architecture for RotaryBert {
 
     /// The names are those of GTE, Nomic and Jina, those that transformers has for all of them, and those of GGUF files.
     fn layer(&self, tensors: &dyn Tensors, index: usize) -> Result<LayerTensors> {
-        let (config, scope, variant) = (&self.config, self.scope(tensors), self.variant);
+        let (config, scope, variant) =
+            (&self.config, PrefixedTensors::of_bert(tensors, PREFIXES), self.variant);
         let (hidden, wide) = (config.hidden_size, config.intermediate_size);
         let layer =
             ["encoder.layer", "encoder.layers", "layers", "blk"].map(|list| format!("{list}.{index}"));

@@ -154,6 +154,19 @@ impl LayerTensors {
     }
 }
 
+/// The names of the parts of a layer of BERT's form, under the name of the layer: each block ends with the norm of its residual.
+pub(super) struct PostNormNames {
+    /// Queries, keys, values and output, under `attention`.
+    pub attention: [&'static str; 4],
+    /// The two matrices of the perceptron.
+    pub mlp: [&'static str; 2],
+    /// After attention and after the perceptron.
+    pub norms: [&'static str; 2],
+}
+
+/// The table of words in files of BERT and its kin.
+pub(super) const BERT_WORDS: &str = "embeddings.word_embeddings.weight";
+
 /// Tensors whose names have a prefix in some files: that of the model that the encoder was part of.
 pub(super) struct PrefixedTensors<'a> {
     tensors: &'a dyn Tensors,
@@ -165,6 +178,11 @@ impl<'a> PrefixedTensors<'a> {
     pub(super) fn new(tensors: &'a dyn Tensors, probe: &str, prefixes: &[&'static str]) -> Self {
         let prefix = prefixes.iter().find(|prefix| tensors.contains(&format!("{prefix}{probe}")));
         Self { tensors, prefix: prefix.copied().unwrap_or_default() }
+    }
+
+    /// Those of a BERT or one of its kin.
+    pub(super) fn of_bert(tensors: &'a dyn Tensors, prefixes: &[&'static str]) -> Self {
+        Self::new(tensors, BERT_WORDS, prefixes)
     }
 
     pub(super) fn contains(&self, name: &str) -> bool {
@@ -210,6 +228,28 @@ impl<'a> PrefixedTensors<'a> {
             let shift = shift.as_ref().map(|shift| shift.slice_rows(rows.clone()));
             (matrix.slice_rows(rows), shift)
         }))
+    }
+
+    /// A layer of BERT's form, of states of `hidden` numbers: every linear layer has a bias, the perceptron of `wide` no gate.
+    pub(super) fn post_norm_layer(
+        &self,
+        layer: &str,
+        names: &PostNormNames,
+        [hidden, wide]: [usize; 2],
+        epsilon: f32,
+    ) -> Result<LayerTensors> {
+        let linear = |name: &str, shape| self.linear(&format!("{layer}.{name}"), shape);
+        let [q, k, v, output] =
+            names.attention.map(|name| linear(&format!("attention.{name}"), [hidden, hidden]));
+        let [up, down] = names.mlp;
+        let (up, down) = (linear(up, [wide, hidden])?, linear(down, [hidden, wide])?);
+        let [attention_norm, mlp_norm] =
+            names.norms.map(|name| self.layer_norm(&format!("{layer}.{name}"), hidden, epsilon));
+        Ok(LayerTensors {
+            attention_norm: Some(attention_norm?),
+            mlp_norm: Some(mlp_norm?),
+            ..LayerTensors::new(vec![q?, k?, v?], output?, up, down)
+        })
     }
 
     /// A layer normalization. Old files call its parameters gamma and beta.

@@ -14,7 +14,8 @@ use self::buckets::Buckets;
 use super::architecture::{Architecture, Description, Factors};
 use super::family::{ConfigFile, Family, LARGEST_SIZE};
 use super::tensors::{
-    ConvolutionTensors, EmbeddingTensors, LayerTensors, NormTensors, PrefixedTensors, Tensors,
+    BERT_WORDS, ConvolutionTensors, EmbeddingTensors, LayerTensors, NormTensors, PostNormNames,
+    PrefixedTensors, Tensors,
 };
 use crate::Result;
 use crate::compute::memory::zeroed;
@@ -210,14 +211,10 @@ fn relative(file: &ConfigFile<'_>, config: &DebertaConfig) -> Result<Buckets> {
     Ok(Buckets { span, buckets, farthest, normed })
 }
 
-const WORDS: &str = "embeddings.word_embeddings.weight";
+/// What the names of tensors begin with in some files.
 const PREFIXES: &[&str] = &["", "deberta."];
 
 impl Deberta {
-    fn scope<'a>(&self, tensors: &'a dyn Tensors) -> PrefixedTensors<'a> {
-        PrefixedTensors::new(tensors, WORDS, PREFIXES)
-    }
-
     /// Numbers of an embedding.
     fn narrow(&self) -> usize {
         self.config.embedding_size.unwrap_or(self.config.hidden_size)
@@ -227,6 +224,13 @@ impl Deberta {
         scope.layer_norm(name, self.config.hidden_size, self.config.layer_norm_eps)
     }
 }
+
+/// The names of a layer's parts.
+const LAYER: PostNormNames = PostNormNames {
+    attention: ["self.query_proj", "self.key_proj", "self.value_proj", "output.dense"],
+    mlp: ["intermediate.dense", "output.dense"],
+    norms: ["attention.output.LayerNorm", "output.LayerNorm"],
+};
 
 impl Architecture for Deberta {
     fn describe(&self) -> Description {
@@ -247,7 +251,8 @@ impl Architecture for Deberta {
     }
 
     fn embeddings(&self, tensors: &dyn Tensors) -> Result<EmbeddingTensors> {
-        let (scope, config, narrow) = (self.scope(tensors), &self.config, self.narrow());
+        let (scope, config, narrow) =
+            (PrefixedTensors::of_bert(tensors, PREFIXES), &self.config, self.narrow());
         let table = |name: &str, rows| scope.matrix(&format!("embeddings.{name}.weight"), [rows, narrow]);
         let positions = config
             .position_biased_input
@@ -261,30 +266,20 @@ impl Architecture for Deberta {
             token_types: token_types.transpose()?,
             projection: projection.transpose()?,
             projection_norm: Some(self.norm(&scope, "embeddings.LayerNorm")?),
-            ..EmbeddingTensors::new(scope.matrix(WORDS, [config.vocab_size, narrow])?)
+            ..EmbeddingTensors::new(scope.matrix(BERT_WORDS, [config.vocab_size, narrow])?)
         })
     }
 
     fn layer(&self, tensors: &dyn Tensors, index: usize) -> Result<LayerTensors> {
-        let (hidden, wide) = (self.config.hidden_size, self.config.intermediate_size);
-        let scope = self.scope(tensors);
-        let name = |part: &str| format!("encoder.layer.{index}.{part}");
-        let linear = |part: &str, shape| scope.linear(&name(part), shape);
-        let attention = |part: &str| linear(&format!("attention.self.{part}"), [hidden, hidden]);
-        let qkv = vec![attention("query_proj")?, attention("key_proj")?, attention("value_proj")?];
-        let output = linear("attention.output.dense", [hidden, hidden])?;
-        let (up, down) =
-            (linear("intermediate.dense", [wide, hidden])?, linear("output.dense", [hidden, wide])?);
-        Ok(LayerTensors {
-            attention_norm: Some(self.norm(&scope, &name("attention.output.LayerNorm"))?),
-            mlp_norm: Some(self.norm(&scope, &name("output.LayerNorm"))?),
-            ..LayerTensors::new(qkv, output, up, down)
-        })
+        let DebertaConfig { hidden_size, intermediate_size, layer_norm_eps, .. } = self.config;
+        let (layer, sizes) = (format!("encoder.layer.{index}"), [hidden_size, intermediate_size]);
+        PrefixedTensors::of_bert(tensors, PREFIXES).post_norm_layer(&layer, &LAYER, sizes, layer_norm_eps)
     }
 
     fn relative_table(&self, tensors: &dyn Tensors) -> Result<Option<RelativeTable>> {
         let Some(buckets) = self.relative.filter(|_| self.compared.contains(&true)) else { return Ok(None) };
-        let (scope, shape) = (self.scope(tensors), [2 * buckets.span, self.config.hidden_size]);
+        let (scope, shape) =
+            (PrefixedTensors::of_bert(tensors, PREFIXES), [2 * buckets.span, self.config.hidden_size]);
         let mut values = scope.matrix("encoder.rel_embeddings.weight", shape)?.to_f32()?;
         if buckets.normed {
             normalize(&mut values, &self.norm(&scope, "encoder.LayerNorm")?)?;
@@ -295,7 +290,7 @@ impl Architecture for Deberta {
     }
 
     fn relative_layers(&self, tensors: &dyn Tensors, index: usize) -> Result<RelativeLayers> {
-        let (scope, hidden) = (self.scope(tensors), self.config.hidden_size);
+        let (scope, hidden) = (PrefixedTensors::of_bert(tensors, PREFIXES), self.config.hidden_size);
         let layer = |on: bool, own: &str, shared: &str| {
             let name = if self.config.share_att_key { shared } else { own };
             on.then(|| {
@@ -313,7 +308,7 @@ impl Architecture for Deberta {
         let Some(activation) = self.conv else { return Ok(None) };
         let DebertaConfig { hidden_size: hidden, conv_kernel_size: size, conv_groups: groups, .. } =
             self.config;
-        let (scope, each) = (self.scope(tensors), hidden / groups);
+        let (scope, each) = (PrefixedTensors::of_bert(tensors, PREFIXES), hidden / groups);
         let kernel = scope.tensor("encoder.conv.conv.weight", &[hidden, each, size])?.to_f32()?;
         // An output sees the inputs of its group alone; all other factors are zero.
         let mut matrix: Vec<f32> = zeroed(hidden * size * hidden)?;
