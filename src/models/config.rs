@@ -85,7 +85,7 @@ impl ModelConfig {
             );
             return Err(Error::Unsupported { model: model.to_owned(), reason });
         };
-        check_config(model, path, &json, family.classes, family.keys)?;
+        check_config(model, path, &json, family.classes, &family.accepted_keys())?;
         Ok((family, json))
     }
 

@@ -5,7 +5,7 @@
 use serde::Deserialize;
 
 use super::architecture::{Architecture, Description, Factors};
-use super::family::{ConfigFile, Family};
+use super::family::{ConfigFields, ConfigFile, Family, keys_of};
 use super::tensors::{EmbeddingTensors, LayerTensors, PostNormNames, PrefixedTensors, Tensors};
 use crate::Result;
 use crate::compute::{Activation, Heads, LayerAttention, Mask, Positions};
@@ -15,24 +15,12 @@ use crate::models::heads::layout;
 pub(super) const FAMILIES: &[Family] = &[Family {
     generates: false,
     classifier: Some(&layout::ALBERT),
-    ..Family::new("albert", "Albert", KEYS, read)
+    fields: &[ConfigFields::All(keys_of::<AlbertConfig>)],
+    ..Family::new("albert", "Albert", IGNORED, read)
 }];
 
-/// The keys of `config.json` that [`AlbertConfig`] reads, and those that change nothing.
-const KEYS: &[&str] = &[
-    "vocab_size",
-    "embedding_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_hidden_groups",
-    "inner_group_num",
-    "num_attention_heads",
-    "intermediate_size",
-    "max_position_embeddings",
-    "type_vocab_size",
-    "hidden_act",
-    "layer_norm_eps",
-    "position_embedding_type",
+/// Keys that change nothing.
+const IGNORED: &[&str] = &[
     // There is no head whose weights could be shared.
     "tie_word_embeddings",
     // Keys of the first release, which transformers reads nowhere.

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::architecture::{Architecture, Description, Factors};
-use super::family::{ConfigFile, Family, GgufFamily, ReadConfig, joined};
+use super::family::{ConfigFields, ConfigFile, Family, GgufFamily, ReadConfig, keys_of};
 use super::gguf_keys::Metadata;
 use super::tensors::{BERT_WORDS, EmbeddingTensors, LayerTensors, PostNormNames, PrefixedTensors, Tensors};
 use crate::Result;
@@ -25,7 +25,8 @@ pub(super) const FAMILIES: &[Family] = &[
     family("roberta", "Roberta", &layout::ROBERTA, &layout::MASKED_ROBERTA, read_roberta),
     family("camembert", "Camembert", &layout::ROBERTA, &layout::MASKED_ROBERTA, read_roberta),
     Family {
-        keys: &ELECTRA_KEYS,
+        // Its embeddings may be narrower than its states.
+        fields: &[ConfigFields::All(keys_of::<BertConfig>)],
         // Its masked language model has a generator's head of its own.
         masked_lm: None,
         ..family("electra", "Electra", &layout::ELECTRA, &layout::MASKED_BERT, read_bert)
@@ -40,7 +41,14 @@ const fn family(
     read: ReadConfig,
 ) -> Family {
     let (classifier, masked_lm) = (Some(classifier), Some(masked_lm));
-    Family { generates: false, classifier, masked_lm, ..Family::new(model_type, classes, KEYS, read) }
+    let fields = &[ConfigFields::But(keys_of::<BertConfig>, &["embedding_size"])];
+    Family {
+        generates: false,
+        classifier,
+        masked_lm,
+        fields,
+        ..Family::new(model_type, classes, IGNORED, read)
+    }
 }
 
 fn read_bert(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
@@ -94,26 +102,13 @@ struct Bert {
     context: usize,
 }
 
-/// The keys of `config.json` that [`BertConfig`] reads, and those whose only other value is refused by name.
-const KEYS: &[&str] = &[
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "max_position_embeddings",
-    "type_vocab_size",
-    "hidden_act",
-    "layer_norm_eps",
-    "position_embedding_type",
+/// Keys that change nothing.
+const IGNORED: &[&str] = &[
     // Every token sees every other one anyway.
     "use_bidirectional_attention",
     // There is no head whose weights could be shared.
     "tie_word_embeddings",
 ];
-
-/// ELECTRA's embeddings may be narrower than its states.
-const ELECTRA_KEYS: [&str; KEYS.len() + 1] = joined(KEYS, &["embedding_size"]);
 
 /// What `config.json` says of a BERT.
 #[derive(Debug, Clone, Deserialize)]

@@ -5,7 +5,7 @@
 use serde::Deserialize;
 
 use super::architecture::{Architecture, Description, Factors};
-use super::family::{ConfigFile, Family};
+use super::family::{ConfigFields, ConfigFile, Family, keys_of};
 use super::tensors::{BERT_WORDS, EmbeddingTensors, LayerTensors, PostNormNames, PrefixedTensors, Tensors};
 use crate::Result;
 use crate::compute::{Activation, Heads, LayerAttention, Mask, Positions};
@@ -16,18 +16,12 @@ pub(super) const FAMILIES: &[Family] = &[Family {
     generates: false,
     classifier: Some(&layout::DISTILBERT),
     masked_lm: Some(&layout::MASKED_DISTILBERT),
-    ..Family::new("distilbert", "DistilBert", KEYS, read)
+    fields: &[ConfigFields::All(keys_of::<DistilBertConfig>)],
+    ..Family::new("distilbert", "DistilBert", IGNORED, read)
 }];
 
-/// The keys of `config.json` that [`DistilBertConfig`] reads, and those that change nothing.
-const KEYS: &[&str] = &[
-    "vocab_size",
-    "dim",
-    "n_layers",
-    "n_heads",
-    "hidden_dim",
-    "max_position_embeddings",
-    "activation",
+/// Keys that change nothing.
+const IGNORED: &[&str] = &[
     // How the table of positions was made, which the file has.
     "sinusoidal_pos_embds",
     // There is no head whose weights could be shared.

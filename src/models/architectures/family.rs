@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use serde::de::DeserializeOwned;
+use serde::de::value::Error as NoValue;
+use serde::de::{DeserializeOwned, Deserializer, Error as _, Visitor};
 use serde_json::Value;
 
 use super::architecture::Architecture;
@@ -90,7 +91,10 @@ pub struct Family {
     pub model_type: &'static str,
     /// What the names of its classes in transformers begin with.
     pub classes: &'static str,
-    /// The keys of `config.json` that [`read`](Self::read) reads. Others are refused unless they are harmless.
+    /// What [`read`](Self::read) parses `config.json` into.
+    pub fields: &'static [ConfigFields],
+    /// More keys of `config.json` that are accepted: those that change nothing, each with its reason. Others are refused
+    /// unless they are harmless.
     pub keys: &'static [&'static str],
     /// Whether its models embed text.
     pub embeds: bool,
@@ -149,18 +153,64 @@ pub type ReadConfig = fn(&ConfigFile<'_>) -> Result<Box<dyn Architecture>>;
 /// Reads the metadata of a GGUF file.
 pub type ReadGguf = fn(&Gguf) -> Result<Box<dyn Architecture>>;
 
-/// The keys of two lists.
-pub(super) const fn joined<const N: usize>(
-    one: &[&'static str],
-    other: &[&'static str],
-) -> [&'static str; N] {
-    assert!(N == one.len() + other.len(), "number of keys");
-    let (mut all, mut index) = ([""; N], 0);
-    while index < N {
-        all[index] = if index < one.len() { one[index] } else { other[index - one.len()] };
-        index += 1;
+/// Keys of `config.json` that a family reads: fields of a struct that it parses.
+#[derive(Debug, Clone, Copy)]
+pub enum ConfigFields {
+    /// All fields.
+    All(FieldsOf),
+    /// All but these, which related families have.
+    But(FieldsOf, &'static [&'static str]),
+    /// These alone, of those that related families have.
+    Only(FieldsOf, &'static [&'static str]),
+}
+
+/// [`keys_of`] a struct.
+pub type FieldsOf = fn() -> &'static [&'static str];
+
+impl ConfigFields {
+    /// The keys.
+    fn keys(self) -> Vec<&'static str> {
+        let (Self::All(fields) | Self::But(fields, _) | Self::Only(fields, _)) = self;
+        let is_own = |key: &&'static str| match self {
+            Self::All(_) => true,
+            Self::But(_, others) => !others.contains(key),
+            Self::Only(_, own) => own.contains(key),
+        };
+        fields().iter().copied().filter(is_own).collect()
     }
-    all
+}
+
+/// The keys that the fields of `T` are read from, as its derived `Deserialize` names them, aliases included. A struct that
+/// flattens another one names none.
+pub fn keys_of<T: DeserializeOwned>() -> &'static [&'static str] {
+    struct FieldNames<'a>(&'a mut &'static [&'static str]);
+
+    impl<'de> Deserializer<'de> for FieldNames<'_> {
+        type Error = NoValue;
+
+        fn deserialize_any<V: Visitor<'de>>(self, _visitor: V) -> Result<V::Value, NoValue> {
+            Err(NoValue::custom("it has no fields"))
+        }
+
+        fn deserialize_struct<V: Visitor<'de>>(
+            self,
+            _name: &'static str,
+            fields: &'static [&'static str],
+            _visitor: V,
+        ) -> Result<V::Value, NoValue> {
+            *self.0 = fields;
+            Err(NoValue::custom("its fields are known"))
+        }
+
+        serde::forward_to_deserialize_any! {
+            bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit unit_struct
+            newtype_struct seq tuple tuple_struct map enum identifier ignored_any
+        }
+    }
+
+    let mut names: &'static [&'static str] = &[];
+    drop(T::deserialize(FieldNames(&mut names)));
+    names
 }
 
 /// A model's `config.json`.
@@ -256,7 +306,8 @@ impl ConfigFile<'_> {
 }
 
 impl Family {
-    /// A family whose models embed and write text, read from `config.json`.
+    /// A family whose models embed and write text, read from `config.json`: from [`fields`](Self::fields), and with `keys`
+    /// that are accepted in addition.
     pub const fn new(
         model_type: &'static str,
         classes: &'static str,
@@ -266,6 +317,7 @@ impl Family {
         Self {
             model_type,
             classes,
+            fields: &[],
             keys,
             embeds: true,
             generates: true,
@@ -276,6 +328,11 @@ impl Family {
             gguf: &[],
             read_gguf: None,
         }
+    }
+
+    /// The keys of `config.json` that are accepted.
+    pub fn accepted_keys(&self) -> Vec<&'static str> {
+        self.fields.iter().flat_map(|fields| fields.keys()).chain(self.keys.iter().copied()).collect()
     }
 
     /// Whether its models can be used so.

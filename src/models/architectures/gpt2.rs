@@ -5,7 +5,7 @@
 use serde::Deserialize;
 
 use super::architecture::{Architecture, Description, Factors};
-use super::family::{ConfigFile, Family, GgufFamily, LARGEST_SIZE, is_size};
+use super::family::{ConfigFields, ConfigFile, Family, GgufFamily, LARGEST_SIZE, is_size, keys_of};
 use super::gguf_keys::Metadata;
 use super::tensors::{EmbeddingTensors, LayerTensors, NormTensors, Tensors, tied_head};
 use crate::compute::memory::zeroed;
@@ -21,7 +21,8 @@ pub(super) const FAMILIES: &[Family] = &[Family {
     bare_turns: true,
     gguf: &[GgufFamily::generators("gpt2")],
     read_gguf: Some(from_gguf),
-    ..Family::new("gpt2", "GPT2", KEYS, read)
+    fields: &[ConfigFields::All(keys_of::<Gpt2Config>)],
+    ..Family::new("gpt2", "GPT2", IGNORED, read)
 }];
 
 fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
@@ -61,22 +62,10 @@ struct Gpt2 {
     transposed: bool,
 }
 
-/// The keys of `config.json` that are read.
-const KEYS: &[&str] = &[
-    "n_embd",
-    "n_layer",
-    "n_head",
-    "n_positions",
+/// Keys that change nothing.
+const IGNORED: &[&str] = &[
     // The size of a mask, which a longer `n_positions` cuts.
     "n_ctx",
-    "n_inner",
-    "vocab_size",
-    "layer_norm_epsilon",
-    "activation_function",
-    "tie_word_embeddings",
-    "scale_attn_weights",
-    "scale_attn_by_inverse_layer_idx",
-    "is_causal",
     // Tokens that the first GPT added; its code has not used the number since.
     "n_special",
 ];

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use super::architecture::{Architecture, Description, Factors};
-use super::family::{ConfigFile, Family, GgufFamily};
+use super::family::{ConfigFields, ConfigFile, Family, GgufFamily, keys_of};
 use super::gguf_keys::Metadata;
 use super::tensors::{BERT_WORDS, EmbeddingTensors, LayerTensors, PrefixedTensors, Tensors};
 use crate::Result;
@@ -20,21 +20,13 @@ pub(super) const FAMILIES: &[Family] = &[Family {
     generates: false,
     gguf: &[GgufFamily::encoders("jina-bert-v2")],
     read_gguf: Some(from_gguf),
-    ..Family::new("jina_bert", "JinaBert", KEYS, read)
+    fields: &[ConfigFields::All(keys_of::<JinaBertConfig>)],
+    ..Family::new("jina_bert", "JinaBert", IGNORED, read)
 }];
 
-/// The keys of `config.json` that [`JinaBertConfig`] reads, and those that change nothing.
-const KEYS: &[&str] = &[
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "max_position_embeddings",
-    "type_vocab_size",
-    "layer_norm_eps",
-    "position_embedding_type",
-    "feed_forward_type",
+/// Keys that change nothing.
+const IGNORED: &[&str] = &[
+    // `feed_forward_type` counts.
     "hidden_act",
     // How the model's own code pools; the files of sentence-transformers say it.
     "emb_pooler",

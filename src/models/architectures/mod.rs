@@ -31,7 +31,9 @@ mod transformer;
 
 pub use architecture::{Architecture, Description, Factors, check_tensors};
 pub(crate) use family::LARGEST_SIZE;
-pub use family::{ConfigFile, Family, GgufFamily, ModelKind, ReadConfig, ReadGguf};
+pub use family::{
+    ConfigFields, ConfigFile, Family, FieldsOf, GgufFamily, ModelKind, ReadConfig, ReadGguf, keys_of,
+};
 pub(crate) use gguf_tensors::GgufTensors;
 pub use registry::{example, families, find, find_config, find_gguf, register};
 pub(crate) use registry::{gguf_names, names};

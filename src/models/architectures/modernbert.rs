@@ -3,9 +3,10 @@
 //! Warner et al., "Smarter, Better, Faster, Longer: A Modern Bidirectional Encoder", 2024.
 
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::architecture::{Architecture, Description, Factors};
-use super::family::{ConfigFile, Family, GgufFamily};
+use super::family::{ConfigFields, ConfigFile, Family, GgufFamily, keys_of};
 use super::gguf_keys::Metadata;
 use super::rope_scaling::{RopeConfig, RopeDefaults};
 use super::tensors::{EmbeddingTensors, LayerTensors, NormTensors, PrefixedTensors, Tensors};
@@ -20,35 +21,24 @@ pub(super) const FAMILIES: &[Family] = &[Family {
     classifier: Some(&layout::MODERNBERT),
     gguf: &[GgufFamily::encoders("modern-bert")],
     read_gguf: Some(from_gguf),
-    ..Family::new("modernbert", "ModernBert", KEYS, read)
+    fields: &[
+        ConfigFields::All(keys_of::<ModernBertConfig>),
+        ConfigFields::Only(keys_of::<RopeConfig>, &["rope_scaling", "rope_parameters"]),
+    ],
+    ..Family::new("modernbert", "ModernBert", OTHERS, read)
 }];
 
-/// The keys of `config.json` that [`ModernBertConfig`] reads, and those that change nothing.
-const KEYS: &[&str] = &[
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "max_position_embeddings",
-    "hidden_activation",
-    "norm_eps",
-    "norm_bias",
-    "attention_bias",
-    "mlp_bias",
-    "local_attention",
-    "sliding_window",
-    "global_attn_every_n_layers",
-    "layer_types",
-    "global_rope_theta",
-    "local_rope_theta",
-    "rope_scaling",
-    "rope_parameters",
+/// Keys that change no state.
+const OTHERS: &[&str] = &[
     // There is no head whose weights could be shared.
     "tie_word_embeddings",
     // Keys that transformers writes and this model never reads.
     "position_embedding_type",
     "layer_norm_eps",
+    // The head of classifiers reads them, but for the bias: the tensors show it.
+    "classifier_activation",
+    "classifier_bias",
+    "classifier_pooling",
     // How the computation is carried out, and heads that are not used.
     "initializer_cutoff_factor",
     "deterministic_flash_attn",
@@ -56,9 +46,6 @@ const KEYS: &[&str] = &[
     "repad_logits_with_grad",
     "sparse_prediction",
     "sparse_pred_ignore_index",
-    "classifier_activation",
-    "classifier_bias",
-    "classifier_pooling",
     "decoder_bias",
 ];
 
@@ -83,13 +70,13 @@ struct ModernBertConfig {
     mlp_bias: bool,
     #[serde(default = "window")]
     local_attention: usize,
+    #[serde(default)]
+    sliding_window: Value,
     #[serde(default = "three")]
     global_attn_every_n_layers: usize,
     layer_types: Option<Vec<String>>,
     global_rope_theta: Option<f32>,
     local_rope_theta: Option<f32>,
-    #[serde(flatten)]
-    rope: RopeConfig,
 }
 
 fn gelu() -> String {
@@ -143,7 +130,7 @@ struct ModernBert {
 }
 
 fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
-    let config: ModernBertConfig = file.parse()?;
+    let (config, rope): (ModernBertConfig, RopeConfig) = (file.parse()?, file.parse()?);
     file.check_sizes(&[
         ("vocab_size", config.vocab_size),
         ("hidden_size", config.hidden_size),
@@ -155,7 +142,7 @@ fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
     ])?;
     // transformers computes with half of `local_attention`, and writes that half next to it.
     let half = config.local_attention / 2;
-    if file.json["sliding_window"].as_u64().is_some_and(|window| window != half as u64) {
+    if config.sliding_window.as_u64().is_some_and(|window| window != half as u64) {
         return Err(file.refuse("sliding_window", "half of local_attention"));
     }
     let heads = file.heads(config.hidden_size, config.num_attention_heads)?;
@@ -163,7 +150,7 @@ fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
     let attention = |kind: &str, mask, base: f32| {
         let (head, context) = (heads.width, config.max_position_embeddings);
         let defaults = RopeDefaults { head, context, base, part: None, style: RopeStyle::Neox };
-        let rotary = config.rope.rotary(&defaults, Some(kind), &[]);
+        let rotary = rope.rotary(&defaults, Some(kind), &[]);
         Ok(LayerAttention::new(mask).with_rotary(rotary.map_err(|reason| file.unsupported(reason))?))
     };
     let full = attention("full_attention", Mask::FULL, config.global_rope_theta.unwrap_or(160_000.0))?;

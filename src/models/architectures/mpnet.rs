@@ -5,7 +5,7 @@
 use serde::Deserialize;
 
 use super::architecture::{Architecture, Description, Factors};
-use super::family::{ConfigFile, Family};
+use super::family::{ConfigFields, ConfigFile, Family, keys_of};
 use super::tensors::{BERT_WORDS, EmbeddingTensors, LayerTensors, PostNormNames, PrefixedTensors, Tensors};
 use crate::Result;
 use crate::compute::{Activation, DistanceBias, Heads, LayerAttention, Mask, Positions};
@@ -15,23 +15,10 @@ use crate::models::heads::layout;
 pub(super) const FAMILIES: &[Family] = &[Family {
     generates: false,
     classifier: Some(&layout::ROBERTA),
-    ..Family::new("mpnet", "MPNet", KEYS, read)
-}];
-
-/// The keys of `config.json` that [`MpnetConfig`] reads, and one that changes nothing.
-const KEYS: &[&str] = &[
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "max_position_embeddings",
-    "hidden_act",
-    "layer_norm_eps",
-    "relative_attention_num_buckets",
+    fields: &[ConfigFields::All(keys_of::<MpnetConfig>)],
     // There is no head whose weights could be shared.
-    "tie_word_embeddings",
-];
+    ..Family::new("mpnet", "MPNet", &["tie_word_embeddings"], read)
+}];
 
 /// What `config.json` says of an MPNet.
 #[derive(Debug, Clone, Deserialize)]

@@ -139,6 +139,9 @@ pub fn register(family: &'static Family) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
+    use super::super::family::ConfigFields;
     use super::*;
 
     #[test]
@@ -148,6 +151,24 @@ mod tests {
         assert!(without.is_empty(), "EXAMPLES lacks {without:?}");
         for (family, _) in EXAMPLES {
             assert!(known.contains(family), "{family}");
+        }
+    }
+
+    #[test]
+    fn keys_that_families_read_are_fields_and_each_is_accepted_once() {
+        for family in BUILT_IN.iter().copied().flatten() {
+            for fields in family.fields {
+                let (ConfigFields::All(of) | ConfigFields::But(of, _) | ConfigFields::Only(of, _)) = fields;
+                assert!(!of().is_empty(), "{}: a struct names no fields", family.model_type);
+                if let ConfigFields::But(_, chosen) | ConfigFields::Only(_, chosen) = fields {
+                    let unknown: Vec<_> = chosen.iter().filter(|key| !of().contains(key)).collect();
+                    assert!(unknown.is_empty(), "{}: no fields are {unknown:?}", family.model_type);
+                }
+            }
+            let mut accepted = HashSet::new();
+            for key in family.accepted_keys() {
+                assert!(accepted.insert(key), "{}: {key} twice", family.model_type);
+            }
         }
     }
 }

@@ -6,6 +6,7 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::family::{ConfigFields, keys_of};
 use crate::compute::{LongRope, QueryGrowth, RopeStyle, Rotary};
 use crate::models::keys::is_unset;
 
@@ -150,6 +151,15 @@ pub(super) struct RopeConfig {
     rope_parameters: Option<Value>,
     partial_rotary_factor: Option<f32>,
     original_max_position_embeddings: Option<f32>,
+}
+
+impl RopeConfig {
+    /// The keys of families that rotate whole heads.
+    pub(super) const WHOLE: ConfigFields =
+        ConfigFields::But(keys_of::<Self>, &["partial_rotary_factor", "original_max_position_embeddings"]);
+    /// The keys of families that rotate a part of each head, or refuse to.
+    pub(super) const PARTIAL: ConfigFields =
+        ConfigFields::But(keys_of::<Self>, &["original_max_position_embeddings"]);
 }
 
 /// What the rest of a model says about them.

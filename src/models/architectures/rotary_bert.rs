@@ -5,9 +5,10 @@
 //! Sturua et al., "jina-embeddings-v3: Multilingual Embeddings With Task LoRA", 2024.
 
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::architecture::{Architecture, Description, Factors};
-use super::family::{ConfigFile, Family, GgufFamily, ReadConfig, joined};
+use super::family::{ConfigFields, ConfigFile, Family, GgufFamily, ReadConfig, keys_of};
 use super::gguf_keys::Metadata;
 use super::rope_scaling::{RopeConfig, RopeDefaults};
 use super::tensors::{EmbeddingTensors, LayerTensors, PrefixedTensors, Tensors};
@@ -18,14 +19,23 @@ use crate::models::heads::layout;
 
 /// GTE as it was published and as transformers has it, Nomic BERT, and Jina's third.
 pub(super) const FAMILIES: &[Family] = &[
-    Family { classifier: Some(&layout::BERT), ..family("new", "New", &NEW_KEYS, read_gte) },
-    Family { classifier: Some(&layout::BERT), ..family("gte", "Gte", COMMON, read_gte) },
     Family {
+        classifier: Some(&layout::BERT),
+        fields: &[SIZES, RopeConfig::WHOLE, ConfigFields::All(keys_of::<GteConfig>)],
+        ..family("new", "New", NEW, read_gte)
+    },
+    Family { classifier: Some(&layout::BERT), ..family("gte", "Gte", IGNORED, read_gte) },
+    Family {
+        fields: &[
+            ConfigFields::All(keys_of::<RotaryBertConfig>),
+            RopeConfig::WHOLE,
+            ConfigFields::All(keys_of::<NomicConfig>),
+        ],
         gguf: &[GgufFamily::encoders("nomic-bert")],
         read_gguf: Some(from_gguf),
-        ..family("nomic_bert", "NomicBert", &NOMIC_KEYS, read_nomic)
+        ..family("nomic_bert", "NomicBert", NOMIC, read_nomic)
     },
-    family("jina_embeddings_v3", "JinaEmbeddingsV3", COMMON, read_jina),
+    family("jina_embeddings_v3", "JinaEmbeddingsV3", IGNORED, read_jina),
 ];
 
 const fn family(
@@ -34,35 +44,23 @@ const fn family(
     keys: &'static [&'static str],
     read: ReadConfig,
 ) -> Family {
-    Family { generates: false, ..Family::new(model_type, classes, keys, read) }
+    let fields = &[SIZES, RopeConfig::WHOLE];
+    Family { generates: false, fields, ..Family::new(model_type, classes, keys, read) }
 }
 
-const NEW_KEYS: [&str; COMMON.len() + NEW.len()] = joined(COMMON, NEW);
-const NOMIC_KEYS: [&str; COMMON.len() + NOMIC.len()] = joined(COMMON, NOMIC);
+/// The keys of a rotary BERT's sizes under transformers' names, without those of GPT-2.
+const SIZES: ConfigFields = ConfigFields::But(
+    keys_of::<RotaryBertConfig>,
+    &["n_embd", "n_layer", "n_head", "n_inner", "n_positions", "activation_function", "layer_norm_epsilon"],
+);
 
-/// The keys of `config.json` that [`RotaryBertConfig`] reads, and one that changes nothing.
-const COMMON: &[&str] = &[
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "max_position_embeddings",
-    "type_vocab_size",
-    "hidden_act",
-    "layer_norm_eps",
-    "rope_theta",
-    "rope_scaling",
-    "rope_parameters",
-    "head_dim",
+/// There is no head whose weights could be shared.
+const IGNORED: &[&str] = &["tie_word_embeddings"];
+
+/// Keys of the published GTE that change nothing.
+const NEW: &[&str] = &[
     // There is no head whose weights could be shared.
     "tie_word_embeddings",
-];
-
-/// Keys of the published GTE.
-const NEW: &[&str] = &[
-    "position_embedding_type",
-    "layer_norm_type",
     // The tensors show it.
     "pack_qkv",
     // How the computation is carried out.
@@ -72,24 +70,10 @@ const NEW: &[&str] = &[
     "logn_attention_clip1",
 ];
 
-/// Keys of the published Nomic BERT.
+/// Keys of the published Nomic BERT that change nothing.
 const NOMIC: &[&str] = &[
-    "n_embd",
-    "n_layer",
-    "n_head",
-    "n_inner",
-    "n_positions",
-    "activation_function",
-    "layer_norm_epsilon",
-    "rotary_emb_base",
-    "rotary_emb_fraction",
-    "rotary_scaling_factor",
-    "max_trained_positions",
-    "pad_vocab_size_multiple",
-    "qkv_proj_bias",
-    "mlp_fc1_bias",
-    "mlp_fc2_bias",
-    "scale_attn_weights",
+    // There is no head whose weights could be shared.
+    "tie_word_embeddings",
     // How the computation is carried out.
     "fused_bias_fc",
     "fused_dropout_add_ln",
@@ -115,8 +99,16 @@ struct RotaryBertConfig {
     hidden_act: String,
     #[serde(alias = "layer_norm_epsilon")]
     layer_norm_eps: f32,
-    #[serde(flatten)]
-    rope: RopeConfig,
+    #[serde(default)]
+    head_dim: Value,
+}
+
+/// What only the published files of GTE say.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+struct GteConfig {
+    position_embedding_type: Value,
+    layer_norm_type: Value,
 }
 
 /// What only the published files of Nomic BERT say.
@@ -166,8 +158,12 @@ struct RotaryBert {
 }
 
 fn read_gte(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
-    for (key, supported) in [("position_embedding_type", "rope"), ("layer_norm_type", "layer_norm")] {
-        if file.json[key].as_str().is_some_and(|value| value != supported) {
+    let own: GteConfig = file.parse()?;
+    for (key, value, supported) in [
+        ("position_embedding_type", own.position_embedding_type, "rope"),
+        ("layer_norm_type", own.layer_norm_type, "layer_norm"),
+    ] {
+        if value.as_str().is_some_and(|value| value != supported) {
             return Err(file.refuse(key, supported));
         }
     }
@@ -240,12 +236,13 @@ fn read(
         ("type_vocab_size", config.type_vocab_size.max(1)),
     ])?;
     let heads = file.heads(config.hidden_size, config.num_attention_heads)?;
-    if file.json["head_dim"].as_u64().is_some_and(|width| width != heads.width as u64) {
+    if config.head_dim.as_u64().is_some_and(|width| width != heads.width as u64) {
         return Err(file.refuse("head_dim", "hidden_size / num_attention_heads"));
     }
     let (head, context) = (heads.width, config.max_position_embeddings);
     let defaults = RopeDefaults { head, context, base, part: None, style: RopeStyle::Neox };
-    let rotary = config.rope.rotary(&defaults, None, &[]).map_err(|reason| file.unsupported(reason))?;
+    let rope: RopeConfig = file.parse()?;
+    let rotary = rope.rotary(&defaults, None, &[]).map_err(|reason| file.unsupported(reason))?;
     let activation = file.activation("hidden_act", &config.hidden_act)?;
     Ok(Box::new(RotaryBert { config, heads, activation, rotary, variant }))
 }

@@ -6,7 +6,7 @@
 use serde::Deserialize;
 
 use super::architecture::{Architecture, Description, Factors};
-use super::family::{ConfigFile, Family, ReadConfig};
+use super::family::{ConfigFields, ConfigFile, Family, ReadConfig, keys_of};
 use super::tensors::{EmbeddingTensors, LayerTensors, NormTensors, PrefixedTensors, Tensors};
 use crate::Result;
 use crate::compute::{Activation, DistanceBias, Heads, LONGEST_HEAD, LayerAttention, Mask, Positions};
@@ -15,21 +15,12 @@ use crate::compute::{Activation, DistanceBias, Heads, LONGEST_HEAD, LayerAttenti
 pub(super) const FAMILIES: &[Family] = &[family("t5", "T5", read_t5), family("mt5", "MT5", read_mt5)];
 
 const fn family(model_type: &'static str, classes: &'static str, read: ReadConfig) -> Family {
-    Family { generates: false, ..Family::new(model_type, classes, KEYS, read) }
+    let fields = &[ConfigFields::All(keys_of::<T5Config>)];
+    Family { generates: false, fields, ..Family::new(model_type, classes, IGNORED, read) }
 }
 
-/// The keys of `config.json` that [`T5Config`] reads, and those that change nothing in an encoder.
-const KEYS: &[&str] = &[
-    "vocab_size",
-    "d_model",
-    "d_kv",
-    "d_ff",
-    "num_layers",
-    "num_heads",
-    "relative_attention_num_buckets",
-    "relative_attention_max_distance",
-    "layer_norm_epsilon",
-    "feed_forward_proj",
+/// Keys that change nothing in an encoder.
+const IGNORED: &[&str] = &[
     // What transformers makes of `feed_forward_proj`.
     "dense_act_fn",
     "is_gated_act",

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use self::buckets::Buckets;
 use super::architecture::{Architecture, Description, Factors};
-use super::family::{ConfigFile, Family, LARGEST_SIZE};
+use super::family::{ConfigFields, ConfigFile, Family, LARGEST_SIZE, keys_of};
 use super::tensors::{
     BERT_WORDS, ConvolutionTensors, EmbeddingTensors, LayerTensors, NormTensors, PostNormNames,
     PrefixedTensors, Tensors,
@@ -28,34 +28,14 @@ use crate::models::heads::layout;
 pub(super) const FAMILIES: &[Family] = &[Family {
     generates: false,
     classifier: Some(&layout::DEBERTA),
-    ..Family::new("deberta-v2", "DebertaV2", KEYS, read)
+    fields: &[ConfigFields::All(keys_of::<DebertaConfig>)],
+    ..Family::new("deberta-v2", "DebertaV2", OTHERS, read)
 }];
 
-const KEYS: &[&str] = &[
-    "vocab_size",
-    "hidden_size",
-    "embedding_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "attention_head_size",
-    "intermediate_size",
-    "max_position_embeddings",
-    "type_vocab_size",
-    "hidden_act",
-    "layer_norm_eps",
-    "relative_attention",
-    "max_relative_positions",
-    "position_buckets",
-    "position_biased_input",
-    "pos_att_type",
-    "share_att_key",
-    "norm_rel_ebd",
-    "conv_kernel_size",
-    "conv_groups",
-    "conv_act",
-    // Of the head of classifiers.
+/// Keys that change no state.
+const OTHERS: &[&str] = &[
+    // The head of classifiers reads it.
     "pooler_hidden_act",
-    "pooler_hidden_size",
     // Of the head of masked language models, which is not used.
     "legacy",
     "tie_word_embeddings",
@@ -80,6 +60,8 @@ struct DebertaConfig {
     max_relative_positions: i64,
     position_buckets: i64,
     position_biased_input: bool,
+    /// A list, or names with `|` between them.
+    pos_att_type: Value,
     share_att_key: bool,
     norm_rel_ebd: String,
     conv_kernel_size: usize,
@@ -106,6 +88,7 @@ impl Default for DebertaConfig {
             max_relative_positions: -1,
             position_buckets: -1,
             position_biased_input: true,
+            pos_att_type: Value::Null,
             share_att_key: false,
             norm_rel_ebd: "none".into(),
             conv_kernel_size: 0,
@@ -149,7 +132,7 @@ fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
         return Err(file.refuse("pooler_hidden_size", "hidden_size"));
     }
     let activation = file.activation("hidden_act", &config.hidden_act)?;
-    let compared = compared(file)?;
+    let compared = compared(file, &config.pos_att_type)?;
     let relative = if config.relative_attention { Some(relative(file, &config)?) } else { None };
     let conv = match config.conv_kernel_size {
         0 => None,
@@ -169,8 +152,8 @@ fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
 }
 
 /// Which comparisons `pos_att_type` names: `c2p`, `p2c`.
-fn compared(file: &ConfigFile<'_>) -> Result<[bool; 2]> {
-    let names: Vec<String> = match &file.json["pos_att_type"] {
+fn compared(file: &ConfigFile<'_>, pos_att_type: &Value) -> Result<[bool; 2]> {
+    let names: Vec<String> = match pos_att_type {
         Value::Null => Vec::new(),
         Value::String(names) => names.split('|').map(|name| name.trim().to_lowercase()).collect(),
         Value::Array(names) => {

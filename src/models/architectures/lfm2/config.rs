@@ -6,34 +6,14 @@ use super::model::Lfm2;
 use crate::Result;
 use crate::compute::{LONGEST_SHORT_CONVOLUTION, RopeStyle};
 use crate::models::architectures::architecture::Architecture;
-use crate::models::architectures::family::ConfigFile;
+use crate::models::architectures::family::{ConfigFields, ConfigFile, keys_of};
 use crate::models::architectures::rope_scaling::{RopeConfig, RopeDefaults};
 
-/// The keys that [`Lfm2Config`] reads, and those that change nothing.
-pub(super) const KEYS: &[&str] = &[
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "block_ff_dim",
-    "block_auto_adjust_ff_dim",
-    "block_ffn_dim_multiplier",
-    "block_multiple_of",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "max_position_embeddings",
-    "norm_eps",
-    "conv_L_cache",
-    "conv_bias",
-    "layer_types",
-    "full_attn_idxs",
-    "rope_theta",
-    "rope_scaling",
-    "rope_parameters",
-    "tie_word_embeddings",
-    "tie_embedding",
-    "is_causal",
-    // What the first files say a second time; transformers does not read it.
+/// The keys that are read.
+pub(super) const FIELDS: &[ConfigFields] = &[ConfigFields::All(keys_of::<Lfm2Config>), RopeConfig::WHOLE];
+
+/// What the first files say a second time; transformers does not read it.
+pub(super) const IGNORED: &[&str] = &[
     "block_dim",
     "block_mlp_init_scale",
     "block_norm_eps",
@@ -72,8 +52,6 @@ struct Lfm2Config {
     tie_word_embeddings: bool,
     tie_embedding: Option<bool>,
     is_causal: Option<bool>,
-    #[serde(flatten)]
-    rope: RopeConfig,
 }
 
 impl Default for Lfm2Config {
@@ -98,7 +76,6 @@ impl Default for Lfm2Config {
             tie_word_embeddings: true,
             tie_embedding: None,
             is_causal: None,
-            rope: RopeConfig::default(),
         }
     }
 }
@@ -135,7 +112,7 @@ pub(super) fn read_bidirectional(file: &ConfigFile<'_>) -> Result<Box<dyn Archit
 }
 
 fn lfm2(file: &ConfigFile<'_>, centered: bool) -> Result<Lfm2> {
-    let config: Lfm2Config = file.parse()?;
+    let (config, rope): (Lfm2Config, RopeConfig) = (file.parse()?, file.parse()?);
     file.check_sizes(&[
         ("vocab_size", config.vocab_size),
         ("hidden_size", config.hidden_size),
@@ -166,7 +143,7 @@ fn lfm2(file: &ConfigFile<'_>, centered: bool) -> Result<Lfm2> {
         part: None,
         style: RopeStyle::Neox,
     };
-    let rotary = config.rope.rotary(&defaults, None, &[]).map_err(|reason| file.unsupported(reason))?;
+    let rotary = rope.rotary(&defaults, None, &[]).map_err(|reason| file.unsupported(reason))?;
     Ok(Lfm2 {
         hidden: config.hidden_size,
         intermediate,

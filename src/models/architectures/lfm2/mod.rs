@@ -7,7 +7,7 @@ mod config;
 mod gguf;
 mod model;
 
-use self::config::{KEYS, read, read_bidirectional};
+use self::config::{FIELDS, IGNORED, read, read_bidirectional};
 use self::gguf::from_gguf;
 use super::family::{Family, GgufFamily};
 
@@ -19,10 +19,12 @@ pub(super) const FAMILIES: &[Family] = &[
     Family {
         gguf: &[GgufFamily::generators("lfm2")],
         read_gguf: Some(from_gguf),
-        ..Family::new("lfm2", "Lfm2", KEYS, read)
+        fields: FIELDS,
+        ..Family::new("lfm2", "Lfm2", IGNORED, read)
     },
     Family {
         generates: false,
-        ..Family::new("lfm2_bidirectional", "Lfm2Bidirectional", KEYS, read_bidirectional)
+        fields: FIELDS,
+        ..Family::new("lfm2_bidirectional", "Lfm2Bidirectional", IGNORED, read_bidirectional)
     },
 ];

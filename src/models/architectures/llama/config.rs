@@ -1,8 +1,7 @@
 //! `config.json` as transformers writes it, before and since version 5.
 
-use serde::{Deserialize, Deserializer};
-
 use super::dialect::{DIALECTS, Dialect, Windows};
+use super::fields::{DialectConfig, LlamaConfig, Pattern};
 use super::model::{Llama, Variant};
 use crate::compute::{Activation, LONGEST_HEAD, LayerAttention, Mask, Rotary};
 use crate::models::architectures::architecture::{Architecture, Factors};
@@ -14,74 +13,7 @@ pub(super) fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
     let model_type = file.json["model_type"].as_str().unwrap_or_default();
     let dialect = DIALECTS.iter().find(|dialect| dialect.model_type == model_type);
     let dialect = dialect.ok_or_else(|| file.unsupported(format!("its model_type is {model_type:?}")))?;
-    let (config, rope): (LlamaConfig, RopeConfig) = (file.parse()?, file.parse()?);
-    Ok(Box::new(config.llama(file.model, &rope, dialect)?))
-}
-
-#[derive(Debug, Clone, Deserialize)]
-struct LlamaConfig {
-    hidden_size: usize,
-    intermediate_size: usize,
-    num_hidden_layers: usize,
-    num_attention_heads: usize,
-    num_key_value_heads: Option<usize>,
-    head_dim: Option<usize>,
-    vocab_size: usize,
-    max_position_embeddings: usize,
-    rms_norm_eps: Option<f32>,
-    tie_word_embeddings: Option<bool>,
-    attention_bias: Option<bool>,
-    #[serde(default)]
-    mlp_bias: bool,
-    hidden_act: Option<String>,
-    hidden_activation: Option<String>,
-    is_causal: Option<bool>,
-    use_bidirectional_attention: Option<bool>,
-    // Windows.
-    #[serde(default)]
-    use_sliding_window: bool,
-    #[serde(default, deserialize_with = "given")]
-    sliding_window: Given<usize>,
-    #[serde(default = "twenty_eight")]
-    max_window_layers: usize,
-    sliding_window_pattern: Option<Pattern>,
-    #[serde(default)]
-    layer_types: Vec<String>,
-    // Rotary positions by layer.
-    no_rope_layers: Option<Vec<u8>>,
-    no_rope_layer_interval: Option<usize>,
-    rope_local_base_freq: Option<f32>,
-    // Factors.
-    embedding_multiplier: Option<f32>,
-    residual_multiplier: Option<f32>,
-    attention_multiplier: Option<f32>,
-    logits_scaling: Option<f32>,
-    query_pre_attn_scalar: Option<f32>,
-    #[serde(default, deserialize_with = "given")]
-    attn_logit_softcapping: Given<f32>,
-    #[serde(default, deserialize_with = "given")]
-    final_logit_softcapping: Given<f32>,
-}
-
-fn twenty_eight() -> usize {
-    28
-}
-
-/// Which layers have a sliding window, where `layer_types` does not say.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(untagged)]
-enum Pattern {
-    /// All but every n-th.
-    AllBut(usize),
-    /// A letter for each layer of a period. transformers does not read it.
-    Letters(String),
-}
-
-/// A key that may be absent, null, or have a value.
-type Given<T> = Option<Option<T>>;
-
-fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(value: D) -> Result<Given<T>, D::Error> {
-    Option::deserialize(value).map(Some)
+    Ok(Box::new(ConfigParts::parse(file)?.llama(file.model, dialect)?))
 }
 
 /// `original_max_position_embeddings` of Phi 3 where it is absent.
@@ -90,43 +22,54 @@ const PHI3_CONTEXT: f32 = 4096.0;
 /// Keys of `rope_parameters` that Ministral 3 has in addition; the second repeats a number of the file.
 const MINISTRAL3: [&str; 2] = ["llama_4_scaling_beta", "max_position_embeddings"];
 
-impl LlamaConfig {
+/// A `config.json`.
+struct ConfigParts {
+    common: LlamaConfig,
+    own: DialectConfig,
+    rope: RopeConfig,
+}
+
+impl ConfigParts {
+    fn parse(file: &ConfigFile<'_>) -> Result<Self> {
+        Ok(Self { common: file.parse()?, own: file.parse()?, rope: file.parse()? })
+    }
+
     /// Checks the configuration of `model` and brings it into the common form.
-    fn llama(&self, model: &str, rope: &RopeConfig, dialect: &Dialect) -> Result<Llama> {
+    fn llama(&self, model: &str, dialect: &Dialect) -> Result<Llama> {
         let unsupported = |reason: String| Error::Unsupported { model: model.into(), reason };
-        let bias = self.attention_bias.unwrap_or(dialect.attention_bias);
+        let bias = self.own.attention_bias.unwrap_or(dialect.attention_bias);
         let mut llama = Llama {
-            hidden: self.hidden_size,
-            intermediate: self.intermediate_size,
-            layers: self.num_hidden_layers,
-            heads: self.num_attention_heads,
-            kv_heads: self.num_key_value_heads.unwrap_or(self.num_attention_heads),
-            head: self.head_dim.unwrap_or(match dialect.head {
-                0 => self.hidden_size / self.num_attention_heads.max(1),
+            hidden: self.common.hidden_size,
+            intermediate: self.common.intermediate_size,
+            layers: self.common.num_hidden_layers,
+            heads: self.common.num_attention_heads,
+            kv_heads: self.common.num_key_value_heads.unwrap_or(self.common.num_attention_heads),
+            head: self.common.head_dim.unwrap_or(match dialect.head {
+                0 => self.common.hidden_size / self.common.num_attention_heads.max(1),
                 head => head,
             }),
-            vocabulary: self.vocab_size,
-            context: self.max_position_embeddings,
-            epsilon: self.rms_norm_eps.unwrap_or(dialect.epsilon),
-            tied: self.tie_word_embeddings.unwrap_or(dialect.tied),
+            vocabulary: self.common.vocab_size,
+            context: self.common.max_position_embeddings,
+            epsilon: self.common.rms_norm_eps.unwrap_or(dialect.epsilon),
+            tied: self.common.tie_word_embeddings.unwrap_or(dialect.tied),
             activation: self.activation(dialect).map_err(unsupported)?,
             factors: self.factors(dialect).map_err(unsupported)?,
             attention: Vec::new(),
             variant: Variant {
                 qkv_bias: dialect.variant.qkv_bias || bias,
                 output_bias: dialect.output_bias && bias,
-                mlp_bias: self.mlp_bias,
+                mlp_bias: self.own.mlp_bias,
                 ..dialect.variant
             },
         };
         llama.check(model)?;
-        llama.attention = self.attention(&llama, rope, dialect).map_err(unsupported)?;
+        llama.attention = self.attention(&llama, dialect).map_err(unsupported)?;
         Ok(llama)
     }
 
     fn activation(&self, dialect: &Dialect) -> Result<Activation, String> {
         if dialect.gemma {
-            return match self.hidden_activation.as_deref().or(self.hidden_act.as_deref()) {
+            return match self.own.hidden_activation.as_deref().or(self.common.hidden_act.as_deref()) {
                 None | Some("gelu_pytorch_tanh" | "gelu_new") => Ok(Activation::GeluTanh),
                 // The first files of the first Gemma say "gelu" and mean its tanh form.
                 Some("gelu") if dialect.model_type == "gemma" => Ok(Activation::GeluTanh),
@@ -136,7 +79,7 @@ impl LlamaConfig {
                 )),
             };
         }
-        match self.hidden_act.as_deref().unwrap_or("silu") {
+        match self.common.hidden_act.as_deref().unwrap_or("silu") {
             "silu" | "swish" => Ok(Activation::Silu),
             "gelu" => Ok(Activation::Gelu),
             "gelu_pytorch_tanh" | "gelu_new" => Ok(Activation::GeluTanh),
@@ -151,13 +94,13 @@ impl LlamaConfig {
         let one = Factors::default();
         let factors = Factors {
             embedding: if dialect.gemma {
-                (self.hidden_size as f32).sqrt()
+                (self.common.hidden_size as f32).sqrt()
             } else {
-                self.embedding_multiplier.unwrap_or(one.embedding)
+                self.own.embedding_multiplier.unwrap_or(one.embedding)
             },
-            residual: self.residual_multiplier.unwrap_or(one.residual),
-            logits: 1.0 / self.logits_scaling.unwrap_or(1.0),
-            logits_cap: self.final_logit_softcapping.unwrap_or(dialect.caps.map(|caps| caps[1])),
+            residual: self.own.residual_multiplier.unwrap_or(one.residual),
+            logits: 1.0 / self.own.logits_scaling.unwrap_or(1.0),
+            logits_cap: self.own.final_logit_softcapping.unwrap_or(dialect.caps.map(|caps| caps[1])),
         };
         let numbers =
             [factors.embedding, factors.residual, factors.logits, factors.logits_cap.unwrap_or(1.0)];
@@ -169,7 +112,7 @@ impl LlamaConfig {
     }
 
     fn is_causal(&self, dialect: &Dialect) -> Result<bool, String> {
-        match (self.is_causal, self.use_bidirectional_attention) {
+        match (self.common.is_causal, self.common.use_bidirectional_attention) {
             (Some(true), Some(true)) | (Some(false), Some(false)) => Err(
                 "its config.json contradicts itself: is_causal and use_bidirectional_attention have the same value; remove \
                  the wrong one"
@@ -180,21 +123,16 @@ impl LlamaConfig {
     }
 
     /// The attention of every layer, or one for all.
-    fn attention(
-        &self,
-        llama: &Llama,
-        rope: &RopeConfig,
-        dialect: &Dialect,
-    ) -> Result<Vec<LayerAttention>, String> {
+    fn attention(&self, llama: &Llama, dialect: &Dialect) -> Result<Vec<LayerAttention>, String> {
         let causal = self.is_causal(dialect)?;
-        let [full, local] = self.rotaries(llama, rope, dialect)?;
-        let scale = match self.query_pre_attn_scalar.or(dialect.query_scalar) {
+        let [full, local] = self.rotaries(llama, dialect)?;
+        let scale = match self.own.query_pre_attn_scalar.or(dialect.query_scalar) {
             Some(scalar) if scalar > 0.0 => Some(1.0 / scalar.sqrt()),
             Some(scalar) => return Err(format!("its query_pre_attn_scalar is {scalar}; it must be above 0")),
-            None => self.attention_multiplier.or(dialect.multiplier),
+            None => self.own.attention_multiplier.or(dialect.multiplier),
         };
         // Gemma 3 has the key and does not use it.
-        let soft_cap = dialect.caps.and_then(|[own, _]| self.attn_logit_softcapping.unwrap_or(Some(own)));
+        let soft_cap = dialect.caps.and_then(|[own, _]| self.own.attn_logit_softcapping.unwrap_or(Some(own)));
         if let Some(cap) = soft_cap.filter(|cap| *cap <= 0.0 || !cap.is_finite()) {
             return Err(format!("its attn_logit_softcapping is {cap}; it must be above 0"));
         }
@@ -224,7 +162,7 @@ impl LlamaConfig {
     }
 
     /// Rotary positions of layers without a window, and of those with one.
-    fn rotaries(&self, llama: &Llama, rope: &RopeConfig, dialect: &Dialect) -> Result<[Rotary; 2], String> {
+    fn rotaries(&self, llama: &Llama, dialect: &Dialect) -> Result<[Rotary; 2], String> {
         let defaults = RopeDefaults {
             head: llama.head.min(LONGEST_HEAD),
             context: llama.context,
@@ -232,12 +170,12 @@ impl LlamaConfig {
             part: dialect.part,
             style: dialect.styles[0],
         };
+        let mut rope = self.rope.clone();
         // Files of Phi 3 may call LongRoPE "yarn".
         if dialect.model_type == "phi3" && !matches!(rope.kind(), None | Some("default" | "longrope" | "su"))
         {
             return Err(format!("its rotary scaling is {:?}; supported is longrope", rope.kind()));
         }
-        let mut rope = rope.clone();
         if dialect.model_type == "phi3" {
             rope.set_original(PHI3_CONTEXT);
         }
@@ -250,7 +188,7 @@ impl LlamaConfig {
         if dialect.model_type != "gemma3_text" {
             return Ok([full.clone(), full]);
         }
-        let base = self.rope_local_base_freq.unwrap_or(10_000.0);
+        let base = self.own.rope_local_base_freq.unwrap_or(10_000.0);
         let local = RopeDefaults { base, ..defaults };
         // Scaling, and a base outside of the object, are of layers without a window.
         let local = if rope.has("sliding_attention") {
@@ -262,12 +200,12 @@ impl LlamaConfig {
     }
 
     fn is_rotated(&self, index: usize, layers: usize, dialect: &Dialect) -> Result<bool, String> {
-        match (&self.no_rope_layers, dialect.windows) {
+        match (&self.own.no_rope_layers, dialect.windows) {
             (Some(list), Windows::Unrotated) if list.len() < layers => {
                 Err(format!("its no_rope_layers name {} of {layers} layers", list.len()))
             }
             (Some(list), Windows::Unrotated) => Ok(list[index] != 0),
-            (None, Windows::Unrotated) => match self.no_rope_layer_interval.unwrap_or(4) {
+            (None, Windows::Unrotated) => match self.own.no_rope_layer_interval.unwrap_or(4) {
                 0 => Err("its no_rope_layer_interval is 0".into()),
                 interval => Ok(!(index + 1).is_multiple_of(interval)),
             },
@@ -278,17 +216,17 @@ impl LlamaConfig {
     /// The length of sliding windows, if layers may have one.
     fn window_size(&self, dialect: &Dialect) -> Option<usize> {
         let flagged = matches!(dialect.windows, Windows::Flagged | Windows::Unrotated);
-        let size = self.sliding_window.unwrap_or(dialect.window);
-        size.filter(|_| !flagged || self.use_sliding_window)
+        let size = self.own.sliding_window.unwrap_or(dialect.window);
+        size.filter(|_| !flagged || self.own.use_sliding_window)
     }
 
     /// The sliding window of a layer, if it has one.
     fn window(&self, index: usize, layers: usize, dialect: &Dialect) -> Result<Option<usize>, String> {
         let size = self.window_size(dialect);
-        if !self.layer_types.is_empty() && self.layer_types.len() != layers {
-            return Err(format!("its layer_types name {} of {layers} layers", self.layer_types.len()));
+        if !self.own.layer_types.is_empty() && self.own.layer_types.len() != layers {
+            return Err(format!("its layer_types name {} of {layers} layers", self.own.layer_types.len()));
         }
-        let slides = match (self.layer_types.get(index).map(String::as_str), dialect.windows) {
+        let slides = match (self.own.layer_types.get(index).map(String::as_str), dialect.windows) {
             (Some("full_attention"), _) | (None, Windows::Never) => false,
             (Some("sliding_attention"), _) => true,
             (Some(other), _) => {
@@ -297,7 +235,7 @@ impl LlamaConfig {
                 ));
             }
             (None, Windows::Always) => size.is_some(),
-            (None, Windows::AllBut(own)) => match &self.sliding_window_pattern {
+            (None, Windows::AllBut(own)) => match &self.own.sliding_window_pattern {
                 Some(Pattern::Letters(letters)) => {
                     return Err(format!(
                         "its sliding_window_pattern is {letters:?} and it has no layer_types; supported is a number"
@@ -308,7 +246,7 @@ impl LlamaConfig {
                 None if own == 0 => size.is_some(),
                 None => !(index + 1).is_multiple_of(own),
             },
-            (None, Windows::Flagged) => size.is_some() && index >= self.max_window_layers,
+            (None, Windows::Flagged) => size.is_some() && index >= self.own.max_window_layers,
             (None, Windows::Unrotated) => size.is_some() && !self.is_rotated(index, layers, dialect)?,
         };
         match size.filter(|&tokens| tokens > 0) {

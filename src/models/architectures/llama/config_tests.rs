@@ -1,3 +1,5 @@
+use std::path::Path;
+
 use serde_json::{Value, json};
 
 use super::*;
@@ -11,9 +13,8 @@ fn read_as(model_type: &str, extra: impl Into<Value>) -> Result<Llama> {
         json.as_object_mut().unwrap().extend(extra);
     }
     let dialect = DIALECTS.iter().find(|dialect| dialect.model_type == model_type).unwrap();
-    let (config, rope): (LlamaConfig, RopeConfig) =
-        (serde_json::from_value(json.clone()).unwrap(), serde_json::from_value(json).unwrap());
-    config.llama("m", &rope, dialect)
+    let file = ConfigFile { model: "m", path: Path::new("config.json"), json: &json };
+    ConfigParts::parse(&file).unwrap().llama("m", dialect)
 }
 
 fn refusal(model_type: &str, extra: impl Into<Value>) -> String {

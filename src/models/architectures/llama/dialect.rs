@@ -1,8 +1,10 @@
 //! Where the families of this kind differ: a line of fields for each `model_type`.
 
+use super::fields::{DialectConfig, LlamaConfig};
 use super::model::{HeadNorms, NormNames, Variant};
 use crate::compute::RopeStyle;
-use crate::models::architectures::family::GgufFamily;
+use crate::models::architectures::family::{ConfigFields, GgufFamily, keys_of};
+use crate::models::architectures::rope_scaling::RopeConfig;
 
 /// Which layers have a sliding window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,7 +27,9 @@ pub(super) struct Dialect {
     pub model_type: &'static str,
     /// What the names of its classes in transformers begin with.
     pub classes: &'static str,
-    pub keys: &'static [&'static str],
+    pub fields: &'static [ConfigFields],
+    /// Keys that change nothing.
+    pub ignored: &'static [&'static str],
     pub gguf: &'static [GgufFamily],
     /// Form of tensors and norms, with all biases that `attention_bias` does not decide.
     pub variant: Variant,
@@ -64,28 +68,16 @@ pub(super) struct Dialect {
     pub classifies: bool,
 }
 
-/// The keys that all read, and more.
+/// The keys that all families read, and the given ones of those that some read; before a `;` those of rotary positions.
 macro_rules! keys {
-    ($($more:literal),*) => {
+    ($($own:literal),*) => {
+        keys!(RopeConfig::PARTIAL; $($own),*)
+    };
+    ($rope:expr; $($own:literal),*) => {
         &[
-            "hidden_size",
-            "intermediate_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "head_dim",
-            "vocab_size",
-            "max_position_embeddings",
-            "rms_norm_eps",
-            "rope_theta",
-            "rope_scaling",
-            "rope_parameters",
-            "partial_rotary_factor",
-            "tie_word_embeddings",
-            "hidden_act",
-            "is_causal",
-            "use_bidirectional_attention",
-            $($more),*
+            ConfigFields::All(keys_of::<LlamaConfig>),
+            $rope,
+            ConfigFields::Only(keys_of::<DialectConfig>, &[$($own),*]),
         ]
     };
 }
@@ -95,7 +87,8 @@ const NEOX: [RopeStyle; 2] = [RopeStyle::Neox; 2];
 const LLAMA: Dialect = Dialect {
     model_type: "llama",
     classes: "Llama",
-    keys: keys!["attention_bias", "mlp_bias", "layer_types"],
+    fields: keys!["attention_bias", "mlp_bias", "layer_types"],
+    ignored: &[],
     gguf: &[GgufFamily::generators("llama")],
     variant: Variant::LLAMA,
     attention_bias: false,
@@ -121,7 +114,7 @@ const LLAMA: Dialect = Dialect {
 const GEMMA: Dialect = Dialect {
     model_type: "gemma",
     classes: "Gemma",
-    keys: keys!["attention_bias", "hidden_activation"],
+    fields: keys!["attention_bias", "hidden_activation"],
     gguf: &[GgufFamily::generators("gemma")],
     variant: Variant { norm_offset: 1.0, ..Variant::LLAMA },
     styles: NEOX,
@@ -134,7 +127,7 @@ const GEMMA: Dialect = Dialect {
 const GEMMA2: Dialect = Dialect {
     model_type: "gemma2",
     classes: "Gemma2",
-    keys: keys![
+    fields: keys![
         "attention_bias",
         "hidden_activation",
         "query_pre_attn_scalar",
@@ -160,7 +153,7 @@ const GEMMA2: Dialect = Dialect {
     ..GEMMA
 };
 
-const SLIDING: &[&str] =
+const SLIDING: &[ConfigFields] =
     keys!["attention_bias", "layer_types", "use_sliding_window", "sliding_window", "max_window_layers"];
 
 /// All of them.
@@ -169,7 +162,7 @@ pub(super) const DIALECTS: [Dialect; 17] = [
     Dialect {
         model_type: "qwen2",
         classes: "Qwen2",
-        keys: SLIDING,
+        fields: SLIDING,
         gguf: &[GgufFamily::generators("qwen2")],
         variant: Variant { qkv_bias: true, ..Variant::LLAMA },
         output_bias: false,
@@ -182,7 +175,7 @@ pub(super) const DIALECTS: [Dialect; 17] = [
     Dialect {
         model_type: "qwen3",
         classes: "Qwen3",
-        keys: SLIDING,
+        fields: SLIDING,
         gguf: &[GgufFamily { embeds: true, ..GgufFamily::generators("qwen3") }],
         variant: Variant { head_norms: HeadNorms::Each, ..Variant::LLAMA },
         windows: Windows::Flagged,
@@ -195,7 +188,9 @@ pub(super) const DIALECTS: [Dialect; 17] = [
     Dialect {
         model_type: "eurobert",
         classes: "EuroBert",
-        keys: keys!["attention_bias", "mlp_bias", "clf_pooling", "classifier_pooling"],
+        fields: keys!["attention_bias", "mlp_bias"],
+        // Of a head that is not used.
+        ignored: &["clf_pooling", "classifier_pooling"],
         gguf: &[],
         epsilon: 1e-5,
         causal: false,
@@ -205,7 +200,7 @@ pub(super) const DIALECTS: [Dialect; 17] = [
     Dialect {
         model_type: "mistral",
         classes: "Mistral",
-        keys: keys!["sliding_window"],
+        fields: keys!["sliding_window"],
         gguf: &[],
         windows: Windows::Always,
         window: Some(4096),
@@ -214,7 +209,7 @@ pub(super) const DIALECTS: [Dialect; 17] = [
     Dialect {
         model_type: "ministral",
         classes: "Ministral",
-        keys: keys!["sliding_window", "layer_types"],
+        fields: keys!["sliding_window", "layer_types"],
         gguf: &[],
         windows: Windows::AllBut(0),
         window: Some(4096),
@@ -223,7 +218,7 @@ pub(super) const DIALECTS: [Dialect; 17] = [
     Dialect {
         model_type: "ministral3",
         classes: "Ministral3",
-        keys: keys!["sliding_window"],
+        fields: keys!["sliding_window"],
         gguf: &[GgufFamily::generators("mistral3")],
         windows: Windows::Always,
         epsilon: 1e-5,
@@ -233,7 +228,7 @@ pub(super) const DIALECTS: [Dialect; 17] = [
     Dialect {
         model_type: "smollm3",
         classes: "SmolLM3",
-        keys: keys![
+        fields: keys![
             "attention_bias",
             "mlp_bias",
             "layer_types",
@@ -252,7 +247,7 @@ pub(super) const DIALECTS: [Dialect; 17] = [
     Dialect {
         model_type: "granite",
         classes: "Granite",
-        keys: keys![
+        fields: keys![
             "attention_bias",
             "mlp_bias",
             "embedding_multiplier",
@@ -267,7 +262,7 @@ pub(super) const DIALECTS: [Dialect; 17] = [
     Dialect {
         model_type: "phi3",
         classes: "Phi3",
-        keys: keys!["sliding_window", "original_max_position_embeddings"],
+        fields: keys![ConfigFields::All(keys_of::<RopeConfig>); "sliding_window"],
         gguf: &[GgufFamily::generators("phi3")],
         variant: Variant { fused_qkv: true, fused_mlp: true, ..Variant::LLAMA },
         windows: Windows::Always,
@@ -281,18 +276,19 @@ pub(super) const DIALECTS: [Dialect; 17] = [
     Dialect {
         model_type: "gemma3_text",
         classes: "Gemma3",
-        keys: keys![
+        fields: keys![
             "attention_bias",
             "hidden_activation",
             "query_pre_attn_scalar",
             "sliding_window",
             "sliding_window_pattern",
-            "_sliding_window_pattern",
             "layer_types",
             "rope_local_base_freq",
             "attn_logit_softcapping",
             "final_logit_softcapping"
         ],
+        // transformers writes it, and reads `sliding_window_pattern`.
+        ignored: &["_sliding_window_pattern"],
         gguf: &[GgufFamily::generators("gemma3"), GgufFamily::encoders("gemma-embedding")],
         variant: Variant { head_norms: HeadNorms::Each, ..GEMMA2.variant },
         windows: Windows::AllBut(6),
@@ -303,7 +299,7 @@ pub(super) const DIALECTS: [Dialect; 17] = [
     Dialect {
         model_type: "glm4",
         classes: "Glm4",
-        keys: keys!["attention_bias"],
+        fields: keys!["attention_bias"],
         gguf: &[GgufFamily::generators("glm4")],
         variant: Variant {
             norms: NormNames {
@@ -325,7 +321,7 @@ pub(super) const DIALECTS: [Dialect; 17] = [
     Dialect {
         model_type: "olmo2",
         classes: "Olmo2",
-        keys: keys!["attention_bias"],
+        fields: keys!["attention_bias"],
         gguf: &[GgufFamily::generators("olmo2")],
         variant: Variant { head_norms: HeadNorms::All, norms: NormNames::AFTER, ..Variant::LLAMA },
         styles: NEOX,
@@ -335,7 +331,7 @@ pub(super) const DIALECTS: [Dialect; 17] = [
     Dialect {
         model_type: "exaone4",
         classes: "Exaone4",
-        keys: keys!["sliding_window", "sliding_window_pattern", "layer_types"],
+        fields: keys!["sliding_window", "sliding_window_pattern", "layer_types"],
         gguf: &[GgufFamily::generators("exaone4")],
         variant: Variant { head_norms: HeadNorms::Each, norms: NormNames::AFTER, ..Variant::LLAMA },
         windows: Windows::AllBut(4),
@@ -348,7 +344,7 @@ pub(super) const DIALECTS: [Dialect; 17] = [
     Dialect {
         model_type: "helium",
         classes: "Helium",
-        keys: keys!["attention_bias", "mlp_bias"],
+        fields: keys!["attention_bias", "mlp_bias"],
         gguf: &[],
         output_bias: false,
         styles: [RopeStyle::Interleaved; 2],

@@ -5,6 +5,7 @@
 
 mod config;
 mod dialect;
+mod fields;
 mod gguf;
 mod model;
 
@@ -26,11 +27,12 @@ pub(super) const FAMILIES: &[Family] = &{
 };
 
 const fn family(dialect: &Dialect) -> Family {
-    let Dialect { model_type, classes, keys, gguf, .. } = *dialect;
+    let Dialect { model_type, classes, fields, ignored, gguf, .. } = *dialect;
     let classifier = if dialect.classifies { Some(&layout::CAUSAL) } else { None };
     let generates = dialect.causal;
     let read_gguf = Some(from_gguf as ReadGguf);
-    Family { generates, gguf, read_gguf, classifier, ..Family::new(model_type, classes, keys, read) }
+    let family = Family::new(model_type, classes, ignored, read);
+    Family { generates, fields, gguf, read_gguf, classifier, ..family }
 }
 
 #[cfg(test)]

@@ -58,20 +58,26 @@ const FAMILIES: [Defaults; 4] = [
     },
 ];
 
+/// What the files of all families say.
 #[derive(Debug, Clone, Deserialize)]
-struct RotaryGptConfig {
+pub(super) struct RotaryGptConfig {
     vocab_size: usize,
     hidden_size: usize,
     intermediate_size: usize,
     num_hidden_layers: usize,
     num_attention_heads: usize,
-    num_key_value_heads: Option<usize>,
     max_position_embeddings: usize,
-    layer_norm_eps: Option<f32>,
-    norm_epsilon: Option<f32>,
     hidden_act: Option<String>,
     tie_word_embeddings: Option<bool>,
     is_causal: Option<bool>,
+}
+
+/// What those of some families say.
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct VariantConfig {
+    num_key_value_heads: Option<usize>,
+    layer_norm_eps: Option<f32>,
+    norm_epsilon: Option<f32>,
     sliding_window: Option<usize>,
     // Biases.
     attention_bias: Option<bool>,
@@ -93,11 +99,13 @@ pub(super) fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
     let model_type = file.json["model_type"].as_str().unwrap_or_default();
     let defaults = FAMILIES.iter().find(|family| family.model_type == model_type);
     let defaults = defaults.ok_or_else(|| file.unsupported(format!("its model_type is {model_type:?}")))?;
-    let (config, rope): (RotaryGptConfig, RopeConfig) = (file.parse()?, file.parse()?);
+    let config: RotaryGptConfig = file.parse()?;
+    let (own, rope): (VariantConfig, RopeConfig) = (file.parse()?, file.parse()?);
     config.check(file)?;
+    own.check(file)?;
     check_rope(file, defaults)?;
     let mut heads = file.heads(config.hidden_size, config.num_attention_heads)?;
-    heads.kv_heads = config.num_key_value_heads.or(defaults.kv_heads).unwrap_or(heads.heads);
+    heads.kv_heads = own.num_key_value_heads.or(defaults.kv_heads).unwrap_or(heads.heads);
     if heads.kv_heads == 0 || !heads.heads.is_multiple_of(heads.kv_heads) {
         return Err(file.unsupported(format!(
             "its {} query heads do not divide among {} heads of keys",
@@ -108,15 +116,15 @@ pub(super) fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
         &RopeDefaults {
             head: heads.width,
             context: config.max_position_embeddings,
-            base: config.rotary_emb_base.unwrap_or(10_000.0),
-            part: config.rotary_pct.or(defaults.part),
+            base: own.rotary_emb_base.unwrap_or(10_000.0),
+            part: own.rotary_pct.or(defaults.part),
             style: RopeStyle::Neox,
         },
         None,
         &[],
     );
     let rotary = rotary.map_err(|reason| file.unsupported(reason))?;
-    let mask = config.sliding_window.map_or(Mask::CAUSAL, Mask::sliding);
+    let mask = own.sliding_window.map_or(Mask::CAUSAL, Mask::sliding);
     let activation = config.hidden_act.as_deref().unwrap_or(defaults.activation);
     Ok(Box::new(RotaryGpt {
         hidden: config.hidden_size,
@@ -125,10 +133,13 @@ pub(super) fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
         heads,
         vocabulary: config.vocab_size,
         context: config.max_position_embeddings,
-        epsilon: config.layer_norm_eps.or(config.norm_epsilon).unwrap_or(1e-5),
+        epsilon: own.layer_norm_eps.or(own.norm_epsilon).unwrap_or(1e-5),
         activation: file.activation("hidden_act", activation)?,
         attention: LayerAttention::new(mask).with_rotary(rotary),
-        variant: config.variant(defaults),
+        variant: RotaryGptVariant {
+            tied: config.tie_word_embeddings.unwrap_or(defaults.tied),
+            ..own.variant(defaults)
+        },
     }))
 }
 
@@ -160,6 +171,12 @@ impl RotaryGptConfig {
         if self.is_causal == Some(false) {
             return Err(file.refuse("is_causal", "true: such a model cannot write text"));
         }
+        Ok(())
+    }
+}
+
+impl VariantConfig {
+    fn check(&self, file: &ConfigFile<'_>) -> Result<()> {
         if self.sliding_window == Some(0) {
             return Err(file.refuse("sliding_window", "null, or a number above 0"));
         }
@@ -188,7 +205,7 @@ impl RotaryGptConfig {
             parallel: false,
             shared_norm: false,
             head_norms: NormsOfHeads::None,
-            tied: self.tie_word_embeddings.unwrap_or(defaults.tied),
+            tied: defaults.tied,
         };
         match defaults.model_type {
             "gpt_neox" => {

@@ -9,35 +9,15 @@ use super::model::{GGUF, NormsOfHeads, QkvForm, RotaryGpt, RotaryGptVariant, STA
 use crate::Result;
 use crate::compute::{Heads, LayerAttention, Mask, RopeStyle};
 use crate::models::architectures::architecture::Architecture;
-use crate::models::architectures::family::ConfigFile;
+use crate::models::architectures::family::{ConfigFields, ConfigFile, keys_of};
 use crate::models::architectures::gguf_keys::Metadata;
 use crate::models::architectures::rope_scaling::{RopeConfig, RopeDefaults};
 
-/// The keys of `config.json`.
-pub(super) const KEYS: &[&str] = &[
-    "vocab_size",
-    "hidden_size",
-    "n_embed",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_kv_heads",
-    "num_ln_in_parallel_attn",
-    "ffn_hidden_size",
-    "layer_norm_epsilon",
-    "alibi",
-    "bias",
-    "multi_query",
-    "new_decoder_architecture",
-    "parallel_attn",
-    "activation",
-    "max_position_embeddings",
-    "rope_theta",
-    "rope_scaling",
-    "rope_parameters",
-    "tie_word_embeddings",
-    // `ffn_hidden_size` counts.
-    "ff_factor",
-];
+/// The keys that are read.
+pub(super) const FIELDS: &[ConfigFields] = &[ConfigFields::All(keys_of::<FalconConfig>), RopeConfig::WHOLE];
+
+/// `ffn_hidden_size` counts.
+pub(super) const IGNORED: &[&str] = &["ff_factor"];
 
 /// transformers' names.
 const NAMES: TensorNames = TensorNames {

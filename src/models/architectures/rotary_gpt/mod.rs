@@ -9,89 +9,75 @@ mod falcon;
 mod gguf;
 mod model;
 
-use self::config::read;
+use self::config::{RotaryGptConfig, VariantConfig, read};
 use self::gguf::from_gguf;
-use super::family::{Family, GgufFamily, joined};
+use super::family::{ConfigFields, Family, GgufFamily, keys_of};
+use super::rope_scaling::RopeConfig;
 
-/// The keys of `config.json` that all families read.
-const COMMON: &[&str] = &[
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "max_position_embeddings",
-    "hidden_act",
-    "tie_word_embeddings",
-    "rope_scaling",
-    "rope_parameters",
-    "is_causal",
-];
+/// The keys that all families but Falcon read.
+const COMMON: ConfigFields = ConfigFields::All(keys_of::<RotaryGptConfig>);
 
-const NEOX: &[&str] = &[
-    "layer_norm_eps",
-    "use_parallel_residual",
-    "attention_bias",
-    "rotary_pct",
-    "rotary_emb_base",
-    // They repeat the two.
-    "partial_rotary_factor",
-    "rope_theta",
-    // transformers' code does not use it.
-    "is_decoder",
-];
+/// GPT-NeoX has its own names for two numbers; `rope_theta` and `partial_rotary_factor` may repeat them.
+const NEOX: ConfigFields =
+    own(&["layer_norm_eps", "use_parallel_residual", "attention_bias", "rotary_pct", "rotary_emb_base"]);
 
-const PHI: &[&str] =
-    &["num_key_value_heads", "layer_norm_eps", "rope_theta", "partial_rotary_factor", "qk_layernorm"];
+const PHI: ConfigFields = own(&["num_key_value_heads", "layer_norm_eps", "qk_layernorm"]);
 
-const STABLELM: &[&str] = &[
-    "num_key_value_heads",
-    "layer_norm_eps",
-    "rope_theta",
-    "partial_rotary_factor",
-    "qk_layernorm",
-    "use_qkv_bias",
-    "use_parallel_residual",
-];
+const STABLELM: ConfigFields =
+    own(&["num_key_value_heads", "layer_norm_eps", "qk_layernorm", "use_qkv_bias", "use_parallel_residual"]);
 
-const STARCODER2: &[&str] = &[
+const STARCODER2: ConfigFields = own(&[
     "num_key_value_heads",
     "norm_epsilon",
-    "rope_theta",
     "use_bias",
     "sliding_window",
-    // What the published files say of the code that trained them.
     "mlp_type",
     "norm_type",
+    "scale_attn_weights",
+]);
+
+/// Those that one family reads in addition.
+const fn own(keys: &'static [&'static str]) -> ConfigFields {
+    ConfigFields::Only(keys_of::<VariantConfig>, keys)
+}
+
+/// What the published files say of the code that trained them.
+const STARCODER2_IGNORED: &[&str] = &[
     "activation_function",
     "layer_norm_epsilon",
-    "scale_attn_weights",
     "attention_softmax_in_fp32",
     "scale_attention_softmax_in_fp32",
 ];
 
-const NEOX_KEYS: [&str; COMMON.len() + NEOX.len()] = joined(COMMON, NEOX);
-const PHI_KEYS: [&str; COMMON.len() + PHI.len()] = joined(COMMON, PHI);
-const STABLELM_KEYS: [&str; COMMON.len() + STABLELM.len()] = joined(COMMON, STABLELM);
-const STARCODER2_KEYS: [&str; COMMON.len() + STARCODER2.len()] = joined(COMMON, STARCODER2);
-
 /// The families.
 pub(super) const FAMILIES: &[Family] = &[
-    family("gpt_neox", "GPTNeoX", &NEOX_KEYS, &[GgufFamily::generators("gptneox")]),
-    family("phi", "Phi", &PHI_KEYS, &[GgufFamily::generators("phi2")]),
-    family("stablelm", "StableLm", &STABLELM_KEYS, &[GgufFamily::generators("stablelm")]),
-    family("starcoder2", "Starcoder2", &STARCODER2_KEYS, &[GgufFamily::generators("starcoder2")]),
     Family {
+        fields: &[COMMON, NEOX, RopeConfig::PARTIAL],
+        // transformers' code does not use it.
+        keys: &["is_decoder"],
+        ..family("gpt_neox", "GPTNeoX", &[GgufFamily::generators("gptneox")])
+    },
+    Family {
+        fields: &[COMMON, PHI, RopeConfig::PARTIAL],
+        ..family("phi", "Phi", &[GgufFamily::generators("phi2")])
+    },
+    Family {
+        fields: &[COMMON, STABLELM, RopeConfig::PARTIAL],
+        ..family("stablelm", "StableLm", &[GgufFamily::generators("stablelm")])
+    },
+    Family {
+        fields: &[COMMON, STARCODER2, RopeConfig::WHOLE],
+        keys: STARCODER2_IGNORED,
+        ..family("starcoder2", "Starcoder2", &[GgufFamily::generators("starcoder2")])
+    },
+    Family {
+        fields: falcon::FIELDS,
+        keys: falcon::IGNORED,
         read: falcon::read,
-        ..family("falcon", "Falcon", falcon::KEYS, &[GgufFamily::generators("falcon")])
+        ..family("falcon", "Falcon", &[GgufFamily::generators("falcon")])
     },
 ];
 
-const fn family(
-    model_type: &'static str,
-    classes: &'static str,
-    keys: &'static [&'static str],
-    gguf: &'static [GgufFamily],
-) -> Family {
-    Family { embeds: false, gguf, read_gguf: Some(from_gguf), ..Family::new(model_type, classes, keys, read) }
+const fn family(model_type: &'static str, classes: &'static str, gguf: &'static [GgufFamily]) -> Family {
+    Family { embeds: false, gguf, read_gguf: Some(from_gguf), ..Family::new(model_type, classes, &[], read) }
 }
