@@ -69,7 +69,7 @@ pub(super) fn to_py(py: Python<'_>, error: &Error) -> PyErr {
             exception.setattr("code", code)?;
         }
         if let Some((path, code)) = error.system() {
-            exception.setattr("filename", path)?;
+            exception.setattr("filename", path.into_os_string())?;
             exception.setattr("errno", code)?;
         }
         if let Some((place, rest)) = error.about() {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -62,6 +63,20 @@ def test_a_hub_model_that_is_not_there_offline(manager):
 def test_a_missing_file(manager, folder, name):
     (folder / name).unlink()
     fails(manager, folder, MissingFileError, name if name != "model.safetensors" else "safetensors")
+
+
+def test_errors_of_files_are_those_of_the_system(manager, folder):
+    (folder / "tokenizer.json").unlink()
+    manager.register("model", str(folder))
+    with pytest.raises(FileNotFoundError) as missing:
+        manager.load("model")
+    assert (missing.value.errno, missing.value.filename) == (errno.ENOENT, str(folder / "tokenizer.json"))
+    assert "tokenizer.json" in str(missing.value)
+    (folder / "tokenizer.json").mkdir()
+    with pytest.raises(OSError, match=r"tokenizer\.json") as unreadable:
+        manager.load("model")
+    if sys.platform != "win32":
+        assert (unreadable.value.errno, unreadable.value.filename) == (errno.EISDIR, str(folder / "tokenizer.json"))
 
 
 DAMAGED = [
