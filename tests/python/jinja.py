@@ -58,7 +58,7 @@ def render(source: str, messages: list, **variables: Any) -> str:
 
 
 def continued(source: str, messages: list, **variables: Any) -> str | None:
-    """The prompt of `apply_chat_template(..., tokenize=False, continue_final_message=True)`; None where that is an error."""
+    """The prompt of `apply_chat_template` with `continue_final_message=True`; None where that is an error."""
     mark = "CONTINUE "
     marked = copy.deepcopy(messages)
     content = marked[-1].get("content")

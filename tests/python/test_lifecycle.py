@@ -109,7 +109,6 @@ def test_a_cause_belongs_to_its_own_failure(manager):
         answer = next(answers)
         if answer is not None:
             raise answer
-        return None
 
     manager.register("mine", loader=load)
     for cause in (LookupError, type(None), ValueError):

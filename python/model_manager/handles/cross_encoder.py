@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 _ACTIVATIONS = ("identity", "sigmoid", "softmax", "probabilities")
 _RANK_OPTIONS = {
     **dict.fromkeys(("activation_fn", "prompt", "prompt_name", "show_progress_bar")),
-    **{"batch_size": 32, "apply_softmax": False, "convert_to_numpy": True, "convert_to_tensor": False},
+    "batch_size": 32,
+    "apply_softmax": False,
+    "convert_to_numpy": True,
+    "convert_to_tensor": False,
 }
 """The options of `predict` that `rank` takes, and their defaults."""
 

@@ -188,8 +188,8 @@ class Metrics:
                 now = figures[of][key]  # type: ignore[literal-required]
                 self._copy((f"{of} {slot}", key), now, counter.labels(slot))
         for (section, key), counter in self._copied.items():
-            figures = stats["cache"]["totals"] if section == "cache" else stats["queue"]
-            self._copy((section, key), figures[key], counter)  # type: ignore[literal-required]
+            totals = stats["cache"]["totals"] if section == "cache" else stats["queue"]
+            self._copy((section, key), totals[key], counter)  # type: ignore[literal-required]
 
     def _copy(self, what: tuple[str, str], now: float, counter: Counter) -> None:
         """Raise `counter` to the total `now`."""
