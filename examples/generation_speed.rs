@@ -6,12 +6,11 @@
 use std::path::Path;
 use std::time::Instant;
 
+use model_manager::chat::Conversation;
 use model_manager::compute::Isa;
 use model_manager::compute::memory::resident_bytes;
 use model_manager::config::DTypeChoice;
-use model_manager::generation::{
-    Completion, Conversation, GenerationParams, Generator, Prompt, TextFiles, TextModel,
-};
+use model_manager::generation::{Completion, GenerationParams, Generator, Prompt, TextFiles, TextModel};
 use model_manager::models::ModelFiles;
 use model_manager::{Error, Result};
 

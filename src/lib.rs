@@ -7,13 +7,14 @@
 //! ```
 //!
 //! A reader can follow one text by opening each module once, in this order: [`manager`] composes them, [`language`]
-//! routes, [`cache`] answers repeated texts, [`lifecycle`] brings a model into memory, [`models`] says what a model is,
-//! [`batching`] packs the texts of many callers, [`compute`] runs them, [`output`] is the result. No module calls back into
-//! one before it.
+//! routes, [`cache`] answers repeated texts, [`generation`] writes texts, [`models`] says what a model is, [`chat`] makes
+//! prompts of conversations, [`remote`] asks models on servers, [`batching`] packs the texts of many callers, [`output`] is
+//! the result, [`lifecycle`] brings a model into memory, [`compute`] runs it. No module imports one before it.
 
 pub mod arrow;
 pub mod batching;
 pub mod cache;
+pub mod chat;
 pub mod clock;
 pub mod compute;
 pub mod config;

@@ -7,8 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use model_manager::chat::{ChatTemplate, Conversation};
 use model_manager::compute::{Isa, PackedBatch, WeightFormat};
-use model_manager::generation::chat::{ChatTemplate, Conversation};
 use model_manager::generation::{TextFiles, TextModel};
 use model_manager::models::{Bounds, Encoder, ModelFiles, Overrides, on_cpu};
 use model_manager::remote;

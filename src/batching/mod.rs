@@ -11,12 +11,14 @@
 
 mod chunk;
 mod counters;
+mod encoded;
 mod queue;
 mod queue_worker;
 mod worker;
 
 pub use chunk::{Cancel, Chunk, ChunkOutput};
 pub use counters::{Counters, WorkDone};
+pub use encoded::Encoded;
 pub use queue::Lane;
 pub(crate) use queue::{BatchLimit, Queue, Waiter};
 pub(crate) use queue_worker::{QueueWorker, abandon, complete, next_batch};

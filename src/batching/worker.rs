@@ -6,10 +6,10 @@ use std::time::Instant;
 
 use super::chunk::Chunk;
 use super::counters::Counters;
+use super::encoded::Encoded;
 use super::queue::{BatchLimit, Lane, Queue, QueuedSequence, Waiter};
 use super::queue_worker::{QueueWorker, abandon, complete, next_batch};
 use crate::compute::PackedBatch;
-use crate::models::Encoded;
 use crate::output::{Output, OutputKind, Shape};
 use crate::sync::{Abandon, Work, WorkerThread};
 use crate::trace::TraceStage;

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use super::chat::{ChatTemplate, Conversation, PromptEnd};
 use super::engine::{
     Completion, Deadline, Engine, EngineSettings, EngineState, EngineTicket, GenerationTotals, OnEvent,
     PrefixScope, Request, Stream,
 };
 use super::load::{Network, TextModel};
 use super::params::GenerationParams;
+use crate::chat::{ChatTemplate, Conversation, PromptEnd};
 use crate::models::Bounds;
 use crate::{Error, Result};
 

@@ -9,9 +9,9 @@ use tokenizers::AddedToken;
 use tokenizers::models::bpe::BPE;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
-use super::chat::templates::{ChatTemplates, TemplateSources};
-use super::chat::{self, TURNS_TEMPLATE};
 use super::stop::TextTokens;
+use crate::chat::templates::{ChatTemplates, TemplateSources};
+use crate::chat::{self, TURNS_TEMPLATE};
 #[cfg(feature = "cuda")]
 use crate::compute::Cuda;
 use crate::compute::{Candle, CandleDevice, Cpu, Isa, WeightFormat};

@@ -1,7 +1,8 @@
 use std::path::Path;
 
 use super::*;
-use crate::generation::{Conversation, FinishReason, GenerationParams, Generator, Prompt};
+use crate::chat::Conversation;
+use crate::generation::{FinishReason, GenerationParams, Generator, Prompt};
 use crate::models::architectures::{GgufTensors, Tensors as _};
 use crate::models::decoder::{Decoder, KvCache, Step};
 use crate::models::formats::gguf::Gguf;

@@ -7,7 +7,6 @@
 //! pieces of text ─ stop texts ─ detokenizer ┘
 //! ```
 
-pub mod chat;
 pub mod engine;
 pub mod generator;
 pub mod load;
@@ -17,8 +16,6 @@ pub mod sampler;
 mod softmax;
 pub mod stop;
 
-pub use chat::templates::{ChatTemplates, TemplateSources};
-pub use chat::{ChatTemplate, Conversation};
 pub use engine::{
     Completion, Deadline, Engine, EngineSettings, EngineState, EngineTicket, Event, FinishReason,
     GenerationTotals, OnEvent, PrefixScope, SharedTotals, Stream,

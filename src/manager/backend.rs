@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 
+use super::info::ModelFacts;
 use super::inputs::Inputs;
 use super::options::EmbedOptions;
-use crate::batching::{Batcher, Chunk, Forward, Lane};
+use crate::batching::{Batcher, Chunk, Encoded, Forward, Lane};
 use crate::cache::Content;
 use crate::compute::PackedBatch;
 use crate::compute::memory::joined;
 use crate::models::chunks::chunks;
 use crate::models::heads::ScoreConfig;
-use crate::models::{Bounds, ChunkSize, Encoded, Encoder, SentenceConfig, TextChunk};
+use crate::models::{Bounds, ChunkSize, Encoder, SentenceConfig, TextChunk};
 use crate::output::{Output, OutputKind, Shape, Shapes};
 use crate::remote::RemoteEncoder;
 use crate::sync::fork;
@@ -36,6 +37,18 @@ pub(super) enum PreparedInputs<'a> {
 }
 
 impl EncoderBackend {
+    /// What its results depend on. `identity` is equal for equal results.
+    pub(super) fn facts(&self, identity: Arc<str>) -> ModelFacts {
+        ModelFacts {
+            identity,
+            shapes: self.shapes(),
+            model: self.name(),
+            config: self.config(),
+            max_length: self.max_length(),
+            cuts_characters: self.cuts_characters(),
+        }
+    }
+
     /// The shapes of its results.
     pub(super) fn shapes(&self) -> Shapes {
         match self {

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::backend::EncoderBackend;
 use super::options::EmbedOptions;
 use crate::Result;
 use crate::cache::tiers::ModelContent;
@@ -27,19 +26,6 @@ pub(super) struct ModelFacts {
     pub(super) max_length: Option<usize>,
     /// Whether a text may be cut after some characters, before its tokens are counted.
     pub(super) cuts_characters: bool,
-}
-
-impl ModelFacts {
-    pub(super) fn of(backend: &EncoderBackend, identity: Arc<str>) -> Self {
-        Self {
-            identity,
-            shapes: backend.shapes(),
-            model: backend.name(),
-            config: backend.config(),
-            max_length: backend.max_length(),
-            cuts_characters: backend.cuts_characters(),
-        }
-    }
 }
 
 /// Enough to answer from the cache while the model is absent.

@@ -2,9 +2,10 @@
 
 use super::info::ModelInfo;
 use super::options::EmbedOptions;
+use crate::batching::Encoded;
 use crate::cache::Content;
 use crate::compute::{Threads, map_in_order};
-use crate::models::{Bounds, Encoded, Encoder, PairStart};
+use crate::models::{Bounds, Encoder, PairStart};
 use crate::output::OutputKind;
 use crate::{Error, Result};
 

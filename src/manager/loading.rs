@@ -264,7 +264,7 @@ impl ModelLoader {
             let batcher = self.start_batcher(name, &encoder)?;
             Ok((Arc::new(EncoderBackend::Local { batcher, encoder }), Some(Arc::new(charge))))
         })?;
-        let facts = ModelFacts::of(&backend, identity);
+        let facts = backend.facts(identity);
         let content = self.content_of(plan, &facts);
         let info = Arc::new(ModelInfo { content, ..info(&backend, spec, facts) });
         Ok((ModelHandle { backend, info, source: source.to_owned() }, charge))
@@ -377,7 +377,7 @@ impl ModelLoader {
         })?;
         // A replacement with other dimensions is another model. One of equal dimensions cannot be detected.
         let identity = format!("{address} {}", backend.shapes().dense.unwrap_or(0)).into();
-        let info = Arc::new(info(&backend, spec, ModelFacts::of(&backend, identity)));
+        let info = Arc::new(info(&backend, spec, backend.facts(identity)));
         Ok(ModelHandle { backend, info, source: shown(source).into_owned() })
     }
 

@@ -14,8 +14,9 @@ use super::manifest::ModelFiles;
 use super::sentence::SentenceConfig;
 use super::settings::{EncoderSettings, Overrides, check_widths, dense_layers};
 use super::static_embedding::{StaticForm, StaticModel};
-use super::tokenizers::{Bounds, Encoded, PairChat, Tokenizer};
+use super::tokenizers::{Bounds, PairChat, Tokenizer};
 use super::weights::Weights;
+use crate::batching::Encoded;
 #[cfg(feature = "cuda")]
 use crate::compute::Cuda;
 use crate::compute::memory::joined;

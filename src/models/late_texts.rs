@@ -5,7 +5,8 @@ use std::collections::HashSet;
 use super::late::LateInteraction;
 use super::manifest::ModelFiles;
 use super::tokenizers::config::TokenizerConfig;
-use super::tokenizers::{Bounds, Encoded, Tokenizer};
+use super::tokenizers::{Bounds, Tokenizer};
+use crate::batching::Encoded;
 use crate::{Error, Result};
 
 /// [`Encoded::second`] of a document. That of a query is the number of its own tokens.

@@ -66,5 +66,5 @@ pub use resolve::resolve;
 pub use sentence::{SentenceConfig, Similarity};
 pub use settings::Overrides;
 pub use source::Source;
-pub use tokenizers::{Bounds, Encoded, Tokenizer};
+pub use tokenizers::{Bounds, Tokenizer};
 pub use weights::Weights;

@@ -3,8 +3,9 @@
 use super::encoder::Encoder;
 use super::heads::Pooling;
 use super::tokenizers::pair_chat::ChatQuery;
-use super::tokenizers::{Bounds, Encoded, PairText};
+use super::tokenizers::{Bounds, PairText};
 use crate::Result;
+use crate::batching::Encoded;
 use crate::compute::memory::joined;
 
 /// The first text of pairs, which can be paired several times.

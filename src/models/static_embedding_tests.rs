@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::*;
-use crate::models::{Bounds, Encoded, Encoder, ModelConfig, ModelKind, Overrides};
+use crate::batching::Encoded;
+use crate::models::{Bounds, Encoder, ModelConfig, ModelKind, Overrides};
 
 #[derive(Deserialize)]
 struct Case {

@@ -8,9 +8,8 @@ use super::errors::{to_py, wrong_type, wrong_type_of};
 use super::texts::text_of;
 use super::utf8::{Utf8, shortened};
 use crate::Error;
-use crate::generation::Conversation;
-use crate::generation::chat::limits::MAX_DEPTH;
-use crate::generation::chat::{Problem, PromptEnd, Value, is_reserved};
+use crate::chat::limits::MAX_DEPTH;
+use crate::chat::{Conversation, Problem, PromptEnd, Value, is_reserved};
 use crate::manager::OwnedPrompt;
 
 /// Values in one conversation, those in lists and dicts counted each time they appear.

@@ -1,4 +1,4 @@
-"""The files of a folder of the core import each other in one direction."""
+"""The modules of the core import each other in one direction, and so do the files of each of its folders."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parents[2] / "src"
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "src"
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
 FOLDERS = [
     "arrow",
     "compute",
@@ -15,6 +17,7 @@ FOLDERS = [
     "manager",
     "lifecycle",
     "batching",
+    "chat",
     "remote",
     "generation",
     "cache",
@@ -46,10 +49,10 @@ def resolve(path: str, module: Module, folder: str, modules: set[Module], childr
     first, *rest = path.split("::")
     base = module
     if first == "crate":
-        depth = len(folder.split("/"))
-        if rest[:depth] != folder.split("/"):
+        above = Path(folder).parts
+        if tuple(rest[: len(above)]) != above:
             return None
-        base, rest = (), rest[depth:]
+        base, rest = (), rest[len(above) :]
     elif first == "super":
         rest = [first, *rest]
         while rest and rest[0] == "super":
@@ -68,7 +71,7 @@ def resolve(path: str, module: Module, folder: str, modules: set[Module], childr
 
 
 def imports(folder: str) -> dict[Module, set[Module]]:
-    """Which files of the folder each of its files imports. Tests are left out."""
+    """Which files of the folder each of its files imports; an empty name is the whole core. Tests are left out."""
     root = SOURCE / folder
     files: dict[Module, Path] = {}
     for file in root.rglob("*.rs"):
@@ -108,6 +111,20 @@ def test_files_import_in_one_direction(folder: str) -> None:
     assert len(graph) > 2
     names = sorted("/".join(module) or "mod" for module in circle(graph))
     assert not names, f"these files of src/{folder} import each other in a circle, or import such files"
+
+
+def test_modules_import_in_one_direction() -> None:
+    graph: dict[Module, set[Module]] = {}
+    for module, targets in imports("").items():
+        graph.setdefault(module[:1], set()).update(target[:1] for target in targets if target[:1] != module[:1])
+    del graph[("lib",)]
+    names = sorted("/".join(module) for module in circle(graph))
+    assert not names, "these modules of src import each other in a circle, or import such modules"
+    tree = ARCHITECTURE.read_text(encoding="utf-8").split("├── src/")[1].split("├── python/model_manager/")[0]
+    order = list(dict.fromkeys(re.findall(r"[├└]── (\w+)", tree)))
+    assert sorted(order) == sorted(module for (module,) in graph), "docs/architecture.md does not name each module"
+    above = [(a, b) for (a,), targets in graph.items() for (b,) in targets if order.index(b) < order.index(a)]
+    assert not above, "the map of docs/architecture.md names an imported module above the one that imports it"
 
 
 def test_a_circle_is_found() -> None:

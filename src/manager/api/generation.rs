@@ -7,7 +7,8 @@ use super::super::jobs::generate::{
 use super::super::model::LoadedModel;
 use super::super::options::Check;
 use super::super::stats::GeneratorDescription;
-use crate::generation::{Completion, Conversation, GenerationParams, OnEvent};
+use crate::chat::Conversation;
+use crate::generation::{Completion, GenerationParams, OnEvent};
 #[cfg(doc)]
 use crate::generation::{Event, Generator};
 use crate::sync::fork;

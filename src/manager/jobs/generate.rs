@@ -8,9 +8,10 @@ use super::super::model::LoadedModel;
 use super::super::options::Check;
 use super::super::registry::Registry;
 use super::super::spec::GENERATOR;
+use crate::chat::Conversation;
 use crate::generation::{
-    Completion, Conversation, Deadline, EngineTicket, Event, GenerationParams, Generator, OnEvent,
-    PrefixScope, Prompt, RequestTerms, Stream,
+    Completion, Deadline, EngineTicket, Event, GenerationParams, Generator, OnEvent, PrefixScope, Prompt,
+    RequestTerms, Stream,
 };
 use crate::lifecycle::{KeepAlive, Lease, State};
 use crate::sync::{Mutex, fork};

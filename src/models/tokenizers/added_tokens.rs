@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 use tokenizers::{AddedToken, NormalizedString, Normalizer as _};
 
-use super::config::{SPECIAL_TOKENS, TokenizerConfig, added_token};
+use super::config::{TokenizerConfig, added_token};
 use super::model::Inner;
 use super::pipeline::guarded;
+use crate::chat::SPECIAL_TOKENS;
 use crate::models::json::read_json;
 use crate::models::manifest::ModelFiles;
 use crate::{Error, Result};

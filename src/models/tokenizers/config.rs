@@ -8,10 +8,6 @@ use crate::models::json::read_json_with_nulls;
 use crate::models::keys::refusal;
 use crate::models::manifest::ModelFiles;
 
-/// Special tokens that a model may name.
-pub(crate) const SPECIAL_TOKENS: [&str; 7] =
-    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
-
 /// `tokenizer_config.json`: what transformers puts over `tokenizer.json`. Special tokens that it does not name are those
 /// of `special_tokens_map.json`, unless it describes all added tokens itself.
 #[derive(Debug, Default)]

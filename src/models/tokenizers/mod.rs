@@ -43,7 +43,6 @@ mod wordpiece_model;
 
 pub use long::Bounds;
 pub use pair_chat::PairChat;
-pub use pairs::Encoded;
 pub(crate) use pairs::PairText;
 pub(crate) use pipeline::Pipeline;
 pub use tokenizer::Tokenizer;

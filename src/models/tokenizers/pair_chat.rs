@@ -6,13 +6,12 @@ use std::sync::Arc;
 
 use serde_json::Value as Json;
 
-use super::config::{SPECIAL_TOKENS, TokenizerConfig};
+use super::config::TokenizerConfig;
 use super::long::Bounds;
-use super::pairs::Encoded;
 use super::tokenizer::Tokenizer;
-// The interpreter of templates knows no model.
-use crate::generation::chat::templates::{DEFAULT, TemplateSources};
-use crate::generation::chat::{ChatTemplate, Conversation, MORE_TOKENS, Problem, PromptEnd, Value};
+use crate::batching::Encoded;
+use crate::chat::templates::{DEFAULT, TemplateSources};
+use crate::chat::{ChatTemplate, Conversation, MORE_TOKENS, Problem, PromptEnd, SPECIAL_TOKENS, Value};
 use crate::models::json::read_json;
 use crate::models::keys::refusal;
 use crate::models::manifest::{ModelFiles, SENTENCE_CONFIGS};

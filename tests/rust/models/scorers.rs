@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
+use model_manager::batching::Encoded;
 use model_manager::compute::{Isa, PackedBatch, WeightFormat};
-use model_manager::models::{Bounds, Encoded, Encoder, ModelFiles, Overrides, on_cpu};
+use model_manager::models::{Bounds, Encoder, ModelFiles, Overrides, on_cpu};
 use serde_json::Value;
 
 const FIXTURES: &[&str] = &[

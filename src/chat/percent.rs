@@ -266,7 +266,6 @@ pub(super) fn braces(
     field: &mut Lookup<'_>,
     budget: &mut RenderBudget,
 ) -> TemplateResult<String> {
-    budget.memory(format.len())?;
     let mut out = String::new();
     let mut rest = format;
     let mut automatic = Some(0);

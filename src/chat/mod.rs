@@ -19,9 +19,11 @@ mod escapes;
 mod evaluate;
 mod expressions;
 mod filters;
+mod format_method;
 mod functions;
 mod lexer;
 pub mod limits;
+mod methods;
 mod names;
 mod numbers;
 mod operators;
@@ -49,13 +51,15 @@ use problem::{ProblemKind, TemplateResult};
 use value::Dict;
 pub use value::Value;
 
-use crate::models::tokenizers::config::SPECIAL_TOKENS;
 use crate::{Error, Result};
 
 /// The format of DialoGPT, for GPT-2 models without a template: each message is followed by end-of-text.
 pub const TURNS_TEMPLATE: &str =
     "{% for message in messages %}{{ message.content }}{{ eos_token }}{% endfor %}";
 
+/// Special tokens that a model may name, and its templates write.
+pub(crate) const SPECIAL_TOKENS: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 /// Variables of every template that the call and the model set.
 const CALL: [&str; 2] = ["messages", "add_generation_prompt"];
 /// The list of further ones.

@@ -9,7 +9,7 @@ use super::limits::MAX_RANGE;
 use super::problem::{Problem, TemplateResult};
 use super::render::Renderer;
 use super::value::{Value, range_length};
-use super::{filters, functions, operators, strings, tests_of};
+use super::{builtins, functions, methods, operators};
 
 impl<'t> Renderer<'t> {
     pub(super) fn eval(&mut self, expr: &'t Expr) -> TemplateResult<Value> {
@@ -137,7 +137,7 @@ impl<'t> Renderer<'t> {
             ExprKind::Test(of, name, arguments) => {
                 let value = self.eval(of)?;
                 let given = self.arguments(arguments)?;
-                tests_of::test(self, name, &value, given).map(Value::Bool)
+                builtins::test(self, name, &value, given).map(Value::Bool)
             }
         }
     }
@@ -146,8 +146,8 @@ impl<'t> Renderer<'t> {
         if let Some(value) = self.lookup(name)? {
             return Ok(value);
         }
-        if let Some(function) = functions::NAMES.iter().find(|known| ***known == **name) {
-            return Ok(Value::Function(function));
+        if let Some(function) = functions::named(name) {
+            return Ok(function);
         }
         match &**name {
             "self" => Err(Problem::unsupported("'self' other than to call a block")),
@@ -210,17 +210,7 @@ impl<'t> Renderer<'t> {
         match callee {
             Value::Object(at) => self.deeper(|renderer| renderer.call_object(*at, given)),
             Value::Function(name) => functions::call(self, name, given),
-            Value::Method(method) => {
-                let (subject, name) = &**method;
-                match subject {
-                    Value::Text(text) if name.starts_with("format") => {
-                        functions::format(self, text, name, given)
-                    }
-                    Value::Text(text) => strings::call(text, name, given, &mut self.budget),
-                    Value::Object(at) => functions::method_of_object(self, *at, name, given),
-                    other => functions::method(self, other, name, given),
-                }
-            }
+            Value::Method(method) => methods::call(self, &method.0, method.1, given),
             Value::Undefined(why) => Err(Problem::failed(&**why)),
             other => Err(Problem::failed(format!("'{}' object is not callable", other.type_name()))),
         }
@@ -238,7 +228,7 @@ impl<'t> Renderer<'t> {
             (None, subject) => subject.unwrap_or(Value::None),
         };
         let given = self.arguments(arguments)?;
-        filters::filter(self, name, value, given).map_err(|problem| problem.on(filter.line))
+        builtins::filter(self, name, value, given).map_err(|problem| problem.on(filter.line))
     }
 
     /// `value.name`: an attribute, else an item.

@@ -4,13 +4,16 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::ast::{AssignTarget, Body, Expr, For, Macro, Stmt, StmtKind};
-use super::call::ArgumentValues;
+use super::call::{ArgumentValues, NamedCall};
 use super::limits::{MAX_CALL_LEVELS, MAX_OUTPUT_BYTES, RenderBudget};
 use super::operators;
 use super::problem::{Problem, TemplateResult};
 use super::text::string;
 use super::value::{Dict, Value};
 use crate::size::size_text;
+
+/// What a method of values of one type does.
+pub(super) type Method<S> = for<'s> fn(&mut Renderer<'_>, NamedCall<'s, &'s S>) -> TemplateResult<Value>;
 
 /// How rendering continues after a statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -54,7 +54,7 @@ impl Reads {
     }
 
     fn name(&mut self, name: &Arc<str>) {
-        let own = matches!(&**name, "self" | "super") || functions::NAMES.contains(&&**name);
+        let own = matches!(&**name, "self" | "super") || functions::named(name).is_some();
         if !own && self.counts.get(name).is_none_or(|count| *count == 0) {
             self.found.insert(name.clone());
         }

@@ -54,6 +54,31 @@ impl ArgumentValues {
     }
 }
 
+/// A call of a method, filter or test: its name, what it is called on and its arguments.
+pub(super) struct NamedCall<'n, S> {
+    pub(super) name: &'n str,
+    pub(super) subject: S,
+    pub(super) given: ArgumentValues,
+}
+
+impl<S> NamedCall<'_, S> {
+    /// The subject, and the values of `N` parameters: see [`ArgumentValues::bind`].
+    pub(super) fn bind<const N: usize>(
+        self,
+        names: [&str; N],
+        required: usize,
+    ) -> TemplateResult<(S, [Option<Value>; N])> {
+        let values = self.given.bind(self.name, names, required)?;
+        Ok((self.subject, values))
+    }
+
+    /// The subject of a call without arguments.
+    pub(super) fn alone(self) -> TemplateResult<S> {
+        self.given.none(self.name)?;
+        Ok(self.subject)
+    }
+}
+
 /// An argument that must be an int.
 pub(super) fn int(value: Option<Value>, default: i128, what: &str) -> TemplateResult<i128> {
     match value {

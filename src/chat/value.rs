@@ -36,8 +36,8 @@ pub enum Value {
     Range(i128, i128, i128),
     /// A generator.
     Iter(Arc<Iter>),
-    /// A method of a value.
-    Method(Arc<(Value, &'static str)>),
+    /// A method of a value: its place in the table of the value's type.
+    Method(Arc<(Value, usize)>),
     /// A global function.
     Function(&'static str),
     /// A namespace, macro, loop, cycler or joiner, which the rendering owns.
