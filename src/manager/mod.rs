@@ -8,8 +8,8 @@
 //!                             └ stats: what is reported
 //! ```
 //!
-//! Each file imports only files below it: `api` → `instance` → `parts` → `jobs`, `loading` → `router`, `registry` →
-//! `model` → `backend` → `inputs` → `info` → `options`.
+//! Each file imports only files below it. From above: `api`, `instance`, `parts`, `jobs` and `loading`, `registry`, `model`,
+//! `backend`, `inputs`, `info`, `options`.
 
 mod api;
 mod backend;
