@@ -1,5 +1,5 @@
 //! Lines of the log that wait until a lock is free: a handler of Python's log may call the manager that holds the lock.
-//! The logger of the process gives every record to [`keep`] first.
+//! The logger of the process gives every record to `keep` first.
 
 use std::cell::RefCell;
 
