@@ -739,9 +739,7 @@ class Manager:
         `timeout` seconds the error is `WaitTimeoutError`.
         """
     @overload
-    def describe_generator(
-        self, name: str = "text_generator", load: Literal[True] = True
-    ) -> GeneratorDescription: ...
+    def describe_generator(self, name: str = "text_generator", load: Literal[True] = True) -> GeneratorDescription: ...
     @overload
     def describe_generator(self, name: str = "text_generator", load: bool = True) -> GeneratorDescription | None:
         """What the model of a generator slot is. The model is loaded first; with `load` False the result is None when

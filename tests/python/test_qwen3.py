@@ -137,7 +137,7 @@ def test_a_gguf_file_learns_its_prompts_here(make_manager, tmp_path):
         ({"qwen3__pooling_type": None}, "names no pooling"),
         ({"qwen3__pooling_type": 4}, "pooling_type is 4"),
         ({"tokenizer__ggml__eos_token_id": None}, "end token"),
-        ({"tokenizer__ggml__eos_token_id": 5000}, "end token"),
+        ({"tokenizer__ggml__eos_token_id": 5000}, "eos_token_id is 5000, but it has"),
         ({"general__architecture": "bert"}, "bert"),
         ({"qwen3__block_count": 3}, "blk.2"),
     ],

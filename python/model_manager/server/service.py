@@ -17,7 +17,7 @@ from .._async import in_thread
 from .._core import Config
 from .._embedder import without_key
 from ..compat import ModelManager
-from ..errors import ClosedError, InputError, ModelManagerError, NoGeneratorError
+from ..errors import ClosedError, InputError, ModelManagerError
 from .config import DEFAULT_DIMENSIONS, DEFAULT_SOURCE, ServedModel, ServerConfig, default_models
 from .errors import ApiError, unknown_model
 from .hosts import Hosts
