@@ -74,7 +74,7 @@ impl SegmentIndex {
                 rows.entry(entry.key)
                     .and_modify(|row| {
                         // Values are immutable: the younger copy lives longer.
-                        if row.segment < number {
+                        if row.segment <= number {
                             *row = IndexedRow { entry, segment: number, hit: row.hit };
                         }
                     })
