@@ -306,7 +306,7 @@ impl Error {
     }
 
     /// The loader of a slot failed, for a reason of this crate's.
-    pub fn loader(model: &str, reason: impl Into<String>) -> Self {
+    pub(crate) fn loader(model: &str, reason: impl Into<String>) -> Self {
         Self::Loader { model: model.to_owned(), reason: reason.into(), cause: None }
     }
 

@@ -112,6 +112,6 @@ def opens_thinking(prompt: str, continued: str = "") -> bool:
         prompt: The prompt.
         continued: The last message, if the answer continues it: its own thoughts may be open.
     """
-    begins, _, rest = continued.lstrip().partition(OPENING)
-    is_open = not begins and OPENING in continued and CLOSING not in rest
+    thoughts = continued.lstrip()
+    is_open = thoughts.startswith(OPENING) and CLOSING not in thoughts
     return is_open or prompt.rstrip().endswith(OPENING)

@@ -82,8 +82,8 @@ macro_rules! arguments {
 }
 
 arguments! {
-    add_generation_prompt chat_template cleanup_interval cold_start_price config continue_final_message copy dtype enabled encoding_format
-    fallback kind load load_time loader max_idle_time max_length max_tokens memory_mb model model_type name names normalize
+    add_generation_prompt chat_template cleanup_interval cold_start_price config continue_final_message copy dtype
+    enabled encoding_format fallback kind load load_time loader max_idle_time max_length max_tokens memory_mb model model_type name names normalize
     on_done on_event overlap path pinned pooling progress prompt prompt_name prompts replace revision served_model
     text tiers timeout truncate truncate_dim user
 }
@@ -131,7 +131,7 @@ impl<'py> Argument<'py> for f32 {
         // Not what it is rounded to, which later checks would name.
         if number.is_finite() && (narrow.is_infinite() || (narrow == 0.0 && number != 0.0)) {
             return Err(WrongArgument::Value(
-                "is no number of 32 bits: those lie between 1.2e-38 and 3.4e38".into(),
+                "is no number of 32 bits: those lie between 1.4e-45 and 3.4e38".into(),
             ));
         }
         Ok(narrow)

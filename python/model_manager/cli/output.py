@@ -152,21 +152,21 @@ def writing(target: Path) -> Iterator[IO[bytes]]:
 
 
 @contextlib.contextmanager
-def placing(target: Path, *, private: bool = False) -> Iterator[Path]:
+def placing(target: Path) -> Iterator[Path]:
     """Where to write `target`: a file that takes its name at the end of the block, or is removed after an error.
 
-    A link stays one, a file keeps its permissions; a new one is readable by others unless it is `private`. What is no
-    regular file is to be written itself.
+    A link stays one, a file keeps its permissions; a new one is readable by others. What is no regular file is to be
+    written itself.
     """
     if target.exists() and not target.is_file():
         yield target
         return
-    with _signals_raise(), _temporary(target, private) as place:
+    with _signals_raise(), _temporary(target) as place:
         yield place
 
 
 @contextlib.contextmanager
-def _temporary(target: Path, private: bool) -> Iterator[Path]:
+def _temporary(target: Path) -> Iterator[Path]:
     final = Path(os.path.realpath(target))
     try:
         handle, name = tempfile.mkstemp(dir=final.parent, prefix=f".{final.name}.")
@@ -180,7 +180,7 @@ def _temporary(target: Path, private: bool) -> Iterator[Path]:
         # Temporary files are private.
         if final.exists():
             place.chmod(stat.S_IMODE(final.stat().st_mode))
-        elif not private:
+        else:
             place.chmod(0o666 & ~_umask())
         place.replace(final)
     except BaseException:

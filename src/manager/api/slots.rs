@@ -19,12 +19,14 @@ impl Manager {
     /// that has no effect.
     pub fn register(&self, name: &str, spec: Spec, keep: Retention, replace: bool) -> Result<()> {
         let parts = self.parts()?;
-        for tier in keep.cache.tiers.iter().flat_map(|tiers| tiers.iter()) {
+        let tiers = keep.cache.tiers.clone();
+        parts.registry.register(name, spec, keep, replace)?;
+        for tier in tiers.iter().flat_map(|tiers| tiers.iter()) {
             if let Some(setting) = parts.tiering.missing(tier) {
                 log::warn!("{name}: the cache tier {tier:?} takes no part, because {setting} is not set");
             }
         }
-        parts.registry.register(name, spec, keep, replace)
+        Ok(())
     }
 
     /// Unloads and forgets the slot.
