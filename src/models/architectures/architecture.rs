@@ -5,8 +5,7 @@ use std::fmt::Debug;
 use super::tensors::{ConvolutionTensors, EmbeddingTensors, LayerTensors, NormTensors, Tensors};
 
 use crate::compute::{
-    Activation, DistanceBias, Heads, LayerAttention, Matrix, Positions, RelativeLayers, RelativeTable,
-    ShortConvolutionFactors, Weight,
+    Activation, DistanceBias, Heads, LayerAttention, Matrix, Positions, RelativeLayers, RelativeTable, Weight,
 };
 use crate::{Error, Result};
 
@@ -133,19 +132,6 @@ pub trait Architecture: Debug + Send + Sync {
         Ok(RelativeLayers::default())
     }
 
-    /// The convolution of gated rows that layer `index` has in the place of attention, if it does. The matrices of
-    /// [`LayerTensors::qkv`] then give the three parts of its rows.
-    ///
-    /// # Errors
-    /// When a tensor is missing or of another shape.
-    fn short_convolution(
-        &self,
-        _tensors: &dyn Tensors,
-        _index: usize,
-    ) -> Result<Option<ShortConvolutionFactors>> {
-        Ok(None)
-    }
-
     /// A convolution whose outputs are added to the first layer's states, if there is one.
     ///
     /// # Errors
@@ -194,7 +180,6 @@ pub fn check_tensors(architecture: &dyn Architecture, tensors: &dyn Tensors, wri
     let layers = 0..architecture.describe().layers;
     for index in layers.filter(|&index| architecture.same_as(index) == index) {
         architecture.layer(tensors, index)?;
-        architecture.short_convolution(tensors, index)?;
         architecture.relative_layers(tensors, index)?;
     }
     architecture.final_norm(tensors)?;

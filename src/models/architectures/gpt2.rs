@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::architecture::{Architecture, Description, Factors};
 use super::family::{ConfigFields, ConfigFile, Family, GgufFamily, LARGEST_SIZE, is_size, keys_of};
 use super::gguf_keys::Metadata;
-use super::tensors::{EmbeddingTensors, LayerTensors, NormTensors, Tensors, tied_head};
+use super::tensors::{EmbeddingTensors, LayerTensors, MixerTensors, NormTensors, Tensors, tied_head};
 use crate::compute::memory::zeroed;
 use crate::compute::{
     Activation, Biased, Heads, LONGEST_HEAD, LayerAttention, Mask, Matrix, Positions, Weight,
@@ -209,15 +209,13 @@ impl Architecture for Gpt2 {
         };
         Ok(LayerTensors {
             attention_norm: Some(self.norm(tensors, &format!("h.{index}.ln_1"))?),
-            qkv: vec![linear("attn.c_attn", hidden, 3 * hidden)?],
-            head_norms: None,
-            output: linear("attn.c_proj", hidden, hidden)?,
-            output_norm: None,
             mlp_norm: Some(self.norm(tensors, &format!("h.{index}.ln_2"))?),
-            gate: None,
-            up: linear("mlp.c_fc", hidden, inner)?,
-            down: linear("mlp.c_proj", inner, hidden)?,
-            down_norm: None,
+            ..LayerTensors::new(
+                MixerTensors::attention(vec![linear("attn.c_attn", hidden, 3 * hidden)?]),
+                linear("attn.c_proj", hidden, hidden)?,
+                linear("mlp.c_fc", hidden, inner)?,
+                linear("mlp.c_proj", inner, hidden)?,
+            )
         })
     }
 

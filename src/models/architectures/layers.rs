@@ -3,22 +3,45 @@
 use std::sync::Arc;
 
 use super::architecture::{Architecture, Description, misuse};
-use super::tensors::{NormTensors, Tensors};
+use super::tensors::{MixerTensors, NormTensors, Tensors};
 use crate::Result;
-use crate::compute::{Backend, LayerAttention, RopeStyle, Rotary, ShortConvolutionShape};
+use crate::compute::{
+    Backend, Biased, DistanceBias, LayerAttention, RelativeTable, RopeStyle, Rotary, ShortConvolutionFactors,
+    ShortConvolutionShape,
+};
+
+/// What a layer mixes the rows of a sequence with.
+pub(super) enum Mixer<B: Backend> {
+    Attention {
+        /// Queries, keys and values side by side.
+        qkv: B::Linear,
+        head_norms: Option<(B::Norm, B::Norm)>,
+        /// Index of its rotary positions.
+        rotary: Option<usize>,
+        attention: LayerAttention,
+        relative: Option<B::Relative>,
+    },
+    ShortConvolution {
+        /// The three parts of its rows side by side.
+        input: B::Linear,
+        convolution: B::ShortConvolution,
+    },
+}
+
+impl<B: Backend> Mixer<B> {
+    /// Makes what it mixes.
+    pub(super) fn input(&self) -> &B::Linear {
+        match self {
+            Self::Attention { qkv, .. } => qkv,
+            Self::ShortConvolution { input, .. } => input,
+        }
+    }
+}
 
 /// One layer.
 pub(super) struct Layer<B: Backend> {
-    pub attention: LayerAttention,
-    pub relative: Option<B::Relative>,
-    /// In the place of attention.
-    pub short_convolution: Option<B::ShortConvolution>,
-    /// Index of its rotary positions.
-    pub rotary: Option<usize>,
     pub attention_norm: Option<B::Norm>,
-    /// Queries, keys and values side by side, or the three parts of a convolution's rows.
-    pub qkv: B::Linear,
-    pub head_norms: Option<(B::Norm, B::Norm)>,
+    pub mixer: Mixer<B>,
     pub output: B::Linear,
     pub output_norm: Option<B::Norm>,
     pub mlp_norm: Option<B::Norm>,
@@ -27,10 +50,18 @@ pub(super) struct Layer<B: Backend> {
     pub down_norm: Option<B::Norm>,
 }
 
+/// A layer and its place in caches.
+pub(super) struct PlacedLayer<B: Backend> {
+    /// Others may have the same one.
+    pub layer: Arc<Layer<B>>,
+    /// Its number among the layers with attention, or among those with a convolution.
+    pub cache_index: usize,
+}
+
 /// All layers of a model.
 pub(super) struct Layers<B: Backend> {
-    /// Some may be the same. Each with its number among those with attention, or among those with a convolution.
-    layers: Vec<(Arc<Layer<B>>, usize)>,
+    /// In their order.
+    pub placed: Vec<PlacedLayer<B>>,
     /// What those with a convolution keep of a sequence.
     pub short_convolutions: ShortConvolutionShape,
     /// Their rotary positions, each once.
@@ -48,101 +79,142 @@ impl<B: Backend> Layers<B> {
         tensors: &dyn Tensors,
         description: &Description,
     ) -> Result<Self> {
-        let norm = |norm: NormTensors| backend.norm(&norm.scale, norm.shift.as_ref(), norm.epsilon);
-        let bias = architecture.distance_bias(tensors)?.map(Arc::new);
-        let relative = architecture.relative_table(tensors)?;
-        let mut rotaries = Vec::new();
-        let mut short_convolutions: Option<ShortConvolutionShape> = None;
-        let mut layer = |index: usize| {
-            let layer = architecture.layer(tensors, index)?;
-            let factors = architecture.short_convolution(tensors, index)?;
-            let mut attention = description.attention[index % description.attention.len()].clone();
-            attention.bias = attention.bias.or_else(|| bias.clone());
-            if layer.head_norms.is_some() && attention.rotary.is_none() {
-                // The operation that rotates heads normalizes them too.
-                attention.rotary = Some(Rotary::new(1.0, 0, RopeStyle::Neox));
-            }
-            if let Some(factors) = &factors {
-                if !factors.is_causal() && attention.mask.is_causal() {
-                    return Err(misuse("a convolution of a causal model sees later rows"));
-                }
-                let shape = ShortConvolutionShape {
-                    layers: 0,
-                    before: factors.before,
-                    columns: factors.factors.rows(),
-                };
-                if *short_convolutions.get_or_insert(shape) != shape {
-                    return Err(misuse("convolutions of different shapes"));
-                }
-                attention.rotary = None;
-            }
-            let rotary = attention.rotary.take().map(|rotary| {
-                rotaries.iter().position(|known| *known == rotary).unwrap_or_else(|| {
-                    rotaries.push(rotary);
-                    rotaries.len() - 1
-                })
-            });
-            let relative = match &relative {
-                Some(table) => {
-                    let layers = architecture.relative_layers(tensors, index)?;
-                    Some(backend.relative(table, &layers, description.heads)?)
-                }
-                None => None,
-            };
-            Ok(Layer {
-                attention,
-                relative,
-                short_convolution: factors.map(|factors| backend.short_convolution(&factors)).transpose()?,
-                rotary,
-                attention_norm: layer.attention_norm.map(norm).transpose()?,
-                qkv: backend.linear(&layer.qkv)?,
-                head_norms: match layer.head_norms {
-                    Some([queries, keys]) => Some((norm(queries)?, norm(keys)?)),
-                    None => None,
-                },
-                output: backend.linear(&[layer.output])?,
-                output_norm: layer.output_norm.map(norm).transpose()?,
-                mlp_norm: layer.mlp_norm.map(norm).transpose()?,
-                up: match layer.gate {
-                    Some(gate) => backend.gated(gate, layer.up)?,
-                    None => backend.linear(&[layer.up])?,
-                },
-                down: backend.linear(&[layer.down])?,
-                down_norm: layer.down_norm.map(norm).transpose()?,
-            })
+        let mut loader = LayerLoader {
+            backend,
+            architecture,
+            tensors,
+            description,
+            bias: architecture.distance_bias(tensors)?.map(Arc::new),
+            relative: architecture.relative_table(tensors)?,
+            rotaries: Vec::new(),
+            short_convolution: None,
         };
-        let mut layers: Vec<(Arc<Layer<B>>, usize)> = Vec::new();
-        let mut convolve = 0;
+        let mut placed: Vec<PlacedLayer<B>> = Vec::new();
+        let mut convolutions = 0;
         for index in 0..description.layers {
-            let layer = match layers.get(architecture.same_as(index)) {
-                Some((shared, _)) => Arc::clone(shared),
-                None => Arc::new(layer(index)?),
+            let layer = match placed.get(architecture.same_as(index)) {
+                Some(shared) => Arc::clone(&shared.layer),
+                None => Arc::new(loader.layer(index)?),
             };
-            let convolves = layer.short_convolution.is_some();
-            layers.push((layer, if convolves { convolve } else { index - convolve }));
-            convolve += usize::from(convolves);
+            let cache_index = match layer.mixer {
+                Mixer::Attention { .. } => index - convolutions,
+                Mixer::ShortConvolution { .. } => {
+                    convolutions += 1;
+                    convolutions - 1
+                }
+            };
+            placed.push(PlacedLayer { layer, cache_index });
         }
-        if convolve > 0 && !description.norm_first {
+        if convolutions > 0 && !description.norm_first {
             return Err(misuse("layers with a convolution have their norm first"));
         }
-        let short_convolutions =
-            ShortConvolutionShape { layers: convolve, ..short_convolutions.unwrap_or_default() };
-        Ok(Self { layers, short_convolutions, rotaries })
+        let shape = loader.short_convolution.unwrap_or_default();
+        let short_convolutions = ShortConvolutionShape { layers: convolutions, ..shape };
+        Ok(Self { placed, short_convolutions, rotaries: loader.rotaries })
+    }
+}
+
+/// Puts layers on a backend, and gathers what they have in common.
+struct LayerLoader<'l, B> {
+    backend: &'l B,
+    architecture: &'l dyn Architecture,
+    tensors: &'l dyn Tensors,
+    description: &'l Description,
+    /// Of all layers whose attention has none of its own.
+    bias: Option<Arc<DistanceBias>>,
+    relative: Option<RelativeTable>,
+    /// Those of the layers so far, each once.
+    rotaries: Vec<Rotary>,
+    /// Of one layer with a convolution, if there was one.
+    short_convolution: Option<ShortConvolutionShape>,
+}
+
+impl<B: Backend> LayerLoader<'_, B> {
+    fn layer(&mut self, index: usize) -> Result<Layer<B>> {
+        let layer = self.architecture.layer(self.tensors, index)?;
+        let mixer = match layer.mixer {
+            MixerTensors::Attention { qkv, head_norms } => self.attention(index, &qkv, head_norms)?,
+            MixerTensors::ShortConvolution { input, factors } => {
+                self.short_convolution(index, input, &factors)?
+            }
+        };
+        Ok(Layer {
+            attention_norm: self.optional_norm(layer.attention_norm)?,
+            mixer,
+            output: self.backend.linear(&[layer.output])?,
+            output_norm: self.optional_norm(layer.output_norm)?,
+            mlp_norm: self.optional_norm(layer.mlp_norm)?,
+            up: match layer.gate {
+                Some(gate) => self.backend.gated(gate, layer.up)?,
+                None => self.backend.linear(&[layer.up])?,
+            },
+            down: self.backend.linear(&[layer.down])?,
+            down_norm: self.optional_norm(layer.down_norm)?,
+        })
     }
 
-    /// The number of layers.
-    pub(super) fn len(&self) -> usize {
-        self.layers.len()
+    fn attention(
+        &mut self,
+        index: usize,
+        qkv: &[Biased],
+        head_norms: Option<[NormTensors; 2]>,
+    ) -> Result<Mixer<B>> {
+        let mut attention = self.described(index).clone();
+        attention.bias = attention.bias.or_else(|| self.bias.clone());
+        if head_norms.is_some() && attention.rotary.is_none() {
+            // The operation that rotates heads normalizes them too.
+            attention.rotary = Some(Rotary::new(1.0, 0, RopeStyle::Neox));
+        }
+        let rotary = attention.rotary.take().map(|rotary| self.rotary_index(rotary));
+        let relative = match &self.relative {
+            Some(table) => {
+                let layers = self.architecture.relative_layers(self.tensors, index)?;
+                Some(self.backend.relative(table, &layers, self.description.heads)?)
+            }
+            None => None,
+        };
+        let head_norms = match head_norms {
+            Some([queries, keys]) => Some((self.norm(&queries)?, self.norm(&keys)?)),
+            None => None,
+        };
+        Ok(Mixer::Attention { qkv: self.backend.linear(qkv)?, head_norms, rotary, attention, relative })
     }
 
-    /// Layer `index`, and its number among those with attention, or among those with a convolution.
-    pub(super) fn at(&self, index: usize) -> (&Layer<B>, usize) {
-        let (layer, place) = &self.layers[index];
-        (layer, *place)
+    fn short_convolution(
+        &mut self,
+        index: usize,
+        input: Biased,
+        factors: &ShortConvolutionFactors,
+    ) -> Result<Mixer<B>> {
+        if !factors.is_causal() && self.described(index).mask.is_causal() {
+            return Err(misuse("a convolution of a causal model sees later rows"));
+        }
+        let shape =
+            ShortConvolutionShape { layers: 0, before: factors.before, columns: factors.factors.rows() };
+        if *self.short_convolution.get_or_insert(shape) != shape {
+            return Err(misuse("convolutions of different shapes"));
+        }
+        let convolution = self.backend.short_convolution(factors)?;
+        Ok(Mixer::ShortConvolution { input: self.backend.linear(&[input])?, convolution })
     }
 
-    /// The layers in their order.
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Layer<B>> {
-        self.layers.iter().map(|(layer, _)| &**layer)
+    /// The attention that the model describes for layer `index`.
+    fn described(&self, index: usize) -> &LayerAttention {
+        &self.description.attention[index % self.description.attention.len()]
+    }
+
+    fn rotary_index(&mut self, rotary: Rotary) -> usize {
+        self.rotaries.iter().position(|known| *known == rotary).unwrap_or_else(|| {
+            self.rotaries.push(rotary);
+            self.rotaries.len() - 1
+        })
+    }
+
+    fn norm(&self, norm: &NormTensors) -> Result<B::Norm> {
+        self.backend.norm(&norm.scale, norm.shift.as_ref(), norm.epsilon)
+    }
+
+    fn optional_norm(&self, norm: Option<NormTensors>) -> Result<Option<B::Norm>> {
+        norm.map(|norm| self.norm(&norm)).transpose()
     }
 }

@@ -37,5 +37,5 @@ pub use family::{
 pub(crate) use gguf_tensors::GgufTensors;
 pub use registry::{example, families, find, find_config, find_gguf, register};
 pub(crate) use registry::{gguf_names, names};
-pub use tensors::{ConvolutionTensors, EmbeddingTensors, LayerTensors, NormTensors, Tensors};
+pub use tensors::{ConvolutionTensors, EmbeddingTensors, LayerTensors, MixerTensors, NormTensors, Tensors};
 pub use transformer::Transformer;

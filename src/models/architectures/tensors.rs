@@ -4,7 +4,7 @@ use std::sync::Weak;
 
 use crate::compute::file::WeightFile;
 use crate::compute::memory::zeroed;
-use crate::compute::{Activation, Biased, Matrix, Weight};
+use crate::compute::{Activation, Biased, Matrix, ShortConvolutionFactors, Weight};
 use crate::{Error, Result};
 
 /// Named tensors of any file format, under the names that transformers gives them.
@@ -110,17 +110,41 @@ pub struct ConvolutionTensors {
     pub norm: NormTensors,
 }
 
+/// What a layer mixes the rows of a text with.
+#[derive(Debug)]
+pub enum MixerTensors {
+    /// Attention.
+    Attention {
+        /// Queries, keys and values: matrices whose outputs lie side by side in this order.
+        qkv: Vec<Biased>,
+        /// Normalizations of queries and of keys. RMS normalizations are of each head, or as long as all heads and of all of
+        /// them together. Layer normalizations are of each head; those as long as all heads have parameters for each.
+        head_norms: Option<[NormTensors; 2]>,
+    },
+    /// A convolution of gated rows.
+    ShortConvolution {
+        /// Makes the three parts of its rows.
+        input: Biased,
+        /// What it multiplies and adds.
+        factors: ShortConvolutionFactors,
+    },
+}
+
+impl MixerTensors {
+    /// Attention without norms of queries and keys.
+    pub fn attention(qkv: Vec<Biased>) -> Self {
+        Self::Attention { qkv, head_norms: None }
+    }
+}
+
 /// One layer.
 #[derive(Debug)]
 pub struct LayerTensors {
-    /// Of the block of attention: before it, or after it and the residual.
+    /// Of the mixer's block: before it, or after it and the residual.
     pub attention_norm: Option<NormTensors>,
-    /// Queries, keys and values: matrices whose outputs lie side by side in this order.
-    pub qkv: Vec<Biased>,
-    /// Normalizations of queries and of keys. RMS normalizations are of each head, or as long as all heads and of all of them
-    /// together. Layer normalizations are of each head; those as long as all heads have parameters for each.
-    pub head_norms: Option<[NormTensors; 2]>,
-    /// After attention.
+    /// What it mixes rows with.
+    pub mixer: MixerTensors,
+    /// After the mixer.
     pub output: Biased,
     /// Of what `output` gives, before it is added to the residual.
     pub output_norm: Option<NormTensors>,
@@ -138,11 +162,10 @@ pub struct LayerTensors {
 
 impl LayerTensors {
     /// A layer without norms and without a gate.
-    pub fn new(qkv: Vec<Biased>, output: Biased, up: Biased, down: Biased) -> Self {
+    pub fn new(mixer: MixerTensors, output: Biased, up: Biased, down: Biased) -> Self {
         Self {
             attention_norm: None,
-            qkv,
-            head_norms: None,
+            mixer,
             output,
             output_norm: None,
             mlp_norm: None,
@@ -248,7 +271,7 @@ impl<'a> PrefixedTensors<'a> {
         Ok(LayerTensors {
             attention_norm: Some(attention_norm?),
             mlp_norm: Some(mlp_norm?),
-            ..LayerTensors::new(vec![q?, k?, v?], output?, up, down)
+            ..LayerTensors::new(MixerTensors::attention(vec![q?, k?, v?]), output?, up, down)
         })
     }
 

@@ -15,7 +15,7 @@ use std::sync::Weak;
 
 use super::architecture::{Architecture, Description, misuse};
 use super::convolution::Convolution;
-use super::layers::Layers;
+use super::layers::{Layers, Mixer, PlacedLayer};
 use super::masked::MaskedLm;
 use super::tensors::{NormTensors, Tensors};
 use crate::compute::file::WeightFile;
@@ -180,22 +180,27 @@ impl<B: Backend> Transformer<B> {
         }
     }
 
-    /// Attention of layer `index` over the queries, keys and values of its input, or its convolution.
-    fn attend<'a>(
+    /// What the mixer of a layer makes of `x`, which its input gave.
+    fn mix<'a>(
         &self,
         pass: &mut B::Pass<'a>,
-        mut qkv: <B::Pass<'a> as Pass<B>>::States,
-        index: usize,
+        x: <B::Pass<'a> as Pass<B>>::States,
+        PlacedLayer { layer, cache_index }: &PlacedLayer<B>,
         ropes: &[RopeTable<'_>],
     ) -> Result<<B::Pass<'a> as Pass<B>>::States> {
-        let (heads, (layer, place)) = (self.description.heads, self.layers.at(index));
-        if let Some(convolution) = &layer.short_convolution {
-            return pass.short_convolution(place, qkv, convolution);
+        match &layer.mixer {
+            Mixer::Attention { head_norms, rotary, attention, relative, .. } => {
+                let heads = self.description.heads;
+                let x = match *rotary {
+                    Some(rotary) => pass.rotate(x, heads, head_norms.as_ref(), &ropes[rotary])?,
+                    None => x,
+                };
+                pass.attention(*cache_index, x, heads, attention, relative.as_ref())
+            }
+            Mixer::ShortConvolution { convolution, .. } => {
+                pass.short_convolution(*cache_index, x, convolution)
+            }
         }
-        if let Some(rotary) = layer.rotary {
-            qkv = pass.rotate(qkv, heads, layer.head_norms.as_ref(), &ropes[rotary])?;
-        }
-        pass.attention(place, qkv, heads, &layer.attention, layer.relative.as_ref())
     }
 
     fn norm_first<'a>(
@@ -211,17 +216,18 @@ impl<B: Backend> Transformer<B> {
         // From the last attention on no row looks at another: the rows that are wanted are picked there. Windows pass that
         // place one after another, so with several of them they are picked at the end.
         let early = row.filter(|_| windows == 1);
-        for (index, layer) in self.layers.iter().enumerate() {
+        for (index, placed) in self.layers.placed.iter().enumerate() {
+            let layer = &placed.layer;
             // All windows of a layer before the next layer: with causality, keys and values are kept for one layer only.
             for window in 0..windows {
                 if windows > 1 {
                     pass.enter(window);
                 }
                 let norm = layer.attention_norm.as_ref();
-                let qkv = pass.norm_linear(&x, norm, &layer.qkv, Activation::Identity)?;
-                let mut attended = self.attend(pass, qkv, index, ropes)?;
-                if let Some(row) = early.filter(|_| index + 1 == self.layers.len()) {
-                    (attended, x) = (pass.pick(attended, row)?, pass.pick(x, row)?);
+                let input = pass.norm_linear(&x, norm, layer.mixer.input(), Activation::Identity)?;
+                let mut mixed = self.mix(pass, input, placed, ropes)?;
+                if let Some(row) = early.filter(|_| index + 1 == self.layers.placed.len()) {
+                    (mixed, x) = (pass.pick(mixed, row)?, pass.pick(x, row)?);
                 }
                 let norm = layer.mlp_norm.as_ref();
                 let first = match self.parallel {
@@ -229,7 +235,7 @@ impl<B: Backend> Transformer<B> {
                     false => None,
                 };
                 let (output_norm, factor) = (layer.output_norm.as_ref(), factors.residual);
-                pass.linear_add(attended, &layer.output, output_norm, factor, &mut x)?;
+                pass.linear_add(mixed, &layer.output, output_norm, factor, &mut x)?;
                 let up = match first {
                     Some(up) => up,
                     None => pass.norm_linear(&x, norm, &layer.up, activation)?,
@@ -253,18 +259,19 @@ impl<B: Backend> Transformer<B> {
         let activation = self.description.activation;
         let convolution = self.convolution.as_ref();
         let mut convolved = convolution.map(|convolution| convolution.apply(pass, &x)).transpose()?;
-        for (index, layer) in self.layers.iter().enumerate() {
+        for (index, placed) in self.layers.placed.iter().enumerate() {
+            let layer = &placed.layer;
             let norms = layer.attention_norm.as_ref().zip(layer.mlp_norm.as_ref());
             let (attention_norm, mlp_norm) =
                 norms.ok_or_else(|| misuse("a block has no norm to end with"))?;
-            let qkv = pass.linear(&x, &layer.qkv, Activation::Identity)?;
-            let mut attended = self.attend(pass, qkv, index, ropes)?;
-            if let Some(row) = row.filter(|_| index + 1 == self.layers.len()) {
+            let input = pass.linear(&x, layer.mixer.input(), Activation::Identity)?;
+            let mut mixed = self.mix(pass, input, placed, ropes)?;
+            if let Some(row) = row.filter(|_| index + 1 == self.layers.placed.len()) {
                 // From here on no row looks at another.
-                (attended, x) = (pass.pick(attended, row)?, pass.pick(x, row)?);
+                (mixed, x) = (pass.pick(mixed, row)?, pass.pick(x, row)?);
                 convolved = convolved.map(|added| pass.pick(added, row)).transpose()?;
             }
-            x = pass.linear_add_norm(attended, &layer.output, x, attention_norm)?;
+            x = pass.linear_add_norm(mixed, &layer.output, x, attention_norm)?;
             let up = pass.linear(&x, &layer.up, activation)?;
             x = pass.linear_add_norm(up, &layer.down, x, mlp_norm)?;
             if let Some((convolution, added)) = convolution.zip(convolved.take()) {

@@ -8,8 +8,8 @@ use model_manager::compute::{
 };
 use model_manager::generation::{ComputeTarget, GenerationParams, Generator, Prompt, TextFiles, TextModel};
 use model_manager::models::architectures::{
-    Architecture, Description, EmbeddingTensors, Factors, Family, LayerTensors, NormTensors, Tensors, find,
-    register,
+    Architecture, Description, EmbeddingTensors, Factors, Family, LayerTensors, MixerTensors, NormTensors,
+    Tensors, find, register,
 };
 use model_manager::models::{ModelConfig, ModelFiles, ModelKind, Pooling, Weights, on_cpu, on_device};
 
@@ -50,12 +50,11 @@ impl Architecture for Toy {
         };
         Ok(LayerTensors {
             attention_norm: Some(norm(tensors, &name("input_layernorm"))?),
-            qkv: vec![
+            mixer: MixerTensors::attention(vec![
                 part("self_attn.q", 32, 32)?,
                 part("self_attn.k", 16, 32)?,
                 part("self_attn.v", 16, 32)?,
-            ],
-            head_norms: None,
+            ]),
             output: part("self_attn.o", 32, 32)?,
             output_norm: None,
             mlp_norm: Some(norm(tensors, &name("post_attention_layernorm"))?),

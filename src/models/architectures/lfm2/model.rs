@@ -6,7 +6,7 @@ use crate::compute::{
 };
 use crate::models::architectures::architecture::{Architecture, Description, Factors};
 use crate::models::architectures::tensors::{
-    EmbeddingTensors, LayerTensors, NormTensors, PrefixedTensors, Tensors, tied_head,
+    EmbeddingTensors, LayerTensors, MixerTensors, NormTensors, PrefixedTensors, Tensors, tied_head,
 };
 
 /// An LFM2 whose configuration was checked.
@@ -49,18 +49,16 @@ impl Lfm2 {
         Ok(NormTensors { scale, shift: None, epsilon: self.epsilon })
     }
 
-    /// What a layer mixes rows with: its first matrices, the norms of heads, and the last matrix.
-    fn mixer(
-        &self,
-        tensors: &PrefixedTensors<'_>,
-        index: usize,
-    ) -> Result<(Vec<Biased>, Option<[NormTensors; 2]>, Biased)> {
+    /// What layer `index` mixes rows with, and the matrix after it.
+    fn mixer(&self, tensors: &PrefixedTensors<'_>, index: usize) -> Result<(MixerTensors, Biased)> {
         let Self { hidden, conv_bias, heads: Heads { heads, kv_heads, width }, .. } = *self;
         let name = |part: &str| format!("layers.{index}.{part}");
         if !self.attends[index] {
             let linear = |part, shape| tensors.maybe_biased(&name(part), shape, conv_bias);
             let input = linear("conv.in_proj", [3 * hidden, hidden])?;
-            return Ok((vec![input], None, linear("conv.out_proj", [hidden, hidden])?));
+            let output = linear("conv.out_proj", [hidden, hidden])?;
+            let factors = self.factors(tensors, &name("conv.conv"))?;
+            return Ok((MixerTensors::ShortConvolution { input, factors }, output));
         }
         let linear = |part, shape| tensors.maybe_biased(&name(part), shape, false);
         let norm = |part| self.norm(tensors, &name(part), width);
@@ -69,8 +67,21 @@ impl Lfm2 {
             linear("self_attn.k_proj", [kv_heads * width, hidden])?,
             linear("self_attn.v_proj", [kv_heads * width, hidden])?,
         ];
-        let norms = [norm("self_attn.q_layernorm")?, norm("self_attn.k_layernorm")?];
-        Ok((qkv, Some(norms), linear("self_attn.out_proj", [hidden, heads * width])?))
+        let head_norms = Some([norm("self_attn.q_layernorm")?, norm("self_attn.k_layernorm")?]);
+        let output = linear("self_attn.out_proj", [hidden, heads * width])?;
+        Ok((MixerTensors::Attention { qkv, head_norms }, output))
+    }
+
+    /// What the convolution `name` multiplies and adds.
+    fn factors(&self, tensors: &PrefixedTensors<'_>, name: &str) -> Result<ShortConvolutionFactors> {
+        let shape: &[usize] =
+            if self.conv_channels { &[self.hidden, 1, self.taps] } else { &[self.hidden, self.taps] };
+        let factors = tensors.tensor(&format!("{name}.weight"), shape)?;
+        let shift =
+            self.conv_bias.then(|| tensors.vector(&format!("{name}.bias"), self.hidden)).transpose()?;
+        // Of an even number, one more lies before.
+        let before = if self.centered { self.taps / 2 } else { self.taps - 1 };
+        Ok(ShortConvolutionFactors { factors, shift, before })
     }
 }
 
@@ -101,37 +112,17 @@ impl Architecture for Lfm2 {
 
     fn layer(&self, tensors: &dyn Tensors, index: usize) -> Result<LayerTensors> {
         let tensors = self.tensors(tensors);
-        let (qkv, head_norms, output) = self.mixer(&tensors, index)?;
+        let (mixer, output) = self.mixer(&tensors, index)?;
         let name = |part: &str| format!("layers.{index}.{part}");
         let wide = [self.intermediate, self.hidden];
         let up = tensors.maybe_biased(&name("feed_forward.w3"), wide, false)?;
         let down = tensors.maybe_biased(&name("feed_forward.w2"), [self.hidden, self.intermediate], false)?;
         Ok(LayerTensors {
             attention_norm: Some(self.norm(&tensors, &name("operator_norm"), self.hidden)?),
-            head_norms,
             mlp_norm: Some(self.norm(&tensors, &name("ffn_norm"), self.hidden)?),
             gate: Some(tensors.maybe_biased(&name("feed_forward.w1"), wide, false)?),
-            ..LayerTensors::new(qkv, output, up, down)
+            ..LayerTensors::new(mixer, output, up, down)
         })
-    }
-
-    fn short_convolution(
-        &self,
-        tensors: &dyn Tensors,
-        index: usize,
-    ) -> Result<Option<ShortConvolutionFactors>> {
-        if self.attends[index] {
-            return Ok(None);
-        }
-        let (tensors, name) = (self.tensors(tensors), format!("layers.{index}.conv.conv"));
-        let shape: &[usize] =
-            if self.conv_channels { &[self.hidden, 1, self.taps] } else { &[self.hidden, self.taps] };
-        let factors = tensors.tensor(&format!("{name}.weight"), shape)?;
-        let shift =
-            self.conv_bias.then(|| tensors.vector(&format!("{name}.bias"), self.hidden)).transpose()?;
-        // Of an even number, one more lies before.
-        let before = if self.centered { self.taps / 2 } else { self.taps - 1 };
-        Ok(Some(ShortConvolutionFactors { factors, shift, before }))
     }
 
     /// What a hidden token gives to the convolution is that of a row of zeros: nothing, unless there are biases.

@@ -4,7 +4,7 @@ use crate::compute::{Activation, Biased, Heads, LONGEST_HEAD, LayerAttention, Ma
 use crate::models::architectures::architecture::{Architecture, Description, Factors};
 use crate::models::architectures::family::LARGEST_SIZE;
 use crate::models::architectures::tensors::{
-    EmbeddingTensors, LayerTensors, NormTensors, Tensors, tied_head,
+    EmbeddingTensors, LayerTensors, MixerTensors, NormTensors, Tensors, tied_head,
 };
 use crate::{Error, Result};
 
@@ -191,6 +191,10 @@ impl Architecture for Llama {
             HeadNorms::Each => Some([head, head]),
             HeadNorms::All => Some([queries, keys]),
         };
+        let head_norms = match head_norms {
+            Some([q, k]) => Some([norm("self_attn.q_norm", q)?, norm("self_attn.k_norm", k)?]),
+            None => None,
+        };
         let qkv = if variant.fused_qkv {
             vec![part("self_attn.qkv_proj", [queries + 2 * keys, hidden], variant.qkv_bias)?]
         } else {
@@ -210,11 +214,7 @@ impl Architecture for Llama {
         };
         Ok(LayerTensors {
             attention_norm: block_norm(variant.norms.attention)?,
-            qkv,
-            head_norms: match head_norms {
-                Some([q, k]) => Some([norm("self_attn.q_norm", q)?, norm("self_attn.k_norm", k)?]),
-                None => None,
-            },
+            mixer: MixerTensors::Attention { qkv, head_norms },
             output: part("self_attn.o_proj", [hidden, queries], variant.output_bias)?,
             output_norm: block_norm(variant.norms.output)?,
             mlp_norm: block_norm(variant.norms.mlp)?,

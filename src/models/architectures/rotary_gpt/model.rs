@@ -4,7 +4,7 @@ use crate::compute::memory::zeroed;
 use crate::compute::{Activation, Biased, Heads, LayerAttention, Matrix, Positions, Weight};
 use crate::models::architectures::architecture::{Architecture, Description, Factors};
 use crate::models::architectures::tensors::{
-    EmbeddingTensors, LayerTensors, NormTensors, Tensors, tied_head,
+    EmbeddingTensors, LayerTensors, MixerTensors, NormTensors, Tensors, tied_head,
 };
 use crate::{Error, Result};
 
@@ -247,15 +247,15 @@ impl Architecture for RotaryGpt {
         let [q, k] = names.head_norms;
         let [q, k] =
             [(q, heads), (k, kv_heads)].map(|(rest, heads)| self.head_norm(tensors, &name(rest), heads));
+        let head_norms = q?.zip(k?).map(|(q, k)| [q, k]);
         let mlp_norm = if variant.shared_norm { names.attention_norm } else { names.mlp_norm };
         let wide = |rest: &str| linear(rest, [intermediate, hidden], variant.mlp_bias);
         Ok(LayerTensors {
             attention_norm: norm(names.attention_norm)?,
-            head_norms: q?.zip(k?).map(|(q, k)| [q, k]),
             mlp_norm: norm(mlp_norm)?,
             gate: variant.gated.then(|| wide(names.gate)).transpose()?,
             ..LayerTensors::new(
-                qkv,
+                MixerTensors::Attention { qkv, head_norms },
                 linear(names.output, [hidden, queries], variant.output_bias)?,
                 wide(names.up)?,
                 linear(names.down, [hidden, intermediate], variant.mlp_bias)?,
