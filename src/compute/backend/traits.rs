@@ -221,6 +221,9 @@ pub(super) fn lacking(operation: &str) -> Error {
 pub type ForwardFn<'f, B> =
     dyn for<'a> Fn(&mut <B as Backend>::Pass<'a>, &mut [f32]) -> Result<()> + Sync + 'f;
 
+/// A layer of a pre-norm model on some rows of its states, or on all of them.
+pub type WindowFn<'f, P, S> = dyn FnMut(&mut P, S, bool) -> Result<S> + 'f;
+
 /// The operations of a model on one packed batch. States have one row for each token of the batch. Operations consume
 /// states that are not needed afterwards, and reuse their memory.
 ///
@@ -319,12 +322,18 @@ pub trait Pass<B: Backend> {
         Err(lacking("add_norm"))
     }
 
-    /// The number of windows. The rows of a causal model go through its layers one window at a time, so that memory does not
-    /// hold all activations of a long text at once.
-    fn windows(&self) -> usize;
-
-    /// Selects window `index` for the following operations of a pre-norm block.
-    fn enter(&mut self, index: usize);
+    /// What `block`, a layer of a pre-norm model, makes of `x`. Where `causal` says that no row sees a later one, the pass may
+    /// call it several times, each time for the next rows of all, so that memory does not hold all activations of a long text
+    /// at once: [`norm_linear`](Self::norm_linear) then reads those rows, and [`linear_add`](Self::linear_add) adds to them.
+    /// `block` gets whether its rows are all rows.
+    fn in_windows(
+        &mut self,
+        x: Self::States,
+        _causal: bool,
+        block: &mut WindowFn<'_, Self, Self::States>,
+    ) -> Result<Self::States> {
+        block(self, x, true)
+    }
 
     /// `activation(norm(x) Wᵀ + b)`: the beginning of a block that does not end with the norm of its residual.
     fn norm_linear(

@@ -210,43 +210,54 @@ impl<B: Backend> Transformer<B> {
         row: Option<Row>,
         ropes: &[RopeTable<'_>],
     ) -> Result<<B::Pass<'a> as Pass<B>>::States> {
-        let Description { activation, factors, .. } = self.description;
-        // Without causality the rows of a window need those after it: there is one window, which is all rows.
-        let windows = if self.description.is_causal() { pass.windows() } else { pass.windows().min(1) };
-        // From the last attention on no row looks at another: the rows that are wanted are picked there. Windows pass that
-        // place one after another, so with several of them they are picked at the end.
-        let early = row.filter(|_| windows == 1);
+        let causal = self.description.is_causal();
+        let mut picked = false;
         for (index, placed) in self.layers.placed.iter().enumerate() {
-            let layer = &placed.layer;
+            let last = index + 1 == self.layers.placed.len();
             // All windows of a layer before the next layer: with causality, keys and values are kept for one layer only.
-            for window in 0..windows {
-                if windows > 1 {
-                    pass.enter(window);
-                }
-                let norm = layer.attention_norm.as_ref();
-                let input = pass.norm_linear(&x, norm, layer.mixer.input(), Activation::Identity)?;
-                let mut mixed = self.mix(pass, input, placed, ropes)?;
-                if let Some(row) = early.filter(|_| index + 1 == self.layers.placed.len()) {
-                    (mixed, x) = (pass.pick(mixed, row)?, pass.pick(x, row)?);
-                }
-                let norm = layer.mlp_norm.as_ref();
-                let first = match self.parallel {
-                    true => Some(pass.norm_linear(&x, norm, &layer.up, activation)?),
-                    false => None,
-                };
-                let (output_norm, factor) = (layer.output_norm.as_ref(), factors.residual);
-                pass.linear_add(mixed, &layer.output, output_norm, factor, &mut x)?;
-                let up = match first {
-                    Some(up) => up,
-                    None => pass.norm_linear(&x, norm, &layer.up, activation)?,
-                };
-                pass.linear_add(up, &layer.down, layer.down_norm.as_ref(), factor, &mut x)?;
-            }
+            x = pass.in_windows(x, causal, &mut |pass, x, all_rows| {
+                // From the last attention on no row looks at another: the rows that are wanted are picked there. Windows pass
+                // that place one after another, so with several of them they are picked at the end.
+                let row = row.filter(|_| last && all_rows);
+                picked |= row.is_some();
+                self.norm_first_layer(pass, x, placed, row, ropes)
+            })?;
         }
-        match row.filter(|_| early.is_none()) {
-            Some(row) => pass.pick(x, row),
-            None => Ok(x),
+        match row {
+            Some(row) if !picked => pass.pick(x, row),
+            _ => Ok(x),
         }
+    }
+
+    /// What a layer adds to `x`, of which it picks `row` of each sequence after its mixer, if there is one.
+    fn norm_first_layer<'a>(
+        &self,
+        pass: &mut B::Pass<'a>,
+        mut x: <B::Pass<'a> as Pass<B>>::States,
+        placed: &PlacedLayer<B>,
+        row: Option<Row>,
+        ropes: &[RopeTable<'_>],
+    ) -> Result<<B::Pass<'a> as Pass<B>>::States> {
+        let (layer, activation, factor) =
+            (&placed.layer, self.description.activation, self.description.factors.residual);
+        let norm = layer.attention_norm.as_ref();
+        let input = pass.norm_linear(&x, norm, layer.mixer.input(), Activation::Identity)?;
+        let mut mixed = self.mix(pass, input, placed, ropes)?;
+        if let Some(row) = row {
+            (mixed, x) = (pass.pick(mixed, row)?, pass.pick(x, row)?);
+        }
+        let norm = layer.mlp_norm.as_ref();
+        let first = match self.parallel {
+            true => Some(pass.norm_linear(&x, norm, &layer.up, activation)?),
+            false => None,
+        };
+        pass.linear_add(mixed, &layer.output, layer.output_norm.as_ref(), factor, &mut x)?;
+        let up = match first {
+            Some(up) => up,
+            None => pass.norm_linear(&x, norm, &layer.up, activation)?,
+        };
+        pass.linear_add(up, &layer.down, layer.down_norm.as_ref(), factor, &mut x)?;
+        Ok(x)
     }
 
     fn norm_last<'a>(

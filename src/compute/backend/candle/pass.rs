@@ -195,12 +195,6 @@ impl Pass<Candle> for CandlePass<'_> {
         x.zip(residual).map(|(x, residual)| norm.apply(&(x + residual)?)).transpose().map_err(failed)
     }
 
-    fn windows(&self) -> usize {
-        1
-    }
-
-    fn enter(&mut self, _index: usize) {}
-
     fn norm_linear(
         &mut self,
         x: &Option<Tensor>,

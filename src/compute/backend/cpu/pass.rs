@@ -8,7 +8,7 @@ use crate::compute::attention::kv_cache::PagedKvCache;
 use crate::compute::attention::relative::RelativePanels;
 use crate::compute::attention::rope::{RopeTable, Rotary};
 use crate::compute::backend::cpu::device::{Cpu, Norm, Table};
-use crate::compute::backend::traits::{CachedSequence, Pass, Positions, Row, Rows};
+use crate::compute::backend::traits::{CachedSequence, Pass, Positions, Row, Rows, WindowFn};
 use crate::compute::batch::PackedBatch;
 use crate::compute::isa::DType;
 use crate::compute::kernels::activation::Activation;
@@ -151,6 +151,14 @@ impl<'a> CpuPass<'a> {
         done
     }
 
+    /// Selects the rows that pre-norm blocks work on.
+    fn enter(&mut self, window: Range<usize>) {
+        if let Some(phases) = &self.batch_phases {
+            self.phases = phases.part(window.clone());
+        }
+        self.window = window;
+    }
+
     fn product(&mut self, a: &StateMatrix, linear: &Linear, activation: Activation) -> Result<StateMatrix> {
         let mut out = self.workspace.matrix(a.rows(), linear.outputs(), self.cpu.dtype)?;
         self.multiply(a, linear, Epilogue::Store(activation), &out.target(), 0)?;
@@ -260,15 +268,26 @@ impl Pass<Cpu> for CpuPass<'_> {
         self.norm(residual, norm)
     }
 
-    fn windows(&self) -> usize {
-        self.batch.tokens().div_ceil(WINDOW)
-    }
-
-    fn enter(&mut self, index: usize) {
-        self.window = index * WINDOW..self.batch.tokens().min((index + 1) * WINDOW);
-        if let Some(phases) = &self.batch_phases {
-            self.phases = phases.part(self.window.clone());
+    fn in_windows(
+        &mut self,
+        mut x: States,
+        causal: bool,
+        block: &mut WindowFn<'_, Self, States>,
+    ) -> Result<States> {
+        let tokens = self.batch.tokens();
+        if tokens == 0 {
+            return Ok(x);
         }
+        // Without causality the rows of a window need those after it.
+        if !causal || tokens <= WINDOW {
+            return block(self, x, true);
+        }
+        for start in (0..tokens).step_by(WINDOW) {
+            self.enter(start..tokens.min(start + WINDOW));
+            x = block(self, x, false)?;
+        }
+        self.enter(0..tokens);
+        Ok(x)
     }
 
     fn norm_linear(

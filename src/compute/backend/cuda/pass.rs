@@ -213,12 +213,6 @@ impl Pass<Cuda> for CudaPass<'_> {
         Ok(out)
     }
 
-    fn windows(&self) -> usize {
-        1
-    }
-
-    fn enter(&mut self, _index: usize) {}
-
     fn norm_linear(
         &mut self,
         x: &CudaStates,
