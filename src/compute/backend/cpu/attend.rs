@@ -179,7 +179,7 @@ impl CpuPass<'_> {
             Some((Some(queries), Some(keys))) => Some((queries, keys)),
             Some(_) => return Err(misuse("queries and keys are normalized in the same way")),
         };
-        let matrix = qkv.wide.as_mut().or(qkv.narrow.as_mut()).ok_or_else(|| misuse("no states"))?;
+        let matrix = qkv.operand_mut(self.cpu.dtype)?;
         let (format, kernels, start) = (matrix.format(), self.cpu.kernel_set().kernels, self.window.start);
         let norms = norms.map(|(queries, keys)| (&queries.scale[..], &keys.scale[..], queries.epsilon));
         let values = matrix.rows() * matrix.columns();

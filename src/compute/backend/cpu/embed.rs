@@ -1,7 +1,7 @@
 //! The rows of embedding tables.
 
 use super::device::Table;
-use super::pass::{CpuPass, States};
+use super::pass::{CpuPass, StateRows, States};
 use crate::Result;
 use crate::compute::backend::rows::{TableOf, check_scheme};
 use crate::compute::backend::traits::Positions;
@@ -67,6 +67,6 @@ impl CpuPass<'_> {
             self.workspace.give(wide);
             return Err(error);
         }
-        Ok(States { wide: Some(wide), narrow: None, picked: false })
+        Ok(StateRows::F32(wide).into())
     }
 }

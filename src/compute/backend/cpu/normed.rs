@@ -5,7 +5,7 @@ use std::ops::Range;
 use half::bf16;
 
 use super::device::Norm;
-use super::pass::{CpuPass, States};
+use super::pass::{CpuPass, StateRows, States};
 use crate::Result;
 use crate::compute::isa::DType;
 use crate::compute::kernels::rowwise::RmsRow;
@@ -35,12 +35,13 @@ impl CpuPass<'_> {
 
     /// The states, with the operand of a product.
     pub(super) fn with_operand(&mut self, x: States) -> Result<States> {
-        if x.operand(self.cpu.dtype).is_ok() {
-            return Ok(x);
+        match x.rows {
+            StateRows::F32(f32) if self.cpu.dtype == DType::Bf16 => {
+                let bf16 = self.copied(&f32, 0..f32.rows())?;
+                Ok(States { rows: StateRows::Both { f32, bf16 }, ..x })
+            }
+            _ => Ok(x),
         }
-        let wide = x.operand(DType::F32)?;
-        let narrow = Some(self.copied(wide, 0..wide.rows())?);
-        Ok(States { narrow, ..x })
     }
 
     /// Some rows of `x`, normalized, as the operand of a product.

@@ -48,28 +48,76 @@ pub struct CpuPass<'a> {
     phases: RowPhases,
 }
 
-/// One row for each token: in f32 for sums and normalizations, in bf16 for products, or both.
+/// One row for each token.
 #[derive(Debug)]
 pub struct States {
-    pub(super) wide: Option<StateMatrix>,
-    pub(super) narrow: Option<StateMatrix>,
+    pub(super) rows: StateRows,
     /// Whether there is one row for each sequence instead of each token.
     pub(super) picked: bool,
+}
+
+/// Rows in f32, for sums and normalizations, in bf16, for products, or in both.
+#[derive(Debug)]
+pub(super) enum StateRows {
+    F32(StateMatrix),
+    Bf16(StateMatrix),
+    Both { f32: StateMatrix, bf16: StateMatrix },
+}
+
+impl StateRows {
+    pub(super) fn with_bf16(f32: StateMatrix, bf16: Option<StateMatrix>) -> Self {
+        match bf16 {
+            Some(bf16) => Self::Both { f32, bf16 },
+            None => Self::F32(f32),
+        }
+    }
+
+    /// What `make` makes of the rows, in the same formats.
+    fn map(&self, mut make: impl FnMut(&StateMatrix) -> Result<StateMatrix>) -> Result<Self> {
+        Ok(match self {
+            Self::F32(f32) => Self::F32(make(f32)?),
+            Self::Bf16(bf16) => Self::Bf16(make(bf16)?),
+            Self::Both { f32, bf16 } => Self::Both { f32: make(f32)?, bf16: make(bf16)? },
+        })
+    }
+}
+
+impl From<StateRows> for States {
+    fn from(rows: StateRows) -> Self {
+        Self { rows, picked: false }
+    }
 }
 
 impl States {
     /// The operand of a product in `format`.
     pub(super) fn operand(&self, format: DType) -> Result<&StateMatrix> {
-        let matrix = match format {
-            DType::F32 => self.wide.as_ref(),
-            DType::Bf16 => self.narrow.as_ref(),
-        };
-        matrix.ok_or_else(|| misuse("states are not in the format of a product"))
+        match (&self.rows, format) {
+            (StateRows::F32(matrix) | StateRows::Both { f32: matrix, .. }, DType::F32)
+            | (StateRows::Bf16(matrix) | StateRows::Both { bf16: matrix, .. }, DType::Bf16) => Ok(matrix),
+            (_, format) => Err(not_in(format)),
+        }
     }
 
-    pub(super) fn residual(&mut self) -> Result<&mut StateMatrix> {
-        self.wide.as_mut().ok_or_else(|| misuse("states of a residual must be in f32"))
+    pub(super) fn operand_mut(&mut self, format: DType) -> Result<&mut StateMatrix> {
+        match (&mut self.rows, format) {
+            (StateRows::F32(matrix) | StateRows::Both { f32: matrix, .. }, DType::F32)
+            | (StateRows::Bf16(matrix) | StateRows::Both { bf16: matrix, .. }, DType::Bf16) => Ok(matrix),
+            (_, format) => Err(not_in(format)),
+        }
     }
+
+    /// The rows to which blocks add.
+    pub(super) fn residual(&mut self) -> Result<&mut StateMatrix> {
+        self.operand_mut(DType::F32)
+    }
+}
+
+/// The error of states that an operation needs in `format`.
+fn not_in(format: DType) -> Error {
+    misuse(match format {
+        DType::F32 => "states are not in f32",
+        DType::Bf16 => "states are not in bf16",
+    })
 }
 
 /// The error of a model description that combines operations in an unsupported way.
@@ -109,17 +157,22 @@ impl<'a> CpuPass<'a> {
 
     /// Returns the memory of states that no further operation needs.
     pub fn discard(&mut self, states: States) {
-        for matrix in [states.wide, states.narrow].into_iter().flatten() {
-            self.workspace.give(matrix);
+        match states.rows {
+            StateRows::F32(matrix) | StateRows::Bf16(matrix) => self.workspace.give(matrix),
+            StateRows::Both { f32, bf16 } => {
+                self.workspace.give(f32);
+                self.workspace.give(bf16);
+            }
         }
     }
 
     /// States that are the operand of a product.
     pub(super) fn operand(&self, matrix: StateMatrix) -> States {
-        match self.cpu.dtype {
-            DType::F32 => States { wide: Some(matrix), narrow: None, picked: false },
-            DType::Bf16 => States { wide: None, narrow: Some(matrix), picked: false },
-        }
+        let rows = match self.cpu.dtype {
+            DType::F32 => StateRows::F32(matrix),
+            DType::Bf16 => StateRows::Bf16(matrix),
+        };
+        rows.into()
     }
 
     /// The position of the first token of sequence `index`.
@@ -191,18 +244,20 @@ impl Pass<Cpu> for CpuPass<'_> {
         Ok(x)
     }
 
-    fn norm(&mut self, mut x: States, norm: &Norm) -> Result<States> {
-        let wide = x.residual()?;
-        let (rows, columns) = (wide.rows(), wide.columns());
-        if x.narrow.is_none() && self.cpu.dtype == DType::Bf16 {
-            x.narrow = Some(self.workspace.matrix(rows, columns, DType::Bf16)?);
+    fn norm(&mut self, x: States, norm: &Norm) -> Result<States> {
+        let (mut wide, mut narrow) = match x.rows {
+            StateRows::F32(f32) => (f32, None),
+            StateRows::Both { f32, bf16 } => (f32, Some(bf16)),
+            StateRows::Bf16(_) => return Err(not_in(DType::F32)),
+        };
+        if narrow.is_none() && self.cpu.dtype == DType::Bf16 {
+            narrow = Some(self.workspace.matrix(wide.rows(), wide.columns(), DType::Bf16)?);
         }
-        let wide = x.wide.as_mut().ok_or_else(|| misuse("states of a norm must be in f32"))?;
         let kernels = self.cpu.kernel_set().kernels;
-        wide.for_each_row_and_narrow(x.narrow.as_mut(), self.parallelism, |wide, narrow| {
+        wide.for_each_row_and_narrow(narrow.as_mut(), self.parallelism, |wide, narrow| {
             norm.apply(kernels, wide, narrow);
         })?;
-        Ok(x)
+        Ok(States { rows: StateRows::with_bf16(wide, narrow), ..x })
     }
 
     fn linear(&mut self, x: &States, linear: &Linear, activation: Activation) -> Result<States> {
@@ -221,7 +276,7 @@ impl Pass<Cpu> for CpuPass<'_> {
             DType::F32 => None,
             DType::Bf16 => Some(self.copied(&wide, rows)?),
         };
-        Ok(States { wide: Some(wide), narrow, picked: false })
+        Ok(StateRows::with_bf16(wide, narrow).into())
     }
 
     fn linear_add_norm(
@@ -374,12 +429,9 @@ impl Pass<Cpu> for CpuPass<'_> {
         }
         let rows: Vec<_> =
             ranges.iter().map(|(_, range)| (!range.is_empty()).then(|| place(range))).collect();
-        let mut pick = |matrix: &Option<StateMatrix>| {
-            matrix.as_ref().map(|matrix| self.gathered(matrix, &rows)).transpose()
-        };
-        let picked = States { wide: pick(&x.wide)?, narrow: pick(&x.narrow)?, picked: true };
+        let picked = x.rows.map(|matrix| self.gathered(matrix, &rows))?;
         self.discard(x);
-        Ok(picked)
+        Ok(States { rows: picked, picked: true })
     }
 
     fn numbers(&self) -> Vec<usize> {
@@ -396,7 +448,7 @@ impl Pass<Cpu> for CpuPass<'_> {
             let kernels = self.cpu.kernel_set().kernels;
             x.residual()?.for_each_row(self.parallelism, |_, row| norm.apply(kernels, row, None))?;
         }
-        let wide = x.wide.as_ref().ok_or_else(|| misuse("states to read must be in f32"))?;
+        let wide = x.operand(DType::F32)?;
         for (index, mut range) in self.batch.ranges().enumerate() {
             if x.picked {
                 range = index..index + range.len().min(1);
@@ -418,7 +470,7 @@ impl Pass<Cpu> for CpuPass<'_> {
         let mut wide = self.workspace.matrix(rows, linear.outputs(), DType::F32)?;
         self.multiply(x.operand(self.cpu.dtype)?, linear, Epilogue::Store(activation), &wide.target(), 0)?;
         self.discard(x);
-        self.norm(States { wide: Some(wide), narrow: None, picked: false }, norm)
+        self.norm(StateRows::F32(wide).into(), norm)
     }
 
     fn read_linear(
