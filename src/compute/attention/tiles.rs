@@ -15,7 +15,7 @@ use std::ops::Range;
 use self::relative::PositionComparison;
 use self::rows::{TileRows, input};
 pub(crate) use self::scratch::AttentionScratch;
-use self::scratch::{STRIDE, TileState, grown, numbers};
+use self::scratch::{GrowingBuffer, STRIDE, TileState};
 use super::kv_cache::{BLOCK, PagedKvCache, Panels};
 use super::relative::RelativePanels;
 use crate::Result;
@@ -27,7 +27,6 @@ use crate::compute::kernels::softmax::{Running, Softmax};
 use crate::compute::kernels::tile::Tile;
 use crate::compute::kernels::{Kernels, TALLEST_TILE, units};
 use crate::compute::matrix::StateMatrix;
-use crate::compute::memory::Buffer;
 use crate::compute::parallel::{Share, Target, share};
 
 /// The location of keys and values.
@@ -201,10 +200,10 @@ impl<'a> Attention<'a> {
         let packed = BLOCK.min(length);
         let AttentionScratch { keys, values, state } = scratch;
         if matches!(self.keys, KeyValues::Rows(_)) {
-            grown(keys, packed.next_multiple_of(panel) * units(format, width) * 4)?;
-            grown(values, width.next_multiple_of(panel) * self.value_units(packed) * 4)?;
+            keys.grow(packed.next_multiple_of(panel) * units(format, width) * 4)?;
+            values.grow(width.next_multiple_of(panel) * self.value_units(packed) * 4)?;
         }
-        grown(&mut state.sums, places * size * 4)?;
+        state.sums.grow(places * size * 4)?;
         state.running.resize(places, [Running::default(); TALLEST_TILE]);
         state.scores.resize(height * STRIDE, 0.0);
         state.narrow.resize(height * STRIDE, 0);
@@ -215,7 +214,7 @@ impl<'a> Attention<'a> {
                 let (head, sums) = (kv_head * group + heads.start, 0);
                 let tile = QueryTile { span, head, heads: heads.len(), tokens, place: 0, sums, begins: true };
                 state.running[0] = Default::default();
-                state.sums.as_mut().map_or(&mut [][..], Buffer::as_mut_slice::<f32>)[..size].fill(0.0);
+                state.sums.numbers_mut::<f32>()[..size].fill(0.0);
                 self.finish(state, &tile);
             }
         }
@@ -237,8 +236,8 @@ impl<'a> Attention<'a> {
                         );
                     }
                     Panels {
-                        keys: numbers(keys),
-                        values: numbers(values),
+                        keys: keys.numbers(),
+                        values: values.numbers(),
                         value_units: self.value_units(all.len()),
                     }
                 }
@@ -290,8 +289,8 @@ impl<'a> Attention<'a> {
     fn pack(
         &self,
         rows: &StateMatrix,
-        keys: &mut Option<Buffer>,
-        values: &mut Option<Buffer>,
+        keys: &mut GrowingBuffer,
+        values: &mut GrowingBuffer,
         span: Span,
         kv_head: usize,
         block: Range<usize>,
@@ -302,8 +301,8 @@ impl<'a> Attention<'a> {
         let size = units(format, width) * panel;
         assert!(kv_head < kv_heads && span.keys + block.end <= rows.rows(), "rows of keys and values");
         let first = input(rows, span.keys + block.start, columns + kv_head * width);
-        let keys = keys.as_mut().map_or(&mut [][..], Buffer::as_mut_slice::<u32>);
-        for (index, to) in keys.chunks_exact_mut(size).take(block.len().div_ceil(panel)).enumerate() {
+        let panels = keys.numbers_mut::<u32>().chunks_exact_mut(size);
+        for (index, to) in panels.take(block.len().div_ceil(panel)).enumerate() {
             let count = panel.min(block.len() - index * panel);
             // SAFETY: the rows of the block exist by the assertion above, and `index * panel + count <= block.len()`. Each
             // has `width` key columns from `first` on, and value columns after them, so one more element is readable.
@@ -314,8 +313,8 @@ impl<'a> Attention<'a> {
         }
         let size = self.value_units(block.len()) * panel;
         let first = input(rows, span.keys + block.start, columns + (kv_heads + kv_head) * width);
-        let values = values.as_mut().map_or(&mut [][..], Buffer::as_mut_slice::<u32>);
-        for (index, to) in values.chunks_exact_mut(size).take(width.div_ceil(panel)).enumerate() {
+        let panels = values.numbers_mut::<u32>().chunks_exact_mut(size);
+        for (index, to) in panels.take(width.div_ceil(panel)).enumerate() {
             let count = panel.min(width - index * panel);
             let (to, padding) = to.split_at_mut(units(format, block.len()) * panel);
             // SAFETY: the rows of the block exist by the assertion above. Each has `width` value columns from `first` on, and
@@ -404,8 +403,8 @@ impl<'a> Attention<'a> {
             running: &mut state.running[tile.place][..rows],
             factors: &mut factors[..rows],
         });
-        let all = state.sums.as_mut().map_or(&mut [][..], Buffer::as_mut_slice::<f32>);
-        let sums = &mut all[tile.sums..tile.sums + width.next_multiple_of(panel) * height];
+        let sums = &mut state.sums.numbers_mut::<f32>()
+            [tile.sums..tile.sums + width.next_multiple_of(panel) * height];
         if !tile.begins {
             // The sums of each panel of value columns have `height` rows. Maxima seldom rise after the first blocks.
             for panel_sums in sums.chunks_exact_mut(height * panel) {
@@ -471,7 +470,7 @@ impl<'a> Attention<'a> {
         let height = self.kernels.rows(self.queries.format());
         let factors =
             state.running[tile.place].map(|running| if running.sum == 0.0 { 0.0 } else { 1.0 / running.sum });
-        let sums = &state.sums.as_ref().map_or(&[][..], Buffer::as_slice::<f32>)[tile.sums..];
+        let sums = &state.sums.numbers::<f32>()[tile.sums..];
         assert!((tile.head + tile.heads) * width <= self.out.columns(), "columns of a tile");
         for (first, panel_sums) in (0..width).step_by(panel).zip(sums.chunks_exact(height * panel)) {
             let columns = tile.head * width + first..tile.head * width + width.min(first + panel);

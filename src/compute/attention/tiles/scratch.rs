@@ -1,10 +1,10 @@
 //! The memory of attention.
 
+use crate::Result;
 use crate::compute::attention::kv_cache::BLOCK;
 use crate::compute::kernels::TALLEST_TILE;
 use crate::compute::kernels::softmax::Running;
-use crate::compute::memory::Buffer;
-use crate::{Error, Result};
+use crate::compute::memory::{Buffer, PlainNumber};
 
 /// Elements from a row of scores to the next. It is not a power of two, so that rows map to different cache sets.
 pub(super) const STRIDE: usize = BLOCK + 32;
@@ -12,15 +12,15 @@ pub(super) const STRIDE: usize = BLOCK + 32;
 /// The memory of attention on one thread.
 #[derive(Debug, Default)]
 pub(crate) struct AttentionScratch {
-    pub(super) keys: Option<Buffer>,
-    pub(super) values: Option<Buffer>,
+    pub(super) keys: GrowingBuffer,
+    pub(super) values: GrowingBuffer,
     pub(super) state: TileState,
 }
 
 /// Scores, probabilities and sums of the tiles in progress.
 #[derive(Debug, Default)]
 pub(super) struct TileState {
-    pub sums: Option<Buffer>,
+    pub sums: GrowingBuffer,
     pub running: Vec<[Running; TALLEST_TILE]>,
     pub scores: Vec<f32>,
     pub narrow: Vec<u16>,
@@ -31,18 +31,27 @@ pub(super) struct TileState {
     pub key_scores: PositionScores,
 }
 
-/// The buffer, with at least `bytes` bytes.
-pub(super) fn grown(buffer: &mut Option<Buffer>, bytes: usize) -> Result<&mut Buffer> {
-    if buffer.as_ref().is_none_or(|buffer| buffer.len() < bytes) {
-        *buffer = None;
-        *buffer = Some(Buffer::zeroed(bytes.next_power_of_two().max(1 << 16))?);
-    }
-    buffer.as_mut().ok_or_else(|| Error::internal("attention", "no buffer"))
-}
+/// Numbers whose memory grows. At first there are none.
+#[derive(Debug, Default)]
+pub(super) struct GrowingBuffer(Option<Buffer>);
 
-/// The numbers of a buffer; none without a buffer.
-pub(super) fn numbers(buffer: &Option<Buffer>) -> &[f32] {
-    buffer.as_ref().map_or(&[], Buffer::as_slice)
+impl GrowingBuffer {
+    /// Has at least `bytes` bytes from now on. Those that were there are lost if it grows.
+    pub(super) fn grow(&mut self, bytes: usize) -> Result<()> {
+        if self.0.as_ref().is_none_or(|buffer| buffer.len() < bytes) {
+            self.0 = None;
+            self.0 = Some(Buffer::zeroed(bytes.next_power_of_two().max(1 << 16))?);
+        }
+        Ok(())
+    }
+
+    pub(super) fn numbers<T: PlainNumber>(&self) -> &[T] {
+        self.0.as_ref().map_or(&[], Buffer::as_slice)
+    }
+
+    pub(super) fn numbers_mut<T: PlainNumber>(&mut self) -> &mut [T] {
+        self.0.as_mut().map_or(&mut [], Buffer::as_mut_slice)
+    }
 }
 
 /// Products of some queries or keys with rows of relative positions.
