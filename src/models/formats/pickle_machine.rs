@@ -11,6 +11,52 @@ use crate::compute::Stored;
 /// Values of a program.
 const MOST_VALUES: usize = 1 << 20;
 
+/// The instructions that `torch.save` writes, by their names in Python's `pickletools`.
+mod opcode {
+    pub(super) const MARK: u8 = b'(';
+    pub(super) const STOP: u8 = b'.';
+    pub(super) const POP: u8 = b'0';
+    pub(super) const POP_MARK: u8 = b'1';
+    pub(super) const BININT: u8 = b'J';
+    pub(super) const BININT1: u8 = b'K';
+    pub(super) const BININT2: u8 = b'M';
+    pub(super) const NONE: u8 = b'N';
+    pub(super) const BINPERSID: u8 = b'Q';
+    pub(super) const REDUCE: u8 = b'R';
+    pub(super) const BINSTRING: u8 = b'T';
+    pub(super) const SHORT_BINSTRING: u8 = b'U';
+    pub(super) const BINUNICODE: u8 = b'X';
+    pub(super) const BINBYTES: u8 = b'B';
+    pub(super) const SHORT_BINBYTES: u8 = b'C';
+    pub(super) const BINFLOAT: u8 = b'G';
+    pub(super) const APPEND: u8 = b'a';
+    pub(super) const BUILD: u8 = b'b';
+    pub(super) const GLOBAL: u8 = b'c';
+    pub(super) const APPENDS: u8 = b'e';
+    pub(super) const BINGET: u8 = b'h';
+    pub(super) const LONG_BINGET: u8 = b'j';
+    pub(super) const BINPUT: u8 = b'q';
+    pub(super) const LONG_BINPUT: u8 = b'r';
+    pub(super) const SETITEM: u8 = b's';
+    pub(super) const TUPLE: u8 = b't';
+    pub(super) const SETITEMS: u8 = b'u';
+    pub(super) const EMPTY_TUPLE: u8 = b')';
+    pub(super) const EMPTY_LIST: u8 = b']';
+    pub(super) const EMPTY_DICT: u8 = b'}';
+    pub(super) const PROTO: u8 = 0x80;
+    pub(super) const NEWOBJ: u8 = 0x81;
+    pub(super) const TUPLE1: u8 = 0x85;
+    pub(super) const TUPLE2: u8 = 0x86;
+    pub(super) const TUPLE3: u8 = 0x87;
+    pub(super) const NEWTRUE: u8 = 0x88;
+    pub(super) const NEWFALSE: u8 = 0x89;
+    pub(super) const LONG1: u8 = 0x8a;
+    pub(super) const SHORT_BINUNICODE: u8 = 0x8c;
+    pub(super) const STACK_GLOBAL: u8 = 0x93;
+    pub(super) const MEMOIZE: u8 = 0x94;
+    pub(super) const FRAME: u8 = 0x95;
+}
+
 /// The number format of a storage: the name of its class in torch.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct StorageType(Arc<str>);
@@ -124,112 +170,92 @@ impl<'a> Machine<'a> {
         &self.values[number as usize]
     }
 
+    /// Runs one instruction; returns whether there is a next one.
     fn step(&mut self) -> Refused<bool> {
         match self.take(1)?[0] {
-            b'.' => return Ok(false),
-            0x80 => drop(self.take(1)?), // PROTO
-            0x95 => drop(self.take(8)?), // FRAME
-            b'}' => self.push(PickleValue::Dict(Vec::new())),
-            b']' => self.push(PickleValue::List(Vec::new())),
-            b')' => self.push(PickleValue::Tuple(Vec::new())),
-            b'(' => self.push(PickleValue::Mark),
-            b'N' => self.push(PickleValue::Opaque("None".into())),
-            0x88 | 0x89 => self.push(PickleValue::Opaque("bool".into())),
-            b'G' => {
+            opcode::STOP => return Ok(false),
+            opcode::PROTO => drop(self.take(1)?),
+            opcode::FRAME => drop(self.take(8)?),
+            opcode::MARK => self.push(PickleValue::Mark),
+            opcode::NONE => self.push(PickleValue::Opaque("None".into())),
+            opcode::NEWTRUE | opcode::NEWFALSE => self.push(PickleValue::Opaque("bool".into())),
+            opcode::BINFLOAT => {
                 self.take(8)?;
                 self.push(PickleValue::Opaque("float".into()));
             }
-            b'K' => {
-                let n = self.take(1)?[0];
-                self.push(PickleValue::Integer(n.into()));
+            opcode::BININT1 => self.integer(u8::from_le_bytes)?,
+            opcode::BININT2 => self.integer(u16::from_le_bytes)?,
+            opcode::BININT => self.integer(i32::from_le_bytes)?,
+            opcode::LONG1 => self.long()?,
+            opcode::SHORT_BINUNICODE => {
+                let n = self.u8()?;
+                self.text(n as usize)?;
             }
-            b'M' => {
-                let n = u16::from_le_bytes(self.array()?);
-                self.push(PickleValue::Integer(n.into()));
+            opcode::BINUNICODE => {
+                let n = self.u32_le()?;
+                self.text(n as usize)?;
             }
-            b'J' => {
-                let n = i32::from_le_bytes(self.array()?);
-                self.push(PickleValue::Integer(n.into()));
+            opcode::SHORT_BINSTRING | opcode::SHORT_BINBYTES => {
+                let n = self.u8()?;
+                self.bytes(n as usize)?;
             }
-            0x8a => self.long()?,
-            b'X' => {
-                let n = self.number()?;
-                self.text(n)?;
+            opcode::BINSTRING | opcode::BINBYTES => {
+                let n = self.u32_le()?;
+                self.bytes(n as usize)?;
             }
-            0x8c => {
-                let n = self.take(1)?[0];
-                self.text(n.into())?;
+            opcode::BINPUT => {
+                let number = self.u8()?;
+                self.remember(number)?;
             }
-            b'U' | b'C' => {
-                let n = self.take(1)?[0];
-                self.bytes(n.into())?;
+            opcode::LONG_BINPUT => {
+                let number = self.u32_le()?;
+                self.remember(number)?;
             }
-            b'T' | b'B' => {
-                let n = self.number()?;
-                self.bytes(n)?;
+            opcode::MEMOIZE => self.remember(self.memo.len() as u32)?,
+            opcode::BINGET => {
+                let number = self.u8()?;
+                self.recall(number)?;
             }
-            b'q' => {
-                let n = self.take(1)?[0];
-                self.remember(n.into())?;
+            opcode::LONG_BINGET => {
+                let number = self.u32_le()?;
+                self.recall(number)?;
             }
-            b'r' => {
-                let n = self.number()?;
-                self.remember(n as u32)?;
-            }
-            0x94 => self.remember(self.memo.len() as u32)?,
-            b'h' => {
-                let n = self.take(1)?[0];
-                self.recall(n.into())?;
-            }
-            b'j' => {
-                let n = self.number()?;
-                self.recall(n as u32)?;
-            }
-            b'c' => {
+            opcode::GLOBAL => {
                 let (module, name) = (self.line()?, self.line()?);
                 self.push(PickleValue::Global(format!("{module}.{name}").into()));
             }
-            0x93 => {
-                let (name, module) = (self.pop()?, self.pop()?);
-                let (PickleValue::Text(module), PickleValue::Text(name)) =
-                    (self.value(module), self.value(name))
-                else {
-                    return Err("its pickle names a class by something else than text".into());
-                };
-                let global = format!("{module}.{name}").into();
-                self.push(PickleValue::Global(global));
-            }
-            b't' => {
+            opcode::STACK_GLOBAL => self.global()?,
+            opcode::EMPTY_TUPLE => self.push(PickleValue::Tuple(Vec::new())),
+            opcode::TUPLE1 => self.tuple(1)?,
+            opcode::TUPLE2 => self.tuple(2)?,
+            opcode::TUPLE3 => self.tuple(3)?,
+            opcode::TUPLE => {
                 let items = self.items()?;
                 self.push(PickleValue::Tuple(items));
             }
-            code @ 0x85..=0x87 => {
-                let n = usize::from(code - 0x84);
-                let at = self.stack.len().checked_sub(n).ok_or(SHORT)?;
-                let items = self.stack.split_off(at);
-                self.push(PickleValue::Tuple(items));
-            }
-            b'a' => {
+            opcode::EMPTY_LIST => self.push(PickleValue::List(Vec::new())),
+            opcode::APPEND => {
                 let item = self.pop()?;
                 self.extend(vec![item])?;
             }
-            b'e' => {
+            opcode::APPENDS => {
                 let items = self.items()?;
                 self.extend(items)?;
             }
-            b's' => {
+            opcode::EMPTY_DICT => self.push(PickleValue::Dict(Vec::new())),
+            opcode::SETITEM => {
                 let (value, key) = (self.pop()?, self.pop()?);
                 self.set(&[key, value])?;
             }
-            b'u' => {
+            opcode::SETITEMS => {
                 let items = self.items()?;
                 self.set(&items)?;
             }
-            b'Q' => self.persistent()?,
-            b'R' | 0x81 => self.call()?,
-            b'b' => drop(self.pop()?), // BUILD: attributes, of which no tensor is made
-            b'0' => drop(self.pop()?),
-            b'1' => drop(self.items()?),
+            opcode::BINPERSID => self.persistent()?,
+            opcode::REDUCE | opcode::NEWOBJ => self.call()?,
+            // No tensor is made of the attributes that BUILD sets.
+            opcode::BUILD | opcode::POP => drop(self.pop()?),
+            opcode::POP_MARK => drop(self.items()?),
             code => {
                 return Err(format!(
                     "its pickle has the instruction {code:#04x}, which torch.save does not use"
@@ -251,8 +277,18 @@ impl<'a> Machine<'a> {
         Ok(array)
     }
 
-    fn number(&mut self) -> Refused<usize> {
-        Ok(u32::from_le_bytes(self.array()?) as usize)
+    fn u8(&mut self) -> Refused<u32> {
+        Ok(self.take(1)?[0].into())
+    }
+
+    fn u32_le(&mut self) -> Refused<u32> {
+        Ok(u32::from_le_bytes(self.array()?))
+    }
+
+    fn integer<const N: usize, T: Into<i64>>(&mut self, read: fn([u8; N]) -> T) -> Refused<()> {
+        let number = read(self.array()?).into();
+        self.push(PickleValue::Integer(number));
+        Ok(())
     }
 
     fn line(&mut self) -> Refused<&'a str> {
@@ -262,7 +298,7 @@ impl<'a> Machine<'a> {
     }
 
     fn long(&mut self) -> Refused<()> {
-        let n = usize::from(self.take(1)?[0]);
+        let n = self.u8()? as usize;
         let bytes = self.take(n)?;
         if n > 8 {
             self.push(PickleValue::Opaque("int".into()));
@@ -310,6 +346,26 @@ impl<'a> Machine<'a> {
     fn recall(&mut self, number: u32) -> Refused<()> {
         let value = self.memo.get(&number).ok_or("its pickle asks for a value that it did not keep")?;
         self.stack.push(*value);
+        Ok(())
+    }
+
+    /// The class or function of a module that the two topmost texts name.
+    fn global(&mut self) -> Refused<()> {
+        let (name, module) = (self.pop()?, self.pop()?);
+        let (PickleValue::Text(module), PickleValue::Text(name)) = (self.value(module), self.value(name))
+        else {
+            return Err("its pickle names a class by something else than text".into());
+        };
+        let global = format!("{module}.{name}").into();
+        self.push(PickleValue::Global(global));
+        Ok(())
+    }
+
+    /// Makes a tuple of the topmost values.
+    fn tuple(&mut self, count: usize) -> Refused<()> {
+        let first = self.stack.len().checked_sub(count).ok_or(SHORT)?;
+        let items = self.stack.split_off(first);
+        self.push(PickleValue::Tuple(items));
         Ok(())
     }
 
