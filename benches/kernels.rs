@@ -66,7 +66,7 @@ fn time(
             total += if run == 0 { Duration::ZERO } else { taken };
         }
         *taken.lock().unwrap() = total;
-        pass.read(x, None, &mut |_, _| ())
+        pass.for_each_sequence(x, None, &mut |_, _| ())
     })
     .unwrap();
     taken.into_inner().unwrap()

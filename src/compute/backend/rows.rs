@@ -28,7 +28,7 @@ pub(super) struct PassRows<'a> {
 #[derive(Debug)]
 struct CachedTerms {
     /// Tokens in the cache before the pass.
-    before: usize,
+    cached: usize,
     /// Tokens of the whole text.
     length: usize,
     needs_logits: bool,
@@ -51,15 +51,15 @@ impl<'a> PassRows<'a> {
         }
     }
 
-    /// The new tokens of steps. `before` gives the number of tokens in a cache.
-    pub(super) fn of_steps<C>(steps: &[Step<'a, C>], before: impl Fn(&C) -> usize) -> Self {
+    /// The new tokens of steps. `cached_len` gives the number of tokens in a cache.
+    pub(super) fn of_steps<C>(steps: &[Step<'a, C>], cached_len: impl Fn(&C) -> usize) -> Self {
         let mut end = 0;
         let rows = steps.iter().map(|step| {
             end += step.tokens.len();
             end - step.tokens.len()..end
         });
         let terms = steps.iter().map(|step| CachedTerms {
-            before: before(step.cache),
+            cached: cached_len(step.cache),
             length: step.length,
             needs_logits: step.needs_logits,
         });
@@ -76,19 +76,19 @@ impl<'a> PassRows<'a> {
         }
     }
 
-    /// The numbers of the sequences in the batch.
-    pub(super) fn numbers(&self) -> Vec<usize> {
+    /// The indices of the sequences in the batch.
+    pub(super) fn sequence_indices(&self) -> Vec<usize> {
         (self.first..self.first + self.sequences.len()).collect()
     }
 
     /// Tokens in the cache of sequence `number` before this pass.
-    pub(super) fn before(&self, number: usize) -> usize {
-        self.cached.as_ref().map_or(0, |cached| cached[number].before)
+    pub(super) fn cached_len(&self, number: usize) -> usize {
+        self.cached.as_ref().map_or(0, |cached| cached[number].cached)
     }
 
     /// Tokens of sequence `number` to which tokens attend, in the cache and in this pass.
     pub(super) fn seen(&self, number: usize) -> usize {
-        let length = self.before(number) + self.sequences[number].len();
+        let length = self.cached_len(number) + self.sequences[number].len();
         length.saturating_sub(self.hidden.get(number).copied().unwrap_or(0))
     }
 
@@ -99,8 +99,8 @@ impl<'a> PassRows<'a> {
     pub(super) fn positions(&self, scheme: Positions) -> Result<Vec<u32>> {
         check_scheme(scheme, self.cached.is_some())?;
         let of = |(number, rows): (usize, &Range<usize>)| {
-            let before = self.before(number);
-            scheme.of(&self.ids[rows.clone()]).map(move |position| (before + position) as u32)
+            let cached = self.cached_len(number);
+            scheme.of(&self.ids[rows.clone()]).map(move |position| (cached + position) as u32)
         };
         Ok(self.sequences.iter().enumerate().flat_map(of).collect())
     }
@@ -117,16 +117,16 @@ impl<'a> PassRows<'a> {
     /// The position of each token, and the length of its text, which choose its angles.
     pub(super) fn rotary_positions(&self) -> Vec<(usize, usize)> {
         let of = |(number, rows): (usize, &Range<usize>)| {
-            let (before, count) = (self.before(number), rows.len());
+            let (cached, count) = (self.cached_len(number), rows.len());
             let length = self.cached.as_ref().map_or(count, |cached| cached[number].length);
-            (before..before + count).map(move |position| (position, length))
+            (cached..cached + count).map(move |position| (position, length))
         };
         self.sequences.iter().enumerate().flat_map(of).collect()
     }
 
-    /// The row of each sequence that has one after [`Pass::pick`](super::traits::Pass::pick).
-    pub(super) fn picked(&self, row: Row) -> Vec<u32> {
-        let sequences = self.sequences.iter().enumerate().filter(|&(number, _)| self.is_picked(number));
+    /// The row of each sequence that has one after [`Pass::gather_rows`](super::traits::Pass::gather_rows).
+    pub(super) fn gathered(&self, row: Row) -> Vec<u32> {
+        let sequences = self.sequences.iter().enumerate().filter(|&(number, _)| self.is_gathered(number));
         let place = |(_, rows): (usize, &Range<usize>)| match row {
             Row::First => rows.start as u32,
             Row::Last => rows.end as u32 - 1,
@@ -134,23 +134,23 @@ impl<'a> PassRows<'a> {
         sequences.map(place).collect()
     }
 
-    fn is_picked(&self, number: usize) -> bool {
+    fn is_gathered(&self, number: usize) -> bool {
         let needed = self.cached.as_ref().is_none_or(|cached| cached[number].needs_logits);
         needed && !self.sequences[number].is_empty()
     }
 
-    /// The rows of each sequence in states of `rows` rows: all of its tokens', or the one that was picked.
+    /// The rows of each sequence in states of `rows` rows: all of its tokens', or the one that was gathered.
     pub(super) fn rows_in(&self, rows: usize) -> Vec<Range<usize>> {
         if rows == self.ids.len() {
             return self.sequences.clone();
         }
         let mut next = 0;
-        let picked = (0..self.sequences.len()).map(|number| {
+        let gathered = (0..self.sequences.len()).map(|number| {
             let from = next;
-            next += usize::from(self.is_picked(number));
+            next += usize::from(self.is_gathered(number));
             from..next
         });
-        picked.collect()
+        gathered.collect()
     }
 }
 
@@ -206,14 +206,14 @@ mod tests {
         let mut batch = PackedBatch::new(&ids, &[0, 1, 4, 4, 7]).unwrap();
         (batch.second_starts, batch.hidden) = (&[1, 2, 0, 1], &[0, 1, 0, 0]);
         let rows = PassRows::of_part(&batch, &(1..4));
-        assert_eq!((&*rows.ids, rows.numbers()), (&ids[1..], vec![1, 2, 3]));
+        assert_eq!((&*rows.ids, rows.sequence_indices()), (&ids[1..], vec![1, 2, 3]));
         assert_eq!(rows.sequences, [0..3, 3..3, 3..6]);
         assert_eq!((0..3).map(|number| rows.seen(number)).collect::<Vec<_>>(), [2, 0, 3]);
         assert_eq!(rows.positions(Positions::FromZero).unwrap(), [0, 1, 2, 0, 1, 2]);
         assert_eq!(rows.positions(Positions::AfterPadding(1)).unwrap(), [2, 3, 4, 1, 2, 3]);
         assert_eq!((rows.token_types(2), rows.token_types(1)), (vec![0, 0, 1, 0, 1, 1], vec![0; 6]));
         assert_eq!(rows.rotary_positions(), [(0, 3), (1, 3), (2, 3), (0, 3), (1, 3), (2, 3)]);
-        assert_eq!((rows.picked(Row::First), rows.picked(Row::Last)), (vec![0, 3], vec![2, 5]));
+        assert_eq!((rows.gathered(Row::First), rows.gathered(Row::Last)), (vec![0, 3], vec![2, 5]));
         assert_eq!(rows.rows_in(2), [0..1, 1..1, 1..2]);
         assert_eq!(rows.rows_in(6), rows.sequences);
     }
@@ -233,7 +233,7 @@ mod tests {
         assert_eq!(rows.positions(Positions::FromZero).unwrap(), [4, 5, 0, 7]);
         assert!(matches!(rows.positions(Positions::AfterPadding(1)), Err(Error::Internal { .. })));
         assert_eq!(rows.rotary_positions(), [(4, 6), (5, 6), (0, 9), (7, 8)]);
-        assert_eq!(rows.picked(Row::Last), [1, 3]);
+        assert_eq!(rows.gathered(Row::Last), [1, 3]);
         assert_eq!(rows.rows_in(2), [0..1, 1..1, 1..2]);
         assert_eq!((rows.seen(0), rows.token_types(2)), (6, vec![0; 4]));
         assert!(matches!(PassRows::of_steps(&steps[..1], |&cached| cached).ids, Cow::Borrowed(_)));

@@ -232,8 +232,8 @@ pub trait Pass<B: Backend> {
     /// One row for each token.
     type States;
 
-    /// The numbers in the batch of this pass's sequences.
-    fn numbers(&self) -> Vec<usize>;
+    /// The indices in the batch of this pass's sequences.
+    fn sequence_indices(&self) -> Vec<usize>;
 
     /// The sum of the rows of `words` (by id) and, if given, of `positions` and `token_types`. A table of one type is
     /// that of all tokens.
@@ -262,7 +262,7 @@ pub trait Pass<B: Backend> {
     ) -> Result<Self::States>;
 
     /// `x Wᵀ + b` as states to which blocks add: embeddings that are narrower than states.
-    fn widen(&mut self, x: Self::States, linear: &B::Linear) -> Result<Self::States>;
+    fn project_embeddings(&mut self, x: Self::States, linear: &B::Linear) -> Result<Self::States>;
 
     /// `norm(residual + x Wᵀ + b)`: the end of a block of a post-norm transformer.
     fn linear_add_norm(
@@ -305,14 +305,14 @@ pub trait Pass<B: Backend> {
     ///
     /// # Errors
     /// [`Error::Internal`] where the backend has no convolutions.
-    fn neighbors(&mut self, _x: &Self::States, _size: usize) -> Result<Self::States> {
-        Err(lacking("neighbors"))
+    fn im2col(&mut self, _x: &Self::States, _size: usize) -> Result<Self::States> {
+        Err(lacking("im2col"))
     }
 
     /// `norm(residual + x)`.
     ///
     /// # Errors
-    /// As [`neighbors`](Self::neighbors).
+    /// As [`im2col`](Self::im2col).
     fn add_norm(
         &mut self,
         _x: Self::States,
@@ -368,12 +368,12 @@ pub trait Pass<B: Backend> {
         residual: &mut Self::States,
     ) -> Result<()>;
 
-    /// Picks one row of each sequence, or with caches, of each sequence that needs logits. The following operations work on
+    /// Gathers one row of each sequence, or with caches, of each sequence that needs logits. The following operations work on
     /// these rows, without attention.
-    fn pick(&mut self, x: Self::States, row: Row) -> Result<Self::States>;
+    fn gather_rows(&mut self, x: Self::States, row: Row) -> Result<Self::States>;
 
     /// Calls `each` with the index in this pass and the rows of each sequence, normalized if there is a norm.
-    fn read(
+    fn for_each_sequence(
         &mut self,
         x: Self::States,
         norm: Option<&B::Norm>,
@@ -381,7 +381,7 @@ pub trait Pass<B: Backend> {
     ) -> Result<()>;
 
     /// One vector for each sequence into `out`, `[sequences, width]`: its rows, normalized if there is a norm, pooled. Of
-    /// [`Pooling::row`], `x` has the rows that were picked.
+    /// [`Pooling::row`], `x` has the rows that were gathered.
     fn pool(
         &mut self,
         x: Self::States,
@@ -389,9 +389,9 @@ pub trait Pass<B: Backend> {
         pooling: Pooling,
         out: &mut [f32],
     ) -> Result<()> {
-        let sequences = self.numbers().len();
+        let sequences = self.sequence_indices().len();
         let width = out.len() / sequences.max(1);
-        self.read(x, norm, &mut |index, rows| {
+        self.for_each_sequence(x, norm, &mut |index, rows| {
             pooling.pool(rows, &mut out[index * width..(index + 1) * width]);
         })
     }
@@ -407,7 +407,7 @@ pub trait Pass<B: Backend> {
 
     /// Calls `each` with the index in this pass and the rows of `x Wᵀ + b` of each sequence, in f32. `x` comes from
     /// [`linear_norm`](Self::linear_norm).
-    fn read_linear(
+    fn for_each_logits(
         &mut self,
         x: &Self::States,
         linear: &B::Linear,
@@ -415,7 +415,7 @@ pub trait Pass<B: Backend> {
     ) -> Result<()>;
 
     /// `norm(x) Wᵀ + b` of all rows into `out`, in f32: logits.
-    fn project(
+    fn logits(
         &mut self,
         x: Self::States,
         norm: Option<&B::Norm>,

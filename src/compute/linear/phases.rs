@@ -48,7 +48,7 @@ impl RowPhases {
     }
 
     /// The phases of these rows, one after another. A row that has none is read.
-    pub(crate) fn picked(&self, rows: impl Iterator<Item = usize>) -> Self {
+    pub(crate) fn gathered(&self, rows: impl Iterator<Item = usize>) -> Self {
         Self::of(rows.map(|row| {
             let written = self.any(row..row + 1, TokenPhase::Decode);
             (1, if written { TokenPhase::Decode } else { TokenPhase::Prefill })
@@ -81,7 +81,7 @@ mod tests {
         assert_eq!(runs(4..4), []);
         assert!(phases.any(2..4, Prefill) && !phases.any(0..3, Prefill) && !phases.any(7..9, Decode));
         assert_eq!(phases.part(2..5), RowPhases::of([(1, Decode), (2, Prefill)]));
-        assert_eq!(phases.picked([6, 2, 4].into_iter()), RowPhases::of([(2, Decode), (1, Prefill)]));
+        assert_eq!(phases.gathered([6, 2, 4].into_iter()), RowPhases::of([(2, Decode), (1, Prefill)]));
         assert_eq!((phases.rows(), RowPhases::of([]).rows()), (7, 0));
         assert_eq!(RowPhases::PREFILL.runs(5..9).collect::<Vec<_>>(), [(5..9, Prefill)]);
         assert_eq!(RowPhases::of([]).runs(0..9).count(), 0);

@@ -39,7 +39,7 @@ impl<B: Backend> Convolution<B> {
         pass: &mut B::Pass<'a>,
         x: &<B::Pass<'a> as Pass<B>>::States,
     ) -> Result<<B::Pass<'a> as Pass<B>>::States> {
-        let neighbors = pass.neighbors(x, self.size)?;
-        pass.linear(&neighbors, &self.linear, self.activation)
+        let rows = pass.im2col(x, self.size)?;
+        pass.linear(&rows, &self.linear, self.activation)
     }
 }

@@ -68,7 +68,7 @@ impl<B: Backend> MaskedLm<B> {
     ) -> Result<()> {
         let x = pass.linear_norm(x, &self.dense, self.activation, &self.norm)?;
         for (number, strip) in self.strips.iter().enumerate() {
-            pass.read_linear(&x, strip, &mut |index, rows| each(index, number * STRIP, rows))?;
+            pass.for_each_logits(&x, strip, &mut |index, rows| each(index, number * STRIP, rows))?;
         }
         Ok(())
     }

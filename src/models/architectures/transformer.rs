@@ -166,7 +166,7 @@ impl<B: Backend> Transformer<B> {
             x = pass.norm(x, norm)?;
         }
         if let Some(projection) = &self.embedding_projection {
-            x = pass.widen(x, projection)?;
+            x = pass.project_embeddings(x, projection)?;
         }
         if let Some(norm) = &self.projection_norm {
             x = pass.norm(x, norm)?;
@@ -211,25 +211,25 @@ impl<B: Backend> Transformer<B> {
         ropes: &[RopeTable<'_>],
     ) -> Result<<B::Pass<'a> as Pass<B>>::States> {
         let causal = self.description.is_causal();
-        let mut picked = false;
+        let mut gathered = false;
         for (index, placed) in self.layers.placed.iter().enumerate() {
             let last = index + 1 == self.layers.placed.len();
             // All windows of a layer before the next layer: with causality, keys and values are kept for one layer only.
             x = pass.in_windows(x, causal, &mut |pass, x, all_rows| {
-                // From the last attention on no row looks at another: the rows that are wanted are picked there. Windows pass
-                // that place one after another, so with several of them they are picked at the end.
+                // From the last attention on no row looks at another: the rows that are wanted are gathered there. Windows
+                // pass that place one after another, so with several of them they are gathered at the end.
                 let row = row.filter(|_| last && all_rows);
-                picked |= row.is_some();
+                gathered |= row.is_some();
                 self.norm_first_layer(pass, x, placed, row, ropes)
             })?;
         }
         match row {
-            Some(row) if !picked => pass.pick(x, row),
+            Some(row) if !gathered => pass.gather_rows(x, row),
             _ => Ok(x),
         }
     }
 
-    /// What a layer adds to `x`, of which it picks `row` of each sequence after its mixer, if there is one.
+    /// What a layer adds to `x`, of which it gathers `row` of each sequence after its mixer, if there is one.
     fn norm_first_layer<'a>(
         &self,
         pass: &mut B::Pass<'a>,
@@ -244,7 +244,7 @@ impl<B: Backend> Transformer<B> {
         let input = pass.norm_linear(&x, norm, layer.mixer.input(), Activation::Identity)?;
         let mut mixed = self.mix(pass, input, placed, ropes)?;
         if let Some(row) = row {
-            (mixed, x) = (pass.pick(mixed, row)?, pass.pick(x, row)?);
+            (mixed, x) = (pass.gather_rows(mixed, row)?, pass.gather_rows(x, row)?);
         }
         let norm = layer.mlp_norm.as_ref();
         let first = match self.parallel {
@@ -279,8 +279,8 @@ impl<B: Backend> Transformer<B> {
             let mut mixed = self.mix(pass, input, placed, ropes)?;
             if let Some(row) = row.filter(|_| index + 1 == self.layers.placed.len()) {
                 // From here on no row looks at another.
-                (mixed, x) = (pass.pick(mixed, row)?, pass.pick(x, row)?);
-                convolved = convolved.map(|added| pass.pick(added, row)).transpose()?;
+                (mixed, x) = (pass.gather_rows(mixed, row)?, pass.gather_rows(x, row)?);
+                convolved = convolved.map(|added| pass.gather_rows(added, row)).transpose()?;
             }
             x = pass.linear_add_norm(mixed, &layer.output, x, attention_norm)?;
             let up = pass.linear(&x, &layer.up, activation)?;
@@ -368,8 +368,10 @@ impl<B: Backend> SentenceEncoder for Transformer<B> {
     fn states(&self, batch: &PackedBatch<'_>, each: &ReadStates<'_>) -> Result<()> {
         self.check_lengths(batch)?;
         self.backend.run(batch, 0, &mut [], &|pass, _| {
-            let (numbers, x) = (pass.numbers(), self.forward(pass, None)?);
-            pass.read(x, self.final_norm.as_ref(), &mut |index, rows| each(numbers[index], 0, rows))
+            let (indices, x) = (pass.sequence_indices(), self.forward(pass, None)?);
+            pass.for_each_sequence(x, self.final_norm.as_ref(), &mut |index, rows| {
+                each(indices[index], 0, rows);
+            })
         })?;
         self.check_files()
     }
@@ -378,8 +380,8 @@ impl<B: Backend> SentenceEncoder for Transformer<B> {
         let masked = self.masked.as_ref().ok_or_else(|| misuse("a model without a head has no logits"))?;
         self.check_lengths(batch)?;
         self.backend.run(batch, 0, &mut [], &|pass, _| {
-            let (numbers, x) = (pass.numbers(), self.forward(pass, None)?);
-            masked.read(pass, x, &mut |index, first, rows| each(numbers[index], first, rows))
+            let (indices, x) = (pass.sequence_indices(), self.forward(pass, None)?);
+            masked.read(pass, x, &mut |index, first, rows| each(indices[index], first, rows))
         })?;
         self.check_files()
     }
@@ -441,7 +443,7 @@ impl<B: Backend> Decoder for Transformer<B> {
         }
         self.backend.run_cached(steps, self.description.vocabulary, logits, &|pass, out| {
             let x = Self::forward(self, pass, Some(Row::Last))?;
-            pass.project(x, self.final_norm.as_ref(), head, out)?;
+            pass.logits(x, self.final_norm.as_ref(), head, out)?;
             self.description.factors.apply(out);
             Ok(())
         })?;

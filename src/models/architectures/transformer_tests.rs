@@ -239,7 +239,7 @@ fn in_chunks<B: Backend>(model: &Transformer<B>, texts: &[Vec<u32>], chunk: usiz
         let mut out = vec![f32::NAN; ending.len() * width];
         let forward = |pass: &mut B::Pass<'_>, out: &mut [f32]| {
             let x = model.forward(pass, Some(Row::Last))?;
-            pass.read(x, model.final_norm.as_ref(), &mut |index, rows| {
+            pass.for_each_sequence(x, model.final_norm.as_ref(), &mut |index, rows| {
                 if let (Some(out), Some(row)) = (out.chunks_mut(width).nth(index), rows.iter().next()) {
                     out.copy_from_slice(row);
                 }

@@ -94,13 +94,13 @@ impl Candle {
     }
 
     /// The matrix of a linear layer, rounded to bfloat16 if products are.
-    pub(super) fn factor(&self, matrix: &Matrix) -> Result<Tensor> {
-        let factor = self.matrix(matrix)?;
+    pub(super) fn operand(&self, matrix: &Matrix) -> Result<Tensor> {
+        let operand = self.matrix(matrix)?;
         if !self.on.bf16 {
-            return Ok(factor);
+            return Ok(operand);
         }
-        self.bytes.fetch_sub(2 * factor.elem_count() as u64, Ordering::Relaxed);
-        factor.to_dtype(DType::BF16).map_err(failed)
+        self.bytes.fetch_sub(2 * operand.elem_count() as u64, Ordering::Relaxed);
+        operand.to_dtype(DType::BF16).map_err(failed)
     }
 }
 

@@ -57,7 +57,7 @@ impl Backend for Candle {
         let mut matrices = Vec::new();
         let mut biases = Vec::new();
         for (matrix, bias) in parts {
-            matrices.push(self.factor(matrix)?);
+            matrices.push(self.operand(matrix)?);
             biases.push(match bias {
                 Some(bias) => self.vector(bias)?,
                 None => Tensor::zeros(matrix.rows(), DType::F32, &self.on.device).map_err(failed)?,

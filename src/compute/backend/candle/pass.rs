@@ -52,8 +52,8 @@ impl Pass<Candle> for CandlePass<'_> {
     /// `[tokens, width]`, or `None` for no tokens, which candle's operations do not support.
     type States = Option<Tensor>;
 
-    fn numbers(&self) -> Vec<usize> {
-        self.rows.numbers()
+    fn sequence_indices(&self) -> Vec<usize> {
+        self.rows.sequence_indices()
     }
 
     fn embed(
@@ -102,7 +102,7 @@ impl Pass<Candle> for CandlePass<'_> {
         x.as_ref().map(|x| linear.activated(x, activation)).transpose().map_err(failed)
     }
 
-    fn widen(&mut self, x: Option<Tensor>, linear: &TensorLinear) -> Result<Option<Tensor>> {
+    fn project_embeddings(&mut self, x: Option<Tensor>, linear: &TensorLinear) -> Result<Option<Tensor>> {
         x.map(|x| linear.apply(&x)).transpose().map_err(failed)
     }
 
@@ -131,7 +131,7 @@ impl Pass<Candle> for CandlePass<'_> {
         }
         let attended = split_heads(&qkv, heads).and_then(|[queries, keys, values]| match &mut self.cache {
             Some(cache) => {
-                let [keys, values] = cache.append(layer, self.rows.before(0), [keys, values])?;
+                let [keys, values] = cache.append(layer, self.rows.cached_len(0), [keys, values])?;
                 let before = keys.dim(0)? - queries.dim(0)?;
                 attend([&queries, &keys, &values], before, heads, attention)
             }
@@ -151,7 +151,7 @@ impl Pass<Candle> for CandlePass<'_> {
     ) -> Result<Option<Tensor>> {
         let Some(x) = x else { return Ok(None) };
         if let Some(cache) = &mut self.cache {
-            let (cached, end) = (self.rows.before(0), self.rows.before(0) + self.rows.ids.len());
+            let (cached, end) = (self.rows.cached_len(0), self.rows.cached_len(0) + self.rows.ids.len());
             let earlier = cache.rows_before(layer, cached).filter(|_| cached > 0);
             if earlier.is_none() && cached > 0 {
                 return Err(lacking("a convolution after rows that are not known"));
@@ -173,7 +173,7 @@ impl Pass<Candle> for CandlePass<'_> {
         joined.map(Some).map_err(failed)
     }
 
-    fn neighbors(&mut self, x: &Option<Tensor>, size: usize) -> Result<Option<Tensor>> {
+    fn im2col(&mut self, x: &Option<Tensor>, size: usize) -> Result<Option<Tensor>> {
         let Some(x) = x else { return Ok(None) };
         let side_by_side = |rows: &Range<usize>| {
             let (length, width) = (rows.len(), x.dim(1)?);
@@ -254,16 +254,17 @@ impl Pass<Candle> for CandlePass<'_> {
         Ok(())
     }
 
-    fn pick(&mut self, x: Option<Tensor>, row: Row) -> Result<Option<Tensor>> {
-        let picked = self.rows.picked(row);
-        if picked.is_empty() {
+    fn gather_rows(&mut self, x: Option<Tensor>, row: Row) -> Result<Option<Tensor>> {
+        let gathered = self.rows.gathered(row);
+        if gathered.is_empty() {
             return Ok(None);
         }
-        let pick = |x: Tensor| x.contiguous()?.index_select(&Tensor::new(picked.as_slice(), x.device())?, 0);
-        x.map(pick).transpose().map_err(failed)
+        let gather =
+            |x: Tensor| x.contiguous()?.index_select(&Tensor::new(gathered.as_slice(), x.device())?, 0);
+        x.map(gather).transpose().map_err(failed)
     }
 
-    fn read(
+    fn for_each_sequence(
         &mut self,
         x: Option<Tensor>,
         norm: Option<&TensorNorm>,
@@ -284,7 +285,7 @@ impl Pass<Candle> for CandlePass<'_> {
         x.map(apply).transpose().map_err(failed)
     }
 
-    fn read_linear(
+    fn for_each_logits(
         &mut self,
         x: &Option<Tensor>,
         linear: &TensorLinear,
@@ -294,7 +295,7 @@ impl Pass<Candle> for CandlePass<'_> {
         self.deliver(product.as_ref(), each)
     }
 
-    fn project(
+    fn logits(
         &mut self,
         x: Option<Tensor>,
         norm: Option<&TensorNorm>,

@@ -89,7 +89,7 @@ impl CpuPass<'_> {
 
 impl CpuPass<'_> {
     /// The rows with these numbers. Where there is none, the values are unspecified.
-    pub(super) fn gathered(&mut self, x: &StateMatrix, rows: &[Option<usize>]) -> Result<StateMatrix> {
+    pub(super) fn gather(&mut self, x: &StateMatrix, rows: &[Option<usize>]) -> Result<StateMatrix> {
         let (columns, format) = (x.columns(), x.format());
         let mut out = self.workspace.matrix(rows.len(), columns, format)?;
         let target = out.target();
@@ -105,7 +105,7 @@ impl CpuPass<'_> {
     }
 
     /// Each row of the batch with those around it in its sequence: `size` rows, and zeros beyond the sequence.
-    pub(super) fn side_by_side(&mut self, x: &StateMatrix, size: usize) -> Result<StateMatrix> {
+    pub(super) fn im2col_rows(&mut self, x: &StateMatrix, size: usize) -> Result<StateMatrix> {
         let (batch, columns, bytes) = (self.batch, x.columns(), x.columns() * x.format().bytes());
         assert_eq!(x.rows(), batch.tokens(), "rows of a batch");
         let mut out = self.workspace.matrix(x.rows(), size * columns, x.format())?;

@@ -40,11 +40,11 @@ pub struct CpuPass<'a> {
     pub(super) crossing: Vec<f32>,
     /// One for each sequence, or none.
     pub(super) caches: Vec<CachedSequence<'a, PagedKvCache>>,
-    /// The numbers of its sequences in the batch; empty if they are those of the pass.
-    pub(super) numbers: &'a [usize],
+    /// The indices of its sequences in the batch; empty if they are those of the pass.
+    pub(super) sequences: &'a [usize],
     /// The phases of the batch's rows, if they matter and may differ.
     batch_phases: Option<RowPhases>,
-    /// Of the rows that operations work on: of the batch, of the window, or those that were picked.
+    /// Of the rows that operations work on: of the batch, of the window, or those that were gathered.
     phases: RowPhases,
 }
 
@@ -53,7 +53,7 @@ pub struct CpuPass<'a> {
 pub struct States {
     pub(super) rows: StateRows,
     /// Whether there is one row for each sequence instead of each token.
-    pub(super) picked: bool,
+    pub(super) gathered: bool,
 }
 
 /// Rows in f32, for sums and normalizations, in bf16, for products, or in both.
@@ -84,7 +84,7 @@ impl StateRows {
 
 impl From<StateRows> for States {
     fn from(rows: StateRows) -> Self {
-        Self { rows, picked: false }
+        Self { rows, gathered: false }
     }
 }
 
@@ -149,7 +149,7 @@ impl<'a> CpuPass<'a> {
             seen: None,
             crossing: Vec::new(),
             caches,
-            numbers: &[],
+            sequences: &[],
             phases: batch_phases.clone().unwrap_or(RowPhases::PREFILL),
             batch_phases,
         }
@@ -265,7 +265,7 @@ impl Pass<Cpu> for CpuPass<'_> {
         Ok(self.operand(out))
     }
 
-    fn widen(&mut self, x: States, linear: &Linear) -> Result<States> {
+    fn project_embeddings(&mut self, x: States, linear: &Linear) -> Result<States> {
         let rows = 0..x.operand(DType::F32)?.rows();
         let x = self.with_operand(x)?;
         let mut wide = self.workspace.matrix(rows.len(), linear.outputs(), DType::F32)?;
@@ -312,8 +312,8 @@ impl Pass<Cpu> for CpuPass<'_> {
         self.convolve_rows(layer, x, convolution)
     }
 
-    fn neighbors(&mut self, x: &States, size: usize) -> Result<States> {
-        let matrix = self.side_by_side(x.operand(self.cpu.dtype)?, size)?;
+    fn im2col(&mut self, x: &States, size: usize) -> Result<States> {
+        let matrix = self.im2col_rows(x.operand(self.cpu.dtype)?, size)?;
         Ok(self.operand(matrix))
     }
 
@@ -353,7 +353,7 @@ impl Pass<Cpu> for CpuPass<'_> {
         activation: Activation,
     ) -> Result<States> {
         let wide = x.operand(DType::F32)?;
-        let rows = if x.picked { 0..wide.rows() } else { self.window.clone() };
+        let rows = if x.gathered { 0..wide.rows() } else { self.window.clone() };
         let operand = match norm {
             Some(norm) => self.normed(wide, rows, norm)?,
             None => self.copied(wide, rows)?,
@@ -391,7 +391,7 @@ impl Pass<Cpu> for CpuPass<'_> {
         factor: f32,
         residual: &mut States,
     ) -> Result<()> {
-        let first = if residual.picked { 0 } else { self.window.start };
+        let first = if residual.gathered { 0 } else { self.window.start };
         let (a, target) = (x.operand(self.cpu.dtype)?, residual.residual()?.target());
         if norm.is_none() && factor == 1.0 {
             self.multiply(a, linear, Epilogue::Add, &target, first)?;
@@ -417,7 +417,7 @@ impl Pass<Cpu> for CpuPass<'_> {
         Ok(())
     }
 
-    fn pick(&mut self, x: States, row: Row) -> Result<States> {
+    fn gather_rows(&mut self, x: States, row: Row) -> Result<States> {
         let needed = |index: usize| self.caches.get(index).is_none_or(|sequence| sequence.needs_logits);
         let ranges: Vec<_> = self.batch.ranges().enumerate().filter(|(index, _)| needed(*index)).collect();
         let place = |range: &Range<usize>| match row {
@@ -425,20 +425,24 @@ impl Pass<Cpu> for CpuPass<'_> {
             Row::Last => range.end.saturating_sub(1),
         };
         if let Some(phases) = &self.batch_phases {
-            self.phases = phases.picked(ranges.iter().map(|(_, range)| place(range)));
+            self.phases = phases.gathered(ranges.iter().map(|(_, range)| place(range)));
         }
         let rows: Vec<_> =
             ranges.iter().map(|(_, range)| (!range.is_empty()).then(|| place(range))).collect();
-        let picked = x.rows.map(|matrix| self.gathered(matrix, &rows))?;
+        let gathered = x.rows.map(|matrix| self.gather(matrix, &rows))?;
         self.discard(x);
-        Ok(States { rows: picked, picked: true })
+        Ok(States { rows: gathered, gathered: true })
     }
 
-    fn numbers(&self) -> Vec<usize> {
-        if self.numbers.is_empty() { (0..self.batch.sequences()).collect() } else { self.numbers.to_vec() }
+    fn sequence_indices(&self) -> Vec<usize> {
+        if self.sequences.is_empty() {
+            (0..self.batch.sequences()).collect()
+        } else {
+            self.sequences.to_vec()
+        }
     }
 
-    fn read(
+    fn for_each_sequence(
         &mut self,
         mut x: States,
         norm: Option<&Norm>,
@@ -450,7 +454,7 @@ impl Pass<Cpu> for CpuPass<'_> {
         }
         let wide = x.operand(DType::F32)?;
         for (index, mut range) in self.batch.ranges().enumerate() {
-            if x.picked {
+            if x.gathered {
                 range = index..index + range.len().min(1);
             }
             each(index, Rows::new(wide.values(range), wide.stride() / 4, wide.columns()));
@@ -473,7 +477,7 @@ impl Pass<Cpu> for CpuPass<'_> {
         self.norm(StateRows::F32(wide).into(), norm)
     }
 
-    fn read_linear(
+    fn for_each_logits(
         &mut self,
         x: &States,
         linear: &Linear,
@@ -490,7 +494,7 @@ impl Pass<Cpu> for CpuPass<'_> {
         Ok(())
     }
 
-    fn project(&mut self, x: States, norm: Option<&Norm>, linear: &Linear, out: &mut [f32]) -> Result<()> {
+    fn logits(&mut self, x: States, norm: Option<&Norm>, linear: &Linear, out: &mut [f32]) -> Result<()> {
         // One row for each sequence, after a prompt too: unpacking all weights for so few would take longer.
         self.phases = RowPhases::DECODE;
         let wide = x.operand(DType::F32)?;

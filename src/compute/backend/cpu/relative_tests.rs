@@ -161,18 +161,18 @@ fn run<B: Backend>(backend: &B, texts: &[&[u32]], table: &Weight, heads: Heads) 
     let found = crate::sync::Mutex::new(vec![Vec::new(); texts.len()]);
     backend
         .run(&batch, 0, &mut [], &|pass, _| -> Result<()> {
-            let numbers = pass.numbers();
+            let indices = pass.sequence_indices();
             let x = pass.embed(&words, None, None)?;
             let x = pass.norm(x, &norm)?;
             let qkv = pass.linear(&x, &qkv, crate::compute::Activation::Identity)?;
             let attended = pass.attention(0, qkv, heads, &layer, Some(&relative))?;
-            let neighbors = pass.neighbors(&x, 5)?;
-            let convolved = pass.linear(&neighbors, &kernel, crate::compute::Activation::Tanh)?;
+            let rows = pass.im2col(&x, 5)?;
+            let convolved = pass.linear(&rows, &kernel, crate::compute::Activation::Tanh)?;
             let x = pass.linear_norm(x, &narrow, crate::compute::Activation::Identity, &last)?;
             let x = pass.add_norm(attended, x, &last)?;
             let x = pass.add_norm(convolved, x, &last)?;
-            pass.read(x, None, &mut |index, rows| {
-                found.lock()[numbers[index]] = rows.iter().flatten().copied().collect();
+            pass.for_each_sequence(x, None, &mut |index, rows| {
+                found.lock()[indices[index]] = rows.iter().flatten().copied().collect();
             })
         })
         .unwrap();

@@ -50,7 +50,7 @@ impl Cpu {
         let part =
             PackedBatch { ids: &ids, offsets: &offsets, second_starts: &second_starts, hidden: &hidden };
         let mut pass = CpuPass::new(self, part, &mut workspace, parallelism, Vec::new());
-        pass.numbers = sequences;
+        pass.sequences = sequences;
         let result = forward(&mut pass, &mut rows);
         drop(pass);
         for (&sequence, row) in sequences.iter().zip(rows.chunks_exact(out.columns().max(1))) {

@@ -359,8 +359,10 @@ fn check_steps<B: Backend>(
                 let qkv = pass.norm_linear(&x, Some(&norm), &qkv, Activation::Identity)?;
                 let attended = pass.attention(0, qkv, heads, layer, None)?;
                 pass.linear_add(attended, &output, None, 1.0, &mut x)?;
-                let x = pass.pick(x, Row::Last)?;
-                pass.read(x, None, &mut |_, rows| rows.iter().for_each(|row| out.copy_from_slice(row)))
+                let x = pass.gather_rows(x, Row::Last)?;
+                pass.for_each_sequence(x, None, &mut |_, rows| {
+                    rows.iter().for_each(|row| out.copy_from_slice(row));
+                })
             })
             .unwrap();
         let attended: Vec<f32> = out.iter().zip(&input[(first - 1) * 64..]).map(|(x, y)| x - y).collect();
@@ -406,7 +408,7 @@ fn a_panic_anywhere_fails_its_call_only() {
         assert!(matches!(failed, Err(Error::Internal { .. })), "{failed:?}");
         let sums = |pass: &mut super::CpuPass<'_>, out: &mut [f32]| {
             let x = pass.embed(&words, Some((&positions, Positions::FromZero)), None)?;
-            pass.read(x, None, &mut |index, rows| out[index] = rows.iter().flatten().sum())
+            pass.for_each_sequence(x, None, &mut |index, rows| out[index] = rows.iter().flatten().sum())
         };
         cpu.run(&batch, 1, &mut out, &sums).unwrap();
         assert_eq!(out.iter().sum::<f32>(), 64.0);
@@ -438,7 +440,7 @@ fn memory_of_one_batch_serves_the_next() {
                 None,
             )?;
             pass.discard(y);
-            pass.read(x, None, &mut |_, _| ())
+            pass.for_each_sequence(x, None, &mut |_, _| ())
         })
         .unwrap();
     };

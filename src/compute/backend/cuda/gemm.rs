@@ -57,10 +57,10 @@ fn layout(format: DType, rows: usize, columns: usize) -> Result<Freed<sys::cubla
 /// # Errors
 /// Errors of cuBLAS.
 pub(super) fn multiply(lane: &LaneLease, shape: GemmShape, operands: &Operands<'_>) -> Result<()> {
-    let GemmShape { rows, inputs, outputs, factors, result: format, has_bias, adds } = shape;
+    let GemmShape { rows, inputs, outputs, operand_type, result: format, has_bias, adds } = shape;
     let width = |format: DType| if format == DType::F32 { 4 } else { 2 };
-    assert!(operands.x.bytes() >= rows * inputs * width(factors), "x");
-    assert!(operands.matrix.bytes() >= outputs * inputs * width(factors), "matrix");
+    assert!(operands.x.bytes() >= rows * inputs * width(operand_type), "x");
+    assert!(operands.matrix.bytes() >= outputs * inputs * width(operand_type), "matrix");
     assert!(operands.out.bytes() >= rows * outputs * width(format), "out");
     assert_eq!(has_bias, operands.bias.is_some(), "bias");
     assert!(operands.bias.is_none_or(|bias| bias.bytes() >= outputs * width(format)), "bias");
@@ -94,8 +94,8 @@ pub(super) fn multiply(lane: &LaneLease, shape: GemmShape, operands: &Operands<'
             size_of_val(&pointer),
         )?;
     }
-    let a = layout(factors, inputs, outputs)?;
-    let b = layout(factors, inputs, rows)?;
+    let a = layout(operand_type, inputs, outputs)?;
+    let b = layout(operand_type, inputs, rows)?;
     let c = layout(format, outputs, rows)?;
     let known = lane.card().plans.lock().get(&shape).copied();
     let plan = match known {

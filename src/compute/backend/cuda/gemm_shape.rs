@@ -15,8 +15,8 @@ pub(super) struct GemmShape {
     pub(super) rows: usize,
     pub(super) inputs: usize,
     pub(super) outputs: usize,
-    /// Of both factors.
-    pub(super) factors: DType,
+    /// Of both operands.
+    pub(super) operand_type: DType,
     pub(super) result: DType,
     pub(super) has_bias: bool,
     /// Whether the product is added to what is there.

@@ -167,14 +167,24 @@ pub(super) fn convert(lane: &LaneLease, x: &CudaStates, factor: f32, out: &CudaS
 }
 
 /// Rows `rows` of `x`, each of which it has.
-pub(super) fn pick(lane: &LaneLease, x: &CudaStates, rows: &DeviceMemory, out: &CudaStates) -> Result<()> {
+pub(super) fn gather_rows(
+    lane: &LaneLease,
+    x: &CudaStates,
+    rows: &DeviceMemory,
+    out: &CudaStates,
+) -> Result<()> {
     assert_eq!((out.width, out.format), (x.width, x.format), "states of one form");
     assert!(rows.bytes() >= 4 * out.rows, "a number for each row");
     let (from, numbers, to, width) = (x.memory.at(0), rows.at(0), out.memory.at(0), x.width as i32);
     let mut arguments = arguments![from, numbers, to, width];
     // SAFETY: the sizes were checked above, and the caller checked the numbers.
     unsafe {
-        lane.launch(by_format!(x.format, "pick"), ([out.rows, 1], threads_of(x.width)), 0, &mut arguments)
+        lane.launch(
+            by_format!(x.format, "gather_rows"),
+            ([out.rows, 1], threads_of(x.width)),
+            0,
+            &mut arguments,
+        )
     }
 }
 
@@ -193,7 +203,7 @@ pub(super) fn pool(
         Pooling::MeanSqrtLen => 1,
         Pooling::WeightedMean => 2,
         Pooling::Max => 3,
-        Pooling::Cls | Pooling::Last => unreachable!("rows of these are picked"),
+        Pooling::Cls | Pooling::Last => unreachable!("rows of these are gathered"),
     };
     let threads = x.width.next_multiple_of(32).clamp(32, 128);
     let (from, starts, to, width) = (x.memory.at(0), offsets.at(0), out.memory.at(0), x.width as i32);

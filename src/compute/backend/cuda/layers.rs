@@ -27,9 +27,17 @@ impl CudaStates {
 }
 
 impl CudaLinear {
-    fn shape(&self, rows: usize, factors: DType, result: DType, adds: bool) -> GemmShape {
+    fn shape(&self, rows: usize, operand_type: DType, result: DType, adds: bool) -> GemmShape {
         let Self { inputs, outputs, ref bias, .. } = *self;
-        GemmShape { rows: padded(rows), inputs, outputs, factors, result, has_bias: bias.is_some(), adds }
+        GemmShape {
+            rows: padded(rows),
+            inputs,
+            outputs,
+            operand_type,
+            result,
+            has_bias: bias.is_some(),
+            adds,
+        }
     }
 
     fn bias(&self, format: DType) -> Option<&DeviceMemory> {

@@ -45,7 +45,7 @@ impl Layout {
     ) -> Result<Self> {
         let mut sequences = Vec::with_capacity(rows.sequences.len());
         for (number, own) in rows.sequences.iter().enumerate() {
-            let length = rows.before(number) + own.len();
+            let length = rows.cached_len(number) + own.len();
             let (mut cache, mut capacity) = (0, 0);
             if let Some(caches) = &mut caches {
                 caches[number].reserve(length)?;

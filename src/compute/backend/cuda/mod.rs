@@ -3,7 +3,7 @@
 //! The tokens of a batch lie one after the other without padding. Each operation of a pass is one or two kernels, queued on
 //! the pass's own stream. Two passes at a time keep the card at work while one of them copies.
 //!
-//! With bfloat16, the factors of products and the states between layers are bfloat16; sums, norms, scores, and what blocks
+//! With bfloat16, the operands of products and the states between layers are bfloat16; sums, norms, scores, and what blocks
 //! of norm-first models add to are float32.
 
 mod cache;

@@ -56,11 +56,11 @@ impl<'a> CudaPass<'a> {
     }
 
     /// `x` in the format of matrices.
-    fn factor<'x>(&self, x: &'x CudaStates) -> Result<Held<'x>> {
+    fn operand<'x>(&self, x: &'x CudaStates) -> Result<CudaOperand<'x>> {
         if x.format == self.format() {
-            return Ok(Held::There(x));
+            return Ok(CudaOperand::Borrowed(x));
         }
-        x.converted(&self.lane, self.format(), 1.0).map(Held::Made)
+        x.converted(&self.lane, self.format(), 1.0).map(CudaOperand::Owned)
     }
 
     /// Copies `x`, of float32, to memory, and calls `each` with the rows of each sequence.
@@ -102,18 +102,18 @@ fn lookup<'a>(of: Option<&'a (&'a CudaTable, DeviceMemory)>) -> Option<TableRows
 }
 
 /// States that were there, or that were made of them.
-enum Held<'a> {
-    There(&'a CudaStates),
-    Made(CudaStates),
+enum CudaOperand<'a> {
+    Borrowed(&'a CudaStates),
+    Owned(CudaStates),
 }
 
-impl std::ops::Deref for Held<'_> {
+impl std::ops::Deref for CudaOperand<'_> {
     type Target = CudaStates;
 
     fn deref(&self) -> &CudaStates {
         match self {
-            Self::There(states) => states,
-            Self::Made(states) => states,
+            Self::Borrowed(states) => states,
+            Self::Owned(states) => states,
         }
     }
 }
@@ -121,8 +121,8 @@ impl std::ops::Deref for Held<'_> {
 impl Pass<Cuda> for CudaPass<'_> {
     type States = CudaStates;
 
-    fn numbers(&self) -> Vec<usize> {
-        self.rows.numbers()
+    fn sequence_indices(&self) -> Vec<usize> {
+        self.rows.sequence_indices()
     }
 
     /// In float32: what blocks add to keeps that format until a norm ends a block.
@@ -164,11 +164,11 @@ impl Pass<Cuda> for CudaPass<'_> {
     }
 
     fn linear(&mut self, x: &CudaStates, linear: &CudaLinear, activation: Activation) -> Result<CudaStates> {
-        linear.activated(&self.lane, &*self.factor(x)?, activation)
+        linear.activated(&self.lane, &*self.operand(x)?, activation)
     }
 
-    fn widen(&mut self, x: CudaStates, linear: &CudaLinear) -> Result<CudaStates> {
-        linear.apply(&self.lane, &*self.factor(&x)?, DType::F32)
+    fn project_embeddings(&mut self, x: CudaStates, linear: &CudaLinear) -> Result<CudaStates> {
+        linear.apply(&self.lane, &*self.operand(&x)?, DType::F32)
     }
 
     fn linear_add_norm(
@@ -178,7 +178,7 @@ impl Pass<Cuda> for CudaPass<'_> {
         residual: CudaStates,
         norm: &CudaNorm,
     ) -> Result<CudaStates> {
-        linear.add_to(&self.lane, &*self.factor(&x)?, 1.0, &residual)?;
+        linear.add_to(&self.lane, &*self.operand(&x)?, 1.0, &residual)?;
         residual.normalized(&self.lane, norm, self.format())
     }
 
@@ -199,7 +199,7 @@ impl Pass<Cuda> for CudaPass<'_> {
         let bias = match &attention.bias {
             Some(bias) => {
                 let longest = (0..self.rows.sequences.len())
-                    .map(|number| self.rows.before(number) + self.rows.sequences[number].len());
+                    .map(|number| self.rows.cached_len(number) + self.rows.sequences[number].len());
                 assert!(longest.max().unwrap_or(0) <= bias.longest(), "positions of a bias by distance");
                 assert_eq!(bias.heads(), heads.heads, "a bias of each head");
                 Some((self.backend.bias(bias)?, bias.longest()))
@@ -225,7 +225,7 @@ impl Pass<Cuda> for CudaPass<'_> {
                 let x = x.normalized(&self.lane, norm, self.format())?;
                 linear.activated(&self.lane, &x, activation)
             }
-            None => linear.activated(&self.lane, &*self.factor(x)?, activation),
+            None => linear.activated(&self.lane, &*self.operand(x)?, activation),
         }
     }
 
@@ -283,7 +283,7 @@ impl Pass<Cuda> for CudaPass<'_> {
         factor: f32,
         residual: &mut CudaStates,
     ) -> Result<()> {
-        let x = self.factor(&x)?;
+        let x = self.operand(&x)?;
         if let Some(norm) = norm {
             let y = linear.apply(&self.lane, &x, DType::F32)?;
             return launch::norm(&self.lane, &y, norm, residual, Some(factor));
@@ -296,15 +296,15 @@ impl Pass<Cuda> for CudaPass<'_> {
         launch::add(&self.lane, &y, factor, residual)
     }
 
-    fn pick(&mut self, x: CudaStates, row: Row) -> Result<CudaStates> {
-        let picked = self.rows.picked(row);
-        let rows = self.lane.upload(&picked)?;
-        let out = CudaStates::new(&self.lane, x.format, picked.len(), x.width)?;
-        launch::pick(&self.lane, &x, &rows, &out)?;
+    fn gather_rows(&mut self, x: CudaStates, row: Row) -> Result<CudaStates> {
+        let gathered = self.rows.gathered(row);
+        let rows = self.lane.upload(&gathered)?;
+        let out = CudaStates::new(&self.lane, x.format, gathered.len(), x.width)?;
+        launch::gather_rows(&self.lane, &x, &rows, &out)?;
         Ok(out)
     }
 
-    fn read(
+    fn for_each_sequence(
         &mut self,
         x: CudaStates,
         norm: Option<&CudaNorm>,
@@ -324,7 +324,7 @@ impl Pass<Cuda> for CudaPass<'_> {
     ) -> Result<()> {
         let width = x.width;
         if pooling.row().is_some() {
-            return self.read(x, norm, &mut |number, rows| {
+            return self.for_each_sequence(x, norm, &mut |number, rows| {
                 pooling.pool(rows, &mut out[number * width..(number + 1) * width]);
             });
         }
@@ -349,21 +349,21 @@ impl Pass<Cuda> for CudaPass<'_> {
         activation: Activation,
         norm: &CudaNorm,
     ) -> Result<CudaStates> {
-        let y = linear.activated(&self.lane, &*self.factor(&x)?, activation)?;
+        let y = linear.activated(&self.lane, &*self.operand(&x)?, activation)?;
         y.normalized(&self.lane, norm, self.format())
     }
 
-    fn read_linear(
+    fn for_each_logits(
         &mut self,
         x: &CudaStates,
         linear: &CudaLinear,
         each: &mut dyn FnMut(usize, Rows<'_>),
     ) -> Result<()> {
-        let y = linear.apply(&self.lane, &*self.factor(x)?, DType::F32)?;
+        let y = linear.apply(&self.lane, &*self.operand(x)?, DType::F32)?;
         self.deliver(&y, each)
     }
 
-    fn project(
+    fn logits(
         &mut self,
         x: CudaStates,
         norm: Option<&CudaNorm>,

@@ -160,7 +160,7 @@ template <typename In, typename Out> __device__ void convert(const In *x, float 
 }
 
 // out[row] = x[rows[row]]
-template <typename T> __device__ void pick(const T *x, const int *rows, T *out, int width) {
+template <typename T> __device__ void gather_rows(const T *x, const int *rows, T *out, int width) {
     const size_t from = size_t(rows[blockIdx.x]) * width, to = size_t(blockIdx.x) * width;
     for (int i = threadIdx.x; i < width; i += blockDim.x) out[to + i] = x[from + i];
 }
@@ -343,7 +343,9 @@ HALVES(bf16, bf16, 4)
         activation<T>(x, out, width, kind, gated);                                                                     \
     }                                                                                                                  \
     KERNEL add_##name(const T *x, float factor, float *out, long count) { add<T>(x, factor, out, count); }            \
-    KERNEL pick_##name(const T *x, const int *rows, T *out, int width) { pick<T>(x, rows, out, width); }               \
+    KERNEL gather_rows_##name(const T *x, const int *rows, T *out, int width) {                                        \
+        gather_rows<T>(x, rows, out, width);                                                                           \
+    }                                                                                                                  \
     KERNEL pool_##name(const T *x, const int *offsets, float *out, int width, int kind) {                              \
         pool<T>(x, offsets, out, width, kind);                                                                         \
     }                                                                                                                  \

@@ -85,9 +85,9 @@ impl Batch {
         let out = Mutex::new(vec![f32::NAN; self.ids.len() * width]);
         backend
             .run(&self.packed(), 0, &mut [], &|pass, _| {
-                let numbers = pass.numbers();
+                let indices = pass.sequence_indices();
                 forward(pass, &mut |index, rows| {
-                    let first = self.offsets[numbers[index]] as usize;
+                    let first = self.offsets[indices[index]] as usize;
                     for (row, values) in rows.iter().enumerate() {
                         out.lock()[(first + row) * width..][..width].copy_from_slice(values);
                     }
@@ -108,7 +108,7 @@ fn attended<B: Backend>(backend: &B, batch: &Batch, heads: Heads, layer: &LayerA
         let x = pass.embed(&table, None, None)?;
         let qkv = pass.norm_linear(&x, None, &same, Activation::Identity)?;
         let attended = pass.attention(0, qkv, heads, layer, None)?;
-        pass.read(attended, None, each)
+        pass.for_each_sequence(attended, None, each)
     })
 }
 
@@ -183,9 +183,9 @@ fn in_steps<B: Backend>(backend: &B, lengths: &[u32], heads: Heads, layer: &Laye
                     let qkv = pass.norm_linear(&x, None, &same, Activation::Identity)?;
                     let attended = pass.attention(layer_number, qkv, heads, layer, None)?;
                     if layer_number == 1 {
-                        let picked = pass.pick(attended, Row::Last)?;
+                        let gathered = pass.gather_rows(attended, Row::Last)?;
                         let mut next = 0;
-                        pass.read(picked, None, &mut |_, rows| {
+                        pass.for_each_sequence(gathered, None, &mut |_, rows| {
                             rows.iter().for_each(|row| {
                                 out[next * wide..][..wide].copy_from_slice(row);
                                 next += 1;
@@ -287,8 +287,8 @@ fn blocks<B: Backend>(backend: &B, batch: &Batch, width: usize) -> Vec<f32> {
             x = pass.linear_add_norm(up, &output, x, &layer_norm)?;
         }
         let x = pass.linear_norm(x, &narrow, Activation::Gelu, &layer_norm)?;
-        let x = pass.widen(x, &output)?;
-        pass.read(x, None, each)
+        let x = pass.project_embeddings(x, &output)?;
+        pass.for_each_sequence(x, None, each)
     })
 }
 
@@ -324,7 +324,7 @@ fn rotated<B: Backend>(backend: &B, batch: &Batch, heads: Heads, normed: bool, g
         let rope = pass.rope(&rotary)?;
         let qkv = pass.rotate(qkv, heads, norms.as_ref(), &rope)?;
         let attended = pass.attention(0, qkv, heads, &layer, None)?;
-        pass.read(attended, None, each)
+        pass.for_each_sequence(attended, None, each)
     })
 }
 
@@ -361,7 +361,7 @@ fn every_pooling_and_parts_of_a_batch() {
         let done = backend.run(&packed, width, &mut out, &|pass, out| {
             let mut x = pass.embed(&table, None, None)?;
             if let Some(row) = kind.row() {
-                x = pass.pick(x, row)?;
+                x = pass.gather_rows(x, row)?;
             }
             pass.pool(x, Some(&norm), kind, out)
         });
