@@ -4,6 +4,7 @@ pub(crate) mod activations;
 pub(crate) mod blocks;
 mod flipped;
 pub(crate) mod gemm;
+pub(crate) mod joined;
 pub(crate) mod layer;
 pub(crate) mod pack;
 pub(crate) mod phases;

@@ -4,8 +4,10 @@ use half::f16;
 
 use super::activations::Forms;
 use super::blocks::{GROUP, QuantGroup, QuantLayout};
+use super::joined::{JoinedLinear, misfit};
 use super::layer::{Biased, KernelSet, Linear, LinearPart, Matrix, PartFormat, WeightFormat};
 use super::quant_gemm::{PANEL, group_bytes, quant_offset};
+use crate::Result;
 use crate::compute::isa::{DType, Isa};
 use crate::compute::kernels::Kernels;
 use crate::compute::memory::{Arena, Piece, zeroed};
@@ -13,7 +15,6 @@ use crate::compute::narrow::to_bf16;
 use crate::compute::threads::Threads;
 use crate::compute::weight::Weight;
 use crate::sync::Mutex;
-use crate::{Error, Result};
 
 /// Packs the weights of one model into one arena, in the order of the calls. The best order is that in which a pass reads
 /// them.
@@ -67,24 +68,7 @@ impl Packer {
     }
 
     fn layer(&self, matrices: &[Biased], one_part: impl Fn(&Biased, &Biased) -> bool) -> Result<Linear> {
-        let inputs = matrices.first().map_or(0, |(matrix, _)| matrix.columns());
-        let mut bias = Vec::new();
-        let mut outputs = 0;
-        for (matrix, shift) in matrices {
-            let fits = matrix.columns() == inputs
-                && shift.as_ref().is_none_or(|shift| shift.shape() == [matrix.rows()]);
-            if !fits || inputs == 0 {
-                return Err(misfit(matrix, inputs));
-            }
-            outputs += matrix.rows();
-            if let Some(shift) = shift {
-                bias.resize(outputs - matrix.rows(), 0.0);
-                bias.extend(shift.to_f32()?);
-            }
-        }
-        if !bias.is_empty() {
-            bias.resize(outputs, 0.0);
-        }
+        let JoinedLinear { bias, inputs, outputs } = JoinedLinear::of(matrices)?;
         let mut parts = Vec::new();
         let mut start = 0;
         for same in matrices.chunk_by(one_part) {
@@ -103,7 +87,7 @@ impl Packer {
             halves: parts.iter().filter_map(quantized).any(|layout| layout.halves),
             eight_bits: parts.iter().filter_map(quantized).any(|layout| layout.bits == 8),
         };
-        Ok(Linear { parts, bias, inputs, outputs, forms, gated: false })
+        Ok(Linear { parts, bias: bias.unwrap_or_default(), inputs, outputs, forms, gated: false })
     }
 
     /// Packs the panels of `matrices`, whose outputs lie side by side.
@@ -136,13 +120,6 @@ impl Packer {
         panels.settle();
         Ok(panels)
     }
-}
-
-fn misfit(matrix: &Matrix, inputs: usize) -> Error {
-    Error::internal(
-        "linear",
-        format!("a matrix of {} x {} does not fit {inputs} inputs", matrix.rows(), matrix.columns()),
-    )
 }
 
 /// Runs of `rows` that are consecutive in the same matrix, each with the index of its first row in `rows`.

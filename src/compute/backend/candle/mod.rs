@@ -29,6 +29,7 @@ use crate::compute::backend::rows::PassRows;
 use crate::compute::backend::traits::{Backend, ForwardFn, Step, check_logits};
 use crate::compute::batch::PackedBatch;
 use crate::compute::isa::Isa;
+use crate::compute::linear::joined::JoinedLinear;
 use crate::compute::linear::layer::{Biased, Matrix};
 use crate::compute::short_convolution::ShortConvolutionFactors;
 use crate::compute::weight::Weight;
@@ -54,20 +55,14 @@ impl Backend for Candle {
     }
 
     fn linear(&self, parts: &[Biased]) -> Result<TensorLinear> {
-        let mut matrices = Vec::new();
-        let mut biases = Vec::new();
-        for (matrix, bias) in parts {
-            matrices.push(self.operand(matrix)?);
-            biases.push(match bias {
-                Some(bias) => self.vector(bias)?,
-                None => Tensor::zeros(matrix.rows(), DType::F32, &self.on.device).map_err(failed)?,
-            });
-        }
-        let join = || {
-            let matrix = Tensor::cat(&matrices, 0)?.t()?.contiguous()?;
-            Ok(TensorLinear { matrix, bias: Tensor::cat(&biases, 0)?, gated: false })
+        let JoinedLinear { bias, outputs, .. } = JoinedLinear::of(parts)?;
+        let matrices: Vec<_> = parts.iter().map(|(matrix, _)| self.operand(matrix)).collect::<Result<_>>()?;
+        let matrix = Tensor::cat(&matrices, 0).and_then(|matrix| matrix.t()?.contiguous());
+        let bias = match bias {
+            Some(bias) => self.tensor(bias, &[outputs])?,
+            None => Tensor::zeros(outputs, DType::F32, &self.on.device).map_err(failed)?,
         };
-        join().map_err(failed)
+        Ok(TensorLinear { matrix: matrix.map_err(failed)?, bias, gated: false })
     }
 
     fn norm(&self, scale: &Weight, shift: Option<&Weight>, epsilon: f32) -> Result<TensorNorm> {

@@ -38,6 +38,7 @@ use crate::compute::attention::kv_cache::CacheShape;
 use crate::compute::attention::relative::{RelativeLayers, RelativeTable};
 use crate::compute::batch::PackedBatch;
 use crate::compute::isa::DType;
+use crate::compute::linear::joined::JoinedLinear;
 use crate::compute::linear::layer::{Biased, Matrix};
 use crate::compute::short_convolution::ShortConvolutionFactors;
 use crate::compute::weight::Weight;
@@ -118,29 +119,18 @@ impl Backend for Cuda {
     }
 
     fn linear(&self, parts: &[Biased]) -> Result<CudaLinear> {
-        let matrices: Vec<&Matrix> = parts.iter().map(|part| &part.0).collect();
-        let inputs = matrices.first().map_or(0, |matrix| matrix.columns());
-        let outputs = matrices.iter().map(|matrix| matrix.rows()).sum();
-        if matrices.iter().any(|matrix| matrix.columns() != inputs) {
-            let reason = "matrices of one layer have different widths";
-            return Err(Error::internal("cuda", reason));
-        }
-        let bias = if parts.iter().any(|part| part.1.is_some()) {
-            let mut bias = Vec::with_capacity(outputs);
-            for (matrix, part) in parts {
-                match part {
-                    Some(part) => bias.extend(part.to_f32()?),
-                    None => bias.resize(bias.len() + matrix.rows(), 0.0),
-                }
+        let JoinedLinear { bias, inputs, outputs } = JoinedLinear::of(parts)?;
+        let bias = match bias {
+            Some(bias) => {
+                let halves: Vec<bf16> = bias.iter().map(|&value| bf16::from_f32(value)).collect();
+                Some([self.kept(&bias)?, self.kept(&halves)?])
             }
-            let halves: Vec<bf16> = bias.iter().map(|&value| bf16::from_f32(value)).collect();
-            Some([self.kept(&bias)?, self.kept(&halves)?])
-        } else {
-            None
+            None => None,
         };
         if outputs <= WIDEST * inputs {
             self.widest.fetch_max(outputs.max(inputs), Ordering::Relaxed);
         }
+        let matrices: Vec<&Matrix> = parts.iter().map(|(matrix, _)| matrix).collect();
         let known = match matrices[..] {
             [matrix] => self.table_of(matrix),
             _ => None,
