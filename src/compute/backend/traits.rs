@@ -273,9 +273,9 @@ pub trait Pass<B: Backend> {
         norm: &B::Norm,
     ) -> Result<Self::States>;
 
-    /// Scaled dot-product attention of layer `layer`, which counts layers with attention, within each sequence. The rows of `qkv` have queries, keys and values,
-    /// whose rotary positions are applied already. With caches, the keys and values are appended first, and queries
-    /// attend to tokens of their cache. `relative` adds to the scores of whole sequences.
+    /// Scaled dot-product attention of layer `layer`, which counts layers with attention, within each sequence. The rows of
+    /// `qkv` have queries, keys and values, whose rotary positions are applied already. With caches, the keys and values are
+    /// appended first, and queries attend to tokens of their cache. `relative` adds to the scores of whole sequences.
     fn attention(
         &mut self,
         layer: usize,

@@ -1,7 +1,8 @@
 //! The CPU backend: packed weights and fused kernels, on packed batches without padding.
 //!
 //! A batch is divided into parts of whole sequences. Each thread runs a part through all layers in its own workspace, so
-//! threads synchronize only at the end. If there are too few sequences for that, all threads divide each operation instead ([`Parallelism`](crate::compute::parallel::Parallelism)).
+//! threads synchronize only at the end. If there are too few sequences for that, all threads divide each operation instead
+//! ([`Parallelism`](crate::compute::parallel::Parallelism)).
 
 mod attend;
 mod device;
