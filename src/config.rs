@@ -4,6 +4,7 @@
 //! struct, the parser, the Python class, the table in docs/configuration.md and the tests that nothing is missing are all made from it.
 
 mod device;
+mod folder;
 mod span;
 mod value;
 
@@ -11,7 +12,9 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 pub use device::DeviceChoice;
-pub use span::{ByteSize, FolderSetting, TimeSpan};
+pub use folder::FolderSetting;
+pub(crate) use folder::expand_home;
+pub use span::{ByteSize, TimeSpan};
 pub use value::{Choice, KeepAliveSetting, MemoryBudget, NonEmpty, Seconds, Setting, SettingValue};
 
 use crate::compute::{DType, Isa, WeightFormat};
@@ -436,6 +439,7 @@ impl Settings {
             ("remote_timeout", usize::from(self.remote_timeout.0 > 0.0)),
             ("cache_timeout", usize::from(self.cache_timeout.0 > 0.0)),
             ("max_keep_alive", usize::from(self.max_keep_alive.0 > 0.0)),
+            ("cold_start_price", usize::from(self.cold_start_price.is_none_or(|price| price.0 > 0.0))),
         ] {
             if value == 0 {
                 let value = self.get(name).unwrap_or(SettingValue::None);

@@ -817,7 +817,9 @@ class Manager:
     def cache_info(self) -> CacheStatistics:
         """State of the embedding cache."""
     def cache_clear(self, *, tiers: bool = False) -> None:
-        """Empty the cache and set its counts to zero. With `tiers`, disk and Redis are emptied too."""
+        """Empty the cache and set its counts to zero. With `tiers`, disk and Redis are emptied too, and what is on its way
+        there is dropped. Calls that still compute store their results later.
+        """
     def stats(self) -> Statistics:
         """All figures, JSON-serializable. Loads nothing."""
     def set_auto_cleanup(self, enabled: bool, cleanup_interval: float = 300.0, max_idle_time: float = 600.0) -> None:

@@ -1,63 +1,10 @@
-//! Settings of the cache tiers: folders, sizes and spans of time.
+//! Settings of the cache tiers: sizes and spans of time.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use super::value::{Setting, SettingValue};
 use crate::Error;
 use crate::lifecycle::MemoryLimit;
-
-/// A folder that may be left out, or be the usual one.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum FolderSetting {
-    /// None.
-    Off,
-    /// The usual one.
-    Usual,
-    /// This one.
-    Path(PathBuf),
-}
-
-impl FolderSetting {
-    /// The folder, where `usual` is the usual one.
-    pub fn folder(&self, usual: impl FnOnce() -> PathBuf) -> Option<PathBuf> {
-        match self {
-            Self::Off => None,
-            Self::Usual => Some(usual()),
-            Self::Path(path) => Some(path.clone()),
-        }
-    }
-}
-
-impl Setting for FolderSetting {
-    fn annotation() -> String {
-        "bool | str".into()
-    }
-
-    fn from_value(value: &SettingValue) -> Result<Self, String> {
-        match value {
-            SettingValue::Bool(false) => Ok(Self::Off),
-            SettingValue::Bool(true) => Ok(Self::Usual),
-            SettingValue::Text(text) if !text.trim().is_empty() => Ok(Self::Path(text.trim().into())),
-            _ => Err("must be True, False or a folder".into()),
-        }
-    }
-
-    fn from_text(text: &str) -> Result<Self, String> {
-        match bool::from_text(text) {
-            Ok(value) => Self::from_value(&SettingValue::Bool(value)),
-            Err(_) => Self::from_value(&SettingValue::Text(text.into())),
-        }
-    }
-
-    fn to_value(&self) -> SettingValue {
-        match self {
-            Self::Off => SettingValue::Bool(false),
-            Self::Usual => SettingValue::Bool(true),
-            Self::Path(path) => SettingValue::Text(path.display().to_string()),
-        }
-    }
-}
 
 /// A number of bytes. Equal when written equally.
 #[derive(Debug, Clone, PartialEq)]

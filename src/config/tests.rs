@@ -120,6 +120,8 @@ fn values_out_of_range_are_refused_by_name() {
         ("cache_timeout", SettingValue::Int(0)),
         ("max_keep_alive", SettingValue::Int(0)),
         ("cold_start_price", SettingValue::Int(-1)),
+        ("cold_start_price", SettingValue::Int(0)),
+        ("cache_disk", SettingValue::Text("~someone/cache".into())),
         ("max_parallel", SettingValue::Int(0)),
         ("max_parallel", SettingValue::Int(2000)),
         ("max_generation_queue", SettingValue::Int(0)),

@@ -293,6 +293,19 @@ impl<T: ?Sized + Send + Sync + 'static> SlotState<T> {
     }
 }
 
+/// A slot that was replaced while it was absent may load once more, for a caller that had it already. That value leaves with
+/// the slot.
+impl<T: ?Sized + Send + Sync + 'static> Drop for SlotState<T> {
+    fn drop(&mut self) {
+        if let Phase::Ready(_) = self.inner.get_mut().phase {
+            self.record.unloaded();
+            if let Some(policy) = &self.policy {
+                policy.left(self.context.clock.now());
+            }
+        }
+    }
+}
+
 impl<T: ?Sized + Send + Sync + 'static> LeaseCounter for SlotState<T> {
     fn name(&self) -> &str {
         &self.name

@@ -290,12 +290,14 @@ impl ManagerStatistics {
     pub(super) fn of(parts: &Parts) -> Self {
         let entries = parts.registry.all();
         let slots: Vec<_> = entries.iter().map(|entry| slot(parts, entry)).collect();
+        let mut work = parts.loader.counters().work();
+        work.abandoned += parts.embedder.given_up();
         let queue = QueueReport {
             queued: slots.iter().map(|slot| slot.queued).sum(),
             max_queue: parts.settings.max_queue,
             requests: parts.embedder.requests(),
             rejected: parts.embedder.rejected(),
-            work: parts.loader.counters().work(),
+            work,
         };
         // Slots with the same files share one model, which counts once.
         let (mut models, mut on_card) = (0, 0);

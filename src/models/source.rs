@@ -3,6 +3,7 @@
 use std::path::{Component, Path, PathBuf};
 use std::{fmt, fs};
 
+use crate::config::expand_home;
 use crate::remote::Address;
 use crate::{Error, Result};
 
@@ -184,14 +185,6 @@ fn is_hub_id(name: &str) -> bool {
     match name.split_once('/') {
         Some((organization, name)) => part(organization) && part(name),
         None => part(name),
-    }
-}
-
-fn expand_home(name: &str) -> PathBuf {
-    match (name.strip_prefix('~'), std::env::home_dir()) {
-        (Some(""), Some(home)) => home,
-        (Some(rest), Some(home)) if rest.starts_with('/') => home.join(&rest[1..]),
-        _ => PathBuf::from(name),
     }
 }
 

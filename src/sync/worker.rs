@@ -64,6 +64,8 @@ pub struct Monitor<S> {
     changed: Condvar,
     /// The worker stops, or one of its threads has ended.
     ending: Condvar,
+    /// A thread has done a part of its work: [`Guard::report`].
+    progress: Condvar,
 }
 
 struct LockedWorker<S> {
@@ -148,6 +150,21 @@ impl<S: Send + 'static> Worker<S> {
     /// Reads or changes the state. Starts and wakes no thread, and works after [`Worker::stop`] too.
     pub fn look<R>(&self, look: impl FnOnce(&mut S) -> R) -> R {
         look(&mut self.monitor().inner.lock().state)
+    }
+
+    /// Waits while `waiting` holds, until `until` at most. It is asked at first, and whenever a thread reports progress. True
+    /// when it holds no more.
+    pub fn wait_while(&self, until: Instant, mut waiting: impl FnMut(&mut S) -> bool) -> bool {
+        let monitor = self.monitor();
+        let mut inner = monitor.inner.lock();
+        let mut late = false;
+        while waiting(&mut inner.state) {
+            if late {
+                return false;
+            }
+            (inner, late) = monitor.progress.wait_until(inner, until);
+        }
+        true
     }
 
     /// The state of this process. In a child made by `fork` the first call makes a new one.
@@ -250,7 +267,9 @@ fn serve<S: 'static>(role: &str, work: &dyn Work<S>, monitor: &Monitor<S>, numbe
         let mut inner = monitor.inner.lock();
         // Under the lock that takes the callers out: who comes later starts another thread.
         inner.set_stage(number, ThreadStage::Leaving);
-        work.abandon(&mut inner.state)
+        let abandon = work.abandon(&mut inner.state);
+        monitor.progress.notify_all();
+        abandon
     };
     if let Some(abandon) = abandon
         && catch_unwind(AssertUnwindSafe(|| abandon(&error))).is_err()
@@ -277,6 +296,7 @@ impl<S> Monitor<S> {
             inner: Mutex::new(LockedWorker { state, stopping: false, threads }),
             changed: Condvar::new(),
             ending: Condvar::new(),
+            progress: Condvar::new(),
         }
     }
 
@@ -344,6 +364,11 @@ impl<S> Guard<'_, S> {
     pub fn wait_until(self, at: Instant) -> (Self, bool) {
         let (inner, late) = self.monitor.changed.wait_until(self.inner, at);
         (Self { inner, ..self }, late)
+    }
+
+    /// Has callers of [`Worker::wait_while`] look at the state again, when the lock is free.
+    pub fn report(&self) {
+        self.monitor.progress.notify_all();
     }
 
     /// Waits until `at`, or until the worker stops.

@@ -75,6 +75,26 @@ async def test_a_cancelled_task_withdraws_its_texts(make_manager):
     assert stats["queued"] == 0
 
 
+async def test_texts_of_cancelled_calls_are_counted_before_they_are_queued_too(make_manager):
+    manager = make_manager(cache_size=0)
+    # The model is not loaded yet: some of these wait for it, some for the queue.
+    tasks = [asyncio.create_task(manager.aembed([f"{n} a", f"{n} b"], "english_sentence")) for n in range(50)]
+    await asyncio.sleep(0)
+    for task in tasks:
+        task.cancel()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(isinstance(result, asyncio.CancelledError) for result in results)
+
+    def accounted():
+        queue = manager.stats()["queue"]
+        return queue["texts"] + queue["cancelled"]
+
+    deadline = time.monotonic() + 60
+    while accounted() < 100 and time.monotonic() < deadline:
+        await asyncio.sleep(0.01)
+    assert accounted() == 100
+
+
 async def test_wait_for(make_manager):
     manager = make_manager(cache_size=0)
     texts = [f"{n} " + "many words " * 30 for n in range(20_000)]

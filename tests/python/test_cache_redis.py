@@ -129,7 +129,7 @@ def test_a_model_that_is_replaced_while_redis_is_asked(redis_server, tmp_path):
         server.signal(signal.SIGSTOP)
         asking = threading.Thread(target=manager.embed, args=(TEXTS, SLOT))
         asking.start()
-        # A call waits for an answer for a quarter of a second: on a slow machine this shows nothing.
+        # The call waits for an answer meanwhile; on a machine that is slower than that, this shows nothing.
         time.sleep(0.02)
         manager.unload(SLOT)
         plain.rename(tmp_path / "gone")
@@ -230,15 +230,49 @@ def test_a_server_that_answers_byte_by_byte_holds_nobody(expected):
     listener.close()
 
 
-def test_no_memory_left_there(redis_server, expected):
+def test_no_memory_left_there(redis_server, expected, caplog):
     server = redis_server("--maxmemory", "1", "--maxmemory-policy", "noeviction")
     with patient(cache_url=server.url, cache_size=0) as manager:
         ready(manager)
-        for _ in range(2):
+        for _ in range(4):
             np.testing.assert_allclose(manager.embed(TEXTS, SLOT), expected, atol=1e-6)
             manager.cache_flush()
-        assert figures(manager)["errors"] >= 1
+        assert figures(manager)["errors"] > 1
         assert figures(manager)["working"] is True
+    warnings = [record.getMessage() for record in caplog.records if server.url in record.getMessage()]
+    assert len(warnings) == 1, "reads between the refusals do not begin the report anew"
+    assert "refuses to store" in warnings[0]
+
+
+def test_a_distant_server_has_the_time_of_the_setting(redis_server, expected):
+    """An answer that takes 0.4 s is waited for where `cache_timeout` allows it."""
+    server = redis_server()
+    fill(server.url)
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def pass_on(source, target, delay):
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                time.sleep(delay)
+                target.sendall(data)
+
+    def accept():
+        with contextlib.suppress(OSError):
+            while True:
+                near, far = listener.accept()[0], socket.create_connection(("127.0.0.1", server.port))
+                for way in ((near, far, 0), (far, near, 0.4)):
+                    threading.Thread(target=pass_on, args=way, daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    with tiny(
+        cache_url=f"redis://127.0.0.1:{listener.getsockname()[1]}", cache_timeout=20, cache_size=0
+    ) as manager:
+        ready(manager)
+        computed = manager.stats()["queue"]["texts"]
+        np.testing.assert_allclose(manager.embed(TEXTS, SLOT), expected, atol=1e-6)
+        assert manager.stats()["queue"]["texts"] == computed
+        assert figures(manager)["hits"] == len(TEXTS)
+    listener.close()
 
 
 def test_a_secret_hides_keys_and_refuses_strangers(redis_server, expected, monkeypatch):

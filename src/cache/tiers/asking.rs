@@ -15,12 +15,19 @@ impl Asked {
         Self(Mutex::new(Some((found, on_found))))
     }
 
-    /// Answers with everything that was found.
-    pub(super) fn finish(&self, found: Vec<Option<CachedItem>>) {
+    /// Whether the caller has been answered.
+    pub(super) fn is_over(&self) -> bool {
+        self.0.lock().is_none()
+    }
+
+    /// Answers with everything that was found. False when the time was over before.
+    pub(super) fn finish(&self, found: Vec<Option<CachedItem>>) -> bool {
         let waiting = self.0.lock().take();
+        let in_time = waiting.is_some();
         if let Some((_, on_found)) = waiting {
             on_found(found);
         }
+        in_time
     }
 
     /// The time is over: answers with what was known at first.

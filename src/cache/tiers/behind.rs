@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::super::item::CachedItem;
 use super::key::{InputKey, TierKey};
 use super::tier::{Tier, TierCounts};
-use crate::sync::{Work, Worker, WorkerThread};
+use crate::sync::{Abandon, Work, Worker, WorkerThread};
 
 /// Results that may wait for one tier, and as many for the content of their models; further ones are not stored.
 const QUEUE: usize = 16_384;
@@ -17,6 +17,8 @@ const BATCH: usize = 128;
 const CONTENT_CHECK: Duration = Duration::from_millis(100);
 /// How long closing waits for results that are still queued.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// How long clearing waits for the batch that is being stored.
+const STORING: Duration = Duration::from_secs(30);
 
 /// SHA-256 of a model's content, once it is known: it is computed in the background, which may fail. A cheap-clone handle.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -112,16 +114,29 @@ impl WriteBehind {
     /// Waits until everything that is queued is stored, `patience` at most: with `unnamed` also what waits for the content
     /// of its model.
     pub(super) fn flush(&self, patience: Duration, unnamed: bool) {
-        let until = Instant::now() + patience;
-        let is_waiting = |queue: &mut WriteQueue| {
+        self.worker.wait_while(Instant::now() + patience, |queue| {
             !queue.ready.is_empty()
                 || queue.storing
                 || queue.has_settled()
                 || (unnamed && !queue.unnamed.is_empty())
-        };
-        while Instant::now() < until && self.worker.look(is_waiting) {
-            std::thread::sleep(Duration::from_millis(1));
+        });
+    }
+
+    /// Removes what the tier holds and what is on its way there. What is queued from now on is stored.
+    pub(super) fn clear(&self) {
+        let queued = self.worker.look(|queue| {
+            let fresh = WriteQueue { storing: queue.storing, ..WriteQueue::default() };
+            std::mem::replace(queue, fresh)
+        });
+        TierCounts::add(&self.tier.counts().dropped, queued.ready.len() + queued.unnamed.len());
+        // A batch that is being stored can be removed only when it is there.
+        if !self.worker.wait_while(Instant::now() + STORING, |queue| queue.storing) {
+            log::warn!(
+                "the cache {:?} is cleared while it still stores results, which may stay there",
+                self.tier.name()
+            );
         }
+        self.tier.clear();
     }
 
     /// Stores what is queued, as far as that takes no longer than a second, and ends the thread.
@@ -162,6 +177,7 @@ impl Work<WriteQueue> for BehindWriter {
         while !queue.is_stopping() {
             if queue.has_settled() {
                 TierCounts::add(&self.0.counts().dropped, queue.name());
+                queue.report();
             }
             if queue.ready.is_empty() {
                 queue = if queue.unnamed.is_empty() {
@@ -179,7 +195,14 @@ impl Work<WriteQueue> for BehindWriter {
             drop(batch);
             queue = thread.lock();
             queue.storing = false;
+            queue.report();
         }
+    }
+
+    /// After a panic: the next thread goes on with what is queued.
+    fn abandon(&self, queue: &mut WriteQueue) -> Option<Abandon> {
+        queue.storing = false;
+        None
     }
 }
 
@@ -195,6 +218,8 @@ mod tests {
     struct Keys {
         stored: Mutex<Vec<TierKey>>,
         counts: TierCounts,
+        /// Storing waits until this is open.
+        gate: Mutex<()>,
     }
 
     impl Tier for Keys {
@@ -211,10 +236,13 @@ mod tests {
         }
 
         fn put(&self, entries: &[(TierKey, CachedItem)]) {
+            let _open = self.gate.lock();
             self.stored.lock().extend(entries.iter().map(|(key, _)| *key));
         }
 
-        fn clear(&self) {}
+        fn clear(&self) {
+            self.stored.lock().clear();
+        }
 
         fn counts(&self) -> &TierCounts {
             &self.counts
@@ -225,28 +253,58 @@ mod tests {
         }
     }
 
+    /// Results of one text by `model`.
+    fn results(count: usize, model: &ModelContent) -> Vec<PendingWrite> {
+        let input = KeyRef {
+            content: Content::Text("a text"),
+            prompt: "",
+            model: &"a model".into(),
+            dimensions: None,
+            normalized: true,
+            kind: OutputKind::Dense,
+        };
+        let entry = PendingWrite {
+            key: InputKey::of(&input),
+            model: model.clone(),
+            item: CachedItem::new(Item::Dense(vec![1.0].into()), 1),
+        };
+        vec![entry; count]
+    }
+
+    #[test]
+    fn clearing_removes_what_is_queued_and_what_is_being_stored() {
+        let tier = Arc::new(Keys::default());
+        let behind = WriteBehind::new(Arc::<Keys>::clone(&tier));
+        let (unknown, known) = (ModelContent::default(), ModelContent::default());
+        known.settle(Some([1; 32]));
+        let closed = tier.gate.lock();
+        behind.push(results(BATCH + 5, &known));
+        behind.push(results(3, &unknown));
+        while !behind.worker.look(|queue| queue.storing) {
+            std::thread::yield_now();
+        }
+        std::thread::scope(|scope| {
+            let clearing = scope.spawn(|| behind.clear());
+            while behind.worker.look(|queue| queue.ready.len() + queue.unnamed.len()) > 0 {
+                std::thread::yield_now();
+            }
+            drop(closed);
+            clearing.join().unwrap();
+        });
+        assert!(tier.stored.lock().is_empty());
+        assert_eq!(tier.counts.dropped.load(std::sync::atomic::Ordering::Relaxed), 8);
+        unknown.settle(Some([2; 32]));
+        behind.push(results(1, &known));
+        behind.flush(Duration::from_secs(60), true);
+        assert_eq!(tier.stored.lock().len(), 1, "what comes later is stored");
+        behind.close();
+    }
+
     #[test]
     fn a_model_that_never_becomes_known_leaves_the_queue_to_others() {
         let tier = Arc::new(Keys::default());
         let behind = WriteBehind::new(Arc::<Keys>::clone(&tier));
         let dropped = || tier.counts.dropped.load(std::sync::atomic::Ordering::Relaxed);
-        let model = "a model".into();
-        let input = KeyRef {
-            content: Content::Text("a text"),
-            prompt: "",
-            model: &model,
-            dimensions: None,
-            normalized: true,
-            kind: OutputKind::Dense,
-        };
-        let results = |count: usize, model: &ModelContent| {
-            let entry = PendingWrite {
-                key: InputKey::of(&input),
-                model: model.clone(),
-                item: CachedItem::new(Item::Dense(vec![1.0].into()), 1),
-            };
-            vec![entry; count]
-        };
         let (lost, known) = (ModelContent::default(), ModelContent::default());
         known.settle(Some([1; 32]));
         behind.push(results(QUEUE + 10, &lost));

@@ -35,8 +35,6 @@ pub use tier::{Tier, TierStatistics};
 
 /// Threads that ask slow tiers.
 const THREADS: usize = 4;
-/// How long a slow tier may take for every 128 results, connecting included, before its answer no longer matters.
-const LIMIT: Duration = Duration::from_millis(250);
 
 /// Which tiers take part in a call. By name; `None` is all of them.
 pub type TierNames = Option<Arc<[String]>>;
@@ -96,19 +94,25 @@ impl Tiers {
         }
         let asked = Arc::new(Asked::new(found.clone(), on_found));
         let (this, names, call) = (Arc::clone(self), names.clone(), Arc::clone(&asked));
+        let patience = slow.iter().map(|tier| tier.tier().patience(missing)).sum();
+        let queued = Instant::now();
         let search = Box::new(move || {
             let started = Instant::now();
+            if call.is_over() {
+                // All threads were busy for so long: nobody waits for the answer.
+                this.gate.asked(missing, 0, queued.elapsed());
+                return;
+            }
             this.search(&keys, &mut found, &names, false);
             let left = found.iter().filter(|found| found.is_none()).count();
-            this.gate.asked(missing, missing - left, started.elapsed());
-            call.finish(found);
+            let in_time = call.finish(found);
+            this.gate.asked(missing, if in_time { missing - left } else { 0 }, started.elapsed());
         });
         if self.asking.with(|calls| calls.push_back(search)).is_err() {
             asked.expire();
             return None;
         }
-        let parts = u32::try_from(missing.div_ceil(128)).unwrap_or(u32::MAX);
-        Some((Instant::now() + LIMIT.saturating_mul(parts), asked))
+        Some((queued + patience, asked))
     }
 
     /// Asks tiers in turn for what is missing, and copies what one has to those above it.
@@ -150,9 +154,10 @@ impl Tiers {
         self.gate.computed(results, took);
     }
 
-    /// Removes what all tiers hold.
+    /// Removes what all tiers hold, and what is on its way to them. Results of calls under way are stored later.
     pub fn clear(&self) {
-        self.tiers.iter().for_each(|tier| tier.tier().clear());
+        // The lowest first: what it has is copied to those above.
+        self.tiers.iter().rev().for_each(WriteBehind::clear);
     }
 
     /// Asks all servers now: their addresses without passwords, and whether they answer.

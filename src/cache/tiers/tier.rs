@@ -1,6 +1,7 @@
 //! What all lower tiers have in common.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::super::item::CachedItem;
 use super::key::TierKey;
@@ -12,6 +13,13 @@ pub trait Tier: Send + Sync + 'static {
 
     /// Whether a look-up takes microseconds, so that callers do it on their own threads.
     fn is_fast(&self) -> bool;
+
+    /// How long a look-up of `keys` results may take, connecting included, before its answer no longer matters. Not asked of
+    /// fast tiers.
+    fn patience(&self, keys: usize) -> Duration {
+        let _ = keys;
+        Duration::ZERO
+    }
 
     /// The results under `keys`, in their order.
     fn get(&self, keys: &[TierKey]) -> Vec<Option<CachedItem>>;

@@ -34,6 +34,21 @@ fn loads_on_first_use_and_once() {
 }
 
 #[test]
+fn a_value_that_a_replaced_slot_loaded_is_unloaded_with_the_slot() {
+    let world = World::new();
+    let slot = world.slot("m", SlotOptions::default());
+    let late = slot.clone();
+    // Replacing unloads the slot, which is absent; a caller that has it already loads it.
+    assert!(!slot.unload());
+    drop(slot);
+    drop(acquire(&late).unwrap());
+    assert_eq!(world.counts("m"), (1, 0));
+    drop(late);
+    assert_eq!(world.next_drop(), 1);
+    assert_eq!(world.counts("m"), (1, 1));
+}
+
+#[test]
 fn unload_returns_the_memory_and_is_counted() {
     let world = World::new();
     let slot = world.slot("m", SlotOptions::default());

@@ -21,7 +21,8 @@ impl Manager {
         Ok(self.parts()?.cache.statistics())
     }
 
-    /// Empties the embedding cache and sets its counts to zero. With `tiers`, those below the memory are emptied too.
+    /// Empties the embedding cache and sets its counts to zero. With `tiers`, those below the memory are emptied too, and
+    /// what is on its way to them is dropped. Calls that still compute store their results later.
     ///
     /// # Errors
     /// [`Error::Closed`].
@@ -30,7 +31,6 @@ impl Manager {
         parts.cache.clear();
         parts.registry.all().iter().for_each(|entry| entry.cache.clear());
         if tiers {
-            parts.tiering.tiers.flush(Duration::from_secs(1));
             parts.tiering.tiers.clear();
         }
         Ok(())

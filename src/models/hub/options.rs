@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::client::HubClient;
-use crate::config::Host;
+use crate::config::{Host, expand_home};
 use crate::models::source::safe_relative;
 use crate::{Error, Result};
 
@@ -113,9 +113,5 @@ fn setting(host: &dyn Host, name: &str) -> Option<String> {
 }
 
 fn folder(host: &dyn Host, name: &str) -> Option<PathBuf> {
-    let value = setting(host, name)?;
-    match (value.strip_prefix("~/"), std::env::home_dir()) {
-        (Some(rest), Some(home)) => Some(home.join(rest)),
-        _ => Some(PathBuf::from(value)),
-    }
+    setting(host, name).map(|value| expand_home(&value))
 }

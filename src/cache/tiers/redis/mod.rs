@@ -133,6 +133,13 @@ impl Tier for Redis {
         false
     }
 
+    /// Each server is asked in turn, in requests of [`MOST_KEYS`].
+    fn patience(&self, keys: usize) -> Duration {
+        let requests = keys.div_ceil(MOST_KEYS) + self.hosts.len() - 1;
+        let request = self.hosts.iter().map(RedisServer::patience).max().unwrap_or_default();
+        request.saturating_mul(u32::try_from(requests).unwrap_or(u32::MAX))
+    }
+
     fn get(&self, keys: &[TierKey]) -> Vec<Option<CachedItem>> {
         let mut found = vec![None; keys.len()];
         for (host, numbers) in self.hosts.iter().zip(self.by_host(keys.iter().copied())) {

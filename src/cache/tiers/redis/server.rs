@@ -13,6 +13,7 @@ use crate::config::Host;
 use crate::sync::Mutex;
 use crate::{Error, Result};
 
+/// How long connecting may take, unless a request may take longer.
 const CONNECT: Duration = Duration::from_millis(200);
 /// How long a server is not asked after a failure: doubled with each failure in a row.
 const FIRST_REST: Duration = Duration::from_secs(1);
@@ -39,6 +40,8 @@ struct ServerRest {
     length: Duration,
     /// The latest failure, which is reported once.
     reported: Option<String>,
+    /// The latest refusal to store, until something is stored.
+    refused: Option<String>,
 }
 
 impl RedisServer {
@@ -63,7 +66,7 @@ impl RedisServer {
         };
         if urls.iter().any(|url| is_node(&url)) {
             let nodes = urls.iter().map(|url| settings(url, environment)).collect::<Result<_>>()?;
-            let client = RedisClient::cluster(nodes, CONNECT, timeout);
+            let client = RedisClient::cluster(nodes, CONNECT.max(timeout), timeout);
             let client =
                 client.map_err(|error| refused("cache_url", &without_password(urls[0]), &error.to_string()));
             return Ok(vec![named(urls, client)?]);
@@ -95,6 +98,11 @@ impl RedisServer {
         mixed ^ (mixed >> 33)
     }
 
+    /// How long a request may take, connecting included.
+    pub(super) fn patience(&self) -> Duration {
+        CONNECT.max(self.timeout).saturating_add(self.timeout)
+    }
+
     pub(super) fn is_working(&self) -> bool {
         self.rest.lock().until.is_none_or(|until| self.clock.now() >= until)
     }
@@ -117,7 +125,7 @@ impl RedisServer {
         }
         let kept = self.idle.lock().pop();
         let fresh = kept.is_none();
-        let connection = kept.map_or_else(|| self.client.connect(CONNECT, self.timeout), Ok);
+        let connection = kept.map_or_else(|| self.client.connect(CONNECT.max(self.timeout), self.timeout), Ok);
         let (answer, connection) = match connection {
             Ok(mut connection) => (request(&mut connection), Some(connection)),
             Err(error) => (Err(error), None),
@@ -125,12 +133,19 @@ impl RedisServer {
         match answer {
             Ok(answer) => {
                 self.keep(connection);
-                *self.rest.lock() = ServerRest::default();
+                let mut rest = self.rest.lock();
+                let refused = rest.refused.take().filter(|_| !writes);
+                *rest = ServerRest { refused, ..ServerRest::default() };
                 Some(answer)
             }
             Err(error) if writes && is_refusal(&error) => {
                 self.keep(connection);
-                self.report(counts, &error, None);
+                TierCounts::add(&counts.errors, 1);
+                let reason = reason(&error);
+                let known = self.rest.lock().refused.replace(reason.clone());
+                if known.as_ref() != Some(&reason) {
+                    log::warn!("the cache at {} refuses to store: {reason}{}", self.name, remedy(&error));
+                }
                 None
             }
             Err(error) => {
@@ -159,20 +174,32 @@ impl RedisServer {
                 if state.length.is_zero() { FIRST_REST } else { (state.length * 2).min(LONGEST_REST) };
             state.until = self.clock.now().checked_add(state.length);
         }
-        let reason = error.to_string();
+        let reason = reason(error);
         if state.reported.as_ref() != Some(&reason) {
             state.reported = Some(reason.clone());
             drop(state);
-            let remedy = if is_of_cluster(error) {
-                " (it is a node of a cluster: write redis+cluster:// in the place of redis://)"
-            } else {
-                ""
-            };
             log::warn!(
-                "the cache at {} does not answer: {reason}{remedy}; results are computed instead",
-                self.name
+                "the cache at {} does not answer: {reason}{}; results are computed instead",
+                self.name,
+                remedy(error)
             );
         }
+    }
+}
+
+/// What went wrong. Of several commands that failed together, the first says it.
+fn reason(error: &redis::RedisError) -> String {
+    match error.clone().into_server_errors().as_deref() {
+        Some([(_, first), _, ..]) => first.to_string(),
+        _ => error.to_string(),
+    }
+}
+
+fn remedy(error: &redis::RedisError) -> &'static str {
+    if is_of_cluster(error) {
+        " (it is a node of a cluster: write redis+cluster:// in the place of redis://)"
+    } else {
+        ""
     }
 }
 

@@ -111,6 +111,16 @@ fn a_probe_asks_each_server_and_names_it_without_its_password() {
 }
 
 #[test]
+fn a_look_up_may_take_as_long_as_its_requests() {
+    let of = |urls| tier(urls, None, &Clock::manual());
+    let request = Duration::from_millis(250);
+    assert_eq!(of("redis://a").patience(1), request);
+    assert_eq!(of("redis://a").patience(129), 2 * request);
+    // Each server may have some of the keys.
+    assert_eq!(of("redis://a,redis://b,redis://c").patience(128), 3 * request);
+}
+
+#[test]
 fn a_server_that_never_answers_costs_its_timeout_once() {
     let (url, connections) = server(|stream| {
         std::thread::sleep(Duration::from_secs(20));

@@ -44,6 +44,7 @@ pub(in super::super::super) struct Embedder {
     pub(super) window: usize,
     requests: AtomicU64,
     rejected: AtomicU64,
+    given_up: AtomicU64,
 }
 
 impl Embedder {
@@ -73,6 +74,7 @@ impl Embedder {
             window: WINDOW_BATCHES * batch_tokens,
             requests: AtomicU64::new(0),
             rejected: AtomicU64::new(0),
+            given_up: AtomicU64::new(0),
         }
     }
 
@@ -128,6 +130,16 @@ impl Embedder {
         if matches!(error, Error::Overloaded { .. }) {
             self.rejected.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Counts inputs of a call that was given up before they were queued.
+    pub(super) fn count_given_up(&self, inputs: usize) {
+        self.given_up.fetch_add(inputs as u64, Ordering::Relaxed);
+    }
+
+    /// Inputs that were not queued, because their call was given up.
+    pub(in super::super::super) fn given_up(&self) -> u64 {
+        self.given_up.load(Ordering::Relaxed)
     }
 
     /// Calls so far.

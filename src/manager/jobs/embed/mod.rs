@@ -133,7 +133,8 @@ impl Job {
         }
         {
             let mut state = self.state.lock();
-            if state.outcome.is_some() {
+            if let Some(Err(error)) = &state.outcome {
+                self.count_given_up(&groups, error);
                 drop(state);
                 return Ok(());
             }
@@ -300,10 +301,18 @@ impl Job {
             if state.outcome.is_some() {
                 return false;
             }
+            self.count_given_up(&state.groups, &error);
             state.outcome = Some(Err(error));
         }
         self.cancel.cancel();
         true
+    }
+
+    /// Counts what was not queued of a call that was cancelled or took too long. The queue counts the rest.
+    fn count_given_up(&self, groups: &[SlotGroup], error: &Error) {
+        if matches!(error, Error::Cancelled | Error::Timeout { .. }) {
+            self.embedder.count_given_up(groups.iter().map(|group| group.order.len() - group.next).sum());
+        }
     }
 
     /// Calls the callback of an asynchronous caller, once.
