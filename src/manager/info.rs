@@ -44,7 +44,7 @@ impl ModelInfo {
     /// The shape of what the model computes for a call with `options` to the slot `name`, and that of its results.
     pub(super) fn shapes(&self, options: &EmbedOptions, name: &str) -> Result<(Shape, Shape)> {
         let computed = self.facts.shapes.expect(options.kind, name)?;
-        Ok((computed, options.shape(computed)?))
+        Ok((computed, options.shape(computed, &self.facts.config)?))
     }
 
     /// What users call such a model.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::cache::{CachedItem, Content, EmbeddingCache, KeyRef};
 use crate::lifecycle::KeepAlive;
+use crate::models::SentenceConfig;
 use crate::output::{Combined, Output, OutputKind, Shape, View};
 use crate::trace::Trace;
 use crate::{Error, Result};
@@ -95,12 +96,16 @@ impl EmbedOptions {
 }
 
 impl EmbedOptions {
-    /// The shape of the results of a call to a model of this shape.
-    pub(super) fn shape(&self, model: Shape) -> Result<Shape> {
+    /// The shape of the results of a call to a model of this shape and these settings.
+    pub(super) fn shape(&self, model: Shape, config: &SentenceConfig) -> Result<Shape> {
         match model {
-            Shape::Dense { width } => {
-                dimensions(width, self.truncate_dim).map(|width| Shape::Dense { width })
-            }
+            Shape::Dense { width } => Ok(Shape::Dense {
+                width: match self.truncate_dim {
+                    None => config.kept(width),
+                    Some(asked) => dimensions(width, asked)?,
+                },
+            }),
+            Shape::All { width } => Ok(Shape::All { width: config.kept(width) }),
             other => Ok(other),
         }
     }
@@ -110,7 +115,7 @@ impl EmbedOptions {
         match (computed, out) {
             (View::Dense(vector), Output::Dense(out)) => finish(vector, self.normalize, out.row_mut(row)),
             (View::All(item), Output::All(out)) => {
-                let mut vector = item.dense.to_vec();
+                let mut vector = item.dense[..out.width].to_vec();
                 finish(&item.dense, self.normalize, &mut vector);
                 out.items[row] = Combined { dense: vector.into(), ..item.clone() };
             }
@@ -119,19 +124,14 @@ impl EmbedOptions {
     }
 }
 
-/// Length of the vectors that a model of `width` gives under `truncate_dim`.
-fn dimensions(width: usize, truncate_dim: Option<usize>) -> Result<usize> {
-    match truncate_dim {
-        None => Ok(width),
-        Some(dimensions) if (1..=width).contains(&dimensions) => Ok(dimensions),
-        Some(dimensions) => Err(Error::value(
-            "truncate_dim",
-            &[],
-            format!(
-                "={dimensions} is out of range: the model has {width} dimensions, so it must be 1 to {width}"
-            ),
-        )),
+/// The length of vectors that a call asks a model of `width` for.
+fn dimensions(width: usize, asked: usize) -> Result<usize> {
+    if (1..=width).contains(&asked) {
+        return Ok(asked);
     }
+    let range =
+        format!("={asked} is out of range: the model has {width} dimensions, so it must be 1 to {width}");
+    Err(Error::value("truncate_dim", &[], range))
 }
 
 /// Truncates `vector` to `out.len()` and, if asked, scales it to length 1. A vector of zeros stays zeros.
@@ -164,10 +164,9 @@ mod tests {
 
     #[test]
     fn dimensions_out_of_range_are_refused() {
-        assert_eq!(dimensions(384, None), Ok(384));
-        assert_eq!(dimensions(384, Some(384)), Ok(384));
+        assert_eq!(dimensions(384, 384), Ok(384));
         for wrong in [0, 385] {
-            let error = dimensions(384, Some(wrong)).unwrap_err();
+            let error = dimensions(384, wrong).unwrap_err();
             assert!(error.to_string().contains(&format!("truncate_dim={wrong}")), "{error}");
         }
     }

@@ -94,7 +94,7 @@ impl ModelDescription {
             path,
             architecture,
             engine,
-            dimension: backend.shapes().dense.unwrap_or(0),
+            dimension: backend.shapes().dense.map_or(0, |width| config.kept(width)),
             sparse_dimension: backend.shapes().sparse.unwrap_or(0),
             tasks: backend.shapes().tasks(),
             labels: backend.scores().map(|scores| scores.labels.clone()).unwrap_or_default(),

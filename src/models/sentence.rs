@@ -40,6 +40,8 @@ pub struct SentenceConfig {
     pub default_prompt_name: Option<String>,
     /// How vectors of this model are compared.
     pub similarity: Similarity,
+    /// Values that a vector keeps where a call does not say it.
+    pub truncate_dim: Option<usize>,
 }
 
 /// How the vectors of a model are compared.
@@ -105,8 +107,15 @@ const ARGUMENTS: &[&str] = &[
 /// What sentence-transformers writes of the model as a whole.
 const MODEL_CONFIG: &str = "config_sentence_transformers.json";
 /// The keys of [`MODEL_CONFIG`] that are read.
-const MODEL_KEYS: &[&str] =
-    &["prompts", "default_prompt_name", "similarity_fn_name", "model_type", "__version__", "activation_fn"];
+const MODEL_KEYS: &[&str] = &[
+    "prompts",
+    "default_prompt_name",
+    "similarity_fn_name",
+    "truncate_dim",
+    "model_type",
+    "__version__",
+    "activation_fn",
+];
 
 /// What sentence-transformers writes into the files of one kind of model.
 struct SavedTask {
@@ -205,6 +214,7 @@ struct ModelFile {
     prompts: BTreeMap<String, Option<String>>,
     default_prompt_name: Option<String>,
     similarity_fn_name: Option<Similarity>,
+    truncate_dim: Option<usize>,
     #[serde(flatten)]
     others: Map<String, Value>,
 }
@@ -287,6 +297,15 @@ impl SentenceConfig {
             let reason = format!("here only a {} is supported", saved.class);
             return Err(refusal(&files.model, &path, "model_type", kind, &reason));
         }
+        match model.truncate_dim {
+            Some(0) => return Err(Error::invalid_file(path, "its truncate_dim is 0; it must be at least 1")),
+            // Only SentenceTransformer cuts vectors; other classes have none, or read the key in no version.
+            Some(kept) if saved.class != EMBEDDING.class => {
+                let reason = format!("a {} has no vectors to truncate", saved.class);
+                return Err(refusal(&files.model, &path, "truncate_dim", &kept.into(), &reason));
+            }
+            _ => {}
+        }
         let prompts: BTreeMap<_, _> =
             model.prompts.into_iter().map(|(name, prompt)| (name, prompt.unwrap_or_default())).collect();
         if let Some(name) = model.default_prompt_name.as_ref().filter(|name| !prompts.contains_key(*name)) {
@@ -299,8 +318,15 @@ impl SentenceConfig {
             prompts,
             default_prompt_name: model.default_prompt_name,
             similarity: model.similarity_fn_name.unwrap_or_default(),
+            truncate_dim: model.truncate_dim,
             ..Self::plain()
         })
+    }
+
+    /// Values of a vector where a call does not say it; the transformer and its heads compute `width`.
+    #[must_use]
+    pub fn kept(&self, width: usize) -> usize {
+        self.truncate_dim.map_or(width, |kept| kept.min(width))
     }
 
     /// The settings of a model that scores texts: its length. Its head decides the rest.
@@ -364,6 +390,7 @@ impl SentenceConfig {
             prompts: BTreeMap::new(),
             default_prompt_name: None,
             similarity: Similarity::default(),
+            truncate_dim: None,
         }
     }
 

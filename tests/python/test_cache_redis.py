@@ -264,9 +264,7 @@ def test_a_distant_server_has_the_time_of_the_setting(redis_server, expected):
                     threading.Thread(target=pass_on, args=way, daemon=True).start()
 
     threading.Thread(target=accept, daemon=True).start()
-    with tiny(
-        cache_url=f"redis://127.0.0.1:{listener.getsockname()[1]}", cache_timeout=20, cache_size=0
-    ) as manager:
+    with tiny(cache_url=f"redis://127.0.0.1:{listener.getsockname()[1]}", cache_timeout=20, cache_size=0) as manager:
         ready(manager)
         computed = manager.stats()["queue"]["texts"]
         np.testing.assert_allclose(manager.embed(TEXTS, SLOT), expected, atol=1e-6)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ENGLISH_TEXT, FIXTURES
-from model_manager.errors import ModelManagerError, NoGeneratorError, UnsupportedModelError
+from model_manager.errors import InvalidFileError, ModelManagerError, NoGeneratorError, UnsupportedModelError
 from safetensors.numpy import load_file, save_file
 
 TEXTS = ["Merhaba dünya, bugün hava çok güzel.", ENGLISH_TEXT]
@@ -52,7 +52,6 @@ def changed(name: str, folder: Path, file: str, **keys: object) -> str:
         ("bert_cls", "sentence_bert_config.json", {"query_length": 8}, ["query_length"]),
         ("bert_cls", "sentence_bert_config.json", {"transformer_task": "fill-mask"}, ["fill-mask"]),
         ("bert_cls", "sentence_bert_config.json", {"model_args": {"is_causal": True}}, ["is_causal"]),
-        ("bert_cls", "config_sentence_transformers.json", {"truncate_dim": 8}, ["truncate_dim"]),
         ("bert_cls", "config_sentence_transformers.json", {"model_type": "SparseEncoder"}, ["SparseEncoder"]),
     ],
 )
@@ -111,6 +110,58 @@ def test_nulls_mean_absent(make_manager, tmp_path, name):
     manager.register("same", str(FIXTURES / name))
     manager.register("nulls", str(folder))
     np.testing.assert_array_equal(manager.embed(TEXTS, "nulls"), manager.embed(TEXTS, "same"))
+
+
+@pytest.mark.parametrize("kept", [8, 10_000, None])
+def test_a_saved_truncate_dim_is_the_default(make_manager, tmp_path, kept):
+    """As in sentence-transformers: cut after the model's own normalization; a call may ask for another length."""
+    manager = make_manager()
+    manager.register("whole", str(FIXTURES / "bert_dense"))
+    file = "config_sentence_transformers.json"
+    manager.register("cut", changed("bert_dense", tmp_path / "m", file, truncate_dim=kept))
+    for normalize in (False, True):
+        whole = manager.embed(TEXTS, "whole", normalize=False)
+        width = min(kept or whole.shape[1], whole.shape[1])
+        expected = whole[:, :width]
+        if normalize:
+            expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)
+        np.testing.assert_allclose(manager.embed(TEXTS, "cut", normalize=normalize), expected, rtol=1e-6, atol=1e-7)
+        for asked in (4, whole.shape[1]):
+            same = manager.embed(TEXTS, "whole", truncate_dim=asked, normalize=normalize)
+            np.testing.assert_array_equal(manager.embed(TEXTS, "cut", truncate_dim=asked, normalize=normalize), same)
+    assert manager.describe("cut")["dimension"] == width
+    assert manager.embed([], "cut").shape == (0, width)
+    _, parts = manager.embed_chunks(TEXTS[0], "cut", normalize=False)
+    _, all_of_them = manager.embed_chunks(TEXTS[0], "whole", normalize=False)
+    np.testing.assert_array_equal(parts, all_of_them[:, :width])
+
+
+def test_a_saved_truncate_dim_cuts_the_vectors_among_other_results(make_manager, tmp_path):
+    manager = make_manager()
+    manager.register("whole", str(FIXTURES / "bge_m3"))
+    cut = changed("bge_m3", tmp_path / "m", "config_sentence_transformers.json", truncate_dim=8)
+    manager.register("cut", cut)
+    kinds = ("dense", "sparse", "multi")
+    whole, found = (manager.embed(TEXTS, slot, outputs=kinds, normalize=False) for slot in ("whole", "cut"))
+    np.testing.assert_array_equal(found[0], whole[0][:, :8])
+    for found_one, whole_one in zip(found[2], whole[2], strict=True):
+        np.testing.assert_array_equal(found_one, whole_one)
+
+
+def test_a_truncate_dim_of_a_model_without_vectors_is_refused(make_manager, tmp_path):
+    manager = make_manager()
+    manager.register("m", changed("splade_bert", tmp_path / "m", "config_sentence_transformers.json", truncate_dim=8))
+    with pytest.raises(UnsupportedModelError, match=r"truncate_dim.*SparseEncoder has no vectors"):
+        manager.embed_sparse(TEXTS, "m")
+
+
+@pytest.mark.parametrize("wrong", [0, -1, "8", 2.5])
+def test_a_saved_truncate_dim_that_is_no_length_is_refused(make_manager, tmp_path, wrong):
+    manager = make_manager()
+    cut = changed("bert_cls", tmp_path / "m", "config_sentence_transformers.json", truncate_dim=wrong)
+    manager.register("cut", cut)
+    with pytest.raises(InvalidFileError, match=r"config_sentence_transformers\.json"):
+        manager.embed(TEXTS, "cut")
 
 
 @pytest.mark.parametrize("flag", [{"is_causal": False}, {"use_bidirectional_attention": True}])

@@ -132,6 +132,13 @@ impl Manager {
             states.drain(..(needed - kept) * wide);
             kept = needed;
         }
+        let (computed, width) = (width, handle.info.facts.config.kept(width));
+        if width < computed {
+            for row in 0..chunks.len() {
+                vectors.copy_within(row * computed..row * computed + width, row * width);
+            }
+            vectors.truncate(chunks.len() * width);
+        }
         if options.normalize {
             vectors.chunks_exact_mut(width.max(1)).for_each(crate::models::normalize);
         }

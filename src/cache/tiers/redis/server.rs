@@ -125,7 +125,8 @@ impl RedisServer {
         }
         let kept = self.idle.lock().pop();
         let fresh = kept.is_none();
-        let connection = kept.map_or_else(|| self.client.connect(CONNECT.max(self.timeout), self.timeout), Ok);
+        let connection =
+            kept.map_or_else(|| self.client.connect(CONNECT.max(self.timeout), self.timeout), Ok);
         let (answer, connection) = match connection {
             Ok(mut connection) => (request(&mut connection), Some(connection)),
             Err(error) => (Err(error), None),
@@ -190,7 +191,7 @@ impl RedisServer {
 /// What went wrong. Of several commands that failed together, the first says it.
 fn reason(error: &redis::RedisError) -> String {
     match error.clone().into_server_errors().as_deref() {
-        Some([(_, first), _, ..]) => first.to_string(),
+        Some([(_, first), ..]) => first.to_string(),
         _ => error.to_string(),
     }
 }
