@@ -1,7 +1,8 @@
 //! Settings: defaults, environment, keywords; validated once, then immutable.
 //!
 //! One table (`for_each_setting`) holds every setting with its meaning, type, default and environment variable. The
-//! struct, the parser, the Python class, the table in docs/configuration.md and the tests that nothing is missing are all made from it.
+//! struct, the parser, the Python class, the table in docs/configuration.md and the tests that nothing is missing are all
+//! made from it.
 
 mod device;
 mod folder;
@@ -89,21 +90,25 @@ macro_rules! for_each_setting {
             cache_disk_ttl: Option<TimeSpan> = None, "MODEL_MANAGER_CACHE_DISK_TTL";
             /// So many of the vectors stored there last are read into memory at the start; 0: none.
             warm_restart: usize = 0, "MODEL_MANAGER_WARM_RESTART";
-            /// Redis or Valkey servers that share vectors between processes: redis:// or rediss:// addresses, separated by commas, or redis+cluster:// for nodes of a cluster; none: no server.
+            /// Redis or Valkey servers that share vectors between processes: redis:// or rediss:// addresses, separated
+            /// by commas, or redis+cluster:// for nodes of a cluster; none: no server.
             cache_url: Option<NonEmpty> = None, "MODEL_MANAGER_CACHE_URL";
             /// Seconds, or text such as "7d", that a vector is kept there.
             cache_url_ttl: TimeSpan = TimeSpan::week(), "MODEL_MANAGER_CACHE_URL_TTL";
             /// Seconds that one request to such a server may take; afterwards the vector is computed.
             cache_timeout: Seconds = Seconds(0.05), "MODEL_MANAGER_CACHE_TIMEOUT";
-            /// Text, or env:NAME. Without it, programs cannot read the keys of vectors there or add forged ones; none: keys are plain digests.
+            /// Text, or env:NAME. Without it, programs cannot read the keys of vectors there or add forged ones; none:
+            /// keys are plain digests.
             cache_secret: Option<NonEmpty> = None, "MODEL_MANAGER_CACHE_SECRET";
-            /// Default sources of the sentence slots: compatible (one model for Turkish, one for all other texts) or multilingual (one model for both).
+            /// Default sources of the sentence slots: compatible (one model for Turkish, one for all other texts) or
+            /// multilingual (one model for both).
             profile: Profile = Profile::Compatible, "MODEL_MANAGER_PROFILE";
             /// The preferred sentence model is the Turkish one.
             prefer_turkish: bool = true, "AI_PREFER_TURKISH_MODELS";
             /// Each text goes to the model of its language; false: all go to the preferred one.
             language_detection: bool = true, "AI_LANGUAGE_DETECTION";
-            /// How the language of a text is found: compatible (as always) or improved (short texts and Turkish in ASCII letters too).
+            /// How the language of a text is found: compatible (as always) or improved (short texts and Turkish in ASCII
+            /// letters too).
             language_detector: LanguageDetector = LanguageDetector::Compatible, "MODEL_MANAGER_LANGUAGE_DETECTOR";
             /// Source of the slot turkish_sentence. The variable is read again at each load.
             turkish_model: NonEmpty = NonEmpty::from(MULTILINGUAL_MODEL), "TURKISH_SENTENCE_MODEL";
@@ -119,17 +124,21 @@ macro_rules! for_each_setting {
             max_tokens: usize = 150, "AI_MAX_TOKENS";
             /// Default sampling temperature.
             temperature: f64 = 0.7, "AI_TEMPERATURE";
-            /// How sentence models' weights are held: float32, bfloat16, int8, int4, or auto: bfloat16 where the CPU or the card multiplies it natively, else float32.
+            /// How sentence models' weights are held: float32, bfloat16, int8, int4, or auto: bfloat16 where the CPU or
+            /// the card multiplies it natively, else float32.
             dtype: DTypeChoice = DTypeChoice::Auto, "MODEL_MANAGER_DTYPE";
             /// The same for the generator. GGUF files keep their own form.
             generator_dtype: DTypeChoice = DTypeChoice::Auto, "MODEL_MANAGER_GENERATOR_DTYPE";
-            /// auto, cpu, cuda, cuda:1 (the second card) or mps, also written metal; a card needs a build with its feature (docs/gpu.md). auto is the card with the most free memory, else the CPU. Generators use a card only where it is named: their quantized weights take 16 or 32 bits each there. candle-cpu is for tests.
+            /// auto, cpu, cuda, cuda:1 (the second card) or mps, also written metal; a card needs a build with its
+            /// feature (docs/gpu.md). auto is the card with the most free memory, else the CPU. Generators use a card
+            /// only where it is named: their quantized weights take 16 or 32 bits each there. candle-cpu is for tests.
             device: DeviceChoice = DeviceChoice::Auto, "MODEL_MANAGER_DEVICE";
             /// Threads that compute, shared by all managers of the process; 0: as many as the cores it may use.
             threads: usize = 0, "MODEL_MANAGER_THREADS";
             /// Texts that may wait for one model before a call is refused.
             max_queue: usize = 200_000, "MODEL_MANAGER_MAX_QUEUE";
-            /// Bytes of a text whose every token is wanted (prompts, truncate=False, counting); a longer one is refused, and so is any text with a sixteenth of them and no place to cut.
+            /// Bytes of a text whose every token is wanted (prompts, truncate=False, counting); a longer one is refused,
+            /// and so is any text with a sixteenth of them and no place to cut.
             max_text_bytes: usize = 4 << 20, "MODEL_MANAGER_MAX_TEXT_BYTES";
             /// Answers that one generator writes at the same time; more requests wait.
             max_parallel: usize = 16, "MODEL_MANAGER_MAX_PARALLEL";
@@ -137,19 +146,25 @@ macro_rules! for_each_setting {
             max_generation_queue: usize = 256, "MODEL_MANAGER_MAX_GENERATION_QUEUE";
             /// Tokens of a prompt and its answer together; none: the model's own limit.
             max_context: Option<usize> = None, "MODEL_MANAGER_MAX_CONTEXT";
-            /// Memory that the keys and values of one generator's requests may take: bytes, text such as "2GB", or a fraction of RAM or cgroup limit.
+            /// Memory that the keys and values of one generator's requests may take: bytes, text such as "2GB", or a
+            /// fraction of RAM or cgroup limit.
             kv_memory: MemoryBudget = MemoryBudget::quarter(), "MODEL_MANAGER_KV_MEMORY";
-            /// Memory that all models may take, keys and values of generators included: bytes, text such as "2GB", or a fraction of RAM or cgroup limit. Models on a card have the same limit there, or that fraction of the card's memory.
+            /// Memory that all models may take, keys and values of generators included: bytes, text such as "2GB", or a
+            /// fraction of RAM or cgroup limit. Models on a card have the same limit there, or that fraction of the
+            /// card's memory.
             memory_budget: Option<MemoryBudget> = None, "MODEL_MANAGER_MEMORY_BUDGET";
-            /// Which idle model leaves when memory_budget is full: lru (the least recently used) or cost (the one whose uses and load time are worth least for its size).
+            /// Which idle model leaves when memory_budget is full: lru (the least recently used) or cost (the one whose
+            /// uses and load time are worth least for its size).
             eviction: EvictionOrder = EvictionOrder::Lru, "MODEL_MANAGER_EVICTION";
-            /// How long models stay after their latest use: seconds or "5m"; 0: not at all; negative: until unloaded by hand; auto: as their use has shown; none: max_idle_time.
+            /// How long models stay after their latest use: seconds or "5m"; 0: not at all; negative: until unloaded by
+            /// hand; auto: as their use has shown; none: max_idle_time.
             keep_alive: Option<KeepAliveSetting> = None, "MODEL_MANAGER_KEEP_ALIVE";
             /// With keep_alive auto, seconds in memory that one load is worth; none: twice max_idle_time.
             cold_start_price: Option<Seconds> = None, "MODEL_MANAGER_COLD_START_PRICE";
             /// With keep_alive auto, the longest stay after a use.
             max_keep_alive: Seconds = Seconds(14_400.0), "MODEL_MANAGER_MAX_KEEP_ALIVE";
-            /// With keep_alive auto, the folder in which the times of use are remembered across restarts; true: one in the user's cache folder; false: none.
+            /// With keep_alive auto, the folder in which the times of use are remembered across restarts; true: one in
+            /// the user's cache folder; false: none.
             adaptive_state: FolderSetting = FolderSetting::Usual, "MODEL_MANAGER_ADAPTIVE_STATE";
             /// Seconds that loading may take when a call gives no timeout of its own; none: no limit.
             load_timeout: Option<Seconds> = None, "MODEL_MANAGER_LOAD_TIMEOUT";

@@ -2,7 +2,8 @@
 //!
 //! Bounded by entries and by bytes, exactly: after every call both bounds are kept. The entry that leaves is the least
 //! recently used one ([`Policy::Lru`]), the least frequently used one ([`Policy::Lfu`]), or chosen by a balance of both that
-//! follows the use ([`Policy::Arc`]). With a time to live, an entry older than that is never returned. One lock, for the look-up only; values are dropped after it is released.
+//! follows the use ([`Policy::Arc`]). With a time to live, an entry older than that is never returned. One lock, for the
+//! look-up only; values are dropped after it is released.
 
 mod arc;
 mod entry;

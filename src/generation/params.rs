@@ -111,7 +111,8 @@ impl GenerationParams {
     /// How many tokens may be written after a prompt of `prompt` tokens in a model that holds `context` tokens.
     ///
     /// # Errors
-    /// [`Error::Input`] when the prompt is empty, [`Error::Argument`] when it does not fit the context, or leaves nothing of `max_length`.
+    /// [`Error::Input`] when the prompt is empty, [`Error::Argument`] when it does not fit the context, or leaves nothing
+    /// of `max_length`.
     pub fn budget(&self, prompt: usize, context: usize) -> Result<usize> {
         if prompt == 0 {
             return Err(Error::Input("the prompt is empty: it must give at least one token".into()));

@@ -150,7 +150,8 @@ impl Parts {
         })
     }
 
-    /// Stops downloads, the requests of loads and idle clean-ups, and unloads everything. Models in use stay in memory until their calls end.
+    /// Stops downloads, the requests of loads and idle clean-ups, and unloads everything. Models in use stay in memory
+    /// until their calls end.
     pub(super) fn close(&self) {
         self.loader.close();
         self.reaper.stop();

@@ -211,6 +211,12 @@ impl LateInteraction {
             _ if native => Vec::new(),
             _ => punctuation(),
         };
+        if let (Some(most), Some(QueryExpansion { length, .. })) = (query_length, &expansion)
+            && most < *length
+        {
+            let reason = format!("query_expansion makes every query {length} tokens long at least");
+            return Err(refusal(model, path, "query_length", &most.into(), &reason));
+        }
         let mut own = Self {
             prompts,
             markers,

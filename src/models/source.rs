@@ -44,10 +44,10 @@ pub enum Source {
 impl Source {
     /// Reads a model's name as users write it.
     ///
-    /// `ollama://host/model` and its like, `pkg:package/inner`, `….gguf`, and what looks like a path (`/…`, `./…`, `../…`, `~/…`, a backslash) are
-    /// taken as such. Anything else is a hub id, unless a folder of that name with a `config.json`, a `modules.json` or a
-    /// `.gguf` file exists here. A bare name means `sentence-transformers/NAME`. The address of a model's page on the hub
-    /// (`https://huggingface.co/org/name`) means its id.
+    /// `ollama://host/model` and its like, `pkg:package/inner`, `….gguf`, and what looks like a path (`/…`, `./…`, `../…`,
+    /// `~/…`, a backslash) are taken as such. Anything else is a hub id, unless a folder of that name with a `config.json`,
+    /// a `modules.json` or a `.gguf` file exists here. A bare name means `sentence-transformers/NAME`. The address of a
+    /// model's page on the hub (`https://huggingface.co/org/name`) means its id.
     ///
     /// # Errors
     /// [`Error::Input`] for an empty name, [`Error::ModelNotFound`] for one that can be none of these.

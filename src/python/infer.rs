@@ -30,8 +30,8 @@ pub(super) struct InferenceCall {
 }
 
 impl InferenceCall {
-    /// `kind`: scores, sparse, multi, queries, states or all. `second`: the second texts of pairs; one `first` text goes with each of them.
-    /// `keywords`: those of [`KEYWORDS`].
+    /// `kind`: scores, sparse, multi, queries, states or all. `second`: the second texts of pairs; one `first` text goes
+    /// with each of them. `keywords`: those of [`KEYWORDS`].
     pub(super) fn new(
         kind: &str,
         first: &Bound<'_, PyAny>,

@@ -20,8 +20,9 @@ use crate::trace::{Trace, TraceStage};
 static ON: AtomicBool = AtomicBool::new(false);
 static TRACER: Mutex<Option<Py<PyAny>>> = Mutex::new(None);
 
-/// Sets the tracer of all managers, or none. It has ``begin(operation, model, inputs, parameters, start)``, which returns None or a
-/// span and the headers that carry it on, and ``end(span, end, stages, figures, error)``. Times are nanoseconds since 1970.
+/// Sets the tracer of all managers, or none. It has ``begin(operation, model, inputs, parameters, start)``, which returns
+/// None or a span and the headers that carry it on, and ``end(span, end, stages, figures, error)``. Times are nanoseconds
+/// since 1970.
 #[pyfunction]
 pub(super) fn _set_tracer(tracer: Option<Py<PyAny>>) {
     ON.store(tracer.is_some(), Ordering::Relaxed);

@@ -148,6 +148,7 @@ def expanded(**settings):
         ("native", TRANSFORMER, expanded(strategy="any"), "strategies"),
         ("native", TRANSFORMER, expanded(length=99), "99 tokens"),
         ("native", TRANSFORMER, expanded(token="[X]"), r"\[X\]"),
+        ("native", TRANSFORMER, {**expanded(), "query_length": 5}, r"query_length.*5.*9 tokens"),
         ("native", "modules.json", MODULES, "LSTM"),
     ],
 )

@@ -44,8 +44,9 @@ fn windows(tokens: usize, capacity: usize) -> Vec<TokenWindow> {
 }
 
 impl Manager {
-    /// [`Manager::chunks`] of a text, a vector for each, row-major, and the length of a vector: the states of its tokens in a pass over the whole text,
-    /// pooled as the model pools a text. A text that is longer than the model reads is read in windows that overlap.
+    /// [`Manager::chunks`] of a text, a vector for each, row-major, and the length of a vector: the states of its tokens in
+    /// a pass over the whole text, pooled as the model pools a text. A text that is longer than the model reads is read in
+    /// windows that overlap.
     ///
     /// # Errors
     /// [`Error::Unsupported`] for a model whose vector is the state of one token; as [`Manager::chunks`] and

@@ -274,7 +274,9 @@ impl RopeConfig {
         }
         let mut rotary = scaling.rotary(base, defaults.head, width / 2 * 2, defaults.style)?;
         if let Some(rate) = parameters.others.get("llama_4_scaling_beta").and_then(Value::as_f64) {
-            let length = parameters.original_max_position_embeddings.unwrap_or(defaults.context as f32);
+            let length = parameters.original_max_position_embeddings.ok_or(
+                "its rotary scaling has llama_4_scaling_beta without original_max_position_embeddings",
+            )?;
             rotary.query_growth = Some(QueryGrowth { rate: rate as f32, length: length as usize });
         }
         Ok(rotary)

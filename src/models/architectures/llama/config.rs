@@ -185,6 +185,9 @@ impl ConfigParts {
         }
         let others: &[&str] = if ministral3 { &MINISTRAL3 } else { &[] };
         let full = rope.rotary(&defaults, Some("full_attention"), others)?;
+        if ministral3 && full.query_growth.is_none() {
+            return Err("its rope_parameters have no llama_4_scaling_beta, which its family needs".into());
+        }
         if dialect.model_type != "gemma3_text" {
             return Ok([full.clone(), full]);
         }

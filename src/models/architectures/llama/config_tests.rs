@@ -202,6 +202,10 @@ fn factors_follow_the_family() {
     let absent = read_as("granite", json!({})).unwrap().attention[0].scale;
     assert_eq!(absent, Some(1.0), "transformers' default");
     assert!(refusal("ministral3", json!({})).contains("no rope_parameters"));
+    let plain = json!({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}});
+    assert!(refusal("ministral3", plain).contains("no llama_4_scaling_beta"));
+    let short = json!({"rope_parameters": {"rope_type": "default", "llama_4_scaling_beta": 0.1}});
+    assert!(refusal("ministral3", short).contains("without original_max_position_embeddings"));
     let growth = json!({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "mscale": 1.0, "mscale_all_dim": 1.0,
         "original_max_position_embeddings": 16, "llama_4_scaling_beta": 0.1, "max_position_embeddings": 32}});
     let rotary = read_as("ministral3", growth.clone()).unwrap().attention[0].rotary.clone().unwrap();

@@ -1,8 +1,8 @@
 //! GPTs with rotary positions and layer normalization: GPT-NeoX, Phi, StableLM, StarCoder 2 and Falcon.
 //!
 //! Black et al., "GPT-NeoX-20B: An Open-Source Autoregressive Language Model", 2022; Li et al., "Textbooks Are All You Need II:
-//! phi-1.5 technical report", 2023; Bellagente et al., "Stable LM 2 1.6B Technical Report", 2024; Lozhkov et al., "StarCoder 2 and
-//! The Stack v2: The Next Generation", 2024. Falcon has a page of its own for its configuration.
+//! phi-1.5 technical report", 2023; Bellagente et al., "Stable LM 2 1.6B Technical Report", 2024; Lozhkov et al.,
+//! "StarCoder 2 and The Stack v2: The Next Generation", 2024. Falcon has a page of its own for its configuration.
 
 mod config;
 mod falcon;
