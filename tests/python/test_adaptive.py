@@ -140,7 +140,7 @@ def test_a_load_ahead_of_a_daily_use_is_planned(tmp_path):
     saved = json.loads(file.read_text(encoding="utf-8"))
     for days in ("working", "weekend"):
         daily = saved["slots"][SLOT]["daily"][days]
-        daily["days"], daily["used"], daily["seen"] = 5.0, [5.0] * 144, [5] * 144
+        daily["days"], daily["used"], daily["seen"] = 5.0, [5.0] * 144, [0b11111] * 144
     file.write_text(json.dumps(saved), encoding="utf-8")
     with tiny(keep_alive="auto", adaptive_state=str(tmp_path)) as manager:
         planned = manager.forecast()

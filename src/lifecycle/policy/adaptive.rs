@@ -137,6 +137,7 @@ impl AdaptivePolicy {
         pressure: Arc<MemoryPressure>,
         learned: SlotHabits,
     ) -> Self {
+        let settings = AdaptiveSettings { usual: settings.usual.min(settings.longest), ..settings };
         let window = decide(&learned, settings);
         let state = AdaptiveState {
             own: SlotHabits::default(),
@@ -235,9 +236,9 @@ impl AdaptivePolicy {
         let stay = match state.window() {
             None => self.settings.usual,
             Some(window) if window.from > 0.0 => SHORT_STAY,
-            Some(window) => Duration::from_secs_f64(window.to.max(SHORTEST_STAY)).min(self.settings.longest),
+            Some(window) => Duration::from_secs_f64(window.to.max(SHORTEST_STAY)),
         };
-        self.pressure.shorten(stay)
+        self.pressure.shorten(stay.min(self.settings.longest))
     }
 
     /// It will be needed soon.

@@ -11,8 +11,8 @@ pub(super) const BIN_SECONDS: f64 = 600.0;
 const DAY_SECONDS: f64 = 86_400.0;
 /// Days after which a day counts half.
 const HALF_LIFE: f64 = 14.0;
-/// How often a bin must have been used before it is a habit.
-const ENOUGH: u8 = 4;
+/// On how many of the latest 32 days a bin must have been used before it is a habit.
+const ENOUGH: u32 = 4;
 /// What a bin costs in which the model is loaded and not used.
 const MISSED: f64 = 600.0;
 /// How long a model that is loaded at the beginning of a bin waits for its use, on average.
@@ -25,8 +25,8 @@ struct Days {
     days: f32,
     /// Of those, the days on which each bin was used.
     used: Vec<f32>,
-    /// How often each bin was used at all.
-    seen: Vec<u8>,
+    /// The days on which each bin was used: bit `n` is that of `n` days before the latest one.
+    seen: Vec<u32>,
 }
 
 impl Default for Days {
@@ -80,9 +80,11 @@ impl DailyHabits {
         if idle.is_some_and(|idle| idle < BIN_SECONDS) {
             return;
         }
+        // Not the latest day where the clock was set back a little.
+        let before = self.latest.map_or(0, |latest| latest.abs_diff(at.date().num_days_from_ce()));
         let days = self.days(at.date());
         days.used[bin] += 1.0;
-        days.seen[bin] = days.seen[bin].saturating_add(1);
+        days.seen[bin] |= 1_u32.checked_shl(before).unwrap_or(0);
     }
 
     /// Counts the days up to `day`. A clock that was set back counts nothing; after a week of it, the later days have not
@@ -97,10 +99,12 @@ impl DailyHabits {
         if number <= latest {
             if number < latest - 7 {
                 self.latest = Some(number);
+                self.days_passed(1);
                 self.today.clear();
             }
             return;
         }
+        self.days_passed(number.abs_diff(latest));
         // After a long time nothing of the old habits is left.
         let first = (latest + 1).max(number - 400);
         for next in (first..=number).filter_map(NaiveDate::from_num_days_from_ce_opt) {
@@ -111,6 +115,13 @@ impl DailyHabits {
         }
         self.latest = Some(number);
         self.today.clear();
+    }
+
+    /// The latest day is so many days later than before.
+    fn days_passed(&mut self, count: u32) {
+        for seen in self.working.seen.iter_mut().chain(&mut self.weekend.seen) {
+            *seen = seen.checked_shl(count).unwrap_or(0);
+        }
     }
 
     fn days(&mut self, day: NaiveDate) -> &mut Days {
@@ -133,7 +144,7 @@ impl DailyHabits {
 
     fn share(&self, day: NaiveDate, bin: usize, missed: i32) -> f64 {
         let days = if is_weekend(day) { &self.weekend } else { &self.working };
-        if days.seen[bin] < ENOUGH || days.days <= 0.0 {
+        if days.seen[bin].count_ones() < ENOUGH || days.days <= 0.0 {
             return 0.0;
         }
         let (each, kept) = ((-1.0 / HALF_LIFE).exp2(), (-f64::from(missed) / HALF_LIFE).exp2());
@@ -159,7 +170,7 @@ impl DailyHabits {
     /// The beginning of the next ten minutes, within a week from `now`, for which that is so: seconds from `now`, and how
     /// likely the use is.
     pub fn next(&self, now: NaiveDateTime, price: f64) -> Option<(f64, f64)> {
-        let has_habits = |days: &Days| days.seen.iter().any(|seen| *seen >= ENOUGH);
+        let has_habits = |days: &Days| days.seen.iter().any(|seen| seen.count_ones() >= ENOUGH);
         if !(has_habits(&self.working) || has_habits(&self.weekend)) {
             return None;
         }
@@ -176,14 +187,20 @@ impl DailyHabits {
         })
     }
 
-    /// Adds what another process has seen.
+    /// Adds what another process has seen. Of a day that both have seen, each bin is used once at most.
     pub fn merge(&mut self, other: &Self) {
+        let mut other = other.clone();
+        let latest = self.latest.max(other.latest);
+        for habits in [&mut *self, &mut other] {
+            let passed = habits.latest.zip(latest).map_or(0, |(own, latest)| latest.abs_diff(own));
+            habits.days_passed(passed);
+        }
         for (own, other) in [(&mut self.working, &other.working), (&mut self.weekend, &other.weekend)] {
             own.days += other.days;
             own.used.iter_mut().zip(&other.used).for_each(|(own, other)| *own += other);
-            own.seen.iter_mut().zip(&other.seen).for_each(|(own, other)| *own = own.saturating_add(*other));
+            own.seen.iter_mut().zip(&other.seen).for_each(|(own, other)| *own |= other);
         }
-        self.latest = self.latest.max(other.latest);
+        self.latest = latest;
     }
 
     /// Whether it is one that this code writes.
@@ -264,6 +281,24 @@ mod tests {
         }
         let (always, sometimes) = (habits.probability(at(11, 9, 0)), habits.probability(at(11, 15, 0)));
         assert!(always > 0.8 && (0.3..0.7).contains(&sometimes), "{always} {sometimes}");
+    }
+
+    #[test]
+    fn processes_of_one_day_are_no_habit() {
+        let mut all = DailyHabits::default();
+        for day in [1, 2, 3, 4] {
+            // Workers of one server, or one that restarts.
+            for _ in 0..5 {
+                let mut worker = DailyHabits::default();
+                worker.used(at(day, 9, 0), None);
+                all.merge(&worker);
+            }
+            assert_eq!(all.is_worth(at(5, 9, 0), 1200.0), day == 4, "after {day} days");
+        }
+        // Those of a month ago are forgotten.
+        all.used(at(30, 14, 0), None);
+        all.used(at(30, 14, 0) + chrono::Days::new(6), None);
+        assert_eq!(all.probability(at(30, 9, 0) + chrono::Days::new(7)), 0.0);
     }
 
     #[test]

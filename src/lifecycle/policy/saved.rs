@@ -1,7 +1,7 @@
 //! What was learned, across restarts: one file for each process, whose counts add up.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,10 +12,11 @@ use serde::{Deserialize, Serialize};
 use super::daily::DailyHabits;
 use super::gaps::GapHistogram;
 use crate::private_files::{create_folder, replace};
+use crate::sync::Mutex;
 
 /// Raised when the layout changes. A file of another version is left alone.
-const VERSION: u32 = 1;
-/// Files that were not written for so long belong to processes that have ended.
+const VERSION: u32 = 2;
+/// Files that were not written for so long, and that no process holds, belong to processes that have ended.
 const ABANDONED: Duration = Duration::from_secs(1800);
 /// Load times that are remembered: the longest of them but one in twenty is expected.
 const RECENT_LOADS: usize = 32;
@@ -76,6 +77,8 @@ struct HabitFile {
 pub(super) struct SavedHabits {
     folder: PathBuf,
     own: PathBuf,
+    /// That file, locked as long as the process lives.
+    held: Mutex<Option<File>>,
     /// What processes that have ended had learned: it goes on in the file of this one.
     inherited: BTreeMap<String, SlotHabits>,
     opened: Instant,
@@ -94,6 +97,7 @@ impl SavedHabits {
         let mut saved = Self {
             folder: folder.to_path_buf(),
             own,
+            held: Mutex::default(),
             inherited: BTreeMap::new(),
             opened: Instant::now(),
             learned: BTreeMap::new(),
@@ -109,25 +113,32 @@ impl SavedHabits {
                 let _ = fs::remove_file(&path);
                 continue;
             }
+            let claimed = if age > ABANDONED { claim(&path) } else { None };
             let Some(mut slots) = read(&path) else { continue };
-            if age > ABANDONED {
+            if claimed.is_some() {
                 fade(&mut slots, age);
             }
             merge(&mut saved.learned, &slots);
-            if age > ABANDONED {
-                ended.push((path, slots));
-            }
+            ended.extend(claimed.map(|lock| EndedFile { path, slots, _lock: lock }));
         }
-        for (path, slots) in ended {
-            // Whoever removes the file takes it over.
-            if fs::remove_file(&path).is_ok() {
-                merge(&mut saved.inherited, &slots);
-            }
-        }
-        if !saved.inherited.is_empty() {
-            let _ = saved.save(&BTreeMap::new());
-        }
+        saved.take_over(&ended);
         saved
+    }
+
+    /// Goes on with what these files say in that of this process, and removes them when it is written.
+    fn take_over(&mut self, ended: &[EndedFile]) {
+        ended.iter().for_each(|file| merge(&mut self.inherited, &file.slots));
+        if ended.is_empty() {
+            return;
+        }
+        match self.save(&BTreeMap::new()) {
+            Ok(()) => ended.iter().for_each(|file| drop(fs::remove_file(&file.path))),
+            Err(error) => {
+                // They stay where they are, for a process that can write.
+                self.inherited.clear();
+                log::warn!("what was learned of the use of models cannot be saved: {error}");
+            }
+        }
     }
 
     /// What all processes had learned of a slot.
@@ -145,7 +156,28 @@ impl SavedHabits {
         merge(&mut slots, own);
         create_folder(&self.folder)?;
         let json = serde_json::to_vec(&HabitFile { version: VERSION, slots })?;
-        replace(&self.own, |file| file.write_all(&json))
+        replace(&self.own, |file| file.write_all(&json))?;
+        // Where files cannot be locked, their age alone says that a process has ended.
+        let own = File::open(&self.own).ok().filter(|own| own.try_lock_shared().is_ok());
+        *self.held.lock() = own;
+        Ok(())
+    }
+}
+
+/// The file of a process that has ended, which no other one takes over meanwhile.
+struct EndedFile {
+    path: PathBuf,
+    slots: BTreeMap<String, SlotHabits>,
+    _lock: File,
+}
+
+/// Locks an old file, unless its process holds it, or another one takes it over.
+fn claim(path: &Path) -> Option<File> {
+    let file = File::options().read(true).write(true).open(path).ok()?;
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => None,
+        // Whoever had the lock before may have removed the file.
+        Ok(()) | Err(TryLockError::Error(_)) => path.exists().then_some(file),
     }
 }
 
@@ -194,7 +226,7 @@ mod tests {
         one.save(&habits(6)).unwrap(); // in the place of the five
         assert_eq!(weight(folder.path()), 9.0);
         let whole = fs::read_to_string(&one.own).unwrap();
-        for damaged in [&whole[..whole.len() / 2], "", "[]", &whole.replace("\"version\":1", "\"version\":2")]
+        for damaged in [&whole[..whole.len() / 2], "", "[]", &whole.replace("\"version\":2", "\"version\":1")]
         {
             fs::write(&one.own, damaged).unwrap();
             assert_eq!(weight(folder.path()), 3.0, "{damaged:.20}");
@@ -221,12 +253,44 @@ mod tests {
     }
 
     #[test]
+    fn a_process_that_is_idle_for_hours_keeps_its_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let live = SavedHabits::open(folder.path());
+        live.save(&habits(8)).unwrap();
+        let old = SystemTime::now() - Duration::from_secs(7200);
+        fs::File::options().write(true).open(&live.own).unwrap().set_modified(old).unwrap();
+        assert_eq!(weight(folder.path()), 8.0);
+        live.save(&habits(9)).unwrap();
+        assert_eq!(weight(folder.path()), 9.0, "nothing counts twice");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_cannot_be_taken_over_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let ended = SavedHabits::open(folder.path());
+        ended.save(&habits(8)).unwrap();
+        *ended.held.lock() = None;
+        let mut next = SavedHabits::open(folder.path());
+        // As on a full disk.
+        next.own = folder.path().join("a file").join("below it.json");
+        fs::write(folder.path().join("a file"), "").unwrap();
+        next.folder = next.own.clone();
+        let slots = read(&ended.own).unwrap();
+        next.take_over(&[EndedFile { path: ended.own.clone(), slots, _lock: claim(&ended.own).unwrap() }]);
+        assert_eq!((next.inherited.len(), weight(folder.path())), (0, 8.0));
+        assert!(claim(&ended.own).is_some_and(|_| ended.own.exists()));
+    }
+
+    #[test]
     fn what_ended_long_ago_weighs_less_and_the_clock_may_jump() {
         let folder = tempfile::tempdir().unwrap();
         let file = SavedHabits::open(folder.path());
         let written = |at: SystemTime| {
             file.save(&habits(40)).unwrap();
             fs::File::options().write(true).open(&file.own).unwrap().set_modified(at).unwrap();
+            // Its process has ended.
+            *file.held.lock() = None;
         };
         let week = Duration::from_secs(7 * 86_400);
         written(SystemTime::now() + 52 * week);

@@ -13,6 +13,22 @@ fn policy(world: &World) -> Arc<AdaptivePolicy> {
     Arc::new(AdaptivePolicy::new(world.clock.clone(), settings, pressure, SlotHabits::default()))
 }
 
+#[test]
+fn it_never_stays_longer_than_the_longest_stay() {
+    let world = World::new();
+    for longest in [10, 60] {
+        let longest = Duration::from_secs(longest);
+        let settings = AdaptiveSettings { usual: 10 * longest, price: 20 * longest, longest };
+        let mut learned = SlotHabits::default();
+        let stay = |learned: &SlotHabits| {
+            AdaptivePolicy::new(world.clock.clone(), settings, Arc::default(), learned.clone()).stay()
+        };
+        assert_eq!(stay(&learned), longest);
+        (0..40).for_each(|_| learned.gaps.add(100.0));
+        assert!(stay(&learned) <= longest);
+    }
+}
+
 fn adaptive(world: &World, policy: &Arc<AdaptivePolicy>) -> Slot<Model> {
     let make = world.maker(MB);
     let policy = Arc::clone(policy);
