@@ -15,6 +15,8 @@ ISA_FLAGS = (
     "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8",
     "asimd", "asimddp", "bf16", "i8mm",
 )  # fmt: skip
+PYTHONS = {"requirements.txt": ((3, 11), (3, 14)), "requirements-server.txt": ((3, 11), (3, 12))}
+"""The Pythons for which all of the listed versions have wheels."""
 PACKAGES = ("torch", "sentence-transformers", "onnxruntime", "openvino")
 
 
@@ -33,6 +35,12 @@ def peers_python(location: Path, requirements: str = "requirements.txt") -> Path
     if stamp.is_file() and stamp.read_text() == wanted:
         return python
     if not python.exists():
+        least, most = PYTHONS[requirements]
+        if not least <= sys.version_info[:2] <= most:
+            sys.exit(
+                f"benchmarks/{requirements} needs Python {least[0]}.{least[1]} to {most[0]}.{most[1]}, and this is "
+                f"{platform.python_version()}: make {location} with such a one first"
+            )
         print(f"{location}: making the peers' virtual environment", flush=True)
         venv.create(location, with_pip=True)
     print(f"{location}: installing benchmarks/{requirements} (several GB with PyTorch) ...", flush=True)
@@ -66,7 +74,7 @@ def prepare(python: Path, model: Path, work: Path, quick: bool, onnx: bool = Tru
 
 
 def machine() -> dict[str, Any]:
-    """CPU, the instruction sets that matter here, threads this process may use, memory."""
+    """CPU, instruction sets that matter here and the one that model_manager uses, threads of this process, load."""
     name, flags = platform.processor() or platform.machine(), set()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -76,10 +84,17 @@ def machine() -> dict[str, Any]:
                 name = value.strip()
             elif key.strip() in ("flags", "Features"):
                 flags = set(value.split())
+    try:
+        import model_manager
+
+        used = model_manager.isa()
+    except ImportError:  # the peers' environments
+        used = None
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "cpu": name,
         "isa": [flag for flag in ISA_FLAGS if flag in flags],
+        "isa_used": used,
         "threads": usable,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),

@@ -114,9 +114,13 @@ def render(medians: dict[str, dict[str, float]], baseline: str) -> str:
     if baseline in medians:
         compared = {key: better for key, (_, _, better) in COLUMNS.items() if better is not None}
         rows = [[f"times better than {baseline}", *(COLUMNS[key][0] for key in compared)]]
+        base = medians[baseline]
         for name, found in medians.items():
-            ratios = (report.ratio(found[key], medians[baseline][key], better) for key, better in compared.items())
-            rows.append([name, *(f"{ratio:.2f}" for ratio in ratios)])
+            cells = (
+                f"{report.ratio(found[key], base[key], better):.2f}" if key in found and key in base else ""
+                for key, better in compared.items()
+            )
+            rows.append([name, *cells])
         text += "\n\n" + report.table(rows)
     return text
 
@@ -141,6 +145,8 @@ def compare_isas(args: argparse.Namespace, results: Path) -> None:
     machine = environment.machine()
     print(f"{machine['cpu']}, {machine['threads']} threads, {' '.join(machine['isa'])}")
     found = compare({name: Path(sys.executable) for name in names}, args.model, rounds, args.quick)
+    if not found:
+        sys.exit("no instruction set of these runs here")
     print(f"\n{args.model.name}\n\n{render(medians_of(found), names[-1])}\n", flush=True)
     results.mkdir(parents=True, exist_ok=True)
     path = results / time.strftime("generation-isas-%Y%m%d-%H%M%S.json")
@@ -190,6 +196,7 @@ def main() -> None:
     print(f"{machine['cpu']}, {machine['threads']} threads, {' '.join(machine['isa'])}")
     file_mb = args.model.stat().st_size / 1e6
     wanted = targets.quantized(file_mb, read_rate(machine["threads"]))
+    path = results / time.strftime("generation-%Y%m%d-%H%M%S.json")
     for title, pythons, model, baseline, limits in (
         (f"{args.model.name} ({file_mb:.0f} MB)", quantized, args.model, targets.LLAMA_CPP, wanted),
         ("GPT-2, 124 million random weights", plain, gpt2(peers, work), targets.TRANSFORMERS, targets.PLAIN),
@@ -199,8 +206,8 @@ def main() -> None:
             medians = medians_of(found)
             print(f"\n{title}\n\n{render(medians, baseline)}\n\n{targets.render(medians, limits)}\n", flush=True)
         record[title] = found
-    path = results / time.strftime("generation-%Y%m%d-%H%M%S.json")
-    path.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+        # After each table: what was measured is kept when the next one fails.
+        path.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
     print(path)
 
 

@@ -9,14 +9,19 @@
 set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
-installed=${GPU_CHECK_DEVICE:+yes}
+installed=
+if [ "${GPU_CHECK_DEVICE:-}" = candle-cpu ]; then
+    installed=yes
+fi
 if [ "${1:-}" = --installed ]; then
     installed=yes
     shift
 fi
 if [ -z "$installed" ]; then
     if ! command -v nvcc >/dev/null; then
-        eval "$("$python" scripts/cuda_toolkit.py)"
+        # Not within eval, whose status hides a failure.
+        toolkit=$("$python" scripts/cuda_toolkit.py)
+        eval "$toolkit"
     fi
     out=target/gpu_check
     CARGO_NET_OFFLINE=true PYO3_BUILD_EXTENSION_MODULE=1 PYO3_PYTHON=$(command -v "$python") \

@@ -195,7 +195,7 @@ print(json.dumps({"decoding": [rate, 0]}))
 CONTEXT = r"""
 import ctypes, sys
 driver, device, context = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(), ctypes.c_void_p()
-failed = driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0)
+failed = driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), int(sys.argv[1]))
 failed = failed or driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
 print("memory", flush=True)
 sys.stdin.readline()
@@ -204,21 +204,23 @@ sys.exit(failed)
 """
 
 
-def used() -> float:
-    """MB of the card that are in use; 0 where the driver has no program that says so."""
+def used(card: str) -> float:
+    """MB of this card that are in use; 0 where the driver has no program that says so."""
     if shutil.which("nvidia-smi") is None:
         return 0.0
-    asked = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "-i", "0"]
+    asked = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "-i", card]
     done = subprocess.run(asked, capture_output=True, text=True, check=False)
-    return float(done.stdout.split()[0]) if done.returncode == 0 and done.stdout.split() else 0.0
+    # "[N/A]" where the card shares the system's memory.
+    found = "".join(done.stdout.split()[:1])
+    return float(found) if done.returncode == 0 and found.isdigit() else 0.0
 
 
-def run(program: str, arguments: list[str]) -> tuple[dict[str, list[float]] | None, dict[str, float]]:
+def run(card: str, program: str, arguments: list[str]) -> tuple[dict[str, list[float]] | None, dict[str, float]]:
     """What a contender printed last, and the MB of the card that it used each time that it asked to be measured.
 
     Nothing reads the card while a contender is timed.
     """
-    before = used()
+    before = used(card)
     worker = subprocess.Popen(
         [sys.executable, "-c", program, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -229,7 +231,7 @@ def run(program: str, arguments: list[str]) -> tuple[dict[str, list[float]] | No
     for line in worker.stdout:
         last = line.strip()
         if last.startswith("memory"):
-            memory[last] = used() - before
+            memory[last] = used(card) - before
             worker.stdin.write("\n")
             worker.stdin.flush()
     return (json.loads(last), memory) if worker.wait() == 0 else (None, memory)
@@ -260,7 +262,8 @@ def compare(add: Callable[..., None], device: str, names: list[str], seconds: fl
         add("speed next to sentence-transformers", f"left out: {', '.join(missing)} missing")
         return
     given = json.dumps({kind: texts(kind) for kind in WORDS})
-    bare = run(CONTEXT, [])[1].get("memory", 0.0) if device.startswith("cuda") else 0.0
+    card = device.partition(":")[2] or "0"
+    bare = run(card, CONTEXT, [card])[1].get("memory", 0.0) if device.startswith("cuda") else 0.0
     if bare:
         add("memory of the driver's context alone", f"{bare:.0f} MB")
     with tempfile.TemporaryDirectory() as scratch:
@@ -273,7 +276,7 @@ def compare(add: Callable[..., None], device: str, names: list[str], seconds: fl
             for contender in ("ours", "theirs"):
                 began = time.monotonic()
                 arguments = [contender, device, str(folder), "bfloat16", str(seconds), f"{folder}/{contender}.npz"]
-                results[contender] = run(program, arguments)
+                results[contender] = run(card, program, arguments)
                 print(f"  {name}, {contender}: {time.monotonic() - began:.0f} s", flush=True)
             differ = errors(folder)
             shutil.rmtree(folder)

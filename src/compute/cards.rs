@@ -11,6 +11,8 @@ pub struct Card {
     pub ordinal: usize,
     /// Its memory; `None` where the driver does not report it.
     pub memory: Option<CardMemory>,
+    /// Whether the kernels run on it: its compute capability is 8.0 or later, it has memory pools, and it can be opened.
+    pub supported: bool,
 }
 
 /// The memory of a card, in bytes.
@@ -22,21 +24,42 @@ pub struct CardMemory {
     pub total: u64,
 }
 
-/// NVIDIA's cards.
+/// How many cards of NVIDIA there are. Opens none of them.
+///
+/// # Errors
+/// The driver's own words.
+#[cfg(feature = "cuda")]
+pub fn count() -> Result<usize, String> {
+    let count = CudaContext::device_count().map_err(|error| error.to_string())?;
+    Ok(usize::try_from(count).unwrap_or(0))
+}
+
+/// How many cards of NVIDIA there are: none, without the feature.
+///
+/// # Errors
+/// None.
+#[cfg(not(feature = "cuda"))]
+pub fn count() -> Result<usize, String> {
+    Ok(0)
+}
+
+/// NVIDIA's cards. Each is opened for a moment.
 ///
 /// # Errors
 /// The driver's own words.
 #[cfg(feature = "cuda")]
 pub fn cuda() -> Result<Vec<Card>, String> {
-    let failed = |error: DriverError| error.to_string();
-    let count = usize::try_from(CudaContext::device_count().map_err(failed)?).unwrap_or(0);
     let card = |ordinal| {
         // A card that another process holds alone, or that is broken, reports no memory.
-        let memory = CudaContext::new(ordinal).and_then(|context| context.mem_get_info());
+        let context = CudaContext::new(ordinal);
+        let supported = context.as_ref().is_ok_and(|context| {
+            context.has_async_alloc() && context.compute_capability().is_ok_and(|(major, _)| major >= 8)
+        });
+        let memory = context.and_then(|context| context.mem_get_info());
         let memory = memory.ok().map(|(free, total)| CardMemory { free: free as u64, total: total as u64 });
-        Card { ordinal, memory }
+        Card { ordinal, memory, supported }
     };
-    Ok((0..count).map(card).collect())
+    Ok((0..count()?).map(card).collect())
 }
 
 /// NVIDIA's cards: none, without the feature.

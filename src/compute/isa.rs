@@ -146,11 +146,17 @@ pub(crate) fn amx_is_granted() -> bool {
     // SAFETY: every x86-64 CPU has CPUID, with defined results for any leaf. `_xgetbv` runs only if CPUID reports AMX: such a
     // CPU has XSAVE, and Linux enables it. The system call takes only numbers. Linux refuses a request that it does not
     // know, or if the signal stack of a thread is too small for the tiles.
-    unsafe {
-        __cpuid_count(7, 0).edx & FEATURES == FEATURES
-            && _xgetbv(0) & SAVED == SAVED
-            && libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA) == 0
+    let granted = unsafe {
+        if __cpuid_count(7, 0).edx & FEATURES != FEATURES || _xgetbv(0) & SAVED != SAVED {
+            return false;
+        }
+        libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA) == 0
+    };
+    if !granted {
+        let error = std::io::Error::last_os_error();
+        log::info!("the CPU has AMX, and the system does not let this process use it: {error}");
     }
+    granted
 }
 
 impl fmt::Display for Isa {

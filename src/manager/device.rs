@@ -51,6 +51,11 @@ trait Cards {
     /// # Errors
     /// The driver's own words.
     fn cards(&self, maker: Maker) -> Result<Vec<Card>, String>;
+    /// How many there are. Opens none of them: on one that is not used here, another program may be at work.
+    ///
+    /// # Errors
+    /// The driver's own words.
+    fn count(&self, maker: Maker) -> Result<usize, String>;
     /// Whether a card was used before this process was forked.
     fn is_forked(&self) -> bool;
 }
@@ -72,8 +77,21 @@ impl Cards for SystemCards {
                 let _ = USED_BY.compare_exchange(0, process::id(), Ordering::AcqRel, Ordering::Acquire);
                 cards::cuda()
             }
-            Maker::Apple if self.supports(maker) => Ok(vec![Card { ordinal: 0, memory: None }]),
+            Maker::Apple if self.supports(maker) => {
+                Ok(vec![Card { ordinal: 0, memory: None, supported: true }])
+            }
             Maker::Nvidia | Maker::Apple => Ok(Vec::new()),
+        }
+    }
+
+    fn count(&self, maker: Maker) -> Result<usize, String> {
+        match maker {
+            Maker::Nvidia if self.supports(maker) => {
+                let _ = USED_BY.compare_exchange(0, process::id(), Ordering::AcqRel, Ordering::Acquire);
+                cards::count()
+            }
+            Maker::Apple if self.supports(maker) => Ok(1),
+            Maker::Nvidia | Maker::Apple => Ok(0),
         }
     }
 
@@ -99,7 +117,9 @@ impl ComputeDevice {
             Chosen::Card(maker, ordinal) => (maker, ordinal),
         };
         let opened = match maker {
-            Maker::Nvidia => Device::new_cuda(ordinal),
+            // One stream for all threads. `new_cuda` takes that of each calling thread, and a batch would not wait for the
+            // weights that the loading thread copies.
+            Maker::Nvidia => Device::new_cuda_with_stream(ordinal),
             Maker::Apple => Device::new_metal(ordinal),
         };
         match opened {
@@ -201,9 +221,11 @@ fn automatic(machine: &dyn Cards) -> Chosen {
             return Chosen::Cpu;
         }
     };
-    let free = |card: &Card| card.memory.map_or(u64::MAX, |memory| memory.free);
+    // Apple's driver reports no memory; a card of NVIDIA without any is broken, or another process holds it alone.
+    let unknown = if maker == Maker::Apple { u64::MAX } else { 0 };
+    let free = |card: &Card| card.memory.map_or(unknown, |memory| memory.free);
     // Of equal ones, the first.
-    let best = found.iter().rev().max_by_key(|card| free(card));
+    let best = found.iter().rev().filter(|card| card.supported).max_by_key(|card| free(card));
     match best {
         Some(card) if free(card) >= ROOM => Chosen::Card(maker, card.ordinal),
         Some(card) => {
@@ -211,8 +233,14 @@ fn automatic(machine: &dyn Cards) -> Chosen {
             say(Level::Warn, format_args!("no card has {wanted} free: at most {most}"));
             Chosen::Cpu
         }
-        None => {
+        None if found.is_empty() => {
             say(Level::Info, format_args!("there is no card"));
+            Chosen::Cpu
+        }
+        None => {
+            let reason = "no card can be used: each is held by another process, or is older than compute capability 8.0, or \
+                          has no memory pools";
+            say(Level::Warn, format_args!("{reason}"));
             Chosen::Cpu
         }
     }
@@ -236,13 +264,13 @@ fn named(maker: Maker, ordinal: usize, machine: &dyn Cards) -> Result<Chosen, St
                     device=\"cpu\""
             .into());
     }
-    let found = machine.cards(maker).map_err(|words| {
+    let count = machine.count(maker).map_err(|words| {
         format!("the driver reports no card: {words}; check that nvidia-smi lists one, or use device=\"cpu\"")
     })?;
-    if found.iter().any(|card| card.ordinal == ordinal) {
+    if ordinal < count {
         return Ok(Chosen::Card(maker, ordinal));
     }
-    let names: Vec<_> = found.iter().map(|card| format!("{name}:{}", card.ordinal)).collect();
+    let names: Vec<_> = (0..count).map(|ordinal| format!("{name}:{ordinal}")).collect();
     let there = if names.is_empty() { "no card".into() } else { names.join(", ") };
     Err(format!("this machine has {there}; use one that is there, or device=\"cpu\""))
 }
@@ -258,6 +286,8 @@ mod tests {
     struct Made {
         builds: Option<Maker>,
         free: Result<Vec<u64>, String>,
+        /// Numbers of cards that the kernels do not run on.
+        old: Vec<usize>,
         forked: bool,
     }
 
@@ -267,9 +297,16 @@ mod tests {
         }
 
         fn cards(&self, _: Maker) -> Result<Vec<Card>, String> {
-            let card =
-                |(ordinal, &free)| Card { ordinal, memory: Some(CardMemory { free, total: 80 * GIB }) };
+            let card = |(ordinal, &free)| Card {
+                ordinal,
+                memory: Some(CardMemory { free, total: 80 * GIB }),
+                supported: !self.old.contains(&ordinal),
+            };
             self.free.as_ref().map(|free| free.iter().enumerate().map(card).collect()).map_err(Clone::clone)
+        }
+
+        fn count(&self, _: Maker) -> Result<usize, String> {
+            self.free.as_ref().map(Vec::len).map_err(Clone::clone)
         }
 
         fn is_forked(&self) -> bool {
@@ -278,7 +315,7 @@ mod tests {
     }
 
     fn nvidia(free: &[u64]) -> Made {
-        Made { builds: Some(Maker::Nvidia), free: Ok(free.to_vec()), forked: false }
+        Made { builds: Some(Maker::Nvidia), free: Ok(free.to_vec()), old: Vec::new(), forked: false }
     }
 
     fn chosen(choice: &str, machine: &Made) -> Result<Chosen, String> {
@@ -300,6 +337,8 @@ mod tests {
         assert_eq!(chosen("auto", &nvidia(&[2 * GIB, 70 * GIB, 9 * GIB])), card(1));
         assert_eq!(chosen("auto", &nvidia(&[9 * GIB, 9 * GIB])), card(0));
         assert_eq!(chosen("auto", &nvidia(&[GIB])), card(0));
+        let old = Made { old: vec![1], ..nvidia(&[2 * GIB, 70 * GIB, 9 * GIB]) };
+        assert_eq!(chosen("auto", &old), card(2));
     }
 
     #[test]
@@ -307,7 +346,8 @@ mod tests {
         let none = Made { builds: None, ..nvidia(&[70 * GIB]) };
         let broken = Made { free: Err("CUDA_ERROR_NO_DEVICE".into()), ..nvidia(&[]) };
         let forked = Made { forked: true, ..nvidia(&[70 * GIB]) };
-        for machine in [nvidia(&[]), nvidia(&[GIB - 1, 5]), none, broken, forked] {
+        let old = Made { old: vec![0], ..nvidia(&[70 * GIB]) };
+        for machine in [nvidia(&[]), nvidia(&[GIB - 1, 5]), none, broken, forked, old] {
             assert_eq!(chosen("auto", &machine), Ok(Chosen::Cpu));
         }
     }

@@ -44,7 +44,9 @@ __device__ inline float score(float product, int query, int key, int head, const
     if (hidden) return -INFINITY;
     float value = product * layer.scale;
     if (layer.soft_cap > 0.0f) value = layer.soft_cap * tanhf(value / layer.soft_cap);
-    if (layer.bias) value += layer.bias[size_t(head) * (2 * layer.longest - 1) + layer.longest - 1 + key - query];
+    // A tile's rows beyond its text may lie beyond the longest text, too: their scores are not used, but the table ends there.
+    if (layer.bias)
+        value += layer.bias[size_t(head) * (2 * layer.longest - 1) + max(layer.longest - 1 + key - query, 0)];
     return value * LOG2E;
 }
 

@@ -26,8 +26,8 @@ static MODULES: [&[u8]; 2] = [
 /// Bytes in which cuBLAS sums parts of a product. NVIDIA recommends 32 MB for Hopper, and less for older cards.
 const WORKSPACE: usize = 32 << 20;
 
-/// Shared memory that a kernel may use without asking for more.
-const USUAL_SHARED: u32 = 48 << 10;
+/// Dynamic shared memory that a kernel may use without asking for more: 48 KiB less what `block_sum` has in any case.
+const USUAL_SHARED: u32 = (48 << 10) - 128;
 
 /// The cards that models of this process use, by number.
 static OPEN: Mutex<Vec<(usize, Weak<CudaCard>)>> = Mutex::new(Vec::new());

@@ -12,7 +12,7 @@ use crate::compute::{Activation, Heads, LayerAttention, Mask, Pooling, RopeStyle
 use crate::sync::Mutex;
 
 fn cuda(bf16: bool) -> Option<Cuda> {
-    let device = Device::new_cuda(0).ok()?;
+    let device = Device::new_cuda_with_stream(0).ok()?;
     Some(Cuda::new(CandleDevice { bf16, ..device.into() }).unwrap())
 }
 
@@ -113,7 +113,8 @@ fn attended<B: Backend>(backend: &B, batch: &Batch, heads: Heads, layer: &LayerA
 }
 
 fn layers(heads: usize) -> Vec<LayerAttention> {
-    let bias = DistanceBias::new(heads, 600, |head, distance| {
+    // As long as the longest text, which is no multiple of a tile's rows.
+    let bias = DistanceBias::new(heads, 257, |head, distance| {
         (head as f32 + 1.0) * 0.1 * (distance as f32 * 0.3).sin() - 0.01 * distance.abs() as f32
     });
     let bias = Some(Arc::new(bias.unwrap()));
