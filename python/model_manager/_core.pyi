@@ -42,19 +42,9 @@ __all__ = [
     "_after_fork_parent",
     "_at_exit",
     "_before_fork",
-    "_cache_export",
-    "_cache_flush",
-    "_cache_import",
-    "_cache_probe",
-    "_cache_texts",
-    "_cache_verify",
     "_config_from",
     "_error_classes",
-    "_explain",
     "_families",
-    "_forecast",
-    "_hint",
-    "_inspect",
     "_is_turkish_improved",
     "_json_values",
     "_maxsim",
@@ -780,6 +770,8 @@ class Manager:
 
         Raises `InputError` for a slot with a loader.
         """
+    def _inspect(self, source: str, kind: str | None) -> dict[str, Any]:
+        """What the model of `source` is, from its small files. Raises the reason why it does not run."""
     @overload
     def count_tokens(self, texts: str, model: str | None = None) -> int: ...  # type: ignore[overload-overlap]
     @overload
@@ -820,6 +812,35 @@ class Manager:
         """Empty the cache and set its counts to zero. With `tiers`, disk and Redis are emptied too, and what is on its way
         there is dropped. Calls that still compute store their results later.
         """
+    def cache_flush(self, timeout: float = 10.0) -> None:
+        """Wait until every result that is on its way to disk or Redis is stored, `timeout` seconds at most."""
+    def cache_verify(self) -> dict[str, int]:
+        """Read everything in the folder of `cache_disk`: numbers of ``whole`` and ``damaged`` results. A damaged one is
+        never used. Raises `ConfigError` when nothing is stored on disk, as the next two do.
+        """
+    def cache_export(self, path: str | os.PathLike[str]) -> int:
+        """Write everything in the folder of `cache_disk` to one file; return how many results."""
+    def cache_import(self, path: str | os.PathLike[str]) -> int:
+        """Add the results of a file that `cache_export` wrote to the folder of `cache_disk`; return how many were new.
+
+        Raises `InvalidFileError` for another or a damaged file.
+        """
+    def _cache_probe(self) -> list[tuple[str, bool]]:
+        """Ask the servers of the cache now: the address of each, and whether it answers."""
+    def _cache_texts(self, texts: Sequence[str], model: str | None, pin: bool) -> None:
+        """Have the results of texts in the cache; with `pin`, they do not leave it because it is full."""
+    def hint(self, name: str, user: str | None = None) -> bool:
+        """Say that the slot will be needed soon: a page was opened, a call comes in.
+
+        With `keep_alive="auto"` its model is loaded, if nothing is computed now and memory is free, and leaves after a
+        minute if it is not used. So are the models that usually follow it within a minute: by the habits of `user`, as
+        `embed(user=...)` has shown them, or by those of everybody. False, and nothing happens, for a slot with another
+        `keep_alive`. Raises `UnknownModelError`.
+        """
+    def explain(self, name: str) -> Explanation:
+        """What decides how long the slot stays in memory: numbers, and one sentence. Raises `UnknownModelError`."""
+    def forecast(self) -> list[Forecast]:
+        """The loads ahead of a use that are planned by `keep_alive="auto"`, the next first."""
     def stats(self) -> Statistics:
         """All figures, JSON-serializable. Loads nothing."""
     def set_auto_cleanup(self, enabled: bool, cleanup_interval: float = 300.0, max_idle_time: float = 600.0) -> None:
@@ -894,41 +915,11 @@ def _after_fork_parent() -> None:
 def _after_fork_child() -> None:
     """Called after `os.fork` in the child: release the locks and reset the threads, which do not survive fork."""
 
-def _cache_flush(manager: Manager, timeout: float) -> None:
-    """Wait until every result that is on its way to disk or Redis is stored, `timeout` seconds at most."""
-
-def _cache_probe(manager: Manager) -> list[tuple[str, bool]]:
-    """Ask the servers of the cache now: the address of each, and whether it answers."""
-
-def _cache_verify(manager: Manager) -> dict[str, int]:
-    """Read everything on disk: whole and damaged results."""
-
-def _cache_export(manager: Manager, path: str | os.PathLike[str]) -> int:
-    """Write everything on disk to one file; how many results."""
-
-def _cache_import(manager: Manager, path: str | os.PathLike[str]) -> int:
-    """Add the results of such a file; how many were new."""
-
-def _cache_texts(manager: Manager, texts: Sequence[str], model: str | None, pin: bool) -> None:
-    """Have the results of texts in the cache; with `pin`, they do not leave it because it is full."""
-
-def _hint(manager: Manager, name: str, user: str | None = None) -> bool:
-    """Say that a slot will be needed soon."""
-
-def _explain(manager: Manager, name: str) -> Explanation:
-    """What decides how long a slot stays in memory."""
-
 def _families() -> list[dict[str, Any]]:
     """The families: ``model_type``, ``classes``, ``kinds``, ``gguf``, ``example``."""
 
 def _refusal(config: str, kind: str) -> str | None:
     """Why a model with this config.json does not run when it is used so; None if it does, as far as the file shows."""
-
-def _inspect(manager: Manager, source: str, kind: str | None) -> dict[str, Any]:
-    """What the model of `source` is, from its small files. Raises the reason why it does not run."""
-
-def _forecast(manager: Manager) -> list[Forecast]:
-    """The loads ahead of a use that are planned."""
 
 def _simulate_adaptive(
     uses: Sequence[float],

@@ -11,7 +11,6 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from . import _core
 from ._arguments import a_flag, a_text, an_iterable, one_of
 from .errors import ClosedError, InputError, MissingFileError, ModelManagerError
 
@@ -200,7 +199,7 @@ def _run(
                 part = group[first : first + CHUNK]
                 with _lock:
                     _own[manager] = _own.get(manager, 0) + 1
-                _core._cache_texts(manager, part, slot, pin)
+                manager._cache_texts(part, slot, pin)
                 del manager
                 ticket.done += len(part)
     except Exception as error:  # noqa: BLE001  reported by `wait`

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from ._core import Config
     from ._preload import PreloadTicket
-    from ._types import Explanation, Forecast, GenerationParams, Inputs, Settings
+    from ._types import Explanation, GenerationParams, Inputs, Settings
     from .chunks import TextChunk
 
 BUILT_IN_SLOTS = ("turkish_sentence", "english_sentence", "text_generator", "reranker")
@@ -219,25 +219,11 @@ class BaseManager(VectorsManager):
         """
         return AsyncTextStream(self, prompt, model, dict(params))
 
-    def hint(self, name: str, user: str | None = None) -> bool:
-        """Say that the slot will be needed soon: a page was opened, a call comes in.
-
-        With `keep_alive="auto"` its model is loaded, if nothing is computed now and memory is free, and leaves after a
-        minute if it is not used. So are the models that usually follow it within a minute: by the habits of `user`, as
-        `embed(user=...)` has shown them, or by those of everybody. False, and nothing happens, for a slot with another
-        `keep_alive`. Raises `UnknownModelError`.
-        """
-        return _core._hint(self, name, user)
-
     def explain(self, name: str) -> Explanation:
         """What decides how long the slot stays in memory: numbers, and one sentence. Raises `UnknownModelError`."""
         from typing import cast
 
-        return cast("Explanation", _Explained(_core._explain(self, name)))
-
-    def forecast(self) -> list[Forecast]:
-        """The loads ahead of a use that are planned by `keep_alive="auto"`, the next first."""
-        return _core._forecast(self)
+        return cast("Explanation", _Explained(super().explain(name)))
 
     def preload(
         self,
@@ -269,27 +255,6 @@ class BaseManager(VectorsManager):
         from ._preload import start as start_preload
 
         return start_preload(self, texts, model, when, pin)
-
-    def cache_flush(self, timeout: float = 10.0) -> None:
-        """Wait until every result that is on its way to disk or Redis is stored, `timeout` seconds at most."""
-        _core._cache_flush(self, timeout)
-
-    def cache_verify(self) -> dict[str, int]:
-        """Read everything in the folder of `cache_disk`: numbers of ``whole`` and ``damaged`` results. A damaged one is
-        never used. Raises `ConfigError` when nothing is stored on disk, as the next two do.
-        """
-        return _core._cache_verify(self)
-
-    def cache_export(self, path: str | os.PathLike[str]) -> int:
-        """Write everything in the folder of `cache_disk` to one file; return how many results."""
-        return _core._cache_export(self, path)
-
-    def cache_import(self, path: str | os.PathLike[str]) -> int:
-        """Add the results of a file that `cache_export` wrote to the folder of `cache_disk`; return how many were new.
-
-        Raises `InvalidFileError` for another or a damaged file.
-        """
-        return _core._cache_import(self, path)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (restore, (type(self), self.config, self._registered))

@@ -1,9 +1,12 @@
-//! Reports of what was learned of the use of models.
+//! Reports of what was learned of the use of models, and the policy over a series of uses.
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
-use crate::lifecycle::policy::{Explanation, Spent};
+use super::errors::OrRaise;
+use super::gil::detached;
+use super::options::positive_seconds;
+use crate::lifecycle::policy::{AdaptiveSettings, Explanation, Simulated, Spent, simulate};
 use crate::manager::{Forecast, ManagerStatistics, SlotExplanation};
 
 fn spent<'py>(py: Python<'py>, spent: &Spent) -> PyResult<Bound<'py, PyDict>> {
@@ -73,4 +76,26 @@ pub(super) fn forecast<'py>(py: Python<'py>, planned: &[Forecast]) -> PyResult<B
         list.append(dict)?;
     }
     Ok(list)
+}
+
+/// The adaptive policy over one series of uses, for benchmarks: what it and the fixed timer would have spent, and which uses
+/// would have waited for a load.
+#[pyfunction]
+#[pyo3(signature = (uses, *, load_seconds, max_idle_time = 600.0, cold_start_price = 1200.0, max_keep_alive = 14400.0))]
+pub(super) fn _simulate_adaptive(
+    py: Python<'_>,
+    uses: Vec<f64>,
+    load_seconds: f64,
+    max_idle_time: f64,
+    cold_start_price: f64,
+    max_keep_alive: f64,
+) -> PyResult<(Bound<'_, PyDict>, Vec<bool>)> {
+    let settings = AdaptiveSettings {
+        usual: positive_seconds("max_idle_time", max_idle_time).or_raise(py)?,
+        price: positive_seconds("cold_start_price", cold_start_price).or_raise(py)?,
+        longest: positive_seconds("max_keep_alive", max_keep_alive).or_raise(py)?,
+    };
+    let load = positive_seconds("load_seconds", load_seconds).or_raise(py)?;
+    let Simulated { explanation, cold } = detached(py, || simulate(&uses, load, settings));
+    Ok((figures(py, &explanation)?, cold))
 }

@@ -1,17 +1,14 @@
 //! Which families there are, and what a model is before it is loaded.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 use serde_json::Value;
 
 use super::errors::OrRaise;
-use super::gil::detached;
-use super::manager::PyManager;
-use super::utf8::Utf8;
 use crate::Error;
+use crate::manager::ModelReport;
 use crate::models::architectures::{example, families};
 use crate::models::{ModelConfig, ModelKind};
 
@@ -55,17 +52,8 @@ pub(super) fn _refusal(py: Python<'_>, config: &str, kind: &str) -> PyResult<Opt
     Ok(ModelConfig::family_of("the model", path, &json, kind).err().map(|error| error.to_string()))
 }
 
-/// What a model is, from its small files.
-#[pyfunction]
-pub(super) fn _inspect<'py>(
-    manager: &Bound<'py, PyManager>,
-    source: Utf8,
-    kind: Option<Utf8>,
-) -> PyResult<Bound<'py, PyDict>> {
-    let py = manager.py();
-    let kind = kind.as_deref().map(ModelKind::from_name).transpose().or_raise(py)?;
-    let handle = Arc::clone(&manager.get().0);
-    let found = detached(py, || handle.manager.inspect(&source, kind)).or_raise(py)?;
+/// What a model is.
+pub(super) fn report(py: Python<'_>, found: ModelReport) -> PyResult<Bound<'_, PyDict>> {
     let dict = PyDict::new(py);
     dict.set_item("source", found.source)?;
     dict.set_item("family", found.family)?;

@@ -27,7 +27,6 @@ mod report;
 mod submit;
 mod texts;
 mod tokenizer;
-mod tools;
 mod tracing;
 mod tracker;
 mod utf8;
@@ -91,6 +90,8 @@ fn _json_values(py: Python<'_>, text: &Bound<'_, PyBytes>) -> usize {
 #[pymodule]
 mod _core {
     #[pymodule_export]
+    use super::adaptive::_simulate_adaptive;
+    #[pymodule_export]
     use super::arrow::ArrowVectors;
     #[pymodule_export]
     use super::config::{_config_from, PyConfig};
@@ -103,7 +104,7 @@ mod _core {
     #[pymodule_export]
     use super::gil::_at_exit;
     #[pymodule_export]
-    use super::known::{_families, _inspect, _refusal};
+    use super::known::{_families, _refusal};
     #[pymodule_export]
     use super::manager::PyManager;
     #[pymodule_export]
@@ -112,11 +113,6 @@ mod _core {
     use super::submit::PyTicket;
     #[pymodule_export]
     use super::tokenizer::PyTokenizer;
-    #[pymodule_export]
-    use super::tools::{
-        _cache_export, _cache_flush, _cache_import, _cache_probe, _cache_texts, _cache_verify, _explain,
-        _forecast, _hint, _simulate_adaptive,
-    };
     #[pymodule_export]
     use super::tracing::_set_tracer;
     #[pymodule_export]

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import FIXTURES, tiny
-from model_manager import _core
 
 SLOT = "english_sentence"
 TEXTS = [f"text number {number}" for number in range(64)]
@@ -312,7 +311,7 @@ def test_the_password_of_a_socket_is_not_shown(caplog):
     with caplog.at_level("WARNING"), patient(cache_url=url) as manager:
         manager.embed(TEXTS[:1], SLOT)
         manager.cache_flush()
-        shown = f"{_core._cache_probe(manager)} {manager.config!r} {caplog.text}"
+        shown = f"{manager._cache_probe()} {manager.config!r} {caplog.text}"
     assert "/no/such/socket" in shown
     assert "hidden-word" not in shown
 

@@ -11,7 +11,6 @@ import gguf_files
 import numpy as np
 import pytest
 from conftest import FIXTURES
-from model_manager import _core
 from model_manager.errors import InvalidFileError
 from safetensors.numpy import load_file, save_file
 
@@ -57,7 +56,7 @@ def test_a_tensor_without_a_place_is_refused(make_manager, tmp_path, fixture, na
     with pytest.raises(InvalidFileError, match=f'the tensor "{name}" is part of no network that config.json describes'):
         use("a", "m")
     with pytest.raises(InvalidFileError, match=name):
-        _core._inspect(manager, source, None)
+        manager._inspect(source, None)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +80,7 @@ def test_parts_that_a_use_does_without_may_be_there(make_manager, tmp_path, fixt
         assert manager.generate("a", "m", **options) == manager.generate("a", "plain", **options)
     else:
         np.testing.assert_array_equal(manager.embed("a", "m"), manager.embed("a", "plain"))
-    assert _core._inspect(manager, source, None)["local"]
+    assert manager._inspect(source, None)["local"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -109,4 +108,4 @@ def test_shapes_are_compared_before_a_model_is_loaded(make_manager, tmp_path):
     name = "encoder.layer.1.output.dense.weight"
     save_file({**tensors, name: tensors[name][:-1]}, path)
     with pytest.raises(InvalidFileError, match=name):
-        _core._inspect(make_manager(), str(tmp_path / "m"), None)
+        make_manager()._inspect(str(tmp_path / "m"), None)

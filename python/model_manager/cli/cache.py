@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .. import _core
 from .._embedder import slot_for
 from .._sizes import size_text
 from . import lines
@@ -49,7 +48,7 @@ def info(as_json: bool) -> None:
     with _opened() as found:
         folder = found.config.cache_disk
         verified = found.cache_verify()
-        servers = _core._cache_probe(found)
+        servers = found._cache_probe()
         tiers = found.cache_info()["tiers"]
         usual = say("the usual folder", "olağan klasör")
         shown: list[dict[str, Any]] = [

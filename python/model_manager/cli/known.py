@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .._core import _families, _inspect
+from .._core import _families
 from .._embedder import without_key
 from .._sizes import size_text
 from ..errors import ModelManagerError
@@ -78,7 +78,7 @@ def _report(found: ModelManager, model: str, kind: str | None) -> dict[str, Any]
         "profile": found.config.profile,
     }
     try:
-        report |= _inspect(found, source, kind)
+        report |= found._inspect(source, kind)
     except ModelManagerError as error:
         report["reason"] = str(error)
     else:

@@ -1,5 +1,7 @@
 //! `Manager`: each method extracts, detaches, calls the core, converts.
 
+mod adaptive;
+mod cache;
 mod embedding;
 mod generation;
 
@@ -24,9 +26,10 @@ use super::texts::text_of;
 use super::tracing::{self, Call, CallOutcome};
 use super::tracker::PyTracker;
 use super::utf8::{Utf8, owned};
-use super::{caching, fork, report};
+use super::{caching, fork, known, report};
 use crate::lifecycle::ReaperSettings;
 use crate::manager::{Manager, Retention, SlotValue};
+use crate::models::ModelKind;
 
 /// Model slots, the embedding cache and the queues. All methods may be called from any thread.
 #[pyclass(frozen, subclass, weakref, name = "Manager", module = "model_manager._core")]
@@ -254,6 +257,17 @@ impl PyManager {
         description.map(|description| report::description(py, &description)).transpose()
     }
 
+    /// What the model of `source` is, from its small files.
+    fn _inspect<'py>(
+        &self,
+        py: Python<'py>,
+        source: Utf8,
+        kind: Option<Utf8>,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let kind = kind.as_deref().map(ModelKind::from_name).transpose().or_raise(py)?;
+        known::report(py, detached(py, || self.0.manager.inspect(&source, kind)).or_raise(py)?)
+    }
+
     /// Load several slots at the same time and wait for all.
     #[pyo3(signature = (names, timeout = None))]
     fn warmup(
@@ -265,22 +279,6 @@ impl PyManager {
         let names: Vec<String> = names.into_iter().map(String::from).collect();
         let timeout = self::timeout(py, timeout)?;
         self.0.enter(py, |manager, check| manager.warm_up(&names, timeout, check))
-    }
-
-    /// State of the embedding cache.
-    fn cache_info<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let statistics = detached(py, || self.0.manager.statistics()).or_raise(py)?;
-        report::cache(py, &statistics, &self.0.settings(py)?)
-    }
-
-    /// Empty the cache and set its counts to zero. With `tiers`, disk and Redis are emptied too.
-    #[pyo3(signature = (*, tiers = false))]
-    fn cache_clear(
-        &self,
-        py: Python<'_>,
-        #[pyo3(from_py_with = argument::tiers)] tiers: bool,
-    ) -> PyResult<()> {
-        detached(py, || self.0.manager.clear_cache(tiers)).or_raise(py)
     }
 
     /// Everything countable, JSON-serializable. Loads nothing.
