@@ -737,6 +737,10 @@ class Manager:
 
         Raises `NoGeneratorError` for any other slot; with `load` False only if its model is loaded.
         """
+    def _registration(self, name: str) -> int:
+        """A number of the slot's latest registration, equal to that of no other one: a slot with another number may
+        hold another model. Raises `UnknownModelError`.
+        """
     def route(self, text: str) -> str:
         """The slot that `embed` chooses for `text`, by the language of its first 800 characters, lower-cased."""
     def load(self, name: str, timeout: float | None = None) -> None:

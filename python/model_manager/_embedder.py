@@ -126,7 +126,7 @@ class Embedder:
             a_text("model", model)
         self.slot = slot_for(self.manager, model)
         self._dimensions = None if dimensions is None else an_int("dimensions", dimensions, 1)
-        self._known: tuple[object, Description] | None = None
+        self._known: tuple[int, Description] | None = None
         """The slot's registration, and the description of its model."""
 
     def describe(self) -> Description:
@@ -135,25 +135,22 @@ class Embedder:
 
     def _described(self) -> Description | None:
         """The description, if it can be had without loading the model."""
-        registered = self._registered()
+        registration = self.manager._registration(self.slot)
         known = self.manager.describe(self.slot, load=False)
         if known is not None:
-            self._known = registered, known
+            self._known = registration, known
             return known
         # It is not in memory; the next use may load another one. A slot that was registered again has other settings.
-        if self._known is None or self._known[0] is not registered:
+        if self._known is None or self._known[0] != registration:
             return None
         known = self._known[1]
         return known if known["source"] == self.manager.stats()["slots"][self.slot]["source"] else None
 
     def _describe_anew(self) -> Description:
-        registered = self._registered()
+        registration = self.manager._registration(self.slot)
         known = self.manager.describe(self.slot)
-        self._known = registered, known
+        self._known = registration, known
         return known
-
-    def _registered(self) -> object:
-        return getattr(self.manager, "_registered", {}).get(self.slot)
 
     @property
     def dimension(self) -> int:

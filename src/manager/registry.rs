@@ -27,9 +27,14 @@ pub(super) struct SlotTotals {
     pub(super) generation: SharedTotals,
 }
 
+/// How often slots were registered in this process, and in its parents before they were forked.
+static REGISTRATIONS: AtomicU64 = AtomicU64::new(0);
+
 /// A name, its slot, and what is known of its model.
 pub(super) struct NamedSlot {
     pub(super) name: String,
+    /// Another one after each registration of the name, and equal to no other slot's.
+    pub(super) registration: u64,
     pub(super) spec: Spec,
     pub(super) keep: Retention,
     pub(super) slot: Slot<LoadedModel>,
@@ -45,21 +50,6 @@ pub(super) struct NamedSlot {
 }
 
 impl NamedSlot {
-    pub(super) fn new(
-        name: String,
-        spec: Spec,
-        keep: Retention,
-        slot: Slot<LoadedModel>,
-        info: Arc<ArcSwapOption<ModelInfo>>,
-        totals: Arc<SlotTotals>,
-        cache: CacheSettings,
-    ) -> Self {
-        let cache = SlotCache::new(&keep.cache, cache);
-        let (queued, recalled, cut_logged) =
-            (AtomicUsize::new(0), AtomicBool::new(false), AtomicBool::new(false));
-        Self { name, spec, keep, slot, queued, cache, totals, info, cut_logged, recalled }
-    }
-
     /// What the latest load has found; `None` before the first.
     pub(super) fn info(&self) -> Option<Arc<ModelInfo>> {
         self.info.load_full()
@@ -281,6 +271,16 @@ impl Registry {
                 "cold_start_price is for a slot with keep_alive=\"auto\" that is not pinned; leave it out";
             return Err(Error::argument("cold_start_price", reason));
         }
+        let registration = REGISTRATIONS.fetch_add(1, Ordering::Relaxed);
+        self.put(name, spec, keep, registration, replace)
+    }
+
+    /// Adds a slot of the parent process, which keeps its registration.
+    pub(super) fn inherit(&self, parents: &NamedSlot) -> Result<()> {
+        self.put(&parents.name, parents.spec.clone(), parents.keep.clone(), parents.registration, true)
+    }
+
+    fn put(&self, name: &str, spec: Spec, keep: Retention, registration: u64, replace: bool) -> Result<()> {
         let registering = self.registering.lock();
         let mut entries = Vec::clone(&self.entries.all());
         let taken = entries.iter().position(|existing| existing.name == name);
@@ -289,7 +289,7 @@ impl Registry {
             return Err(Error::Input(taken));
         }
         let totals = taken.map(|at| Arc::clone(&entries[at].totals)).unwrap_or_default();
-        let entry = Arc::new(self.entry_of(name, spec, keep, totals));
+        let entry = Arc::new(self.entry_of(name, spec, keep, registration, totals));
         let replaced = match taken {
             Some(at) => Some(std::mem::replace(&mut entries[at], entry)),
             None => {
@@ -311,7 +311,14 @@ impl Registry {
     }
 
     /// A slot that is not among the others yet.
-    fn entry_of(&self, name: &str, spec: Spec, keep: Retention, totals: Arc<SlotTotals>) -> NamedSlot {
+    fn entry_of(
+        &self,
+        name: &str,
+        spec: Spec,
+        keep: Retention,
+        registration: u64,
+        totals: Arc<SlotTotals>,
+    ) -> NamedSlot {
         let info = Arc::new(ArcSwapOption::empty());
         let loader = {
             let (entries, load) = (Arc::downgrade(&self.entries), Arc::clone(&self.load));
@@ -331,7 +338,19 @@ impl Registry {
         } else {
             Slot::new(name, options, context, loader)
         };
-        NamedSlot::new(name.to_owned(), spec, keep, slot, info, totals, self.cache)
+        NamedSlot {
+            name: name.to_owned(),
+            registration,
+            cache: SlotCache::new(&keep.cache, self.cache),
+            spec,
+            keep,
+            slot,
+            queued: AtomicUsize::new(0),
+            totals,
+            info,
+            cut_logged: AtomicBool::new(false),
+            recalled: AtomicBool::new(false),
+        }
     }
 
     /// The slot `name` for writing text: one whose kind is open becomes a generator.
@@ -344,7 +363,7 @@ impl Registry {
                     dtype: spec.dtype,
                     revision: spec.revision.clone(),
                 };
-                self.register(name, Spec::Generator(spec), entry.keep.clone(), true)?;
+                self.put(name, Spec::Generator(spec), entry.keep.clone(), entry.registration, true)?;
                 self.entry(name)
             }
             _ => Ok(entry),

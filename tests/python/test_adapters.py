@@ -8,6 +8,7 @@ import pickle
 import numpy as np
 import pytest
 from conftest import FIXTURES, run_python
+from model_manager._core import Manager
 from model_manager.errors import ArgumentError, InputError
 
 PROMPTS = str(FIXTURES / "bert_prompts")
@@ -102,8 +103,9 @@ def test_a_slot_whose_model_is_replaced(make_manager):
 
 
 @pytest.mark.parametrize("keep_alive", [0, 600])
-def test_a_slot_that_is_registered_again_with_other_prompts(make_manager, keep_alive):
-    manager = make_manager()
+@pytest.mark.parametrize("plain_manager", [False, True])
+def test_a_slot_that_is_registered_again_with_other_prompts(make_manager, plain_manager, keep_alive):
+    manager = Manager(make_manager().config) if plain_manager else make_manager()
     source, prompts = str(FIXTURES / "bert_plain"), {"query": "ask: "}
     manager.register("prompts", source, keep_alive=keep_alive)
     model = langchain(manager)

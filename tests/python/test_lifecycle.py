@@ -15,8 +15,16 @@ from pathlib import Path
 
 import pytest
 from conftest import DIMENSION, ENGLISH_MODEL, ENGLISH_TEXT, FIXTURES, TURKISH_TEXT
+from generators import GPT2
 from model_manager import ModelManager
-from model_manager.errors import ClosedError, InputError, LoaderError, OverloadedError, WaitTimeoutError
+from model_manager.errors import (
+    ClosedError,
+    InputError,
+    LoaderError,
+    OverloadedError,
+    UnknownModelError,
+    WaitTimeoutError,
+)
 
 
 class Thing:
@@ -226,6 +234,34 @@ def test_unregister(manager):
     for name in ("turkish_sentence", "english_sentence", "text_generator"):
         with pytest.raises(InputError, match=name):
             manager.unregister(name)
+
+
+def test_a_registration_has_a_number_of_its_own(make_manager):
+    manager = make_manager()
+    names = ["turkish_sentence", "english_sentence", "text_generator", "reranker"]
+    manager.register("mine", loader=Thing)
+    numbers = {name: manager._registration(name) for name in [*names, "mine"]}
+    manager.get("mine")
+    manager.unload("mine")
+    assert {name: manager._registration(name) for name in numbers} == numbers
+    manager.register("mine", loader=Thing, replace=True)
+    again = manager._registration("mine")
+    manager.unregister("mine")
+    with pytest.raises(UnknownModelError, match="mine"):
+        manager._registration("mine")
+    manager.register("mine", loader=Thing)
+    found = [*numbers.values(), again, manager._registration("mine"), make_manager()._registration("text_generator")]
+    assert len(set(found)) == len(found)
+
+
+def test_a_slot_that_is_found_to_write_text_keeps_its_number(manager, tmp_path):
+    manager.register("late", str(tmp_path / "model"))
+    assert manager.stats()["slots"]["late"]["kind"] == "embedding", "nothing says what it is"
+    number = manager._registration("late")
+    shutil.copytree(GPT2, tmp_path / "model")
+    assert manager.generate("a", "late", max_new_tokens=1)
+    assert manager.stats()["slots"]["late"]["kind"] == "generator"
+    assert manager._registration("late") == number
 
 
 def test_idle_models_leave_without_a_further_call(make_manager):

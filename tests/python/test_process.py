@@ -256,8 +256,13 @@ import numpy as np
 m = tiny(auto_cleanup=True)
 if {loaded}:
     want = m.embed([ENGLISH_TEXT, TURKISH_TEXT])
+m.register("mine", loader=dict)
+numbers = [m._registration(name) for name in m.slots()]
 def work():
     assert m.is_loaded("english_sentence") is {loaded}, "the child has the parent's models"
+    assert [m._registration(name) for name in m.slots()] == numbers
+    m.register("mine", loader=dict, replace=True)
+    assert m._registration("mine") not in numbers
     got = m.embed(["a new text", ENGLISH_TEXT, TURKISH_TEXT])
     assert m.tracker.get_statistics()["last_access"].keys() == m.stats()["tracker"]["last_access"].keys() != set()
     assert got.shape == (3, DIMENSION)

@@ -126,8 +126,8 @@ class Service:
         self._finished: deque[tuple[float, int]] = deque(maxlen=_RATE_SAMPLES)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loads: dict[str, asyncio.Future[None]] = {}
-        self._descriptions: dict[str, tuple[object, Description]] = {}
-        self._generators: dict[str, tuple[object, GeneratorDescription]] = {}
+        self._descriptions: dict[str, tuple[int, Description]] = {}
+        self._generators: dict[str, tuple[int, GeneratorDescription]] = {}
         self._by_name = {name: model for model in config.models for name in (model.name, *model.aliases)}
         for model in config.models:
             if model.source is not None:
@@ -366,22 +366,23 @@ class Service:
         return self._described(slot, self.manager.describe, self._descriptions)
 
     def _described(
-        self, slot: str, describe: Callable[[str, bool], Result | None], known: dict[str, tuple[object, Result]]
+        self, slot: str, describe: Callable[[str, bool], Result | None], known: dict[str, tuple[int, Result]]
     ) -> Result | None:
         """What `describe` finds of the slot's model in memory, or found of it before, which is in `known`."""
-        registered = self.manager._registered.get(slot)
+        registration = None
         with contextlib.suppress(ModelManagerError):
+            registration = self.manager._registration(slot)
             if (found := describe(slot, False)) is not None:
-                known[slot] = registered, found
+                known[slot] = registration, found
         of, latest = known.get(slot, (None, None))
         # A slot that was registered again holds another model.
-        return latest if of is registered else None
+        return latest if of == registration else None
 
     async def describe_generator(self, slot: str) -> GeneratorDescription:
         """What the slot's generator is; loads it, and counts as a use without a `keep_alive`."""
-        registered = self.manager._registered.get(slot)
+        registration = self.manager._registration(slot)
         found = await in_thread(self.manager.describe_generator, slot)
-        self._generators[slot] = registered, found
+        self._generators[slot] = registration, found
         return found
 
     def generator_description(self, slot: str) -> GeneratorDescription | None:
@@ -406,12 +407,12 @@ class Service:
             known = self.instructions_known(model)
         if known is None:
             # The model has left already (keep_alive 0), or it is no embedding model.
-            registered = self.manager._registered.get(model.key)
+            registration = self.manager._registration(model.key)
             try:
                 found = await in_thread(self.manager.describe, model.key)
             except InputError:
                 return False  # the core reports what it is for the first text
-            self._descriptions[model.key] = registered, found
+            self._descriptions[model.key] = registration, found
             known = _is_instructed(found["source"], found)
         return bool(known)
 

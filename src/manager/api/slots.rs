@@ -37,6 +37,14 @@ impl Manager {
         self.parts()?.registry.unregister(name)
     }
 
+    /// A number of the slot's latest registration, equal to that of no other one.
+    ///
+    /// # Errors
+    /// [`Error::UnknownModel`].
+    pub fn registration(&self, name: &str) -> Result<u64> {
+        Ok(self.parts()?.registry.entry(name)?.registration)
+    }
+
     /// Names of all slots, in the order they were made.
     ///
     /// # Errors

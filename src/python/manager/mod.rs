@@ -175,6 +175,15 @@ impl PyManager {
         detached(py, || self.0.manager.unregister(&name)).or_raise(py)
     }
 
+    /// A number of the slot's latest registration, equal to that of no other one.
+    fn _registration(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = argument::name)] name: Utf8,
+    ) -> PyResult<u64> {
+        self.0.built(py)?.registration(&name).or_raise(py)
+    }
+
     /// The slot that `embed` chooses for `text`.
     fn route(
         &self,
