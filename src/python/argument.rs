@@ -85,7 +85,7 @@ arguments! {
     add_generation_prompt chat_template cleanup_interval cold_start_price config continue_final_message copy dtype
     enabled encoding_format fallback kind load load_time loader max_idle_time max_length max_tokens memory_mb model model_type name names normalize
     on_done on_event overlap path pinned pooling progress prompt prompt_name prompts replace revision served_model
-    text tiers timeout truncate truncate_dim user
+    text tiers timeout user
 }
 
 impl<'py, T: Argument<'py>> Argument<'py> for Option<T> {
@@ -265,17 +265,26 @@ pub(super) fn no_others<C: PyTypeInfo>(
     method: &str,
     others: Option<&Bound<'_, PyDict>>,
 ) -> PyResult<()> {
-    let Some((name, _)) = others.and_then(|others| others.iter().next()) else { return Ok(()) };
-    let name: Utf8 = name.extract()?;
-    let signature =
-        py.import("inspect")?.call_method1("signature", (py.get_type::<C>().getattr(method)?,))?;
-    let names = signature.getattr("parameters")?.try_iter()?;
-    let known: Vec<String> = names.map(|name| name?.extract()).collect::<PyResult<_>>()?;
-    Err(unexpected(
-        &format!("{method}()"),
-        &name,
-        known.iter().map(String::as_str).filter(|name| *name != "self"),
-    ))
+    match others.and_then(|others| others.iter().next()) {
+        Some((name, _)) => Err(unknown_keyword::<C>(py, method, &name.extract::<Utf8>()?)),
+        None => Ok(()),
+    }
+}
+
+/// The error for a keyword that `method` of a class does not have.
+pub(super) fn unknown_keyword<C: PyTypeInfo>(py: Python<'_>, method: &str, name: &str) -> PyErr {
+    let known = || -> PyResult<Vec<String>> {
+        let method = py.get_type::<C>().getattr(method)?;
+        let signature = py.import("inspect")?.call_method1("signature", (method,))?;
+        signature.getattr("parameters")?.try_iter()?.map(|name| name?.extract()).collect()
+    };
+    match known() {
+        Ok(known) => {
+            let known = known.iter().map(String::as_str).filter(|name| *name != "self");
+            unexpected(&format!("{method}()"), name, known)
+        }
+        Err(error) => error,
+    }
 }
 
 /// The error for a keyword that a call does not have, with the one that was meant.

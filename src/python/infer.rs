@@ -8,11 +8,11 @@ use pyo3::types::{PyDict, PyString};
 use super::argument::{argument, unexpected};
 use super::errors::OrRaise;
 use super::handle::Handle;
-use super::options::{keep_alive, timeout};
+use super::options::set_option;
 use super::submit::{PyTicket, Traced, reply, started};
 use super::texts::{Texts, copied, inputs};
 use super::tracing::{self, Call, CallOutcome};
-use super::utf8::{Utf8, owned};
+use super::utf8::Utf8;
 use super::vectors::results;
 use crate::Error;
 use crate::manager::{Activate, EmbedOptions, Embeddings, Inputs, Pairs};
@@ -55,25 +55,16 @@ impl InferenceCall {
         let mut options = EmbedOptions { model, kind: kind.or_raise(py)?, ..EmbedOptions::default() };
         let mut activate = Activate::Model;
         for (name, value) in keywords.into_iter().flatten().filter(|(_, value)| !value.is_none()) {
-            match &*name.extract::<Utf8>()? {
-                "activation" => {
-                    let name: Utf8 = argument("activation", &value)?;
-                    activate = match &*name {
-                        "probabilities" => Activate::Probabilities,
-                        name => Activate::Fixed(ScoreActivation::parse(name).or_raise(py)?),
-                    };
-                }
-                "prompt" => options.prompt = owned(argument("prompt", &value)?),
-                "prompt_name" => options.prompt_name = owned(argument("prompt_name", &value)?),
-                "normalize" => options.normalize = argument("normalize", &value)?,
-                "truncate" => options.truncate = argument("truncate", &value)?,
-                "timeout" => options.timeout = timeout(py, argument("timeout", &value)?)?,
-                "keep_alive" => options.keep_alive = keep_alive(Some(&value))?,
-                "user" => options.user = owned(argument("user", &value)?),
-                other => {
-                    let known = KEYWORDS.split_whitespace();
-                    return Err(unexpected("this call", other, known));
-                }
+            let name: Utf8 = name.extract()?;
+            let known = KEYWORDS.split_whitespace();
+            let has = known.clone().any(|known| known == &*name);
+            if &*name == "activation" {
+                activate = match &*argument::<Utf8>("activation", &value)? {
+                    "probabilities" => Activate::Probabilities,
+                    name => Activate::Fixed(ScoreActivation::parse(name).or_raise(py)?),
+                };
+            } else if !(has && set_option(&mut options, &name, &value)?) {
+                return Err(unexpected("this call", &name, known));
             }
         }
         let inputs = match second {

@@ -8,36 +8,25 @@ use pyo3::types::PyString;
 use super::argument::argument;
 use super::errors::{OrRaise, to_py, wrong_type};
 use super::texts::text_of;
-use super::utf8::{Utf8, owned};
+use super::utf8::owned;
 use crate::Error;
 use crate::lifecycle::KeepAlive;
 use crate::manager::EmbedOptions;
 
-#[expect(clippy::too_many_arguments, reason = "the keywords that every embedding call shares")]
-pub(super) fn call_options(
-    py: Python<'_>,
-    model: Option<Utf8>,
-    prompt: Option<Utf8>,
-    prompt_name: Option<Utf8>,
-    normalize: bool,
-    truncate_dim: Option<usize>,
-    truncate: bool,
-    timeout: Option<f64>,
-    keep_alive: Option<&Bound<'_, PyAny>>,
-    user: Option<Utf8>,
-) -> PyResult<EmbedOptions> {
-    Ok(EmbedOptions {
-        model: owned(model),
-        prompt: owned(prompt),
-        prompt_name: owned(prompt_name),
-        normalize,
-        truncate_dim,
-        truncate,
-        timeout: self::timeout(py, timeout)?,
-        keep_alive: self::keep_alive(keep_alive)?,
-        user: owned(user),
-        ..EmbedOptions::default()
-    })
+/// Sets what the keyword `name` says, if it is one that embedding calls share; else false.
+pub(super) fn set_option(options: &mut EmbedOptions, name: &str, value: &Bound<'_, PyAny>) -> PyResult<bool> {
+    match name {
+        "prompt" => options.prompt = owned(argument("prompt", value)?),
+        "prompt_name" => options.prompt_name = owned(argument("prompt_name", value)?),
+        "normalize" => options.normalize = argument("normalize", value)?,
+        "truncate_dim" => options.truncate_dim = argument("truncate_dim", value)?,
+        "truncate" => options.truncate = argument("truncate", value)?,
+        "timeout" => options.timeout = timeout(value.py(), argument("timeout", value)?)?,
+        "keep_alive" => options.keep_alive = keep_alive(Some(value))?,
+        "user" => options.user = owned(argument("user", value)?),
+        _ => return Ok(false),
+    }
+    Ok(true)
 }
 
 pub(super) fn timeout(py: Python<'_>, seconds: Option<f64>) -> PyResult<Option<Duration>> {

@@ -5,11 +5,11 @@ use pyo3::types::{PyDict, PyString};
 
 use super::{PyManager, detached};
 use crate::manager::EmbedOptions;
-use crate::python::argument::{self, Callable, no_others};
+use crate::python::argument::{self, Callable, unknown_keyword};
 use crate::python::arrow::ArrowVectors;
 use crate::python::errors::OrRaise;
 use crate::python::infer::InferenceCall;
-use crate::python::options::{call_options, timeout};
+use crate::python::options::{set_option, timeout};
 use crate::python::submit::{self, PyTicket};
 use crate::python::utf8::{Utf8, owned};
 use crate::python::{embed, texts};
@@ -18,139 +18,63 @@ use crate::wire::Encoding;
 #[pymethods]
 impl PyManager {
     /// Embed one text (float32, shape (dim,)) or several (shape (n, dim)).
-    #[pyo3(signature = (texts, model = None, *, prompt = None, prompt_name = None, normalize = true,
-                        truncate_dim = None, truncate = true, copy = false, timeout = None, keep_alive = None, user = None,
-                        progress = None, outputs = None, **others),
+    #[pyo3(signature = (texts, model = None, *, copy = false, progress = None, outputs = None, **keywords),
            text_signature = "($self, texts, model=None, *, prompt=None, prompt_name=None, normalize=True, \
                              truncate_dim=None, truncate=True, copy=False, timeout=None, keep_alive=None, user=None, \
                              progress=None, outputs=None)")]
-    #[expect(clippy::too_many_arguments, reason = "keywords of a Python function")]
     fn embed(
         slf: &Bound<'_, Self>,
         texts: &Bound<'_, PyAny>,
         #[pyo3(from_py_with = argument::model)] model: Option<Utf8>,
-        #[pyo3(from_py_with = argument::prompt)] prompt: Option<Utf8>,
-        #[pyo3(from_py_with = argument::prompt_name)] prompt_name: Option<Utf8>,
-        #[pyo3(from_py_with = argument::normalize)] normalize: bool,
-        #[pyo3(from_py_with = argument::truncate_dim)] truncate_dim: Option<usize>,
-        #[pyo3(from_py_with = argument::truncate)] truncate: bool,
         #[pyo3(from_py_with = argument::copy)] copy: bool,
-        #[pyo3(from_py_with = argument::timeout)] timeout: Option<f64>,
-        keep_alive: Option<&Bound<'_, PyAny>>,
-        #[pyo3(from_py_with = argument::user)] user: Option<Utf8>,
         #[pyo3(from_py_with = argument::progress)] progress: Option<Callable>,
         outputs: Option<&Bound<'_, PyAny>>,
-        others: Option<&Bound<'_, PyDict>>,
+        keywords: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Py<PyAny>> {
         let py = slf.py();
-        no_others::<Self>(py, "embed", others)?;
+        let options = call_options(py, "embed", model, keywords, &[])?;
         if let Some(outputs) = outputs {
-            let keywords = PyDict::new(py);
-            keywords.set_item("prompt", prompt.as_deref())?;
-            keywords.set_item("prompt_name", prompt_name.as_deref())?;
-            keywords.set_item("normalize", normalize)?;
-            keywords.set_item("truncate_dim", truncate_dim)?;
-            keywords.set_item("truncate", truncate)?;
-            keywords.set_item("timeout", timeout)?;
-            keywords.set_item("keep_alive", keep_alive)?;
-            keywords.set_item("user", user.as_deref())?;
+            let keywords = keywords.map_or_else(|| Ok(PyDict::new(py)), Bound::copy)?;
             keywords.set_item("copy", copy)?;
             keywords.set_item("progress", progress.map(Py::<PyAny>::from))?;
             let helper = py.import("model_manager._vectors")?.getattr("embed_outputs")?;
-            return helper.call((slf, texts, model.as_deref(), outputs), Some(&keywords)).map(Bound::unbind);
+            let given = (slf, texts, options.model, outputs);
+            return helper.call(given, Some(&keywords)).map(Bound::unbind);
         }
-        let options = call_options(
-            py,
-            model,
-            prompt,
-            prompt_name,
-            normalize,
-            truncate_dim,
-            truncate,
-            timeout,
-            keep_alive,
-            user,
-        )?;
         embed::embed(&slf.get().0, texts, options, copy, progress.map(Py::from))
     }
 
     /// Embed an Arrow column into an Arrow array.
-    #[pyo3(signature = (texts, model = None, *, prompt = None, prompt_name = None, normalize = true,
-                        truncate_dim = None, truncate = true, timeout = None, keep_alive = None, user = None, progress = None,
-                        **others),
+    #[pyo3(signature = (texts, model = None, *, progress = None, **keywords),
            text_signature = "($self, texts, model=None, *, prompt=None, prompt_name=None, normalize=True, \
                              truncate_dim=None, truncate=True, timeout=None, keep_alive=None, user=None, \
                              progress=None)")]
-    #[expect(clippy::too_many_arguments, reason = "keywords of a Python function")]
     fn embed_arrow(
         &self,
         py: Python<'_>,
         texts: &Bound<'_, PyAny>,
         #[pyo3(from_py_with = argument::model)] model: Option<Utf8>,
-        #[pyo3(from_py_with = argument::prompt)] prompt: Option<Utf8>,
-        #[pyo3(from_py_with = argument::prompt_name)] prompt_name: Option<Utf8>,
-        #[pyo3(from_py_with = argument::normalize)] normalize: bool,
-        #[pyo3(from_py_with = argument::truncate_dim)] truncate_dim: Option<usize>,
-        #[pyo3(from_py_with = argument::truncate)] truncate: bool,
-        #[pyo3(from_py_with = argument::timeout)] timeout: Option<f64>,
-        keep_alive: Option<&Bound<'_, PyAny>>,
-        #[pyo3(from_py_with = argument::user)] user: Option<Utf8>,
         #[pyo3(from_py_with = argument::progress)] progress: Option<Callable>,
-        others: Option<&Bound<'_, PyDict>>,
+        keywords: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<ArrowVectors> {
-        no_others::<Self>(py, "embed_arrow", others)?;
-        let options = call_options(
-            py,
-            model,
-            prompt,
-            prompt_name,
-            normalize,
-            truncate_dim,
-            truncate,
-            timeout,
-            keep_alive,
-            user,
-        )?;
+        let options = call_options(py, "embed_arrow", model, keywords, &[])?;
         embed::embed_arrow(&self.0, texts, options, progress.map(Py::from))
     }
 
     /// `embed` without waiting.
-    #[pyo3(signature = (texts, on_done, model = None, *, prompt = None, prompt_name = None, normalize = true,
-                        truncate_dim = None, truncate = true, copy = false, timeout = None, keep_alive = None, user = None,
-                        **others),
+    #[pyo3(signature = (texts, on_done, model = None, *, copy = false, **keywords),
            text_signature = "($self, texts, on_done, model=None, *, prompt=None, prompt_name=None, normalize=True, \
                              truncate_dim=None, truncate=True, copy=False, timeout=None, keep_alive=None, user=None)")]
-    #[expect(clippy::too_many_arguments, reason = "keywords of a Python function")]
     fn submit(
         slf: &Bound<'_, Self>,
         texts: &Bound<'_, PyAny>,
         #[pyo3(from_py_with = argument::on_done)] on_done: Callable,
         #[pyo3(from_py_with = argument::model)] model: Option<Utf8>,
-        #[pyo3(from_py_with = argument::prompt)] prompt: Option<Utf8>,
-        #[pyo3(from_py_with = argument::prompt_name)] prompt_name: Option<Utf8>,
-        #[pyo3(from_py_with = argument::normalize)] normalize: bool,
-        #[pyo3(from_py_with = argument::truncate_dim)] truncate_dim: Option<usize>,
-        #[pyo3(from_py_with = argument::truncate)] truncate: bool,
         #[pyo3(from_py_with = argument::copy)] copy: bool,
-        #[pyo3(from_py_with = argument::timeout)] timeout: Option<f64>,
-        keep_alive: Option<&Bound<'_, PyAny>>,
-        #[pyo3(from_py_with = argument::user)] user: Option<Utf8>,
-        others: Option<&Bound<'_, PyDict>>,
+        keywords: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<PyTicket> {
-        no_others::<Self>(slf.py(), "submit", others)?;
         let py = slf.py();
-        let options = call_options(
-            py,
-            model,
-            prompt,
-            prompt_name,
-            normalize,
-            truncate_dim,
-            truncate,
-            timeout,
-            keep_alive,
-            user,
-        )?;
+        let options = call_options(py, "submit", model, keywords, &[])?;
         let (inputs, single) = texts::inputs("texts", texts)?;
         submit::results(&slf.get().0, slf, inputs, options, on_done.into(), single, copy)
     }
@@ -204,12 +128,10 @@ impl PyManager {
 
     /// `submit`, with the answer as the JSON body of OpenAI's `POST /v1/embeddings`.
     #[pyo3(signature = (inputs, on_done, model = None, *, served_model, encoding_format = Utf8::from("float"),
-                        prompt = None, prompt_name = None, truncate_dim = None, truncate = true, timeout = None,
-                        keep_alive = None, user = None, **others),
+                        **keywords),
            text_signature = "($self, inputs, on_done, model=None, *, served_model, encoding_format='float', \
                              prompt=None, prompt_name=None, truncate_dim=None, truncate=True, timeout=None, \
                              keep_alive=None, user=None)")]
-    #[expect(clippy::too_many_arguments, reason = "keywords of a Python function")]
     fn submit_response(
         slf: &Bound<'_, Self>,
         inputs: &Bound<'_, PyAny>,
@@ -217,29 +139,10 @@ impl PyManager {
         #[pyo3(from_py_with = argument::model)] model: Option<Utf8>,
         #[pyo3(from_py_with = argument::served_model)] served_model: Utf8,
         #[pyo3(from_py_with = argument::encoding_format)] encoding_format: Utf8,
-        #[pyo3(from_py_with = argument::prompt)] prompt: Option<Utf8>,
-        #[pyo3(from_py_with = argument::prompt_name)] prompt_name: Option<Utf8>,
-        #[pyo3(from_py_with = argument::truncate_dim)] truncate_dim: Option<usize>,
-        #[pyo3(from_py_with = argument::truncate)] truncate: bool,
-        #[pyo3(from_py_with = argument::timeout)] timeout: Option<f64>,
-        keep_alive: Option<&Bound<'_, PyAny>>,
-        #[pyo3(from_py_with = argument::user)] user: Option<Utf8>,
-        others: Option<&Bound<'_, PyDict>>,
+        keywords: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<PyTicket> {
-        no_others::<Self>(slf.py(), "submit_response", others)?;
         let py = slf.py();
-        let options = call_options(
-            py,
-            model,
-            prompt,
-            prompt_name,
-            true,
-            truncate_dim,
-            truncate,
-            timeout,
-            keep_alive,
-            user,
-        )?;
+        let options = call_options(py, "submit_response", model, keywords, &["normalize"])?;
         let encoding = Encoding::parse(&encoding_format).or_raise(py)?;
         let (inputs, _) = texts::inputs("inputs", inputs)?;
         submit::response(&slf.get().0, slf, inputs, options, served_model.into(), encoding, on_done.into())
@@ -306,4 +209,22 @@ impl PyManager {
         };
         embed::embed_chunks(&self.0, &text, max_tokens, overlap, &options)
     }
+}
+
+/// The options of a call of `method`. Its `keywords` are those that embedding calls share, but for `lacking`.
+fn call_options(
+    py: Python<'_>,
+    method: &str,
+    model: Option<Utf8>,
+    keywords: Option<&Bound<'_, PyDict>>,
+    lacking: &[&str],
+) -> PyResult<EmbedOptions> {
+    let mut options = EmbedOptions { model: owned(model), ..EmbedOptions::default() };
+    for (name, value) in keywords.into_iter().flatten() {
+        let name = texts::text_of(name.cast()?, None)?;
+        if lacking.contains(&name) || !set_option(&mut options, name, &value)? {
+            return Err(unknown_keyword::<PyManager>(py, method, name));
+        }
+    }
+    Ok(options)
 }
