@@ -6,7 +6,7 @@ use super::dispatcher::Dispatcher;
 use super::jobs::embed::Embedder;
 use super::loading::ModelLoader;
 use super::memory::ProcessMemory;
-use super::registry::Registry;
+use super::registry::{LoadFor, Registry, SlotDefaults};
 use super::router::Router;
 use super::spec::{
     ENGLISH, EmbeddingSpec, GENERATOR, GeneratorSpec, RERANKER, Retention, SourceSpec, Spec, TURKISH,
@@ -96,17 +96,14 @@ impl Parts {
             wait_graph: WaitGraph::default(),
         };
         let loading = Arc::clone(&loader);
-        let mut registry = Registry::new(
-            context,
-            settings.keep_alive.as_ref().and_then(|keep| keep.keep_alive),
-            (
-                settings.keep_alive.as_ref().is_some_and(|keep| keep.keep_alive.is_none()),
-                Arc::clone(&learning),
-            ),
-            settings.load_timeout.map(Seconds::duration),
-            cache.settings(),
-            Arc::new(move |slot| loading.load(slot)),
-        );
+        let defaults = SlotDefaults {
+            keep_alive: settings.keep_alive.as_ref().and_then(|keep| keep.keep_alive),
+            adaptive: settings.keep_alive.as_ref().is_some_and(|keep| keep.keep_alive.is_none()),
+            load_timeout: settings.load_timeout.map(Seconds::duration),
+            cache: cache.settings(),
+        };
+        let load = Arc::new(move |slot: &LoadFor<'_>| loading.load(slot));
+        let mut registry = Registry::new(context, defaults, Arc::clone(&learning), load);
         register_built_in(&mut registry, &settings)?;
         let registry = Arc::new(registry);
         let quiet = Arc::downgrade(&registry);
@@ -120,19 +117,13 @@ impl Parts {
             detector: settings.language_detector,
         };
         let dispatcher = Arc::new(Dispatcher::new("dispatcher"));
-        let recalling = Arc::clone(&loader);
-        let recall = Box::new(move |spec: &Spec| recalling.recall(spec));
-        let naming = Arc::clone(&loader);
-        let current = Box::new(move |source: &SourceSpec| source.current(naming.host()));
         let embedder = Arc::new(Embedder::new(
             &settings,
-            loader.batch_tokens(),
             Arc::clone(&registry),
             router,
             Arc::clone(&cache),
             Arc::clone(&tiering.tiers),
-            recall,
-            current,
+            Arc::clone(&loader),
             Arc::clone(&dispatcher),
         ));
         Ok(Self {

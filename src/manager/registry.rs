@@ -160,48 +160,39 @@ pub(super) struct LoadFor<'a> {
 /// Loads what a name stands for.
 pub(super) type SpecLoader = dyn Fn(&LoadFor<'_>) -> Result<Loaded<LoadedModel>> + Send + Sync;
 
+/// What holds for slots and calls that have no settings of their own.
+pub(super) struct SlotDefaults {
+    pub(super) keep_alive: Option<KeepAlive>,
+    /// Slots without a keep-alive stay as long as their use has shown.
+    pub(super) adaptive: bool,
+    /// Limits loads.
+    pub(super) load_timeout: Option<Duration>,
+    /// How models are cached.
+    pub(super) cache: CacheSettings,
+}
+
 /// The slots of a manager.
 pub(super) struct Registry {
     entries: Arc<NamedSlots>,
     registering: Mutex<()>,
     context: Context,
-    /// Of slots that have none of their own.
-    keep_alive: Option<KeepAlive>,
-    /// Slots without a keep-alive stay as long as their use has shown.
-    adaptive: bool,
+    defaults: SlotDefaults,
     learning: Arc<Learning>,
-    load_timeout: Option<Duration>,
-    /// How all models are cached.
-    cache: CacheSettings,
     load: Arc<SpecLoader>,
     /// Slots that their first use makes.
     offered: Vec<(&'static str, Spec)>,
 }
 
 impl Registry {
-    /// A registry without slots. `load_timeout` limits loads when a call has no limit of its own.
+    /// A registry without slots.
     pub(super) fn new(
         context: Context,
-        keep_alive: Option<KeepAlive>,
-        (adaptive, learning): (bool, Arc<Learning>),
-        load_timeout: Option<Duration>,
-        cache: CacheSettings,
+        defaults: SlotDefaults,
+        learning: Arc<Learning>,
         load: Arc<SpecLoader>,
     ) -> Self {
         let entries = Arc::new(NamedSlots(ArcSwap::from_pointee(Vec::new())));
-        let (registering, offered) = (Mutex::new(()), Vec::new());
-        Self {
-            entries,
-            registering,
-            context,
-            keep_alive,
-            adaptive,
-            learning,
-            load_timeout,
-            cache,
-            load,
-            offered,
-        }
+        Self { entries, registering: Mutex::new(()), context, defaults, learning, load, offered: Vec::new() }
     }
 
     pub(super) fn all(&self) -> Arc<Vec<Arc<NamedSlot>>> {
@@ -227,7 +218,7 @@ impl Registry {
     }
 
     pub(super) fn load_timeout(&self) -> Option<Duration> {
-        self.load_timeout
+        self.defaults.load_timeout
     }
 
     /// The model of the slot `name`, loaded if need be.
@@ -237,7 +228,7 @@ impl Registry {
         timeout: Option<Duration>,
         check: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Lease<LoadedModel>> {
-        self.entry(name)?.slot.acquire(timeout.or(self.load_timeout), check)
+        self.entry(name)?.slot.acquire(timeout.or(self.load_timeout()), check)
     }
 
     /// The slot is about to be used, on behalf of `user`: those that usually follow are expected.
@@ -307,7 +298,7 @@ impl Registry {
 
     /// Whether the use of a slot decides how long its model stays.
     fn is_adaptive(&self, keep: &Retention) -> bool {
-        (keep.adaptive || (self.adaptive && keep.keep_alive.is_none())) && !keep.pinned
+        (keep.adaptive || (self.defaults.adaptive && keep.keep_alive.is_none())) && !keep.pinned
     }
 
     /// A slot that is not among the others yet.
@@ -329,7 +320,7 @@ impl Registry {
                 load(&LoadFor { entries, name: &name, spec: &spec, info: &info, totals: &totals })
             }
         };
-        let keep_alive = keep.keep_alive.or(self.keep_alive);
+        let keep_alive = keep.keep_alive.or(self.defaults.keep_alive);
         let (options, context) = (SlotOptions { keep_alive, pinned: keep.pinned }, self.context.clone());
         let slot = if self.is_adaptive(&keep) {
             let policy = self.learning.policy(name, keep.cold_start_price);
@@ -341,7 +332,7 @@ impl Registry {
         NamedSlot {
             name: name.to_owned(),
             registration,
-            cache: SlotCache::new(&keep.cache, self.cache),
+            cache: SlotCache::new(&keep.cache, self.defaults.cache),
             spec,
             keep,
             slot,

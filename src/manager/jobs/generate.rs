@@ -158,26 +158,37 @@ impl GenerationTicket {
 }
 
 /// An asynchronous generation until its model is ready or its time for loading is over: whichever comes first takes the
-/// callback.
+/// request.
 struct Waiting {
     slot: String,
     after: Duration,
-    on_event: Mutex<Option<OnEvent>>,
+    request: Mutex<Option<WaitingRequest>>,
 }
 
 impl Waiting {
-    fn take(&self) -> Option<OnEvent> {
-        self.on_event.lock().take()
+    fn take(&self) -> Option<WaitingRequest> {
+        self.request.lock().take()
     }
 }
 
 impl Timed for Waiting {
     fn expire(self: Arc<Self>) {
-        if let Some(mut on_event) = self.take() {
+        if let Some(mut request) = self.take() {
             let what = format!("model {:?}", self.slot);
-            on_event(Event::Done(Err(Error::Timeout { what, after: self.after })));
+            (request.on_event)(Event::Done(Err(Error::Timeout { what, after: self.after })));
         }
     }
+}
+
+/// What an asynchronous generation needs besides its model.
+struct WaitingRequest {
+    prompt: OwnedPrompt,
+    params: GenerationParams,
+    terms: RequestTerms,
+    keep_alive: Option<KeepAlive>,
+    trace: Option<Arc<Trace>>,
+    ticket: GenerationTicket,
+    on_event: OnEvent,
 }
 
 /// The generator of a slot, loaded if need be.
@@ -225,39 +236,36 @@ pub(in super::super) fn submit(
 ) -> Result<GenerationTicket> {
     params.validate()?;
     let entry = registry.entry_for_text(options.slot())?;
-    let terms = options.terms();
+    let ticket = GenerationTicket::default();
+    let request = WaitingRequest {
+        prompt,
+        params,
+        terms: options.terms(),
+        keep_alive: options.keep_alive,
+        trace: options.trace.clone(),
+        ticket: ticket.clone(),
+        on_event,
+    };
     let limit = options.timeout.or(registry.load_timeout());
     let deadline = limit.and_then(|after| Instant::now().checked_add(after));
     let waiting = Arc::new(Waiting {
         slot: entry.name.clone(),
         after: limit.unwrap_or_default(),
-        on_event: Mutex::new(Some(on_event)),
+        request: Mutex::new(Some(request)),
     });
-    let ticket = GenerationTicket::default();
     registry.used(&entry.name, options.user.as_deref());
-    let (loading, running, keep_alive) = (Arc::clone(&waiting), ticket.clone(), options.keep_alive);
-    let (trace, asked) = (options.trace.clone(), Instant::now());
-    let loads = trace.is_some() && entry.slot.state() != State::Ready;
+    let (loading, asked) = (Arc::clone(&waiting), Instant::now());
+    let absent = options.trace.clone().filter(|_| entry.slot.state() != State::Ready);
     entry.slot.when_ready(Box::new(move |lease| {
-        if let Some(trace) = trace.as_ref().filter(|_| loads) {
+        if let Some(trace) = absent {
             trace.add(TraceStage::Load, asked, Instant::now());
         }
-        if let Some(on_event) = loading.take() {
-            begin(
-                lease,
-                &loading.slot,
-                &prompt,
-                params,
-                terms,
-                keep_alive,
-                &running,
-                trace.as_ref(),
-                on_event,
-            );
+        if let Some(request) = loading.take() {
+            request.begin(lease, &loading.slot);
         }
     }));
     if let Some(at) = deadline
-        && waiting.on_event.lock().is_some()
+        && waiting.request.lock().is_some()
     {
         let timed: Arc<dyn Timed> = Arc::clone(&waiting) as _;
         // Without a thread for the deadline the call fails here, unless its model is ready meanwhile.
@@ -277,46 +285,38 @@ fn note_model(trace: Option<&Arc<Trace>>, lease: &GeneratorLease) {
     }
 }
 
-/// Starts an asynchronous generation whose model is ready, or ends it with an error.
-#[expect(clippy::too_many_arguments, reason = "what a request has until its model is ready")]
-fn begin(
-    lease: Result<Lease<LoadedModel>>,
-    slot: &str,
-    prompt: &OwnedPrompt,
-    params: GenerationParams,
-    terms: RequestTerms,
-    keep_alive: Option<KeepAlive>,
-    ticket: &GenerationTicket,
-    trace: Option<&Arc<Trace>>,
-    on_event: OnEvent,
-) {
-    // Shared with the engine's callback, which may never be made.
-    let on_event = Arc::new(Mutex::new(on_event));
-    let fail = |error: Error| (on_event.lock())(Event::Done(Err(error)));
-    if ticket.is_cancelled() {
-        return fail(Error::Cancelled);
-    }
-    let lease = match lease.and_then(|lease| GeneratorLease::new(lease, slot, keep_alive)) {
-        Ok(lease) => Arc::new(lease),
-        Err(error) => return fail(error),
-    };
-    note_model(trace, &lease);
-    let (held, events) = (Arc::clone(&lease), Arc::clone(&on_event));
-    let step = step(trace, TraceStage::Tokenize);
-    let submitted = lease.generator().and_then(|generator| {
-        let _computing = fork::computing();
-        let on_event = Box::new(move |event| {
-            // The callback keeps the model in memory until its last event.
-            let _held = &held;
-            (events.lock())(event);
+impl WaitingRequest {
+    /// Starts the generation now that the model is ready, or ends it with an error.
+    fn begin(self, lease: Result<Lease<LoadedModel>>, slot: &str) {
+        let Self { prompt, params, terms, keep_alive, trace, ticket, on_event } = self;
+        // Shared with the engine's callback, which may never be made.
+        let on_event = Arc::new(Mutex::new(on_event));
+        let fail = |error: Error| (on_event.lock())(Event::Done(Err(error)));
+        if ticket.is_cancelled() {
+            return fail(Error::Cancelled);
+        }
+        let lease = match lease.and_then(|lease| GeneratorLease::new(lease, slot, keep_alive)) {
+            Ok(lease) => Arc::new(lease),
+            Err(error) => return fail(error),
+        };
+        note_model(trace.as_ref(), &lease);
+        let (held, events) = (Arc::clone(&lease), Arc::clone(&on_event));
+        let step = step(trace.as_ref(), TraceStage::Tokenize);
+        let submitted = lease.generator().and_then(|generator| {
+            let _computing = fork::computing();
+            let on_event = Box::new(move |event| {
+                // The callback keeps the model in memory until its last event.
+                let _held = &held;
+                (events.lock())(event);
+            });
+            let mut wanted = || if ticket.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) };
+            generator.submit(prompt.borrow(), params, terms, on_event, &mut wanted)
         });
-        let mut wanted = || if ticket.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) };
-        generator.submit(prompt.borrow(), params, terms, on_event, &mut wanted)
-    });
-    drop(step);
-    match submitted {
-        Ok(running) => ticket.run(running),
-        Err(error) => fail(error),
+        drop(step);
+        match submitted {
+            Ok(running) => ticket.run(running),
+            Err(error) => fail(error),
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::super::super::dispatcher::Dispatcher;
 use super::super::super::info::ModelInfo;
+use super::super::super::loading::ModelLoader;
 use super::super::super::options::EmbedOptions;
 use super::super::super::registry::{NamedSlot, Registry};
 use super::super::super::router::Router;
@@ -19,12 +20,6 @@ use crate::{Error, Result};
 /// Batches of tokens that one call may have queued or under way: one is computed, one is formed, one is tokenized.
 const WINDOW_BATCHES: usize = 3;
 
-/// What an earlier process found of the model of a spec, if its files are still the same.
-pub(in super::super::super) type Recall = dyn Fn(&Spec) -> Option<ModelInfo> + Send + Sync;
-
-/// The source that a spec names now.
-pub(in super::super::super) type CurrentSource = dyn Fn(&SourceSpec) -> String + Send + Sync;
-
 /// What an embedding call needs of its manager.
 pub(in super::super::super) struct Embedder {
     pub(super) registry: Arc<Registry>,
@@ -32,9 +27,7 @@ pub(in super::super::super) struct Embedder {
     pub(super) cache: Arc<EmbeddingCache>,
     /// Below the memory.
     pub(super) tiers: Arc<Tiers>,
-    /// What an earlier process found of a model.
-    pub(super) recall: Box<Recall>,
-    current: Box<CurrentSource>,
+    pub(super) loader: Arc<ModelLoader>,
     pub(super) dispatcher: Arc<Dispatcher>,
     /// Tokenizes long texts, so that other calls do not wait for them.
     long_texts: Dispatcher,
@@ -48,16 +41,13 @@ pub(in super::super::super) struct Embedder {
 }
 
 impl Embedder {
-    #[expect(clippy::too_many_arguments, reason = "the parts that a call needs")]
     pub(in super::super::super) fn new(
         settings: &Settings,
-        batch_tokens: usize,
         registry: Arc<Registry>,
         router: Router,
         cache: Arc<EmbeddingCache>,
         tiers: Arc<Tiers>,
-        recall: Box<Recall>,
-        current: Box<CurrentSource>,
+        loader: Arc<ModelLoader>,
         dispatcher: Arc<Dispatcher>,
     ) -> Self {
         Self {
@@ -65,13 +55,12 @@ impl Embedder {
             router,
             cache,
             tiers,
-            recall,
-            current,
+            window: WINDOW_BATCHES * loader.batch_tokens(),
+            loader,
             dispatcher,
             long_texts: Dispatcher::new("long-texts"),
             max_queue: settings.max_queue,
             max_text_bytes: settings.max_text_bytes,
-            window: WINDOW_BATCHES * batch_tokens,
             requests: AtomicU64::new(0),
             rejected: AtomicU64::new(0),
             given_up: AtomicU64::new(0),
@@ -108,7 +97,7 @@ impl Embedder {
         if let Spec::Embedding(EmbeddingSpec { source: source @ SourceSpec::Environment { .. }, .. }) =
             &entry.spec
             && entry.slot.state() != State::Ready
-            && (self.current)(source) != info.asked
+            && source.current(self.loader.host()) != info.asked
         {
             entry.forget(&info);
             return None;

@@ -104,7 +104,7 @@ impl Job {
         let mut missing = Vec::new();
         for (entry, inputs) in groups {
             if !embedder.tiers.is_empty() {
-                entry.recall(&embedder.recall);
+                entry.recall(|spec| embedder.loader.recall(spec));
             }
             let looks = job.options.trace.as_ref().filter(|_| look_up == LookUp::Cache);
             let _step = step(looks, TraceStage::Cache);
