@@ -53,18 +53,17 @@ pub enum Error {
     #[error("{0}")]
     Input(String),
     /// The same, where one argument alone is to blame: programs read its name and `code`, people the message.
-    #[error("{}{message}", place.as_deref().map_or_else(String::new, |place| placed(param, place)))]
+    #[error("{}{rest}", placed(param, place))]
     Argument {
         /// The argument as callers write it: `truncate_dim`, `prompt`.
         param: &'static str,
-        /// Where in it: `[2, 0]` is the first item of the third. The message goes on after the argument's name and this
-        /// place, so that a host whose callers know the argument by another name can write that one. None: the message is
-        /// a whole sentence.
-        place: Option<Vec<usize>>,
+        /// Where in it: `[2, 0]` is the first item of the third.
+        place: Vec<usize>,
         /// What is wrong, for programs that answer differently to different mistakes.
         code: Option<&'static str>,
-        /// What is wrong and what is allowed.
-        message: String,
+        /// What is wrong and what is allowed: what follows name and place in the message. A host whose callers know the
+        /// argument by another name can write that one.
+        rest: String,
     },
     /// No slot has this name.
     #[error("no model is registered as {name:?}; {}", remedy(name, known))]
@@ -310,15 +309,14 @@ impl Error {
         Self::Loader { model: model.to_owned(), reason: reason.into(), cause: None }
     }
 
-    /// A wrong value of the argument `param`.
-    pub fn argument(param: &'static str, message: impl Into<String>) -> Self {
-        Self::Argument { param, place: None, code: None, message: message.into() }
+    /// A wrong value of the argument `param`. `rest` is what follows the name in the message: `=-1: must not be negative`.
+    pub fn argument(param: &'static str, rest: impl Into<String>) -> Self {
+        Self::item(param, &[], rest)
     }
 
-    /// A wrong value of the argument `param`, or of the item at `place` in it. `rest` is what follows the name:
-    /// `=-1: must not be negative`.
-    pub fn value(param: &'static str, place: &[usize], rest: impl Into<String>) -> Self {
-        Self::Argument { param, place: Some(place.to_vec()), code: None, message: rest.into() }
+    /// A wrong value of the item at `place` in the argument `param`. `rest` is what follows both: ` holds no token ids`.
+    pub fn item(param: &'static str, place: &[usize], rest: impl Into<String>) -> Self {
+        Self::Argument { param, place: place.to_vec(), code: None, rest: rest.into() }
     }
 
     /// The argument or setting to blame, where there is one.
@@ -338,10 +336,10 @@ impl Error {
         }
     }
 
-    /// The place in the argument, and what follows both in the message, where it begins with them.
+    /// The place in the argument, and what follows both in the message, where an argument is to blame.
     pub fn about(&self) -> Option<(&[usize], &str)> {
         match self {
-            Self::Argument { place: Some(place), message, .. } => Some((place, message)),
+            Self::Argument { place, rest, .. } => Some((place, rest)),
             _ => None,
         }
     }
@@ -410,14 +408,13 @@ mod tests {
 
     #[test]
     fn a_message_about_an_item_begins_with_its_place() {
-        let error = Error::value("texts", &[2, 0], " is -1");
+        let error = Error::item("texts", &[2, 0], " is -1");
         assert_eq!(error.to_string(), "texts[2][0] is -1");
         assert_eq!(error.about(), Some((&[2, 0][..], " is -1")));
         assert_eq!(
-            Error::value("top_p", &[], "=2: must be in [0, 1]").to_string(),
+            Error::argument("top_p", "=2: must be in [0, 1]").to_string(),
             "top_p=2: must be in [0, 1]"
         );
-        assert_eq!(Error::argument("texts", "a whole sentence").about(), None);
     }
 
     #[test]

@@ -31,7 +31,7 @@ impl Encoding {
             "base64" => Ok(Self::Base64),
             _ => Err(Error::argument(
                 "encoding_format",
-                format!("encoding_format={name:?}: expected \"float\" or \"base64\""),
+                format!("={name:?}: expected \"float\" or \"base64\""),
             )),
         }
     }

@@ -94,7 +94,7 @@ impl Column {
     /// [`Error::Argument`] naming the first null: numpy has none.
     pub fn all(self) -> Result<Vec<String>> {
         match self.valid.iter().flatten().position(|valid| !valid) {
-            Some(row) => Err(Error::value(
+            Some(row) => Err(Error::item(
                 "texts",
                 &[row],
                 " is null, which has no vector: drop the nulls, or call embed_arrow, which gives null vectors",
@@ -197,7 +197,7 @@ impl<'a> Strings<'a> {
 
 /// An error of a column whose structures or values are not valid.
 pub(super) fn refused(reason: impl std::fmt::Display) -> Error {
-    Error::argument("texts", format!("the Arrow data {reason}"))
+    Error::argument("texts", format!(": the Arrow data {reason}"))
 }
 
 #[cfg(test)]

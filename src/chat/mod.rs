@@ -196,7 +196,7 @@ impl ChatTemplate {
             " has {name:?}, which the chat template of {:?} does not read: leave it out; {reads}",
             self.model
         );
-        Err(Error::value("chat_template_kwargs", &[], rest))
+        Err(Error::argument("chat_template_kwargs", rest))
     }
 
     /// The prompt for a conversation.

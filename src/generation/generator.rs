@@ -177,7 +177,7 @@ impl Generator {
                 Err(Error::argument(
                     "chat_template",
                     format!(
-                        "chat_template={given:?}: model {:?} has no template of this name (it has: {has}), and as the \
+                        "={given:?}: model {:?} has no template of this name (it has: {has}), and as the \
                          source of a template it would not contain the messages",
                         self.model.name
                     ),

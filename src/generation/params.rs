@@ -72,7 +72,7 @@ impl GenerationParams {
     /// [`Error::Argument`] that names the parameter, its value and what is allowed.
     pub fn validate(&self) -> Result<()> {
         let wrong = |name: &'static str, value: &dyn std::fmt::Display, allowed: &str| {
-            Err(Error::value(name, &[], format!("={value}: must be {allowed}")))
+            Err(Error::argument(name, format!("={value}: must be {allowed}")))
         };
         if !(self.temperature.is_finite() && self.temperature >= 0.0) {
             return wrong("temperature", &self.temperature, "a finite number >= 0 (0 means greedy)");
@@ -98,12 +98,12 @@ impl GenerationParams {
         }
         if self.stop.len() > MAX_STOP_TEXTS {
             let many = format!(" has {} texts: at most {MAX_STOP_TEXTS} are allowed", self.stop.len());
-            return Err(Error::value("stop", &[], many));
+            return Err(Error::argument("stop", many));
         }
         if let Some(long) = self.stop.iter().find(|text| text.chars().count() > MAX_STOP_CHARACTERS) {
             let long = long.chars().count();
             let long = format!(" has a text of {long} characters: at most {MAX_STOP_CHARACTERS} are allowed");
-            return Err(Error::value("stop", &[], long));
+            return Err(Error::argument("stop", long));
         }
         Ok(())
     }
@@ -120,10 +120,10 @@ impl GenerationParams {
         if prompt >= context {
             return Err(Error::Argument {
                 param: "prompt",
-                place: None,
+                place: Vec::new(),
                 code: Some("context_length_exceeded"),
-                message: format!(
-                    "the prompt has {prompt} tokens but the model holds {context} including the answer; shorten it"
+                rest: format!(
+                    ": the prompt has {prompt} tokens but the model holds {context} including the answer; shorten it"
                 ),
             });
         }
@@ -133,7 +133,7 @@ impl GenerationParams {
                 return Err(Error::argument(
                     "max_length",
                     format!(
-                        "max_length={length}: must exceed the prompt's {prompt} tokens, which it includes; \
+                        "={length}: must exceed the prompt's {prompt} tokens, which it includes; \
                          raise it or give max_new_tokens"
                     ),
                 ));
@@ -215,7 +215,7 @@ mod tests {
         let params = GenerationParams { max_length: Some(10), ..Default::default() };
         let text = |prompt, context| params.budget(prompt, context).unwrap_err().to_string();
         assert!(text(0, 100).starts_with("the prompt is empty"));
-        assert!(text(100, 100).starts_with("the prompt has 100 tokens but the model holds 100"));
+        assert!(text(100, 100).starts_with("prompt: the prompt has 100 tokens but the model holds 100"));
         assert!(text(10, 100).starts_with("max_length=10: must exceed the prompt's 10 tokens"));
     }
 }

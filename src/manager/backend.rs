@@ -160,7 +160,7 @@ impl EncoderBackend {
         if let Some(max_tokens) = max_tokens.filter(|&max_tokens| max_tokens > longest) {
             return Err(Error::argument(
                 "max_tokens",
-                format!("max_tokens={max_tokens} is more than {:?} reads: {longest}", encoder.name),
+                format!("={max_tokens} is more than {:?} reads: {longest}", encoder.name),
             ));
         }
         let size = ChunkSize { max_tokens: max_tokens.unwrap_or(longest), overlap };

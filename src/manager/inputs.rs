@@ -127,7 +127,7 @@ impl Inputs {
             ));
         }
         match ids.iter().position(Vec::is_empty) {
-            Some(input) => Err(Error::value(self.param(), &[input], " holds no token ids")),
+            Some(input) => Err(Error::item(self.param(), &[input], " holds no token ids")),
             None => Ok(()),
         }
     }
@@ -208,7 +208,7 @@ impl Inputs {
                     " has {tokens} tokens, and {:?} reads at most {longest}: split it (chunk), or let it be cut (truncate=True)",
                     encoder.name
                 );
-                return Err(Error::value(self.param(), &[input], rest));
+                return Err(Error::item(self.param(), &[input], rest));
             }
             sequences.push(sequence);
         }
@@ -223,7 +223,7 @@ impl Inputs {
                 encoder.name,
                 encoder.vocabulary.saturating_sub(1)
             );
-            return Err(Error::value(self.param(), &[input], rest));
+            return Err(Error::item(self.param(), &[input], rest));
         }
         let longest = encoder.config.max_length;
         Ok(if truncate { encoder.tokenizer.cut(ids, longest).to_vec() } else { ids.to_vec() })

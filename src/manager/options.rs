@@ -67,7 +67,7 @@ impl EmbedOptions {
         match (&self.prompt, &self.prompt_name) {
             (Some(_), Some(name)) => Err(Error::argument(
                 "prompt_name",
-                format!("prompt_name={name:?}: prompt is given too; give one of both"),
+                format!("={name:?}: prompt is given too; give one of both"),
             )),
             _ => Ok(()),
         }
@@ -131,7 +131,7 @@ fn dimensions(width: usize, asked: usize) -> Result<usize> {
     }
     let range =
         format!("={asked} is out of range: the model has {width} dimensions, so it must be 1 to {width}");
-    Err(Error::value("truncate_dim", &[], range))
+    Err(Error::argument("truncate_dim", range))
 }
 
 /// Truncates `vector` to `out.len()` and, if asked, scales it to length 1. A vector of zeros stays zeros.

@@ -258,8 +258,7 @@ impl Registry {
             return Err(Error::Input("the name of a model must not be blank".into()));
         }
         if keep.cold_start_price.is_some() && !self.is_adaptive(&keep) {
-            let reason =
-                "cold_start_price is for a slot with keep_alive=\"auto\" that is not pinned; leave it out";
+            let reason = " is for a slot with keep_alive=\"auto\" that is not pinned; leave it out";
             return Err(Error::argument("cold_start_price", reason));
         }
         let registration = REGISTRATIONS.fetch_add(1, Ordering::Relaxed);

@@ -50,18 +50,13 @@ pub fn chunks(
     if capacity == 0 {
         return Err(Error::argument(
             "max_tokens",
-            format!(
-                "max_tokens={} leaves no place for text: prompt and special tokens take {around}",
-                size.max_tokens
-            ),
+            format!("={} leaves no place for text: prompt and special tokens take {around}", size.max_tokens),
         ));
     }
     let sizer = Sizer { tokenizer, prompt, around, state: RefCell::new((bounds, None)) };
     let config = ChunkConfig::new(capacity).with_sizer(&sizer).with_overlap(size.overlap).map_err(|_| {
-        let reason = format!(
-            "overlap={} must be smaller than the {capacity} tokens of a chunk's own text",
-            size.overlap
-        );
+        let reason =
+            format!("={} must be smaller than the {capacity} tokens of a chunk's own text", size.overlap);
         Error::argument("overlap", reason)
     })?;
     let mut found = Vec::new();
@@ -74,10 +69,7 @@ pub fn chunks(
             if tokens > size.max_tokens {
                 return Err(Error::argument(
                     "max_tokens",
-                    format!(
-                        "max_tokens={} is too small: {:?} alone has {tokens} tokens",
-                        size.max_tokens, part.chunk
-                    ),
+                    format!("={} is too small: {:?} alone has {tokens} tokens", size.max_tokens, part.chunk),
                 ));
             }
             if tokens == around && sizer.is_blank(part.chunk)? {

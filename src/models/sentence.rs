@@ -438,7 +438,7 @@ impl SentenceConfig {
                     (Some(meant), _) => format!("did you mean {meant:?}?"),
                     (None, _) => format!("it has: {}", known.join(", ")),
                 };
-                Error::argument("prompt_name", format!("model {model:?} has no prompt {name:?}; {remedy}"))
+                Error::argument("prompt_name", format!(": model {model:?} has no prompt {name:?}; {remedy}"))
             })?,
             (None, None) => "",
         };

@@ -49,7 +49,7 @@ impl WrongArgument {
             Self::Value(reason) => {
                 let shown =
                     given.repr().map_or_else(|_| "…".into(), |text| shortened(&text.to_string_lossy()));
-                to_py(py, &Error::value(name, &[], format!("={shown}: {reason}")))
+                to_py(py, &Error::argument(name, format!("={shown}: {reason}")))
             }
             Self::Raised(error) => error,
         }

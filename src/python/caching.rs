@@ -34,7 +34,7 @@ pub(super) fn options(value: Option<&Bound<'_, PyAny>>) -> PyResult<CacheOptions
             "size" => {
                 let number = if value.is_instance_of::<PyBool>() { None } else { value.extract().ok() };
                 let size = number.ok_or_else(|| {
-                    let reason = format!("cache size={value} must be a number of results, 0 or more");
+                    let reason = format!(" size={value} must be a number of results, 0 or more");
                     to_py(py, &Error::argument("cache", reason))
                 });
                 options.size = Some(size?);
@@ -61,14 +61,14 @@ pub(super) fn options(value: Option<&Bound<'_, PyAny>>) -> PyResult<CacheOptions
                 let names: Vec<Utf8> =
                     value.extract().map_err(|error| wrong_or(error, "tiers", "a list of names", &value))?;
                 if let Some(wrong) = names.iter().map(|name| &**name).find(|name| !TIERS.contains(name)) {
-                    let reason = format!("there is no cache tier {wrong:?}; there are {}", TIERS.join(", "));
+                    let reason = format!(": there is no tier {wrong:?}; there are {}", TIERS.join(", "));
                     return Err(to_py(py, &Error::argument("cache", reason)));
                 }
                 options.tiers = Some(names.into_iter().map(String::from).collect());
             }
             "tiers" => return Err(wrong("tiers", "a list of names", &value)),
             _ => {
-                let reason = format!("cache has no {key:?}; it has size, policy, ttl and tiers");
+                let reason = format!(" has no {key:?}; it has size, policy, ttl and tiers");
                 return Err(to_py(py, &Error::argument("cache", reason)));
             }
         }

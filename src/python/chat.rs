@@ -37,7 +37,7 @@ pub(super) fn messages<'a, 'py>(given: &'a Bound<'py, PyAny>) -> PyResult<&'a Bo
 /// Messages: a list of mappings, as the template understands them.
 pub(super) fn conversation(messages: &Bound<'_, PyList>) -> PyResult<Conversation> {
     if messages.is_empty() {
-        return Err(refused(messages.py(), "messages must not be empty".into()));
+        return Err(refused(messages.py(), &[], " must not be empty"));
     }
     Ok(Conversation::new(Values::of("messages").convert(messages, 0)?))
 }
@@ -63,7 +63,7 @@ fn turn<'py>(message: &Bound<'py, PyMapping>, number: usize) -> PyResult<Bound<'
     let py = message.py();
     let lacks = |key: &str| {
         let form = "{\"role\": ..., \"content\": ...}";
-        refused(py, format!("messages[{number}] has no {key}: it must be {form}"))
+        refused(py, &[number], &format!(" has no {key}: it must be {form}"))
     };
     let turn = PyDict::from_sequence(message.items()?.as_any())?;
     let role = turn.get_item("role")?.ok_or_else(|| lacks("role"))?;
@@ -72,11 +72,11 @@ fn turn<'py>(message: &Bound<'py, PyMapping>, number: usize) -> PyResult<Bound<'
         ROLES.into_iter().find(|known| *known == role)
     });
     let Some(known) = known else {
-        let reason = format!("messages[{number}][\"role\"] must be one of {}", ROLES.join(", "));
+        let rest = format!("[\"role\"] must be one of {}", ROLES.join(", "));
         return Err(if role.is_instance_of::<PyString>() {
-            refused(py, format!("{reason}, not {}", shortened(&role.repr()?.to_string_lossy())))
+            refused(py, &[number], &format!("{rest}, not {}", shortened(&role.repr()?.to_string_lossy())))
         } else {
-            wrong_type(py, "messages", format!("{reason}, not {}", role.get_type().name()?))
+            wrong_type_of(py, "messages", &[number], &format!("{rest}, not {}", role.get_type().name()?))
         });
     };
     if known == "developer" {
@@ -93,8 +93,8 @@ fn turn<'py>(message: &Bound<'py, PyMapping>, number: usize) -> PyResult<Bound<'
     } else if !(content.is_instance_of::<PyString>() || content.is_none() && bare) {
         let takes = "a str, or a list of {\"type\": \"text\", \"text\": ...}";
         let kind = content.get_type().name()?;
-        let reason = format!("messages[{number}][\"content\"] must be {takes}, not {kind}");
-        return Err(wrong_type(py, "messages", reason));
+        let rest = format!("[\"content\"] must be {takes}, not {kind}");
+        return Err(wrong_type_of(py, "messages", &[number], &rest));
     } else if content.is_none() && turn.get_item("tool_calls")?.is_none() {
         turn.set_item("content", "")?;
     }
@@ -110,16 +110,17 @@ fn text_part(part: &Bound<'_, PyAny>, number: usize, at: usize) -> PyResult<Stri
         Some(Ok(text)) => Ok(text_of(text, None)?.to_owned()),
         _ => Err(refused(
             part.py(),
-            format!(
-                "messages[{number}][\"content\"][{at}] must be {{\"type\": \"text\", \"text\": ...}}: other content is \
+            &[number],
+            &format!(
+                "[\"content\"][{at}] must be {{\"type\": \"text\", \"text\": ...}}: other content is \
                  not supported"
             ),
         )),
     }
 }
 
-fn refused(py: Python<'_>, reason: String) -> PyErr {
-    to_py(py, &Error::argument("messages", reason))
+fn refused(py: Python<'_>, place: &[usize], rest: &str) -> PyErr {
+    to_py(py, &Error::item("messages", place, rest))
 }
 
 /// Arguments of `apply_chat_template` in transformers that change what it returns, which is a text here. Their off-values are
@@ -138,7 +139,7 @@ const OTHER_RESULTS: [&str; 7] = [
 pub(super) fn prompt_end(py: Python<'_>, answer: Option<bool>, continues: bool) -> PyResult<PromptEnd> {
     match (answer, continues) {
         (Some(true), true) => {
-            let reason = "add_generation_prompt begins an answer, and continue_final_message continues the last \
+            let reason = ": add_generation_prompt begins an answer, and continue_final_message continues the last \
                           message; leave one of them out";
             Err(to_py(py, &Error::argument("continue_final_message", reason)))
         }
@@ -156,7 +157,7 @@ pub(super) fn continue_last(prompt: &mut OwnedPrompt, given: &Bound<'_, PyAny>) 
     }
     let OwnedPrompt::Chat(conversation) = prompt else {
         let rest = ": a text and token ids are continued anyway; leave it out";
-        return Err(to_py(given.py(), &Error::value(NAME, &[], rest)));
+        return Err(to_py(given.py(), &Error::argument(NAME, rest)));
     };
     conversation.end = PromptEnd::LastMessage;
     Ok(())
@@ -168,7 +169,7 @@ pub(super) fn add_variables(conversation: &mut Conversation, variables: &Bound<'
         if let Some(value) = variables.get_item(name)? {
             if value.is_truthy()? {
                 let reason =
-                    format!("{name}={} is not supported: the result is a text; leave it out", value.repr()?);
+                    format!("={} is not supported: the result is a text; leave it out", value.repr()?);
                 return Err(to_py(variables.py(), &Error::argument(name, reason)));
             }
             variables.del_item(name)?;
@@ -206,7 +207,7 @@ pub(super) fn add_kwargs(prompt: &mut OwnedPrompt, given: &Bound<'_, PyAny>) -> 
     let OwnedPrompt::Chat(conversation) = prompt else {
         let rest =
             ": a text and token ids do not go through the chat template; give messages, or leave it out";
-        return Err(to_py(py, &Error::value(NAME, &[], rest)));
+        return Err(to_py(py, &Error::argument(NAME, rest)));
     };
     for name in variables.keys() {
         if !name.is_instance_of::<PyString>() {
@@ -215,7 +216,7 @@ pub(super) fn add_kwargs(prompt: &mut OwnedPrompt, given: &Bound<'_, PyAny>) -> 
         }
         if is_reserved(&argument::<Utf8>(NAME, &name)?) {
             let rest = format!("[{}]: the call or the model sets this variable; leave it out", name.repr()?);
-            return Err(to_py(py, &Error::value(NAME, &[], rest)));
+            return Err(to_py(py, &Error::argument(NAME, rest)));
         }
     }
     add(conversation, NAME, &variables)
@@ -237,14 +238,14 @@ impl Values {
     }
 
     fn refused(&self, py: Python<'_>, reason: &str) -> PyErr {
-        to_py(py, &Error::value(self.argument, &[], reason))
+        to_py(py, &Error::argument(self.argument, reason))
     }
 
     fn convert(&mut self, value: &Bound<'_, PyAny>, depth: usize) -> PyResult<Value> {
         let py = value.py();
         let argument = self.argument;
         let wrong =
-            |problem: Box<Problem>| to_py(py, &Error::value(argument, &[], format!(": {}", problem.message)));
+            |problem: Box<Problem>| to_py(py, &Error::argument(argument, format!(": {}", problem.message)));
         self.count += 1;
         if self.count > MAX_VALUES {
             return Err(self.refused(py, &format!(" hold more than {MAX_VALUES} values")));

@@ -44,7 +44,7 @@ fn prompt(prompt: &Bound<'_, PyAny>) -> PyResult<OwnedPrompt> {
         return Err(wrong_type(prompt.py(), "prompt", reason));
     };
     if messages.is_empty() {
-        return Err(to_py(prompt.py(), &Error::argument("prompt", "prompt must not be an empty list")));
+        return Err(to_py(prompt.py(), &Error::argument("prompt", " must not be an empty list")));
     }
     if messages.get_item(0)?.is_instance_of::<PyInt>() {
         return ids(messages).map(OwnedPrompt::Tokens);
@@ -59,7 +59,7 @@ fn ids(list: &Bound<'_, PyList>) -> PyResult<Vec<u32>> {
         (false, Ok(id)) => Ok(id),
         _ => {
             let rest = format!(" is {id}, which is no token id of any vocabulary");
-            Err(to_py(list.py(), &Error::value("prompt", &[number], rest)))
+            Err(to_py(list.py(), &Error::item("prompt", &[number], rest)))
         }
     };
     let mut ids = Vec::new();
@@ -162,7 +162,7 @@ fn stops(value: &Bound<'_, PyAny>) -> PyResult<Vec<String>> {
     // Before they are copied.
     if count > MAX_STOP_TEXTS {
         let many = format!(" has {count} texts: at most {MAX_STOP_TEXTS} are allowed");
-        return Err(to_py(value.py(), &Error::value("stop", &[], many)));
+        return Err(to_py(value.py(), &Error::argument("stop", many)));
     }
     let text = |text: Bound<'_, PyAny>| {
         let text = text.cast::<PyString>().map_err(|_| wrong())?;

@@ -49,7 +49,7 @@ impl InferenceCall {
             "all" => Ok(OutputKind::All),
             other => Err(Error::argument(
                 "kind",
-                format!("kind={other:?}: expected scores, sparse, multi, queries, states or all"),
+                format!("={other:?}: expected scores, sparse, multi, queries, states or all"),
             )),
         };
         let mut options = EmbedOptions { model, kind: kind.or_raise(py)?, ..EmbedOptions::default() };

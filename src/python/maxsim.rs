@@ -22,7 +22,7 @@ pub(super) fn _maxsim<'py>(
             return Ok(());
         }
         let reason = format!(
-            "the vectors of the query have {width} dimensions, and those of a document {}; embed both with one model",
+            ": the vectors of the query have {width} dimensions, and those of a document {}; embed both with one model",
             array.shape()[1]
         );
         Err(Error::argument("documents", reason))

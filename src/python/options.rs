@@ -32,7 +32,7 @@ pub(super) fn set_option(options: &mut EmbedOptions, name: &str, value: &Bound<'
 pub(super) fn timeout(py: Python<'_>, seconds: Option<f64>) -> PyResult<Option<Duration>> {
     let Some(seconds) = seconds else { return Ok(None) };
     if seconds.is_nan() || seconds < 0.0 {
-        let reason = format!("timeout={seconds} must be a number of seconds, not negative");
+        let reason = format!("={seconds} must be a number of seconds, not negative");
         return Err(to_py(py, &Error::argument("timeout", reason)));
     }
     // More than a Duration can represent is no limit.

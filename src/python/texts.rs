@@ -167,7 +167,7 @@ fn no_utf8(py: Python<'_>, error: PyErr, number: Option<usize>) -> PyErr {
     }
     let error = match number {
         None => Error::Input(format!("the text {LONE_SURROGATE}")),
-        Some(number) => Error::value("texts", &[number], format!(" {LONE_SURROGATE}")),
+        Some(number) => Error::item("texts", &[number], format!(" {LONE_SURROGATE}")),
     };
     to_py(py, &error)
 }
@@ -211,7 +211,7 @@ fn id(name: &'static str, item: &Bound<'_, PyAny>, settled: bool, place: &[usize
             Ok(id) => return Ok(id),
             Err(error) if error.is_instance_of::<PyOverflowError>(py) => {
                 let rest = format!(" is {item}, which is no token id of any vocabulary");
-                return Err(to_py(py, &Error::value(name, place, rest)));
+                return Err(to_py(py, &Error::item(name, place, rest)));
             }
             Err(_) => {}
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import re
 import typing
 
 import numpy as np
@@ -358,6 +359,28 @@ def test_what_is_no_mistake(objects):
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(manager.embed("a", truncate_dim=4, timeout=10**300), expected)
     assert manager.complete("a", max_new_tokens=np.int64(2), temperature=0)["finish_reason"] is not None
+
+
+@pytest.mark.parametrize(
+    ("call", "param", "place", "rest"),
+    [
+        (lambda m: m.embed("a", timeout=-1), "timeout", (), "=-1 must be a number of seconds, not negative"),
+        (lambda m: m.embed("a", prompt_name="no"), "prompt_name", (), ': model ".*" has no prompt "no"; it has'),
+        (lambda m: m.complete([]), "prompt", (), " must not be an empty list"),
+        (lambda m: m.chat([{"role": "user"}]), "messages", (0,), " has no content: it must be"),
+        (lambda m: m.chat([{"role": "poet"}]), "messages", (0,), r'\["role"\] must be one of'),
+        (lambda m: m.register("new", "m", cache={"size": -1}), "cache", (), " size=-1 must be a number of results"),
+        (lambda m: m.register("new", "m", cold_start_price=1), "cold_start_price", (), " is for a slot with"),
+        (lambda m: m.chunk("a", max_tokens=1), "max_tokens", (), "=1 leaves no place for text"),
+    ],
+)
+def test_an_error_can_be_written_with_another_name_of_the_argument(objects, call, param, place, rest):
+    with pytest.raises(errors.ArgumentError) as caught:
+        call(objects[ModelManager])
+    error = caught.value
+    assert (error.param, error._place) == (param, place)
+    assert re.match(rest, error._rest), error._rest
+    assert str(error) == param + "".join(f"[{number}]" for number in place) + error._rest
 
 
 def test_a_prompt_is_given_once(objects):

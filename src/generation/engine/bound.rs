@@ -41,10 +41,10 @@ impl Bound {
         };
         Err(Error::Argument {
             param: "prompt",
-            place: None,
+            place: Vec::new(),
             code: Some("context_length_exceeded"),
-            message: format!(
-                "the prompt has {prompt} tokens but {limit} including the answer; shorten it or raise {setting}"
+            rest: format!(
+                ": the prompt has {prompt} tokens but {limit} including the answer; shorten it or raise {setting}"
             ),
         })
     }

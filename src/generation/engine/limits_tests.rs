@@ -92,7 +92,7 @@ fn memory_bounds_a_prompt_and_its_answer() {
     let refused = bench.run(request(vec![1; 100], 5)).unwrap_err().to_string();
     assert_eq!(
         refused,
-        "the prompt has 100 tokens but kv_memory (400 B) holds the keys and values of 100 including the answer; \
+        "prompt: the prompt has 100 tokens but kv_memory (400 B) holds the keys and values of 100 including the answer; \
          shorten it or raise kv_memory"
     );
     let bench = bench_of(5000, |settings| settings.max_context = Some(50));
@@ -100,7 +100,7 @@ fn memory_bounds_a_prompt_and_its_answer() {
     let refused = bench.run(request(vec![1; 50], 5)).unwrap_err().to_string();
     assert_eq!(
         refused,
-        "the prompt has 50 tokens but max_context allows 50 including the answer; shorten it or raise max_context"
+        "prompt: the prompt has 50 tokens but max_context allows 50 including the answer; shorten it or raise max_context"
     );
     let bench = bench_of(50, |settings| settings.max_context = Some(5000));
     let refused = bench.run(request(vec![1; 50], 5)).unwrap_err().to_string();

@@ -130,7 +130,7 @@ pub fn register(family: &'static Family) -> Result<()> {
     if known.into_iter().any(|known| known.model_type == family.model_type) {
         return Err(Error::argument(
             "model_type",
-            format!("there is an architecture {:?} already", family.model_type),
+            format!(": there is an architecture {:?} already", family.model_type),
         ));
     }
     added.push(family);

@@ -42,12 +42,7 @@ impl ScoreActivation {
     /// [`Error::Argument`] for any other.
     pub fn parse(name: &str) -> Result<Self> {
         [Self::Identity, Self::Sigmoid, Self::Softmax].into_iter().find(|one| one.name() == name).ok_or_else(
-            || {
-                Error::argument(
-                    "activation",
-                    format!("activation={name:?}: expected identity, sigmoid or softmax"),
-                )
-            },
+            || Error::argument("activation", format!("={name:?}: expected identity, sigmoid or softmax")),
         )
     }
 

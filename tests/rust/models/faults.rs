@@ -253,7 +253,7 @@ fn prompts() {
     assert_eq!(config.prompt("m", Some("query"), Some("own ")).unwrap(), "own ");
     let unknown = config.prompt("m", Some("x"), None).unwrap_err();
     assert!(
-        matches!(&unknown, Error::Argument { param: "prompt_name", message, .. } if message.contains("none, query")),
+        matches!(&unknown, Error::Argument { param: "prompt_name", rest, .. } if rest.contains("none, query")),
         "{unknown}"
     );
     config.include_prompt = false;
