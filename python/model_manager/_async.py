@@ -248,8 +248,9 @@ class AsyncTextStream:
 
 
 class _Pieces:
-    """The buffer behind one `AsyncTextStream`. The core's callback keeps it alive until the generation ends, so the
-    caller holds the stream instead, and dropping the stream cancels the generation.
+    """The buffer behind one `AsyncTextStream`. The core's callback keeps it alive until the generation ends, and with
+    it a task that waits for a piece, to which the event loop has only a weak reference. So the caller holds the stream
+    instead, and dropping the stream cancels the generation.
     """
 
     def __init__(self, manager: Manager, prompt: Prompt, model: str | None, params: dict[str, Any]) -> None:

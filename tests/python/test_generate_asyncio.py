@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from types import MappingProxyType
 
@@ -46,6 +47,21 @@ async def test_a_stream_of_pieces(gpt2):
     assert "".join(pieces) == stream.completion["text"] == gpt2.generate(TEXT, **GREEDY, max_new_tokens=20)
     assert len(pieces) > 5
     assert [piece async for piece in stream] == []
+
+
+async def test_a_task_without_references_reads_to_the_end(gpt2):
+    """The event loop has only weak references to tasks: one that waits for a piece lives as long as the generation."""
+    read = asyncio.Event()
+
+    async def consume():
+        async for _ in gpt2.astream(TEXT, **GREEDY, max_new_tokens=20):
+            pass
+        read.set()
+
+    asyncio.create_task(consume())  # noqa: RUF006  the missing reference is the point
+    while not read.is_set():
+        await asyncio.sleep(0)
+        gc.collect()
 
 
 async def test_pieces_come_while_the_answer_is_written(endless):
