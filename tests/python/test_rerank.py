@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -62,6 +64,19 @@ def test_the_softmax_follows_the_activation(rerankers):
         found = several.predict(PAIRS, activation_fn=activation, apply_softmax=True)
         np.testing.assert_allclose(found, softmax(want), **TOLERANCE)
         np.testing.assert_array_equal(several.predict(PAIRS[0], activation_fn=activation, apply_softmax=True), found[0])
+
+
+@pytest.mark.parametrize("name", ["rerank_bert", "nli_bert"])
+def test_one_pair_has_no_first_dimension_in_any_form(rerankers, name, monkeypatch):
+    model = rerankers.get(name)
+    expected = model.predict(PAIRS)
+    rows = model.predict(PAIRS, convert_to_numpy=False)
+    assert isinstance(rows, list)
+    np.testing.assert_array_equal(rows, expected)
+    np.testing.assert_array_equal(model.predict(PAIRS[0], convert_to_numpy=False), expected[0])
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(from_numpy=np.negative))
+    np.testing.assert_array_equal(model.predict(PAIRS, convert_to_tensor=True), -expected)
+    np.testing.assert_array_equal(model.predict(PAIRS[0], convert_to_tensor=True), -expected[0])
 
 
 def test_a_function_gets_a_column_of_labels(rerankers):

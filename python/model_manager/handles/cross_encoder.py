@@ -9,8 +9,8 @@ from __future__ import annotations
 import sys
 
 from .._arguments import a_flag, a_manager, a_text, an_int, an_iterable, one_of, type_error, unexpected
-from .._extras import package
 from .._scoring import document_texts
+from ._results import returned
 from .sentence_model import _Progress, check_progress, state_of
 
 TYPE_CHECKING = False
@@ -68,7 +68,7 @@ class CrossEncoder:
                 of logits, shape (n, labels). None: what the model's files say; without a word there, the sigmoid of one
                 label, and the logits of several.
             apply_softmax: The softmax over several labels, after the activation. No effect on one label.
-            convert_to_numpy: False returns a list.
+            convert_to_numpy: False returns a list, one entry per pair.
             convert_to_tensor: Return a PyTorch tensor; needs PyTorch.
             prompt: As for `Manager.rerank`.
             prompt_name: As for `Manager.rerank`.
@@ -114,14 +114,7 @@ class CrossEncoder:
             scores = _softmax(scores)
         if scores.ndim > 1 and scores.shape[1] == 1:
             scores = scores[:, 0]
-        if single:
-            scores = scores[0]
-        if convert_to_tensor:
-            with package("torch"):
-                import torch
-
-            return torch.as_tensor(scores)
-        return scores if convert_to_numpy else list(scores)
+        return returned(scores, single, convert_to_numpy, convert_to_tensor)
 
     def rank(
         self,

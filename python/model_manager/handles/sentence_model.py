@@ -10,8 +10,9 @@ import logging
 from collections.abc import Mapping
 
 from .._arguments import a_flag, a_manager, a_text, an_int, an_iterable, argument_error, one_of, type_error
-from .._extras import package, tqdm_class
+from .._extras import tqdm_class
 from ..errors import ModelManagerError
+from ._results import as_tensor, returned
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -125,14 +126,7 @@ class SentenceModel:
             )
         if precision != "float32":
             vectors = quantize(vectors, precision)
-        if convert_to_tensor:
-            with package("torch"):
-                import torch
-
-            vectors = torch.from_numpy(vectors)
-        if single:
-            return vectors[0]
-        return vectors if convert_to_numpy or convert_to_tensor else list(vectors)
+        return returned(vectors, single, convert_to_numpy, convert_to_tensor)
 
     def _token_states(
         self, texts: list[str], single: bool, prompt: str | None, prompt_name: str | None, tensors: bool
@@ -140,10 +134,7 @@ class SentenceModel:
         states: Any
         states, _ = self._manager._infer("states", texts, None, self.name, prompt=prompt, prompt_name=prompt_name)
         if tensors:
-            with package("torch"):
-                import torch
-
-            states = [torch.from_numpy(rows) for rows in states]
+            states = [as_tensor(rows) for rows in states]
         return states[0] if single else states
 
     def encode_query(self, sentences: str | Iterable[str], *, task: str | None = None, **options: Any) -> Any:
