@@ -5,11 +5,11 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping
 
-from .errors import ArgumentError
+from .errors import ArgumentError, InputTypeError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Sequence
     from typing import Any
 
 _SHOWN = 80
@@ -30,10 +30,28 @@ def type_error(param: str, takes: str, given: object, remedy: str = "") -> TypeE
     return error
 
 
+def item_error(param: str, number: int, takes: str, given: object, remedy: str = "") -> InputTypeError:
+    """The error for an item of the argument `param` that has another type than it takes."""
+    rest = f" must be {takes}, not {type(given).__name__}{remedy}"
+    error = InputTypeError(f"{param}[{number}]{rest}")
+    error.param, error._place, error._rest = param, (number,), rest
+    return error
+
+
 def a_text(name: str, given: Any) -> str:
     """`given`, if it is a str."""
     if not isinstance(given, str):
         raise type_error(name, "a str", given)
+    return given
+
+
+def a_pair(name: str, number: int, given: Any, takes: str = "a pair of str") -> Sequence[str]:
+    """`given`, the item `number` of the argument `name`, if it is a list or tuple of two str."""
+    if not isinstance(given, list | tuple):
+        raise item_error(name, number, takes, given)
+    if len(given) != 2 or not all(isinstance(text, str) for text in given):
+        kinds = ", ".join(type(text).__name__ for text in given[:3])
+        raise item_error(name, number, takes, given, f" of ({kinds}{', …' if len(given) > 3 else ''})")
     return given
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 
-from ._arguments import a_flag, a_text, an_int, an_iterable, argument_error
+from ._arguments import a_flag, a_pair, a_text, an_int, an_iterable, argument_error, item_error
 from ._async import ainfer
 from ._core import Manager
-from .errors import InputError, TaskError
+from .errors import TaskError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,7 +68,10 @@ class ScoringManager(Manager):
             progress: Called as ``progress(done, total)``.
 
         Raises:
-            InputError: A blank query, a document that is not text, a `top_n` below 1.
+            TypeError: A query that is not text.
+            InputTypeError: A document that is not text.
+            ArgumentError: A blank query, a `top_n` below 1.
+            InputError: A text that cannot be read: too long with ``truncate=False``, a lone surrogate.
             TaskError: The slot's model gives no scores, or one for each of several labels.
             UnknownModelError, WaitTimeoutError, OverloadedError, NotFiniteError, ClosedError: See `errors.py`.
             ModelManagerError: The errors of loading the model.
@@ -138,7 +141,8 @@ class ScoringManager(Manager):
             A `Classification` for one text, a list of them for several.
 
         Raises:
-            InputError: Texts and pairs in one call.
+            InputTypeError: An item that is neither a text nor a pair.
+            ArgumentError: Texts and pairs in one call.
             TaskError: The slot's model gives no scores.
             ModelManagerError: As for `rerank`.
         """
@@ -198,7 +202,7 @@ def classified(scores: NDArray[np.float32], labels: Sequence[str]) -> list[Class
 
 
 def document_texts(documents: Iterable[Document]) -> list[str]:
-    """The texts of documents. Raises `InputError` for anything without a text."""
+    """The texts of documents. Raises `InputTypeError` for anything without a text."""
     texts: list[str] = []
     for number, document in enumerate(an_iterable("documents", documents, "several texts")):
         text: Any = document
@@ -208,10 +212,7 @@ def document_texts(documents: Iterable[Document]) -> list[str]:
             with contextlib.suppress(TypeError, KeyError, IndexError):
                 text = document["text"]
             if not isinstance(text, str):
-                raise InputError(
-                    f"documents[{number}] must be a str or a mapping with a str under 'text', not "
-                    f"{type(document).__name__}"
-                )
+                raise item_error("documents", number, "a str or a mapping with a str under 'text'", document)
         texts.append(text)
     return texts
 
@@ -221,15 +222,16 @@ def scored(texts: str | Iterable[Scored]) -> tuple[Any, list[str] | None, bool]:
     if isinstance(texts, str):
         return [texts], None, True
     items = list(an_iterable("texts", texts, "a str, or an iterable of str or of pairs"))
-    pairs = [not isinstance(item, str) for item in items]
-    if not any(pairs):
+    pairs = [
+        a_pair("texts", number, item, "a str or a pair of str")
+        for number, item in enumerate(items)
+        if not isinstance(item, str)
+    ]
+    if not pairs:
         return items, None, False
-    if not all(pairs):
-        raise InputError("texts holds texts and pairs; give one of both")
-    for number, pair in enumerate(items):
-        if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-            raise InputError(f"texts[{number}] must be a str or a pair of str")
-    return [first for first, _ in items], [second for _, second in items], False
+    if len(pairs) < len(items):
+        raise argument_error("texts", "texts holds texts and pairs; give one of both")
+    return [first for first, _ in pairs], [second for _, second in pairs], False
 
 
 def _checked(

@@ -14,6 +14,7 @@ __all__ = [
     "DownloadError",
     "ForkedError",
     "InputError",
+    "InputTypeError",
     "InternalError",
     "InvalidFileError",
     "LoaderError",
@@ -65,12 +66,18 @@ class ConfigError(ModelManagerError, ValueError):
 
 class InputError(ModelManagerError, ValueError):
     """An argument has the right type but a wrong value: a lone surrogate, an unknown prompt name, a dimension out of
-    range.
+    range. A wrong type is a `TypeError`, whose `param` names the argument too.
     """
 
 
 class ArgumentError(InputError):
     """An argument has a wrong value and is alone to blame: `param` names it."""
+
+
+class InputTypeError(ArgumentError, TypeError):
+    """A document of `rerank`, or a text or pair of `classify` or `predict`, has a wrong type. It is a `TypeError`, like
+    every wrong type, and an `InputError`, which these calls raised before.
+    """
 
 
 class UnknownModelError(ModelManagerError, KeyError):

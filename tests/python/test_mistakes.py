@@ -94,7 +94,11 @@ def models():
         (lambda m: m.preload({"a": 1}), TypeError, r"texts must be texts, .*, not dict; put a single one into a list"),
         (lambda m: BM25Index({"a": 1}), TypeError, r"texts must be an iterable of str, not dict; put a single one"),
         (lambda m: Embedder(m, "plain").documents("a"), TypeError, r"texts must be several texts, not str; put a"),
-        (lambda m: CrossEncoder(m).predict([("a",)]), TypeError, r"sentences\[0\] must be a pair of str"),
+        (
+            lambda m: CrossEncoder(m).predict([("a",)]),
+            TypeError,
+            r"sentences\[0\] must be a pair of str, not tuple of \(str\)$",
+        ),
         (lambda m: m.embed("a", "reranker"), errors.TaskError, r'"reranker" gives no vectors .*it gives scores'),
         (lambda m: m.rerank("a", ["b"], "english_sentence"), errors.TaskError, r"gives no scores .*it gives vectors"),
         (

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import FIXTURES, reference
 from model_manager import CrossEncoder, RerankResult
-from model_manager.errors import ArgumentError, InputError, TaskError, UnsupportedModelError
+from model_manager.errors import ArgumentError, InputError, InputTypeError, TaskError, UnsupportedModelError
 
 RERANKERS = ("rerank_bert", "rerank_xlmr", "rerank_qwen3")
 FAMILIES = tuple(f"rerank_{name}" for name in ("distilbert", "electra", "modernbert", "gte", "albert", "mpnet"))
@@ -241,16 +241,49 @@ def test_another_task_is_refused_by_name(rerankers):
         ("", [], {}, ArgumentError, "query is blank"),
         (7, ["a"], {}, TypeError, "query must be a str"),
         ("a", "b", {}, TypeError, "documents must be several"),
-        ("a", [7], {}, InputError, r"documents\[0\]"),
-        ("a", [{"body": "b"}], {}, InputError, r"documents\[0\].*'text'"),
+        ("a", ["b", 7], {}, InputTypeError, r"documents\[1\] must be a str or a mapping .*'text', not int$"),
+        ("a", [{"body": "b"}], {}, InputTypeError, r"documents\[0\] must be .*'text', not dict$"),
         ("a", ["b"], {"top_n": 0}, ArgumentError, "top_n=0"),
         ("a", ["b"], {"activation": "tanh"}, ArgumentError, "softmax"),
         ("a", ["\ud800"], {}, InputError, r"texts\[0\].*surrogate"),
     ],
 )
 def test_wrong_arguments(rerankers, query, documents, options, error, message):
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=message) as raised:
         rerankers.rerank(query, documents, **options)
+    assert error is InputError or raised.value.param
+
+
+@pytest.mark.parametrize(
+    ("texts", "error", "message"),
+    [
+        (["a", 7], InputTypeError, r"texts\[1\] must be a str or a pair of str, not int$"),
+        ([("a", "b"), ("a",)], InputTypeError, r"texts\[1\] must be a str or a pair of str, not tuple of \(str\)$"),
+        ([["a", 7]], InputTypeError, r"texts\[0\] must be a str or a pair of str, not list of \(str, int\)$"),
+        ([["a"] * 9], InputTypeError, r"texts\[0\] must be .*, not list of \(str, str, str, …\)$"),
+        (["a", ("a", "b")], ArgumentError, "^texts holds texts and pairs; give one of both"),
+    ],
+)
+def test_wrong_texts_and_pairs(rerankers, texts, error, message):
+    with pytest.raises(error, match=message) as raised:
+        rerankers.classify(texts)
+    assert raised.value.param == "texts"
+    with pytest.raises(error, match=message):
+        asyncio.run(rerankers.aclassify(texts))
+
+
+def test_an_item_of_a_wrong_type_is_a_type_error_and_an_input_error(rerankers):
+    for call in (
+        lambda: rerankers.rerank("a", ["b", 7]),
+        lambda: rerankers.get("rerank_bert").rank("a", ["b", 7]),
+        lambda: rerankers.classify(["a", 7]),
+        lambda: rerankers.get("rerank_bert").predict([("a", "b"), 7]),
+    ):
+        with pytest.raises(TypeError) as raised:
+            call()
+        assert isinstance(raised.value, InputError)
+        assert str(raised.value) == f"{raised.value.param}[1]{raised.value._rest}"
+        assert raised.value._place == (1,)
 
 
 def test_empty_long_and_many_documents(rerankers):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from .._arguments import a_flag, a_manager, a_text, an_int, an_iterable, one_of, type_error, unexpected
+from .._arguments import a_flag, a_manager, a_pair, a_text, an_int, an_iterable, one_of, type_error, unexpected
 from .._scoring import document_texts
 from ._results import returned
 from .sentence_model import _Progress, check_progress, state_of
@@ -77,7 +77,7 @@ class CrossEncoder:
             float32, shape (n,) for a model of one label, else (n, labels); for one pair without the first dimension.
 
         Raises:
-            TypeError: An item is not a pair of texts.
+            InputTypeError: An item is not a pair of texts.
             ValueError: The errors of `Manager.rerank`.
         """
         check_progress(batch_size, show_progress_bar)
@@ -91,10 +91,7 @@ class CrossEncoder:
             raise type_error("activation_fn", "a function or a str", activation_fn)
         given = [_listed(pair) for pair in an_iterable("sentences", sentences, "pairs [(query, text), ...]")]
         single = len(given) == 2 and all(isinstance(text, str) for text in given)
-        pairs: Any = [given] if single else given
-        for number, pair in enumerate(pairs):
-            if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-                raise TypeError(f"sentences[{number}] must be a pair of str: (query, text)")
+        pairs = [given] if single else [a_pair("sentences", number, pair) for number, pair in enumerate(given)]
         named = activation_fn is None or isinstance(activation_fn, str)
         with _Progress(bool(show_progress_bar), len(pairs)) as progress:
             scores: Any
