@@ -11,16 +11,16 @@ Needs ``pip install langchain-core``. Nothing else in the package imports it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .._arguments import check_names
-from .._embedder import Embedder, reranker_for
+from .._embedder import Embedder
 from .._extras import package
 
 with package("langchain-core"):
     from langchain_core.documents import BaseDocumentCompressor
     from langchain_core.embeddings import Embeddings
-    from pydantic import PrivateAttr
+
+from ._rerank import RerankerFields
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from langchain_core.documents import Document
 
     from .._core import Manager
-    from .._scoring import ScoringManager
 
 __all__ = ["ModelManagerEmbeddings", "ModelManagerRerank"]
 
@@ -73,33 +72,8 @@ class ModelManagerEmbeddings(Embeddings):
         return f"ModelManagerEmbeddings({self._embedder.slot!r})"
 
 
-class ModelManagerRerank(BaseDocumentCompressor):
+class ModelManagerRerank(RerankerFields, BaseDocumentCompressor):
     """The documents that fit a query best, with their ``relevance_score`` in the metadata."""
-
-    top_n: int | None = 3
-    """Documents that stay; None: all."""
-    model: str
-    """The slot."""
-    _manager: Any = PrivateAttr()
-
-    def __init__(
-        self, model: str | None = None, *, manager: ScoringManager | None = None, top_n: int | None = 3, **fields: Any
-    ) -> None:
-        """Loads nothing yet.
-
-        Args:
-            model: A slot of the manager, or a source (hub id, folder, …). None: ``reranker``.
-            manager: None: the process-wide one.
-            top_n: Documents that stay; None: all.
-            fields: Further fields of a class derived from this one.
-
-        Raises:
-            TypeError: An unknown field.
-        """
-        check_names(type(self).__name__, fields, type(self).model_fields)
-        found, slot = reranker_for(manager, model)
-        super().__init__(**{"model": slot, "top_n": top_n, **fields})
-        self._manager = found
 
     def compress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None

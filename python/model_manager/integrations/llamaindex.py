@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .._arguments import an_int, argument_error, check_names
-from .._embedder import Embedder, reranker_for
+from .._embedder import Embedder
 from .._extras import package
 
 with package("llama-index-core"):
@@ -20,11 +20,12 @@ with package("llama-index-core"):
     from llama_index.core.postprocessor.types import BaseNodePostprocessor
     from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 
+from ._rerank import RerankerFields
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from .._core import Manager
-    from .._scoring import ScoringManager
 
 __all__ = ["ModelManagerEmbedding", "ModelManagerRerank"]
 
@@ -126,33 +127,8 @@ class ModelManagerEmbedding(BaseEmbedding):
         return vectors
 
 
-class ModelManagerRerank(BaseNodePostprocessor):
+class ModelManagerRerank(RerankerFields, BaseNodePostprocessor):
     """The nodes that fit a query best, with the reranker's scores."""
-
-    top_n: int | None = 3
-    """Nodes that stay; None: all."""
-    model: str
-    """The slot."""
-    _manager: Any = PrivateAttr()
-
-    def __init__(
-        self, model: str | None = None, *, manager: ScoringManager | None = None, top_n: int | None = 3, **fields: Any
-    ) -> None:
-        """Loads nothing yet.
-
-        Args:
-            model: A slot of the manager, or a source (hub id, folder, …). None: ``reranker``.
-            manager: None: the process-wide one.
-            top_n: Nodes that stay; None: all.
-            fields: Further fields of `BaseNodePostprocessor`, such as `callback_manager`.
-
-        Raises:
-            TypeError: An unknown field.
-        """
-        check_names(type(self).__name__, fields, type(self).model_fields)
-        found, slot = reranker_for(manager, model)
-        super().__init__(**{"model": slot, "top_n": top_n, **fields})
-        self._manager = found
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         _restore(self, state)
