@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import ENGLISH_MODEL, FIXTURES, TURKISH_MODEL, tiny
 from model_manager import maxsim
-from model_manager.errors import InputError, NotFiniteError, TaskError
+from model_manager.errors import ArgumentError, InputError, NotFiniteError, TaskError
 from model_manager.integrations.qdrant import Backoff, CollectionError, QdrantIndexer, point_id
 from model_manager.semantic import BM25
 from qdrant_client import QdrantClient, models
@@ -330,8 +330,9 @@ def test_settings_without_sense(make_indexer, fake, settings, message):
 
 @pytest.mark.parametrize("settings", [{"sparse": 3}, {"vectors": ["a"]}])
 def test_settings_of_another_type(make_indexer, fake, settings):
-    with pytest.raises(TypeError, match=next(iter(settings))):
+    with pytest.raises(TypeError, match=next(iter(settings))) as raised:
         make_indexer(fake, **settings)
+    assert raised.value.param == next(iter(settings))
 
 
 @pytest.mark.parametrize(
@@ -346,11 +347,13 @@ def test_settings_of_another_type(make_indexer, fake, settings):
         ({"query": " \n"}, "the query is empty"),
         ({"score_threshold": float("nan")}, "score_threshold=nan: must be a number"),
         ({"score_threshold": "high"}, "score_threshold='high': must be a number"),
+        ({"filters": {"when": None}}, "filter 'when': a value must be"),
     ],
 )
 def test_arguments_of_a_search(make_indexer, fake, arguments, message):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(ArgumentError, match=message) as raised:
         make_indexer(fake).search(**{"query": "a", **arguments})
+    assert raised.value.param == list(arguments)[-1]
 
 
 def test_scores_that_are_not_finite(make, monkeypatch, shared):

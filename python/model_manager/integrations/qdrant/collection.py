@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qdrant_client import models
 
-from ...errors import InputError, ModelManagerError
+from ..._arguments import argument_error, type_error
+from ...errors import ModelManagerError
 from .probe import PROBE, differs
 
 if TYPE_CHECKING:
@@ -147,16 +148,18 @@ def _misfit(params: models.VectorParams, dimension: int | None) -> str | None:
 
 
 def check_names(names: Mapping[str, str] | None) -> Mapping[str, str]:
-    """Names of vectors by kind. Raises `InputError` for an unknown kind or a name that is no text."""
+    """Names of vectors by kind. Raises `ArgumentError` for an unknown kind or a name that is no text."""
     if names is None:
         return {}
     if not isinstance(names, Mapping):
-        raise TypeError(f"vectors must map kinds to names, not be a {type(names).__name__}")
+        raise type_error("vectors", "a mapping of kinds to names", names)
     for kind, name in names.items():
         if kind not in KINDS:
-            raise InputError(f"vectors={dict(names)!r}: the kinds of vectors are {', '.join(KINDS)}, not {kind!r}")
+            raise argument_error(
+                "vectors", f"vectors={dict(names)!r}: the kinds of vectors are {', '.join(KINDS)}, not {kind!r}"
+            )
         if not isinstance(name, str) or not name:
-            raise InputError(f"vectors={dict(names)!r}: the name of the {kind} vectors must be a text")
+            raise argument_error("vectors", f"vectors={dict(names)!r}: the name of the {kind} vectors must be a text")
     return dict(names)
 
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from qdrant_client import models
 
+from ..._arguments import argument_error, type_error
 from ..._embedder import Embedder, fingerprint_of, slot_for
-from ...errors import InputError, TaskError
+from ...errors import TaskError
 from ...handles.sentence_model import DOCUMENT_PROMPTS, QUERY_PROMPTS, find_prompt
 from ...semantic.bm25 import BM25
 from .collection import CollectionError
@@ -333,17 +334,17 @@ class Encoders:
 
 
 def sparse_encoder(manager: Any, sparse: str | BM25 | None, language: str | None) -> Bm25Encoder | SparseModel | None:
-    """The maker of sparse vectors for the argument `sparse` of an indexer. Raises `InputError`."""
+    """The maker of sparse vectors for the argument `sparse` of an indexer. Raises `TypeError` or `ArgumentError`."""
     if language is not None and sparse != BM25_NAME:
-        raise InputError('language is for sparse="bm25"')
+        raise argument_error("language", 'language is for sparse="bm25"')
     if sparse is None:
         return None
     if isinstance(sparse, BM25):
         return Bm25Encoder(sparse)
     if not isinstance(sparse, str):
-        raise TypeError(f"sparse must be 'bm25', a BM25, a slot or a source, not {type(sparse).__name__}")
+        raise type_error("sparse", "'bm25', a BM25, a slot or a source", sparse)
     if not sparse:
-        raise InputError("sparse is empty: give 'bm25', a slot or a source")
+        raise argument_error("sparse", "sparse is empty: give 'bm25', a slot or a source")
     if sparse == BM25_NAME:
         preferred = "turkish" if manager.config.prefer_turkish else "english"
         return Bm25Encoder(BM25(language or preferred))  # type: ignore[arg-type]  # BM25 checks it
@@ -356,6 +357,6 @@ def token_encoder(manager: Any, dense: Embedder | None, multi: str | bool) -> To
         return None
     if multi is True:
         if dense is None:
-            raise InputError("multi=True takes the dense model, and there is none: name a model")
+            raise argument_error("multi", "multi=True takes the dense model, and there is none: name a model")
         return TokenModel(manager, dense.slot)
     return TokenModel(manager, slot_for(manager, multi, None))

@@ -20,7 +20,7 @@ from .encoders import Encoders, sparse_encoder, token_encoder
 from .pipeline import OnError, Run, pause_if_transient
 from .reembed import Reembedding, reembed
 from .report import IndexReport
-from .requests import DEFAULT_HNSW_EF, DEFAULT_SCORE_THRESHOLD, TOKENS, Mode, Plan, plan
+from .requests import DEFAULT_HNSW_EF, DEFAULT_SCORE_THRESHOLD, TOKENS, Mode, Plan, SearchOptions, plan
 from .search import SearchHit, SearchHits
 from .store import Backoff, Store, StoreError
 
@@ -121,15 +121,15 @@ class QdrantIndexer:
         if client is not None and (path, url, api_key) != (None, None, None):
             raise InputError("give either a client, or path, url and api_key for a new one")
         if overlap and not chunk:
-            raise InputError("overlap is for chunks: set chunk too")
+            raise argument_error("overlap", "overlap is for chunks: set chunk too")
         if not dense and (chunk or model is not None or dimensions is not None):
             raise InputError("model, dimensions and chunk belong to dense vectors, and dense is False")
         if not dense and sparse is None:
-            raise InputError("without dense vectors the indexer needs sparse ones: give sparse")
+            raise argument_error("sparse", "without dense vectors the indexer needs sparse ones: give sparse")
         if rerank == TOKENS and not multi:
-            raise InputError(f"rerank={TOKENS!r} compares vectors of tokens: set multi too")
+            raise argument_error("rerank", f"rerank={TOKENS!r} compares vectors of tokens: set multi too")
         if rerank == "":
-            raise InputError("rerank is empty: give 'multi', a slot or a source")
+            raise argument_error("rerank", "rerank is empty: give 'multi', a slot or a source")
         scoring: Any = model_manager if manager is None else manager
         self._manager = scoring
         self._names = check_names(vectors)
@@ -379,7 +379,15 @@ class QdrantIndexer:
             CollectionError: The collection does not exist or was made with another model.
             StoreError: Qdrant failed.
         """
-        made = self._plan(query, limit, mode, score_threshold, filters, hnsw_ef, candidates, rerank)
+        options = SearchOptions(
+            mode=mode,
+            score_threshold=score_threshold,
+            filters=filters,
+            hnsw_ef=hnsw_ef,
+            candidates=candidates,
+            rerank=rerank,
+        )
+        made = self._plan(query, limit, options)
         self._check_reranker(made)
         hits = self._nearest(self._encoders.query(query, made.kinds), made)
         if made.rerank in (None, TOKENS) or not hits:
@@ -401,36 +409,24 @@ class QdrantIndexer:
         """`search` for asyncio. Models compute without a thread; the request to Qdrant runs in one."""
         import asyncio
 
-        made = self._plan(query, limit, mode, score_threshold, filters, hnsw_ef, candidates, rerank)
+        options = SearchOptions(
+            mode=mode,
+            score_threshold=score_threshold,
+            filters=filters,
+            hnsw_ef=hnsw_ef,
+            candidates=candidates,
+            rerank=rerank,
+        )
+        made = self._plan(query, limit, options)
         await asyncio.to_thread(self._check_reranker, made)
         hits = await asyncio.to_thread(self._nearest, await self._encoders.aquery(query, made.kinds), made)
         if made.rerank in (None, TOKENS) or not hits:
             return hits
         return _reranked(hits, await self._manager.arerank(query, self._texts(hits), made.rerank, top_n=limit))
 
-    def _plan(
-        self,
-        query: str,
-        limit: int,
-        mode: str | None,
-        score_threshold: float | str | None,
-        filters: Mapping[str, Any] | None,
-        hnsw_ef: int,
-        candidates: int | None,
-        rerank: bool | None,
-    ) -> Plan:
-        return plan(
-            query,
-            limit,
-            mode=mode,
-            has={"dense": self._encoders.dense is not None, "sparse": self._encoders.sparse is not None},
-            score_threshold=score_threshold,
-            filters=filters,
-            hnsw_ef=hnsw_ef,
-            candidates=candidates,
-            rerank=rerank,
-            reranker=self._reranker,
-        )
+    def _plan(self, query: str, limit: int, options: SearchOptions) -> Plan:
+        has = {"dense": self._encoders.dense is not None, "sparse": self._encoders.sparse is not None}
+        return plan(query, limit, options, has=has, reranker=self._reranker)
 
     def _check_reranker(self, made: Plan) -> None:
         """Refuse a model that is no reranker before anything is searched."""

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from qdrant_client import models
 
-from ..._arguments import a_flag, a_number, a_text, an_int, argument_error
-from ...errors import InputError
+from ..._arguments import a_flag, a_number, a_text, an_int, argument_error, one_of
 from .encoders import sparse_vector
 from .search import make_filter
 
@@ -31,6 +30,18 @@ CANDIDATES = 50
 CANDIDATES_PER_HIT = 4
 TOKENS = "multi"
 """`rerank` of this name orders candidates by their vectors of tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """The keywords of `QdrantIndexer.search`, as given."""
+
+    mode: Mode | None
+    score_threshold: float | Literal["default"] | None
+    filters: Mapping[str, Any] | None
+    hnsw_ef: int
+    candidates: int | None
+    rerank: bool | None
 
 
 @dataclass(frozen=True)
@@ -112,51 +123,42 @@ def _using(name: str | None) -> dict[str, Any]:
 def plan(
     query: str,
     limit: int,
+    options: SearchOptions,
     *,
-    mode: str | None,
     has: Mapping[str, bool],
-    score_threshold: float | str | None,
-    filters: Mapping[str, Any] | None,
-    hnsw_ef: int,
-    candidates: int | None,
-    rerank: bool | None,
     reranker: str | None,
 ) -> Plan:
     """Check the arguments of a search. `has` says which vectors the indexer has.
 
     Raises:
-        InputError: See `QdrantIndexer.search`.
+        TypeError, ArgumentError: See `QdrantIndexer.search`.
     """
     if not a_text("query", query).strip():
         raise argument_error("query", "the query is empty")
-    limit, hnsw_ef = an_int("limit", limit, 1), an_int("hnsw_ef", hnsw_ef, 1)
+    limit, hnsw_ef = an_int("limit", limit, 1), an_int("hnsw_ef", options.hnsw_ef, 1)
+    mode, candidates, rerank = options.mode, options.candidates, options.rerank
     if mode is None:
         mode = "hybrid" if has["dense"] and has["sparse"] else "dense" if has["dense"] else "sparse"
-    for known in MODES:
-        if mode == known:
-            chosen: Mode = known  # type: ignore[assignment]
-            break
-    else:
-        raise InputError(f"mode={mode!r}: must be one of {', '.join(MODES)}")
+    one_of("mode", mode, MODES)
     for kind in ("dense", "sparse"):
         if mode in (kind, "hybrid") and not has[kind]:
             remedy = 'give the indexer sparse="bm25", a slot or a source' if kind == "sparse" else "dense=False"
             why = "it has no sparse vectors" if kind == "sparse" else "it was made without dense vectors"
-            raise InputError(f"mode={mode!r}: {why} ({remedy})")
+            raise argument_error("mode", f"mode={mode!r}: {why} ({remedy})")
     if rerank is not None:
         a_flag("rerank", rerank)
     if rerank and reranker is None:
-        raise InputError("rerank=True: the indexer has no reranker; give it rerank= a slot or a source")
+        raise argument_error("rerank", "rerank=True: the indexer has no reranker; give it rerank= a slot or a source")
     number = max(CANDIDATES, CANDIDATES_PER_HIT * limit) if candidates is None else an_int("candidates", candidates)
     if number < limit:
-        raise InputError(f"candidates={number}: must be at least limit={limit}")
+        raise argument_error("candidates", f"candidates={number}: must be at least limit={limit}")
     return Plan(
         query,
-        chosen,
+        mode,
         limit,
         number,
-        _threshold(score_threshold, chosen),
-        make_filter(filters),
+        _threshold(options.score_threshold, mode),
+        make_filter(options.filters),
         hnsw_ef,
         None if rerank is False else reranker,
     )

@@ -8,8 +8,7 @@ from typing import Any
 
 from qdrant_client import models
 
-from ..._arguments import type_error
-from ...errors import InputError
+from ..._arguments import argument_error, type_error
 from .documents import CHUNK_FIELDS, OWN_FIELDS
 
 
@@ -76,7 +75,7 @@ def make_filter(filters: Mapping[str, Any] | None) -> models.Filter | None:
     """``{field: value}`` or ``{field: [values]}``: all fields must match, a list means any of its values.
 
     Raises:
-        InputError: A value that is not a str, int, float or bool.
+        ArgumentError: A value that is not a str, int, float or bool.
     """
     if filters is not None and not isinstance(filters, Mapping):
         raise type_error("filters", "a mapping of fields to values", filters)
@@ -96,4 +95,6 @@ def _condition(field: str, value: Any) -> models.Condition:
             # Any of no values matches nothing. An empty `should` would match everything.
             return models.FieldCondition(key=field, match=models.MatchAny(any=[]))
         return models.Filter(should=[_condition(field, one) for one in value])
-    raise InputError(f"filter {field!r}: a value must be str, int, float or bool, or several, not {value!r}")
+    raise argument_error(
+        "filters", f"filter {field!r}: a value must be str, int, float or bool, or several, not {value!r}"
+    )
