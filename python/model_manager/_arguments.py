@@ -24,9 +24,9 @@ def argument_error(param: str, message: str) -> ArgumentError:
 
 
 def type_error(param: str, takes: str, given: object, remedy: str = "") -> TypeError:
-    """The error for a value of another type than the argument `param` takes."""
+    """The error for a value of another type than the argument `param`, or an item of it (``texts[3]``), takes."""
     error = TypeError(f"{param} must be {takes}, not {type(given).__name__}{remedy}")
-    error.param = param  # type: ignore[attr-defined]
+    error.param = param.partition("[")[0]  # type: ignore[attr-defined]
     return error
 
 

@@ -75,8 +75,8 @@ class ArgumentError(InputError):
 
 
 class InputTypeError(ArgumentError, TypeError):
-    """A document of `rerank`, or a text or pair of `classify` or `predict`, has a wrong type. It is a `TypeError`, like
-    every wrong type, and an `InputError`, which these calls raised before.
+    """An item of an argument has a wrong type: a document, a pair of texts, a row of a column. It is a `TypeError`, as
+    every wrong type, and an `InputError`, which was raised before.
     """
 
 

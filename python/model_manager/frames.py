@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ._embedder import Embedder
 from ._extras import extra
-from .errors import ArgumentError, InputError
+from .errors import ArgumentError, InputError, InputTypeError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -182,7 +182,9 @@ def _refusal(series: Any, cause: Exception) -> InputError:
         if null:
             continue
         if not isinstance(value, str):
-            return ArgumentError(f"row {row} of the column {series.name!r} is a {type(value).__name__}, not a str")
+            error = InputTypeError(f"row {row} of the column {series.name!r} is a {type(value).__name__}, not a str")
+            error.param = "column"
+            return error
         if any("\ud800" <= character <= "\udfff" for character in value):
             return InputError(
                 f"row {row} of the column {series.name!r} holds a lone surrogate: it is not valid Unicode"

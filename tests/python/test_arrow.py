@@ -343,12 +343,16 @@ def test_without_pyarrow_the_extra_is_named(manager, monkeypatch):
 
 @pytest.mark.parametrize(
     ("texts", "words"),
-    [(["a", None, 3], "row 2 of the column 'text' is a int"), (["a", "\ud800"], "row 1 of the column 'text' holds")],
+    [
+        (["a", None, 3], "row 2 of the column 'text' is a int, not a str"),
+        (["a", "\ud800"], "row 1 of the column 'text' holds"),
+    ],
 )
 def test_what_is_no_text_in_a_pandas_frame_is_named(manager, texts, words):
     frame = pd.DataFrame({"text": pd.Series(texts, dtype=object)})
-    with pytest.raises(errors.InputError, match=words):
+    with pytest.raises(errors.InputError, match=words) as raised:
         embed_frame(frame, "text", manager=manager, model=SLOT)
+    assert isinstance(raised.value, TypeError) == ("not a str" in str(raised.value))
 
 
 def test_names_of_columns(manager):

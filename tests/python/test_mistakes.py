@@ -14,7 +14,7 @@ import pytest
 from conftest import ENGLISH_MODEL, FIXTURES
 from model_manager import Config, CrossEncoder, ModelManager, errors
 from model_manager._embedder import Embedder
-from model_manager.semantic import BM25Index
+from model_manager.semantic import BM25Index, IntentClassifier
 
 RERANKER = str(FIXTURES / "rerank_bert")
 GENERATOR = str(FIXTURES / "llama")
@@ -99,6 +99,16 @@ def models():
             TypeError,
             r"sentences\[0\] must be a pair of str, not tuple of \(str\)$",
         ),
+        (
+            lambda m: CrossEncoder(m).rank("a", ["b"], activation_fn=len),
+            TypeError,
+            r"activation_fn must be the name of an activation, not builtin_function_or_method; predict takes functions",
+        ),
+        (
+            lambda m: IntentClassifier({"greeting": ["hello", 7]}, m),
+            TypeError,
+            r"examples\['greeting'\]\[1\] must be a str, not int",
+        ),
         (lambda m: m.embed("a", "reranker"), errors.TaskError, r'"reranker" gives no vectors .*it gives scores'),
         (lambda m: m.rerank("a", ["b"], "english_sentence"), errors.TaskError, r"gives no scores .*it gives vectors"),
         (
@@ -160,6 +170,9 @@ def test_in_python(models, call, error, message):
         call(models)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400 + 2 * len(str(FIXTURES))
+    param = getattr(caught.value, "param", None)
+    if error is TypeError and param is not None:
+        assert str(caught.value).startswith((f"{param} ", f"{param}["))
 
 
 @pytest.mark.parametrize(

@@ -245,7 +245,7 @@ def test_wrong_examples_are_named(manager, examples, options, words):
 def test_examples_of_a_wrong_type(manager):
     with pytest.raises(TypeError, match=r"examples\['a'\] must be a list of texts, not str"):
         IntentClassifier({"a": "x"}, manager)
-    with pytest.raises(TypeError, match="a int, not a str"):
+    with pytest.raises(TypeError, match=r"examples\['a'\]\[0\] must be a str, not int"):
         IntentClassifier({"a": [3]}, manager)
     with pytest.raises(TypeError, match="examples must be a mapping of intents"):
         IntentClassifier(["x"], manager)

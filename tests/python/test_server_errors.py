@@ -272,6 +272,7 @@ def test_every_error_of_the_package_has_an_answer():
         "ArgumentError": 400,
         "ForkedError": 503,
         "InputError": 400,
+        "InputTypeError": 400,
         "InternalError": 500,
         "InvalidFileError": 503,
         "LoaderError": 503,

@@ -254,8 +254,7 @@ class ModelManager(BaseManager):
         if isinstance(text, bytes):
             logger.error("generate_embedding: got bytes, not text; decode them first")
             return []
-        if not isinstance(text, str):
-            raise TypeError(f"text must be a str, not {type(text).__name__}")
+        a_text("text", text)
         try:
             return self._embed_chat_text(text, force_turkish)
         except Exception as error:  # noqa: BLE001  callers expect an empty list on any failure

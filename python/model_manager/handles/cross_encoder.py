@@ -139,7 +139,7 @@ class CrossEncoder:
         texts = document_texts(documents)
         activation = _by_name(options["activation_fn"])
         if activation is not None and not isinstance(activation, str):
-            raise TypeError("activation_fn must be the name of an activation for rank; predict takes functions")
+            raise type_error("activation_fn", "the name of an activation", activation, "; predict takes functions")
         found = self._manager.rerank(
             query,
             texts,

@@ -101,10 +101,8 @@ class SentenceModel:
             prompt_name = None
         if isinstance(sentences, Mapping | bytes | bytearray):
             remedy = "list(sentences.values())" if isinstance(sentences, Mapping) else "sentences.decode()"
-            raise TypeError(
-                f"sentences must be a str or an iterable of str, not {type(sentences).__name__};"
-                f" to embed its texts give {remedy}"
-            )
+            takes = "a str or an iterable of str"
+            raise type_error("sentences", takes, sentences, f"; to embed its texts give {remedy}")
         single = isinstance(sentences, str)
         given = [sentences] if isinstance(sentences, str) else sentences
         texts = list(an_iterable("sentences", given, "a str or an iterable of str"))

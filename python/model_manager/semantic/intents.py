@@ -90,10 +90,8 @@ class IntentClassifier:
         given = list(an_iterable(f"examples[{label!r}]", texts, "a list of texts"))
         if not given:
             raise argument_error("examples", f"the intent {label!r} has no examples; give it at least one")
-        for text in given:
-            if not isinstance(text, str):
-                raise TypeError(f"an example of {label!r} is a {type(text).__name__}, not a str")
-            if not text.strip():
+        for index, text in enumerate(given):
+            if not a_text(f"examples[{label!r}][{index}]", text).strip():
                 raise argument_error("examples", f"an example of {label!r} is blank; remove it")
             if text in self._texts:
                 other = self.labels[self._owner[self._texts.index(text)]]

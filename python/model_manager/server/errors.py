@@ -153,7 +153,9 @@ def refused(error: Exception, fields: Mapping[str, str], default: str, *, single
     rest, code = getattr(error, "_rest", None), getattr(error, "code", None)
     if rest is None:
         # Messages about settings, and some others, begin with a name.
-        named = param is None or isinstance(error, errors.ConfigError) or str(error).startswith(f"{field} ")
+        named = (
+            param is None or isinstance(error, errors.ConfigError) or str(error).startswith((f"{field} ", f"{field}["))
+        )
         return bad_request(str(error) if named else f"{field}: {error}", field, code)
     place = getattr(error, "_place", ())[1 if single else 0 :]
     return bad_request(f"{field}{''.join(f'[{number}]' for number in place)}{rest}", field, code)
