@@ -227,6 +227,9 @@ def test_a_misspelt_keyword_is_refused(manager):
     for rerank in (chain.ModelManagerRerank, index.ModelManagerRerank):
         with pytest.raises(TypeError, match="'topn'; did you mean top_n"):
             rerank(manager=manager, topn=1)
+        with pytest.raises(ArgumentError, match="top_n=0: must be at least 1"):
+            rerank(manager=manager, top_n=0)
+        assert rerank(manager=manager, top_n=None).top_n is None
     with pytest.raises(TypeError, match="'dimension'; did you mean dimensions"):
         index.ModelManagerEmbedding("prompts", manager=manager, dimension=8)
 

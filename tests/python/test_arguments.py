@@ -112,6 +112,7 @@ SENTENCE = {
     "encode_query": Call({"sentences": "a"}, ("prompt", "prompt_name", "normalize_embeddings")),
     "encode_document": Call({"sentences": "a"}, ("prompt", "prompt_name", "normalize_embeddings")),
     "similarity": one(first=[1.0], second=[1.0]),
+    "similarity_pairwise": one(first=[1.0], second=[1.0]),
     "count_tokens": one(texts="a"),
 }
 ENCODER = {

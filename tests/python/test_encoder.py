@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import pickle
 import sys
 
 import numpy as np
@@ -187,6 +190,37 @@ def test_similarity_measures():
     assert similarity(a[0], b[0]).shape == (1, 1)
 
 
+def test_similarity_of_pairs(model, monkeypatch):
+    rng = np.random.default_rng(5)
+    a, b = rng.normal(size=(2, 4, 6)).astype(np.float32)
+    b[3] = 0
+    for measure in ("cosine", "dot", "euclidean", "manhattan"):
+        monkeypatch.setattr(SentenceModel, "describe", lambda _self, measure=measure: {"similarity": measure})
+        found = model.similarity_pairwise(a, b)
+        assert (found.dtype, found.shape) == (np.float32, (4,))
+        np.testing.assert_allclose(found, np.diag(similarity(a, b, measure)), rtol=1e-5, atol=1e-6)
+        assert model.similarity_pairwise(a[0], b[0]).shape == (1,)
+    assert model.similarity_pairwise([], []).shape == (0,)
+    for wrong in (b[:3], b[:, :5]):
+        with pytest.raises(ArgumentError, match=r"first has shape \(4, 6\) and second"):
+            model.similarity_pairwise(a, wrong)
+
+
+def test_prompts_are_those_of_the_slot(model):
+    """In sentence-transformers a change of `prompts` changes what encode reads."""
+    prompts = model.prompts
+    for change in (
+        lambda: prompts.__setitem__("query", "mine: "),
+        lambda: prompts.update(query="mine: "),
+        lambda: prompts.pop("query"),
+        lambda: prompts.clear(),
+    ):
+        with pytest.raises(TypeError, match=r"register\(\.\.\., prompts=\.\.\.\)"):
+            change()
+    assert json.loads(json.dumps(prompts)) == pickle.loads(pickle.dumps(prompts)) == copy.deepcopy(prompts) == prompts
+    assert model.prompts == model.describe()["prompts"]
+
+
 def test_similarity_of_a_model(model):
     rows = model.encode(TEXTS[:4])
     np.testing.assert_allclose(np.diag(model.similarity(rows, rows)), 1, atol=1e-6)
@@ -197,7 +231,7 @@ def test_similarity_of_a_model(model):
 def test_facts(model):
     assert model.get_sentence_embedding_dimension() == DIMENSION
     assert model.get_embedding_dimension() == DIMENSION
-    assert model.max_seq_length == 24
+    assert model.max_seq_length == model.get_max_seq_length() == 24
     assert model.device == "cpu"
     assert model.count_tokens("a text") > 2
     assert len(model.count_tokens(["a text", "b"])) == 2

@@ -17,7 +17,7 @@ from ._results import as_tensor, returned
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-    from typing import Any, Literal
+    from typing import Any, Literal, NoReturn
 
     import numpy as np
     from numpy.typing import ArrayLike, NDArray
@@ -36,6 +36,8 @@ DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 """The same for the documents that are searched."""
 
 _CALIBRATION_TEXTS = 100
+_ORDERS = {"euclidean": 2, "manhattan": 1}
+"""Measures that are distances, and the order of their norm."""
 
 
 class SentenceModel:
@@ -157,7 +159,8 @@ class SentenceModel:
     def encode_document(self, sentences: str | Iterable[str], **options: Any) -> Any:
         """`encode` with the model's prompt named ``document``, ``passage`` or ``corpus``, if it has one and the call
         gives none. A model without them uses its default prompt; sentence-transformers uses no prompt then
-        (``prompt=""``).
+        (``prompt=""``), and none either for a model whose only prompt for documents is called ``passage`` or
+        ``corpus``.
         """
         return self.encode(sentences, **self._with_prompt(options, DOCUMENT_PROMPTS))
 
@@ -176,6 +179,14 @@ class SentenceModel:
             ArgumentError: No rows of numbers, or rows of different lengths.
         """
         return similarity(first, second, self.describe()["similarity"])
+
+    def similarity_pairwise(self, first: ArrayLike, second: ArrayLike) -> NDArray[np.float32]:
+        """The similarity of row i of `first` to row i of `second`, shape (n,), by the measure of `similarity`.
+
+        Raises:
+            ArgumentError: No rows of numbers, or arrays of different shapes.
+        """
+        return similarity_pairwise(first, second, self.describe()["similarity"])
 
     def count_tokens(self, texts: str | Iterable[str]) -> int | list[int]:
         """Tokens of one text (int) or of each (list), special tokens included, not cut to `max_seq_length`."""
@@ -196,10 +207,14 @@ class SentenceModel:
         """Tokens per text, special ones included; longer texts are cut. None: only its server knows. Loads it."""
         return self.describe()["max_length"]
 
+    def get_max_seq_length(self) -> int | None:
+        """`max_seq_length`."""
+        return self.max_seq_length
+
     @property
     def prompts(self) -> dict[str, str]:
-        """The model's prompts by name; loads the model."""
-        return self.describe()["prompts"]
+        """The model's prompts by name; loads the model. A change raises `TypeError`: `register` takes other prompts."""
+        return _Prompts(self.describe()["prompts"])
 
     @property
     def default_prompt_name(self) -> str | None:
@@ -223,6 +238,19 @@ class SentenceModel:
         from ..integrations.jupyter import model_html
 
         return model_html(self._manager, self.name)
+
+
+class _Prompts(dict[str, str]):
+    """A model's prompts. The slot has them, so a change here would have no effect."""
+
+    def _refuse(self, *_arguments: object, **_options: object) -> NoReturn:
+        raise TypeError("prompts cannot be changed here; give encode a prompt, or the slot: register(..., prompts=...)")
+
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse
+
+    def __reduce__(self) -> tuple[type[dict[str, str]], tuple[dict[str, str]]]:
+        return dict, (dict(self),)
 
 
 def state_of(manager: Manager | ScoringManager, name: str) -> str:
@@ -277,12 +305,42 @@ def similarity(first: ArrayLike, second: ArrayLike, measure: str = "cosine") -> 
     if not len(a) or not len(b):
         return np.empty((len(a), len(b)), np.float32)
     if measure == "cosine":
-        a, b = (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12) for rows in (a, b))
+        a, b = _unit(a), _unit(b)
     if measure in ("cosine", "dot"):
         return np.asarray(a @ b.T, dtype=np.float32)
-    order = {"euclidean": 2, "manhattan": 1}[measure]
     # One row at a time: all (n, m, dim) differences together would take gigabytes.
-    return np.stack([-np.linalg.norm(row - b, ord=order, axis=1) for row in a]).astype(np.float32)
+    return np.stack([-np.linalg.norm(row - b, ord=_ORDERS[measure], axis=1) for row in a]).astype(np.float32)
+
+
+def similarity_pairwise(first: ArrayLike, second: ArrayLike, measure: str = "cosine") -> NDArray[np.float32]:
+    """The similarity of row i of `first` (n, dim) to row i of `second` (n, dim), shape (n,). A single vector counts as
+    one row.
+
+    Raises:
+        ArgumentError: No rows of numbers, or arrays of different shapes.
+    """
+    import numpy as np
+
+    from ..semantic.rows import as_rows
+
+    a, b = (np.asarray(as_rows(rows, name), np.float32) for rows, name in ((first, "first"), (second, "second")))
+    if a.shape != b.shape:
+        raise argument_error(
+            "first", f"first has shape {a.shape} and second {b.shape}; both need one row for each pair"
+        )
+    if measure == "cosine":
+        a, b = _unit(a), _unit(b)
+    if measure in ("cosine", "dot"):
+        return np.asarray(np.einsum("ij,ij->i", a, b), np.float32)
+    return np.asarray(-np.linalg.norm(a - b, ord=_ORDERS[measure], axis=1), np.float32)
+
+
+def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The rows with length 1; zeros stay zeros."""
+    import numpy as np
+
+    found: NDArray[np.float32] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return found
 
 
 def quantize(vectors: NDArray[np.float32], precision: Precision) -> NDArray[Any]:

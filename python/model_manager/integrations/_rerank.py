@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, PrivateAttr
 
-from .._arguments import check_names
+from .._arguments import an_int, check_names
 from .._embedder import reranker_for
 
 if TYPE_CHECKING:
@@ -35,8 +35,11 @@ class RerankerFields(BaseModel):
 
         Raises:
             TypeError: An unknown field.
+            ArgumentError: A `top_n` below 1.
         """
         check_names(type(self).__name__, fields, type(self).model_fields)
+        if top_n is not None:
+            an_int("top_n", top_n, 1)
         found, slot = reranker_for(manager, model)
         super().__init__(**{"model": slot, "top_n": top_n, **fields})
         self._manager = found
