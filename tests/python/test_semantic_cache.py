@@ -108,6 +108,47 @@ def test_an_exception_of_compute_stores_nothing(manager):
     assert cache.get_or_compute("bir", lambda _: pytest.fail("computed twice")) == "BIR"
 
 
+def test_the_first_caller_gets_what_later_ones_get(manager, tmp_path):
+    with SemanticCache(manager, path=tmp_path / "answers.db") as cache:
+        found = [cache.get_or_compute("bir", lambda _: {1: ("a", "b")}) for _ in range(2)]
+        found.append(asyncio.run(cache.aget_or_compute("bir", str)))
+        found.append(asyncio.run(cache.aget_or_compute("iki", lambda _: {1: ("a", "b")})))
+    assert found == [{"1": ["a", "b"]}] * 4
+
+
+def test_coroutines_are_awaited_once_and_never_stored(manager):
+    cache = SemanticCache(manager)
+    calls = []
+
+    async def compute(question):
+        calls.append(question)
+        return question.upper()
+
+    with pytest.raises(TypeError, match=r"^answer must be a value, not coroutine, .*aget_or_compute awaits") as raised:
+        cache.get_or_compute("bir", compute)
+    assert raised.value.param == "answer"
+    assert (len(cache), calls) == (0, [])
+    for _ in range(2):
+        assert asyncio.run(cache.aget_or_compute("bir", compute, scope="tr")) == "BIR"
+    assert calls == ["bir"]
+    assert cache.get("bir") is None
+
+
+def test_what_can_be_read_once_is_not_stored(manager):
+    """The second reader would get nothing."""
+
+    async def pieces():
+        yield "a"
+
+    cache = SemanticCache(manager)
+    for answer in (iter(["a"]), (piece for piece in "ab"), pieces(), map(str, "ab")):
+        with pytest.raises(
+            TypeError, match=rf"^answer must be a value, not {type(answer).__name__}, which is read once"
+        ):
+            cache.put("bir", answer)
+    assert len(cache) == 0
+
+
 def test_a_cache_works_in_asyncio(manager):
     async def scenario():
         cache = SemanticCache(manager)

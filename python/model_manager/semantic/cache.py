@@ -143,9 +143,15 @@ class SemanticCache:
         gives it back: a tuple as a list, keys as texts.
 
         Raises:
+            TypeError: An answer that is read once: a coroutine, a generator.
             ArgumentError: A blank question; with a `path`, an answer that JSON cannot represent.
         """
+        self._put(question, answer, scope)
+
+    def _put(self, question: str, answer: Any, scope: str) -> Any:
+        """`put`. Returns the answer that `get` finds from then on."""
         key = _key(scope, question)
+        _check_answer(answer)
         if not question.strip():
             raise argument_error("question", "question is blank; a cache of answers needs a text to find them by")
         text = None
@@ -168,18 +174,17 @@ class SemanticCache:
             self._embed_again()
         if self._store is not None and text is not None:
             self._store.write(key, text, now, vector, model[1], gone)
+        return answer
 
     def get_or_compute(self, question: str, compute: Callable[[str], Any], *, scope: str = "") -> Any:
-        """The stored answer, else `compute(question)`, which is stored. An exception of `compute` is raised and
-        nothing is stored.
+        """The stored answer, else `compute(question)`, which is stored as by `put`. An exception of `compute` is raised
+        and nothing is stored.
         """
         a_function("compute", compute)
         found = self.get(question, scope=scope)
         if found is not None:
             return found.answer
-        answer = compute(question)
-        self.put(question, answer, scope=scope)
-        return answer
+        return self._put(question, compute(question), scope)
 
     async def aget(self, question: str, *, scope: str = "") -> CachedAnswer | None:
         """`get` on a thread, for asyncio."""
@@ -192,6 +197,20 @@ class SemanticCache:
         import asyncio
 
         await asyncio.to_thread(self.put, question, answer, scope=scope)
+
+    async def aget_or_compute(self, question: str, compute: Callable[[str], Any], *, scope: str = "") -> Any:
+        """`get_or_compute` for asyncio. `compute` is called on the event loop and may be a coroutine function."""
+        import asyncio
+        import inspect
+
+        a_function("compute", compute)
+        found = await self.aget(question, scope=scope)
+        if found is not None:
+            return found.answer
+        answer = compute(question)
+        if inspect.isawaitable(answer):
+            answer = await answer
+        return await asyncio.to_thread(self._put, question, answer, scope)
 
     def remove(self, question: str, *, scope: str = "") -> bool:
         """Remove the entry of exactly this text. Returns whether there was one."""
@@ -397,3 +416,13 @@ class SemanticCache:
 
 def _key(scope: str, question: str) -> tuple[str, str]:
     return a_text("scope", scope), a_text("question", question)
+
+
+def _check_answer(answer: Any) -> None:
+    """Refuse what is read once: whoever got it from the cache later would get nothing."""
+    if hasattr(answer, "__await__"):
+        if hasattr(answer, "close"):
+            answer.close()  # a coroutine that is not awaited is warned of
+        raise type_error("answer", "a value", answer, ", which is read once; await it first: aget_or_compute awaits it")
+    if hasattr(answer, "__next__") or hasattr(answer, "__anext__"):
+        raise type_error("answer", "a value", answer, ", which is read once; join its pieces first")
