@@ -322,7 +322,7 @@ class _Generation:
         self._ticket: GenerationTicket | None = None
         self._cancelled = False
         self._abandoned = False
-        if _is_long(prompt):
+        if _is_long(prompt, params.get("chat_template_kwargs")):
             threading.Thread(
                 target=contextvars.copy_context().run,
                 args=(self._submit_long, manager, prompt, model, params, on_event),
@@ -359,10 +359,12 @@ class _Generation:
         self.cancel()
 
 
-def _is_long(prompt: Prompt) -> bool:
-    """Whether submitting `prompt` may take more than a few milliseconds."""
+def _is_long(*parts: Any) -> bool:
+    """Whether submitting a prompt of these parts, messages and variables of the template, may take more than a few
+    milliseconds.
+    """
     left = _LONG
-    values: list[Any] = [prompt]
+    values = list(parts)
     while values and left >= 0:
         value = values.pop()
         if isinstance(value, str):

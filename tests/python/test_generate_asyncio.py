@@ -295,6 +295,20 @@ def test_long_prompts_are_not_read_on_the_event_loop(prompt):
     assert _is_long(prompt)
 
 
+@pytest.mark.parametrize(
+    "variables", [{"documents": [{"text": LONG}]}, {"tools": [{"function": {"description": LONG}}]}]
+)
+def test_long_variables_of_a_template_are_not_rendered_on_the_event_loop(endless, monkeypatch, variables):
+    started = []
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: started.append(thread.name))
+
+    async def call():
+        endless.astream([{"role": "user", "content": "a"}], chat_template_kwargs=variables)
+
+    asyncio.run(call())
+    assert started == ["mm-prompt"]
+
+
 @pytest.mark.parametrize("prompt", ["a" * 1000, [1] * 1000, [{"role": "user", "content": "a" * 1000}], 5, None, {}])
 def test_short_prompts_need_no_thread(prompt):
     assert not _is_long(prompt)

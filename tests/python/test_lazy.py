@@ -294,6 +294,21 @@ def test_memory_efficient_cache_without_parentheses():
     assert function.cache_info().maxsize == 50
 
 
+def test_memory_efficient_cache_refuses_results_that_are_used_once():
+    """The second caller would get a coroutine that was awaited already, or a generator without items."""
+
+    async def coroutine(_):
+        return 1
+
+    def generator(_):
+        yield 1
+
+    for function in (coroutine, generator):
+        for decorator in (memory_efficient_cache, memory_efficient_cache(maxsize=2)):
+            with pytest.raises(TypeError, match=f"{function.__name__} must be a plain function that returns a value"):
+                decorator(function)
+
+
 class Base:
     @lazy_load_model("model")
     def model(self):

@@ -128,6 +128,12 @@ def _load(method: Callable[[Any], Any], reference: weakref.ref[Any]) -> Any:
     return method(instance)
 
 
+def _check_plain(function: Callable[..., Any], result: str) -> None:
+    if getattr(getattr(function, "__code__", None), "co_flags", 0) & _ONCE:
+        name = getattr(function, "__qualname__", repr(function))
+        raise TypeError(f"{name} must be a plain function that returns {result}: its result is kept")
+
+
 def lazy_load_model(kind: Any) -> Callable[[Callable[[Any], Any]], Any]:
     """Turn a loader method into a property: loaded at first use, once under racing threads, tracked, unloaded when
     idle.
@@ -142,10 +148,7 @@ def lazy_load_model(kind: Any) -> Callable[[Callable[[Any], Any]], Any]:
     """
 
     def decorate(method: Callable[[Any], Any]) -> Any:
-        if getattr(getattr(method, "__code__", None), "co_flags", 0) & _ONCE:
-            raise TypeError(
-                f"{method.__qualname__} must be a plain function that returns the model: its result is kept"
-            )
+        _check_plain(method, "the model")
         return LazyModel(str(getattr(kind, "value", kind)), method)
 
     return decorate
@@ -155,9 +158,17 @@ def memory_efficient_cache(maxsize: int = 50) -> Callable[[Function], Function]:
     """Cache the results of the `maxsize` latest distinct calls: thread-safe, exact LRU; exceptions are not cached.
 
     The decorated function has `cache_info()` and `cache_clear()`.
+
+    Raises:
+        TypeError: A coroutine or generator function, whose result could be used once only.
     """
     if callable(maxsize):  # the decorator without parentheses
         return memory_efficient_cache()(maxsize)
     if maxsize is not None:
         maxsize = an_int("maxsize", maxsize)
-    return functools.lru_cache(maxsize=maxsize)  # type: ignore[return-value]
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        _check_plain(function, "a value")
+        return functools.lru_cache(maxsize=maxsize)(function)
+
+    return decorate
