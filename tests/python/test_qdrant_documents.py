@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from datetime import date, datetime, timezone
+from datetime import date, datetime, timedelta, timezone
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, strategies as st
 from model_manager.integrations.qdrant import point_id
@@ -81,6 +82,9 @@ def test_metadata_of_common_types():
         "number": np.float32(0.5),
         "set": {2, 1},
         "tuple": (1, 2),
+        "nanoseconds": np.datetime64("2024-02-29T12:30:00", "ns"),
+        "days": np.array(["2024-02-29", "2024-03-01"], "datetime64[ns]"),
+        "stamp": pd.Timestamp("2024-02-29 12:30", tz="UTC"),
     }
     payload = prepare({"text": "a", "metadata": metadata}, 0, "").payload
     assert {key: payload[key] for key in metadata} == {
@@ -90,6 +94,9 @@ def test_metadata_of_common_types():
         "number": 0.5,
         "set": [1, 2],
         "tuple": [1, 2],
+        "nanoseconds": "2024-02-29T12:30",
+        "days": ["2024-02-29", "2024-03-01"],
+        "stamp": "2024-02-29T12:30:00+00:00",
     }
 
 
@@ -107,6 +114,10 @@ def test_metadata_of_common_types():
         ({"text": "a", "metadata": [1]}, "its 'metadata' must be a mapping, not list"),
         ({"text": "a", "metadata": {"x": object()}}, "its metadata is not JSON: object has no JSON form"),
         ({"text": "a", "metadata": {"x": float("nan")}}, "its metadata is not JSON"),
+        ({"text": "a", "metadata": {"x": pd.NaT}}, "its metadata is not JSON: NaT is no time"),
+        ({"text": "a", "metadata": {"x": np.datetime64("NaT", "ns")}}, "its metadata is not JSON: NaT is no time"),
+        ({"text": "a", "metadata": {"x": np.timedelta64(1, "ns")}}, "timedelta64 has no JSON form"),
+        ({"text": "a", "metadata": {"x": timedelta(1)}}, "timedelta has no JSON form"),
         ({"text": "a\ud800"}, "a lone surrogate"),
         ({"text": "a", "id": "\udfff"}, "a lone surrogate"),
         ({"text": "a", "metadata": {"x": "\ud800"}}, "a lone surrogate"),

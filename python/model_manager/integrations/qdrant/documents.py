@@ -10,8 +10,12 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+import numpy as np
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from numpy.typing import NDArray
 
     from ...chunks import TextChunk
 
@@ -193,7 +197,12 @@ def content_hash(fingerprint: str, text: str, fields: Mapping[str, Any]) -> tupl
 def _plain(value: Any) -> Any:
     """JSON for common metadata of other types: dates, UUIDs, sets, numpy's numbers and arrays."""
     if hasattr(value, "isoformat"):
-        return value.isoformat()
+        text = value.isoformat()
+        if text == "NaT":  # pandas' missing time
+            raise ValueError("NaT is no time; leave the field out")
+        return text
+    if isinstance(value, np.generic | np.ndarray) and value.dtype.kind in "mM":  # tolist would count nanoseconds
+        return _times(value)
     if hasattr(value, "tolist"):
         return value.tolist()
     if isinstance(value, uuid.UUID):
@@ -203,3 +212,13 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
     raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def _times(value: np.generic | NDArray[Any]) -> Any:
+    """The dates and times of numpy in ISO 8601, as short as they can be."""
+    times = np.asarray(value)
+    if times.dtype.kind == "m":
+        raise TypeError(f"{times.dtype.name.partition('[')[0]} has no JSON form")
+    if np.isnat(times).any():
+        raise ValueError("NaT is no time; leave the field out")
+    return np.datetime_as_string(times, unit="auto").tolist()
