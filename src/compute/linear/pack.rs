@@ -36,7 +36,7 @@ impl Packer {
     /// Packs `matrices` with their biases; their outputs lie side by side.
     ///
     /// # Errors
-    /// [`Error::Internal`] if the shapes do not match, and errors of reading a file or of memory.
+    /// [`Error::Internal`](crate::Error::Internal) if the shapes do not match, and errors of reading a file or of memory.
     pub fn linear(&self, matrices: &[Biased]) -> Result<Linear> {
         self.layer(matrices, |a, b| self.form(&a.0) == self.form(&b.0))
     }

@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use super::pass::{CpuPass, States, misuse};
+use super::pass::CpuPass;
+use super::states::{States, misuse};
 use crate::Result;
 use crate::compute::attention::heads::{Heads, LayerAttention};
 use crate::compute::attention::kv_cache::PagedKvCache;

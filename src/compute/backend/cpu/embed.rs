@@ -1,7 +1,8 @@
 //! The rows of embedding tables.
 
 use super::device::Table;
-use super::pass::{CpuPass, StateRows, States};
+use super::pass::CpuPass;
+use super::states::{StateRows, States};
 use crate::Result;
 use crate::compute::backend::rows::{TableOf, check_scheme};
 use crate::compute::backend::traits::Positions;

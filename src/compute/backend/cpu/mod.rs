@@ -14,9 +14,11 @@ mod plan;
 mod relative_tests;
 mod run;
 mod short_convolution;
+mod states;
 #[cfg(test)]
 mod tests;
 mod workspace;
 
 pub use device::{Cpu, Norm, Table};
-pub use pass::{CpuPass, States};
+pub use pass::CpuPass;
+pub use states::States;

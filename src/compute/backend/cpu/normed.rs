@@ -5,7 +5,8 @@ use std::ops::Range;
 use half::bf16;
 
 use super::device::Norm;
-use super::pass::{CpuPass, StateRows, States};
+use super::pass::CpuPass;
+use super::states::{StateRows, States};
 use crate::Result;
 use crate::compute::isa::DType;
 use crate::compute::kernels::rowwise::RmsRow;

@@ -1,6 +1,7 @@
 //! The convolution of gated rows: what it sees of earlier windows and of caches, and its division among threads.
 
-use super::pass::{CpuPass, States, misuse};
+use super::pass::CpuPass;
+use super::states::{States, misuse};
 use crate::Result;
 use crate::compute::attention::tiles::Span;
 use crate::compute::short_convolution::{GatedRows, ShortConvolution};
