@@ -1,7 +1,7 @@
 //! The clock of the modules that have deadlines.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use chrono::{DateTime, NaiveDateTime, TimeDelta};
 
@@ -39,7 +39,13 @@ impl Clock {
     #[must_use]
     pub fn local(&self) -> NaiveDateTime {
         match self {
-            Self::System => chrono::Local::now().naive_local(),
+            Self::System => {
+                // chrono's own way panics where the clock stands before 1970.
+                let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                let utc = DateTime::from_timestamp(i64::try_from(since.as_secs()).unwrap_or(0), 0)
+                    .unwrap_or_default();
+                utc.with_timezone(&chrono::Local).naive_local()
+            }
             Self::Manual { origin, .. } => {
                 let since = TimeDelta::from_std(self.now().saturating_duration_since(*origin));
                 let start = DateTime::from_timestamp(MANUAL_ORIGIN, 0).unwrap_or_default().naive_utc();

@@ -19,6 +19,7 @@ pub use span::{ByteSize, TimeSpan};
 pub use value::{Choice, KeepAliveSetting, MemoryBudget, NonEmpty, Seconds, Setting, SettingValue};
 
 use crate::compute::{DType, Isa, WeightFormat};
+use crate::lifecycle::policy::SHORTEST_STAY;
 use crate::similar::similar;
 use crate::{Error, Result};
 
@@ -161,7 +162,7 @@ macro_rules! for_each_setting {
             keep_alive: Option<KeepAliveSetting> = None, "MODEL_MANAGER_KEEP_ALIVE";
             /// With keep_alive auto, seconds in memory that one load is worth; none: twice max_idle_time.
             cold_start_price: Option<Seconds> = None, "MODEL_MANAGER_COLD_START_PRICE";
-            /// With keep_alive auto, the longest stay after a use.
+            /// With keep_alive auto, the longest stay after a use, at least 30.
             max_keep_alive: Seconds = Seconds(14_400.0), "MODEL_MANAGER_MAX_KEEP_ALIVE";
             /// With keep_alive auto, the folder in which the times of use are remembered across restarts; true: one in
             /// the user's cache folder; false: none.
@@ -438,8 +439,7 @@ impl Settings {
 
     fn check(&self) -> Result<()> {
         if !(0.0..=100.0).contains(&self.temperature) {
-            let value = SettingValue::Float(self.temperature);
-            return Err(refused("temperature", &value, "must lie between 0 and 100".into()));
+            return Err(self.out_of_range("temperature", "must lie between 0 and 100"));
         }
         for (name, value) in [
             ("max_tokens", self.max_tokens),
@@ -453,27 +453,33 @@ impl Settings {
             ("remote_batch", self.remote_batch),
             ("remote_timeout", usize::from(self.remote_timeout.0 > 0.0)),
             ("cache_timeout", usize::from(self.cache_timeout.0 > 0.0)),
-            ("max_keep_alive", usize::from(self.max_keep_alive.0 > 0.0)),
             ("cold_start_price", usize::from(self.cold_start_price.is_none_or(|price| price.0 > 0.0))),
         ] {
             if value == 0 {
-                let value = self.get(name).unwrap_or(SettingValue::None);
-                return Err(refused(name, &value, "must be greater than 0".into()));
+                return Err(self.out_of_range(name, "must be greater than 0"));
             }
         }
+        if self.max_keep_alive.0 < SHORTEST_STAY {
+            return Err(self.out_of_range("max_keep_alive", "must be at least 30"));
+        }
         if self.remote_connections > 64 {
-            let value = SettingValue::Int(self.remote_connections as i64);
-            return Err(refused("remote_connections", &value, "must be at most 64".into()));
+            return Err(self.out_of_range("remote_connections", "must be at most 64"));
         }
         if self.max_parallel > 1024 {
-            let value = SettingValue::Int(self.max_parallel as i64);
-            return Err(refused("max_parallel", &value, "must be at most 1024".into()));
+            return Err(self.out_of_range("max_parallel", "must be at most 1024"));
         }
         if self.threads > 4096 {
-            let value = SettingValue::Int(self.threads as i64);
-            return Err(refused("threads", &value, "must be at most 4096; 0 means one a core".into()));
+            return Err(self.out_of_range("threads", "must be at most 4096; 0 means one a core"));
         }
         Ok(())
+    }
+
+    /// The error for the value of a setting that was given by keyword, or by its variable.
+    fn out_of_range(&self, name: &str, allowed: &str) -> Error {
+        let value = self.get(name).unwrap_or(SettingValue::None);
+        let by_variable = self.read.contains(name) && !self.given.contains(name);
+        let field = Self::fields().into_iter().find(|field| by_variable && field.name == name);
+        refused(field.map_or(name, |field| field.environment), &value, allowed.into())
     }
 }
 

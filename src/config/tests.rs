@@ -69,7 +69,7 @@ fn every_setting_reads_its_variable_and_its_keyword_and_refuses_nonsense_by_name
         let value = match (field.annotation.as_str(), field.name) {
             ("bool", _) => SettingValue::Bool(field.default == SettingValue::Bool(false)),
             ("int", _) => SettingValue::Int(3),
-            ("float" | "float | None", _) => SettingValue::Float(2.5),
+            ("float" | "float | None", _) => SettingValue::Float(42.5),
             (_, "cache_disk_bytes") => SettingValue::Text("3GB".into()),
             (_, "cache_disk_ttl" | "cache_url_ttl") => SettingValue::Text("2d".into()),
             (_, "eviction") => SettingValue::Text("cost".into()),
@@ -101,6 +101,22 @@ fn every_setting_reads_its_variable_and_its_keyword_and_refuses_nonsense_by_name
 }
 
 #[test]
+fn values_out_of_range_name_the_variable_that_gave_them() {
+    for (variable, text, shown) in [
+        ("CLEANUP_INTERVAL_SECONDS", "0", "CLEANUP_INTERVAL_SECONDS"),
+        ("AI_TEMPERATURE", "101", "AI_TEMPERATURE"),
+        ("MODEL_MANAGER_THREADS", "18446744073709551615", "MODEL_MANAGER_THREADS=9223372036854775807"),
+    ] {
+        let host = environment([(variable, text)]);
+        let error = Settings::resolve(&host, []).unwrap_err().to_string();
+        assert!(error.starts_with(shown), "{error}");
+        let given = [("cleanup_interval", SettingValue::Int(0))];
+        let error = Settings::resolve(&host, given).unwrap_err().to_string();
+        assert!(error.starts_with("cleanup_interval") || variable == "AI_TEMPERATURE", "{error}");
+    }
+}
+
+#[test]
 fn values_out_of_range_are_refused_by_name() {
     for (name, value) in [
         ("cache_size", SettingValue::Int(-1)),
@@ -118,7 +134,7 @@ fn values_out_of_range_are_refused_by_name() {
         ("cache_disk_ttl", SettingValue::Text("0".into())),
         ("cache_url_ttl", SettingValue::Text("-1".into())),
         ("cache_timeout", SettingValue::Int(0)),
-        ("max_keep_alive", SettingValue::Int(0)),
+        ("max_keep_alive", SettingValue::Int(29)),
         ("cold_start_price", SettingValue::Int(-1)),
         ("cold_start_price", SettingValue::Int(0)),
         ("cache_disk", SettingValue::Text("~someone/cache".into())),

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import FIXTURES, tiny
+from model_manager.errors import ModelIOError
 
 SLOT = "english_sentence"
 TEXTS = [f"text number {number}" for number in range(64)]
@@ -304,6 +305,25 @@ def test_clearing_leaves_keys_of_others(redis_server):
     with patient(cache_url=server.url) as manager:
         manager.cache_clear(tiers=True)
     assert server.call("DBSIZE") == b":1\r\n"
+
+
+def test_clearing_asks_a_server_that_rests_and_says_what_it_could_not_empty(redis_server):
+    server = redis_server()
+    fill(server.url)
+    with tiny(cache_url=server.url, cache_timeout=0.2) as manager:
+        ready(manager)
+        errors = figures(manager)["errors"]
+        server.signal(signal.SIGSTOP)
+        deadline = time.monotonic() + 60
+        while figures(manager)["errors"] == errors and time.monotonic() < deadline:
+            manager.embed(f"text at {time.monotonic()}", SLOT)
+        assert figures(manager)["working"] is False
+        with pytest.raises(ModelIOError, match="not emptied.*call again") as raised:
+            manager.cache_clear(tiers=True)
+        assert server.url in str(raised.value)
+        server.signal(signal.SIGCONT)
+        manager.cache_clear(tiers=True)
+    assert server.call("DBSIZE") == b":0\r\n"
 
 
 def test_the_password_of_a_socket_is_not_shown(caplog):

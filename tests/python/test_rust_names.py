@@ -32,6 +32,17 @@ def test_each_name_is_one_type() -> None:
     assert not {name: sorted(found) for name, found in files.items() if len(found) > 1}
 
 
+def test_comments_fit_in_their_lines() -> None:
+    """Formatters leave comments as they are. Drawings and tables may be wider."""
+    long = []
+    for file in SOURCE.rglob("*.rs"):
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+            drawing = re.match(r"\s*//[/!]? ?\|", line) or any(sign in line for sign in "│─")
+            if len(line) > 130 and re.match(r"\s*//", line) and not drawing:
+                long.append(f"{file.relative_to(SOURCE)}:{number}")
+    assert not long
+
+
 def test_definitions_are_found() -> None:
     text = """
 pub(crate) struct Text<'a>(&'a str); // struct Comment

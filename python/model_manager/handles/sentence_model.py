@@ -101,6 +101,19 @@ class SentenceModel:
         check_progress(batch_size, show_progress_bar)
         if prompt is not None:
             prompt_name = None
+        plain = precision == "float32" and output_value == "sentence_embedding" and not show_progress_bar
+        if plain and isinstance(sentences, str):
+            # One text as such: where the cache has it, a list would take several times as long.
+            vector: Any = self._manager.embed(
+                sentences,
+                self.name,
+                prompt=prompt,
+                prompt_name=prompt_name,
+                normalize=normalize_embeddings,
+                truncate_dim=truncate_dim,
+                copy=True,
+            )
+            return as_tensor(vector) if convert_to_tensor else vector
         if isinstance(sentences, Mapping | bytes | bytearray):
             remedy = "list(sentences.values())" if isinstance(sentences, Mapping) else "sentences.decode()"
             takes = "a str or an iterable of str"

@@ -122,8 +122,9 @@ impl WriteBehind {
         });
     }
 
-    /// Removes what the tier holds and what is on its way there. What is queued from now on is stored.
-    pub(super) fn clear(&self) {
+    /// Removes what the tier holds and what is on its way there. What is queued from now on is stored. Returns what
+    /// [`Tier::clear`] does.
+    pub(super) fn clear(&self) -> Vec<(String, String)> {
         let queued = self.worker.look(|queue| {
             let fresh = WriteQueue { storing: queue.storing, ..WriteQueue::default() };
             std::mem::replace(queue, fresh)
@@ -136,7 +137,7 @@ impl WriteBehind {
                 self.tier.name()
             );
         }
-        self.tier.clear();
+        self.tier.clear()
     }
 
     /// Stores what is queued, as far as that takes no longer than a second, and ends the thread.
@@ -240,8 +241,9 @@ mod tests {
             self.stored.lock().extend(entries.iter().map(|(key, _)| *key));
         }
 
-        fn clear(&self) {
+        fn clear(&self) -> Vec<(String, String)> {
             self.stored.lock().clear();
+            Vec::new()
         }
 
         fn counts(&self) -> &TierCounts {

@@ -154,10 +154,11 @@ impl Tiers {
         self.gate.computed(results, took);
     }
 
-    /// Removes what all tiers hold, and what is on its way to them. Results of calls under way are stored later.
-    pub fn clear(&self) {
+    /// Removes what all tiers hold, and what is on its way to them. Results of calls under way are stored later. Returns the
+    /// places that could not be emptied, each with the reason.
+    pub fn clear(&self) -> Vec<(String, String)> {
         // The lowest first: what it has is copied to those above.
-        self.tiers.iter().rev().for_each(WriteBehind::clear);
+        self.tiers.iter().rev().flat_map(WriteBehind::clear).collect()
     }
 
     /// Asks all servers now: their addresses without passwords, and whether they answer.

@@ -27,8 +27,8 @@ pub trait Tier: Send + Sync + 'static {
     /// Stores results. Called from one thread.
     fn put(&self, entries: &[(TierKey, CachedItem)]);
 
-    /// Removes everything that this tier holds.
-    fn clear(&self);
+    /// Removes everything that this tier holds. Returns the places that could not be emptied, each with the reason.
+    fn clear(&self) -> Vec<(String, String)>;
 
     /// Asks each server of the tier now, the resting ones too: its address without a password, and whether it answers.
     fn probe(&self) -> Vec<(String, bool)> {

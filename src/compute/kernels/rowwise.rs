@@ -82,8 +82,8 @@ impl From<DType> for StoreMode {
 /// - `f.gated` is null, or points to rows of the same layout.
 /// - `f.bias` and `f.gated_bias` are null, or are aligned and point to `f.columns` readable values.
 /// - `f.factors` is null, or is aligned and points to `f.rows` readable values.
-/// - `f.out` is aligned for the format of `f.store` and points to `f.rows` rows of `f.columns` writable values, `f.out_stride` bytes apart;
-///   they are initialized if `f.store` adds to them.
+/// - `f.out` is aligned for the format of `f.store` and points to `f.rows` rows of `f.columns` writable values,
+///   `f.out_stride` bytes apart; they are initialized if `f.store` adds to them.
 /// - No other thread accesses these values of the output during the call.
 #[inline(always)]
 pub(crate) unsafe fn finish<S: Simd>(s: S, f: &TileEpilogue) {

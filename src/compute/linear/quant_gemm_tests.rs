@@ -138,7 +138,8 @@ impl Case {
             out_stride: stride,
         };
         // SAFETY: `new` made `panels` panels of `groups` groups, and `rows` rows of activations with a scale, an offset,
-        // a flipped group if the quants have eight bits, and two sums if the layout has halves, for each group. `out` has `rows` rows of `panels * PANEL` values.
+        // a flipped group if the quants have eight bits, and two sums if the layout has halves, for each group. `out` has
+        // `rows` rows of `panels * PANEL` values.
         unsafe { Dot::of(isa).run(&product, self.layout) };
         assert!(out.chunks(stride).all(|row| row[self.panels * PANEL..].iter().all(|x| x.is_nan())));
         out.chunks(stride).flat_map(|row| row[..self.panels * PANEL].to_vec()).collect()

@@ -18,7 +18,8 @@ use crate::sync::Mutex;
 const DECIDING_GAP: f64 = 60.0;
 /// A model that leaves and comes back stays so long after a use.
 const SHORT_STAY: Duration = Duration::from_secs(15);
-const SHORTEST_STAY: f64 = 30.0;
+/// Seconds that a model stays after a use at least, unless it leaves and comes back.
+pub const SHORTEST_STAY: f64 = 30.0;
 /// A model that was loaded because it was expected stays at least so long.
 pub(super) const EXPECTED_STAY: Duration = Duration::from_secs(60);
 
@@ -313,12 +314,12 @@ impl AdaptivePolicy {
             LoadReason::Interval => state.window_tried = true,
             LoadReason::Daily => state.daily_tried = Some(beginning(self.soon(state.all.load_time()))),
         }
-        state.ahead += 1;
     }
 
     /// It has been.
     pub fn loaded_ahead(&self, now: Instant) {
         let mut state = self.state.lock();
+        state.ahead += 1;
         state.resident_since.get_or_insert(now);
         state.waiting = state.busy_since.is_none();
     }

@@ -16,7 +16,7 @@ mod saved;
 mod simulation;
 mod successors;
 
-pub use adaptive::{AdaptivePolicy, AdaptiveSettings, Explanation, LoadAhead, LoadReason};
+pub use adaptive::{AdaptivePolicy, AdaptiveSettings, Explanation, LoadAhead, LoadReason, SHORTEST_STAY};
 pub use fixed::Spent;
 pub use gaps::Window;
 pub use learning::{Learning, Probabilities};

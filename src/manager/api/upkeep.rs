@@ -25,13 +25,18 @@ impl Manager {
     /// what is on its way to them is dropped. Calls that still compute store their results later.
     ///
     /// # Errors
-    /// [`Error::Closed`].
+    /// [`Error::Closed`]; [`Error::Io`] when a folder or a server could not be emptied: everything else is.
     pub fn clear_cache(&self, tiers: bool) -> Result<()> {
         let parts = self.parts()?;
         parts.cache.clear();
         parts.registry.all().iter().for_each(|entry| entry.cache.clear());
         if tiers {
-            parts.tiering.tiers.clear();
+            let mut failed = parts.tiering.tiers.clear().into_iter();
+            if let Some((place, reason)) = failed.next() {
+                let others: String = failed.map(|(place, reason)| format!("; {place}: {reason}")).collect();
+                let reason = format!("not emptied: {reason}{others}");
+                return Err(Error::Io { path: place.into(), reason, code: None });
+            }
         }
         Ok(())
     }

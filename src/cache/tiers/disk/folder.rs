@@ -20,6 +20,8 @@ use crate::sync::Mutex;
 
 /// A look-up that finds nothing looks for what other processes have written, at most this often.
 const REFRESH: Duration = Duration::from_millis(500);
+/// Seconds by which the clocks of machines with one folder may differ.
+const CLOCKS_DIFFER: u32 = 60;
 /// Segments of a folder; when there are more, the oldest are merged.
 const MOST_SEGMENTS: usize = 64;
 /// The folder's bound holds so many segments.
@@ -131,8 +133,11 @@ impl Disk {
     }
 
     fn is_too_old(&self, entry: &DiskEntry) -> bool {
-        let age = u64::from(seconds_now().saturating_sub(entry.stored));
-        self.settings.time_to_live.is_some_and(|most| age >= most.as_secs().max(1))
+        let Some(most) = self.settings.time_to_live else { return false };
+        let now = seconds_now();
+        // What was stored in the future was stored before the clock was set back, nobody knows when.
+        u64::from(now.saturating_sub(entry.stored)) >= most.as_secs().max(1)
+            || entry.stored.saturating_sub(now) > CLOCKS_DIFFER
     }
 
     fn find(&self, key: TierKey) -> Option<CachedItem> {
@@ -293,18 +298,24 @@ impl Tier for Disk {
         }
     }
 
-    fn clear(&self) {
-        let ((), lines) = held_log::hold(|| {
+    fn clear(&self) -> Vec<(String, String)> {
+        let folder = &self.settings.folder;
+        let (failed, lines) = held_log::hold(|| {
             let mut appender = self.appender.lock();
             *appender = None;
             let mut opened = self.index.lock();
-            for id in list(&self.settings.folder).unwrap_or_default() {
-                self.note(remove(&self.settings.folder, &id), "emptied");
+            let mut failed = None;
+            for id in list(folder).unwrap_or_default() {
+                let removed = remove(folder, &id);
+                failed = failed.or_else(|| Some(removed.as_ref().err()?.to_string()));
+                self.note(removed, "emptied");
             }
             *opened = None;
+            failed
         });
         lines.write();
         self.warm.lock().clear();
+        failed.map(|reason| (folder.display().to_string(), reason)).into_iter().collect()
     }
 
     fn counts(&self) -> &TierCounts {

@@ -3,14 +3,14 @@
 use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::format::{ENTRY, HEADER};
 use super::segment::list;
 use super::*;
 use crate::cache::CachedItem;
 use crate::cache::tiers::key::TierKey;
-use crate::cache::tiers::record::ValueFormat;
+use crate::cache::tiers::record::{ValueFormat, encode};
 use crate::cache::tiers::tier::Tier as _;
 use crate::output::{Item, View};
 
@@ -115,6 +115,23 @@ fn a_result_that_was_too_old_is_found_again_in_the_same_segment() {
         held(&disk, 0..1) == 1
     });
     assert!(found, "the younger of two results counts");
+}
+
+#[test]
+fn a_result_of_the_future_is_too_old_where_results_expire() {
+    let folder = tempfile::tempdir().unwrap();
+    let an_hour = DiskSettings { time_to_live: Some(Duration::from_secs(3600)), ..settings(folder.path()) };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as u32;
+    // The clock was set back after the second one; another machine's is a little ahead for the first.
+    let stored = [now + 20, now + 7200];
+    let values = stored
+        .iter()
+        .enumerate()
+        .map(|(number, at)| (key(number), encode(&item(number, 4), ValueFormat::Float32).unwrap(), *at));
+    assert_eq!(Disk::new(an_hour.clone()).append(values).unwrap(), 2);
+    let found = Disk::new(an_hour).get(&[key(0), key(1)]);
+    assert_eq!(found, [Some(item(0, 4)), None]);
+    assert_eq!(held(&Disk::new(settings(folder.path())), 0..2), 2, "nothing expires");
 }
 
 #[test]

@@ -183,10 +183,13 @@ impl Tier for Redis {
     }
 
     /// Removes the keys of this program's, none of others'.
-    fn clear(&self) {
-        for host in &self.hosts {
-            host.ask(&self.counts, true, |connection| connection.remove(PREFIX));
-        }
+    fn clear(&self) -> Vec<(String, String)> {
+        let failed = |host: &RedisServer| {
+            let reason = host.clear(&self.counts, PREFIX).err()?;
+            let remedy = "its results are kept for cache_url_ttl at most; call again when it answers";
+            Some((host.name.clone(), format!("{reason}; {remedy}")))
+        };
+        self.hosts.iter().filter_map(failed).collect()
     }
 
     /// Reads a key that no result has: what a look-up needs, with the rights that it needs.

@@ -159,6 +159,23 @@ impl RedisServer {
         }
     }
 
+    /// Removes the keys that begin with `prefix`, and asks while the server rests too.
+    ///
+    /// # Errors
+    /// Why it failed.
+    pub(super) fn clear(&self, counts: &TierCounts, prefix: &str) -> Result<(), String> {
+        // A kept connection may have been closed meanwhile: the second one is new.
+        for _ in 0..2 {
+            self.wake();
+            if self.ask(counts, true, |connection| connection.remove(prefix)).is_some() {
+                return Ok(());
+            }
+        }
+        let state = self.rest.lock();
+        let reason = state.refused.clone().or_else(|| state.reported.clone());
+        Err(reason.unwrap_or_else(|| "it does not answer".into()))
+    }
+
     fn keep(&self, connection: Option<RedisConnection>) {
         let mut idle = self.idle.lock();
         if idle.len() < MOST_IDLE {

@@ -157,7 +157,8 @@ fn panels_side_by_side_have_the_results_of_single_tiles() {
     }
 }
 
-/// Vector and mask registers may change in work that overlaps with a product; general registers that a function preserves may not.
+/// Vector and mask registers may change in work that overlaps with a product; general registers that a function preserves
+/// may not.
 #[test]
 fn work_that_overlaps_with_a_product_is_called_once_a_step() {
     unsafe extern "C" fn count(calls: *mut c_void) {

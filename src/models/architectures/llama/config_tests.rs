@@ -106,7 +106,8 @@ fn absent_keys_have_defaults_and_null_has_none() {
     assert_eq!(windows("mistral", json!({})), [4096]);
     assert_eq!(windows("ministral", json!({})), [4096]);
     assert_eq!(windows("ministral", json!({"sliding_window": null})), [0]);
-    let default = json!({"rope_parameters": {"rope_type": "default"}});
+    let default = json!({"rope_parameters": {"rope_type": "default", "llama_4_scaling_beta": 0.1,
+        "original_max_position_embeddings": 16}});
     assert_eq!((windows("ministral3", default), windows("phi3", json!({}))), (vec![0], vec![0]));
     assert_eq!(windows("gemma3_text", json!({})), [4096, 4096, 4096, 4096, 4096, 0]);
     assert_eq!(windows("qwen2", json!({"use_sliding_window": true})), [0], "from layer 28 on");
