@@ -328,6 +328,24 @@ def test_settings_are_checked_before_anything_starts():
     assert "PROMETHEUS_MULTIPROC_DIR" in failed.stderr
 
 
+@pytest.mark.parametrize(
+    "refused", [{"MODEL_MANAGER_DTYPE": "nonsense"}, {"PROMETHEUS_MULTIPROC_DIR": "/no/such/folder"}]
+)
+def test_workers_are_not_started_with_settings_that_each_of_them_would_refuse(process, tmp_path, refused):
+    server = process(script(tmp_path, SERVE, WORKERS=2, MODEL=ENGLISH_MODEL), **refused)
+    assert server.popen.wait(SECONDS) == 1
+    assert all(name in server.text() for name in refused)
+    assert "process" not in server.text(), "uvicorn has started nothing"
+
+
+def test_a_worker_that_cannot_start_ends_the_server(process, tmp_path):
+    """Its successors would fail in the same way."""
+    server = process(script(tmp_path, SERVE, WORKERS=2, MODEL=None))
+    assert server.popen.wait(SECONDS) == 1
+    assert "the served model 'tiny' has no source" in server.text()
+    assert "Traceback" not in server.text()
+
+
 def test_workers_cannot_share_a_manager(manager):
     with pytest.raises(ConfigError, match="workers"):
         run(ServerConfig(workers=2), manager)

@@ -14,17 +14,19 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import orjson
 import uvicorn
 from uvicorn.supervisors import Multiprocess
 
-from ..errors import ConfigError
+from ..errors import ConfigError, ModelManagerError
 from .app import create_app
 from .config import ServerConfig
+from .prometheus import check_shared_folder
 from .protocol import BoundedHeaders
-from .service import GRACE, Service
+from .service import GRACE, Service, own_settings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -77,6 +79,9 @@ def run(config: ServerConfig | None = None, manager: ModelManager | None = None)
     if config.workers > 1:
         if manager is not None:
             raise ConfigError("workers: several processes cannot share a manager; leave it out")
+        # What every worker reads is refused here, once.
+        check_shared_folder()
+        own_settings()
         replaced, replacing = multiprocessing.Pipe(duplex=False)
         settings = orjson.dumps(config.to_dict())
         factory = functools.partial(worker_app, settings, replaced)
@@ -139,7 +144,12 @@ def worker_app(settings: bytes, replaced: Connection) -> FastAPI:
         settings: Those of the server, as JSON.
         replaced: Holds something while the supervisor replaces workers.
     """
-    app = create_app(ServerConfig.from_dict(orjson.loads(settings)))
+    try:
+        app = create_app(ServerConfig.from_dict(orjson.loads(settings)))
+    except ModelManagerError as error:
+        logger.error("%s", error)
+        # The supervisor ends, instead of starting workers that fail in the same way.
+        sys.exit(_STARTUP_FAILED)
     running = app.router.lifespan_context
 
     @contextlib.asynccontextmanager
@@ -273,6 +283,14 @@ class Supervisor(Multiprocess):
         super().terminate_all()
         for sock in self.sockets:
             sock.close()
+
+    def keep_subprocess_alive(self) -> None:
+        """Start a worker in place of each that has ended, unless it could not start."""
+        # Not every version of uvicorn looks at the exit code.
+        if any(one.process.exitcode == _STARTUP_FAILED for one in self.processes):
+            self.should_exit.set()
+            return
+        super().keep_subprocess_alive()
 
     def handle_hup(self) -> None:
         """Replace all workers."""

@@ -66,12 +66,15 @@ def _is_instructed(source: str | None, description: Description | None) -> bool 
     return any(prompt.startswith("Instruct:") for prompt in description["prompts"].values())
 
 
-def own_manager() -> ModelManager:
-    """A manager for the server alone, with a cache for many clients."""
+def own_settings() -> Config:
+    """The settings of a manager for the server alone, with a cache for many clients. Raises `ConfigError`."""
     variables = {field["name"]: field["environment"] for field in Config.fields()}
-    return ModelManager(
-        Config(**{name: value for name, value in _CACHE.items() if not os.environ.get(variables[name])})
-    )
+    return Config(**{name: value for name, value in _CACHE.items() if not os.environ.get(variables[name])})
+
+
+def own_manager() -> ModelManager:
+    """A manager for the server alone."""
+    return ModelManager(own_settings())
 
 
 class Service:
