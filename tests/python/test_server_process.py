@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import os
 import signal
 import socket
 import threading
@@ -304,6 +305,31 @@ def test_uvicorns_own_command(process, tmp_path):
         assert line in httpx.get(f"{url}/metrics").text, "whichever worker answers, the figures are those of all"
     assert server.stop() in {0, -15}
     assert "Traceback" not in server.text()
+
+
+def test_the_gauges_of_a_killed_worker_are_no_longer_added_up(process, tmp_path):
+    figures = tmp_path / "figures"
+    figures.mkdir()
+    server = process(script(tmp_path, SERVE, WORKERS=2, MODEL=ENGLISH_MODEL), PROMETHEUS_MULTIPROC_DIR=str(figures))
+    url = server.url(workers=2)
+
+    def workers():
+        return {int(one.stem.rsplit("_", 1)[1]) for one in figures.glob("gauge_livesum_*.db")}
+
+    def counted():
+        """The workers whose requests are counted, which the end of one does not change."""
+        return {int(one.stem.rsplit("_", 1)[1]) for one in figures.glob("counter_*.db")}
+
+    before = workers()
+    assert len(before) == 2
+    killed = min(before)
+    os.kill(killed, signal.SIGKILL)
+    until(lambda: server.text().count("Application startup complete") == 3)
+    until(lambda: killed not in workers())
+    assert len(workers()) == 2
+    assert counted() == before | workers()
+    assert httpx.get(f"{url}/metrics", headers=HEADERS, timeout=SECONDS).status_code == 200
+    assert server.stop() == 0
 
 
 def test_an_address_in_use(process, tmp_path):

@@ -24,7 +24,7 @@ from uvicorn.supervisors import Multiprocess
 from ..errors import ConfigError, ModelManagerError
 from .app import create_app
 from .config import ServerConfig
-from .prometheus import check_shared_folder
+from .prometheus import check_shared_folder, remove_gauges
 from .protocol import BoundedHeaders
 from .service import GRACE, Service, own_settings
 
@@ -290,7 +290,8 @@ class Supervisor(Multiprocess):
         if any(one.process.exitcode == _STARTUP_FAILED for one in self.processes):
             self.should_exit.set()
             return
-        super().keep_subprocess_alive()
+        with self._forgetting():
+            super().keep_subprocess_alive()
 
     def handle_hup(self) -> None:
         """Replace all workers."""
@@ -306,9 +307,19 @@ class Supervisor(Multiprocess):
     def _replacing(self) -> Iterator[None]:
         self.replacing.send_bytes(b"1")
         try:
-            yield
+            with self._forgetting():
+                yield
         finally:
             self.replaced.recv_bytes()
+
+    @contextlib.contextmanager
+    def _forgetting(self) -> Iterator[None]:
+        """Remove the gauges of workers that end meanwhile: one that was killed has left them."""
+        before = {one.process.pid for one in self.processes}
+        yield
+        for pid in before - {one.process.pid for one in self.processes}:
+            if pid is not None:
+                remove_gauges(pid)
 
 
 def end_at_once(sig: int) -> NoReturn:

@@ -225,9 +225,14 @@ class Metrics:
 
     def leave(self) -> None:
         """Remove the gauges of this process, which ends."""
-        if self.shared:
-            with contextlib.suppress(OSError):
-                multiprocess.mark_process_dead(os.getpid())  # type: ignore[no-untyped-call]
+        remove_gauges(os.getpid())
+
+
+def remove_gauges(pid: int) -> None:
+    """Remove the gauges of a process that has ended from the folder that processes share. Its counters stay."""
+    if os.environ.get(_SHARED):
+        with contextlib.suppress(OSError):
+            multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]
 
 
 def check_shared_folder() -> None:
