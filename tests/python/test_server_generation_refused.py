@@ -187,6 +187,7 @@ def test_overload(endless_server, stream):
     assert answer.status_code == 429
     assert answer.json()["error"]["type"] == "rate_limit_error"
     assert int(answer.headers["retry-after"]) >= 1
+    assert "model_manager_rejected_requests_total 1.0" in endless_server.client.get("/metrics").text
     for one in under_way:
         one.cancel()
 

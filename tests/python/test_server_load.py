@@ -101,6 +101,8 @@ def test_more_than_may_wait(serve, gate):
     assert [answer.status_code for answer in answers] == [200, 200]
     assert server.service.waiting == 0
     assert server.embed(input="one too many").status_code == 200
+    assert "model_manager_rejected_requests_total 1.0" in server.client.get("/metrics").text
+    assert server.client.get("/api/status").json()["queue"]["rejected"] == 1
 
 
 def test_a_large_request_alone_is_not_too_many(serve):

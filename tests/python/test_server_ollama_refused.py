@@ -249,6 +249,7 @@ def test_a_busy_server_has_ollamas_status(endless_server, serve):
         answer = endless_server.client.post("/api/chat", json={**CHAT, "stream": stream})
         refused(answer, 503)
         assert int(answer.headers["retry-after"]) >= 1
+    assert "model_manager_rejected_requests_total 2.0" in endless_server.client.get("/metrics").text
     for one in under_way:
         one.cancel()
 

@@ -46,6 +46,8 @@ _REQUEST_ID = re.compile(rb"[!-~]{1,128}").fullmatch
 _CLIENT_LEFT = 499
 """The status in the metrics for a request whose client disconnected. It is never sent."""
 _TIMED_OUT = 408
+_TOO_MANY = 429
+"""The status of a request that is refused because a queue was full; Ollama's API sends another one."""
 _DRAINING = unavailable("The server is shutting down; use another one", "shutting_down", 1)
 _CLOSE = (b"connection", b"close")
 _NOT_STARTED = (
@@ -175,6 +177,8 @@ class Endpoint:
             scope[FAILED] = _CLIENT_LEFT
         except Exception as error:  # noqa: BLE001  every failure becomes an error answer
             answer = from_exception(error)
+            if answer.status_code == _TOO_MANY:
+                service.metrics.reject()
             if status:
                 scope[FAILED] = answer.status_code
             else:

@@ -71,9 +71,10 @@ class Metrics:
                 ("computed_tokens", "queue", "tokens", "Tokens computed."),
                 ("computed_batches", "queue", "batches", "Batches computed."),
                 ("cancelled_inputs", "queue", "cancelled", "Texts dropped because their client disconnected."),
-                ("rejected_requests", "queue", "rejected", "Requests refused because a queue was full."),
             )
         }
+        # The manager counts those of its queue for embeddings alone.
+        self._rejected = counter("rejected_requests", "Requests refused because a queue was full.")
         self._written = {
             key: counter(name, doc, "slot")
             for name, key, doc in (
@@ -117,6 +118,8 @@ class Metrics:
         """Requests to endpoints that compute. Requests that only read are not counted."""
         self.failures = 0
         """Those of them with a status of 500 and above."""
+        self.rejected = 0
+        """Requests refused because a queue was full, or because of `max_waiting`."""
         self.latest: deque[tuple[float, float]] = deque(maxlen=2048)
         """The latest of them: (end on `time.monotonic`, seconds)."""
 
@@ -142,6 +145,11 @@ class Metrics:
             self.requests += 1
             self.failures += status >= 500
             self.latest.append((time.monotonic(), seconds))
+
+    def reject(self) -> None:
+        """Count a request that is refused because a queue was full."""
+        self._rejected.inc()
+        self.rejected += 1
 
     def embedded(self, model: str, inputs: int, tokens: int) -> None:
         """Count the texts of an answer."""

@@ -255,7 +255,8 @@ def status_of(service: Service, since: float = -math.inf) -> dict[str, Any]:
             ],
         },
         "cache": {**cache, "hit_ratio": cache["hits"] / lookups if lookups else None},
-        "queue": stats["queue"],
+        # Those that this server refused, for whichever queue was full.
+        "queue": {**stats["queue"], "rejected": service.metrics.rejected},
         "requests": {**service.metrics.traffic(), "in_flight": service.in_flight},
         "generation": {
             key: sum(figures[key] for figures in done)
