@@ -15,7 +15,7 @@ import pytest
 from conftest import ENGLISH_MODEL, run_python
 from model_manager.errors import ConfigError
 from model_manager.server import ServerConfig
-from model_manager.server.main import _drain_first, run
+from model_manager.server.main import Supervisor, _drain_first, run
 from model_manager.server.service import Service
 from servers import SECONDS, until
 
@@ -202,30 +202,76 @@ def own_signals():
         signal.signal(number, handler)
 
 
-async def test_a_worker_that_is_replaced_stops_at_once(own_signals):
-    """The others answer. Without one, it goes on listening until its requests have finished."""
+class Listening:
+    """What uvicorn's server is to the handler of signals."""
+
+    def __init__(self):
+        self.servers = [self]
+        self.closed = False
+        self.stopped = []
+
+    def close(self):
+        self.closed = True
+
+    def handle_exit(self, number, frame):
+        self.stopped.append(number)
+
+
+@pytest.mark.parametrize("others_answer", [False, True])
+async def test_a_worker_goes_on_until_its_requests_have_finished(own_signals, others_answer):
+    """One that is replaced no longer listens, because the others answer; it refuses nothing."""
     replaced, replacing = multiprocessing.Pipe(duplex=False)
-    stopped = []
+    server = Listening()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: stopped.append(number))
+        signal.signal(number, server.handle_exit)
     service = Service(ServerConfig(), None)
     service.in_flight = 1
     _drain_first(service, replaced)
-    replacing.send_bytes(b"1")
-    signal.raise_signal(signal.SIGTERM)
-    assert (stopped, service.draining) == ([signal.SIGTERM], False)
-    replaced.recv_bytes()
+    if others_answer:
+        replacing.send_bytes(b"1")
+        signal.raise_signal(signal.SIGTERM)
+        replaced.recv_bytes()
     for number in (signal.SIGINT, signal.SIGTERM):  # as after Ctrl-C in a terminal
         signal.raise_signal(number)
-    assert (len(stopped), service.draining) == (1, True)
     await asyncio.sleep(0)
+    assert (service.draining, service.leaving) == (not others_answer, others_answer)
+    assert server.closed is others_answer
     assert service.drained is not None
-    assert len(stopped) == 1
+    assert server.stopped == []
     service.in_flight = 0
     service.quiet.set()
     await service.drained
-    assert stopped == [signal.SIGTERM, signal.SIGINT]
+    assert server.stopped == [signal.SIGTERM if others_answer else signal.SIGINT]
     service.manager.close()
+
+
+def test_a_worker_that_is_replaced_finishes_its_requests(process, tmp_path):
+    server = process(script(tmp_path, SERVE, WORKERS=2, MODEL=ENGLISH_MODEL))
+    url = server.url(workers=2)
+    running = begun(url)
+    with httpx.Client(base_url=url, headers=HEADERS, timeout=SECONDS) as idle:
+        assert idle.get("/v1/models").status_code == 200
+        server.popen.send_signal(signal.SIGHUP)
+        until(lambda: "1 requests are running" in server.text())
+        assert [embeds(url) for _ in range(10)] == [200] * 10
+        assert ended(running).startswith(b"HTTP/1.1 200 ")
+    until(lambda: server.text().count("Application startup complete") == 4)
+    until(lambda: server.text().count("Finished server process") == 2)
+    assert [embeds(url) for _ in range(10)] == [200] * 10
+    assert server.stop() == 0
+    assert "Traceback" not in server.text()
+
+
+def test_a_signal_while_workers_are_replaced_ends_the_server_after_the_current_one():
+    supervisor = object.__new__(Supervisor)
+    supervisor.replaced, supervisor.replacing = multiprocessing.Pipe(duplex=False)
+    supervisor.processes, supervisor.signal_queue, supervisor.should_exit = [], [], threading.Event()
+    with supervisor._replacing():
+        assert not supervisor.should_exit.is_set()
+        supervisor.handle_exit(signal.SIGTERM, None)
+        assert supervisor.should_exit.is_set()
+    assert supervisor.signal_queue == [signal.SIGTERM]
+    assert not supervisor.replaced.poll()
 
 
 def test_what_never_ends_does_not_keep_it(process, tmp_path):

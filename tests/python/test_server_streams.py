@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -221,3 +222,23 @@ def test_a_client_that_leaves_ends_all_its_answers(endless_server, stream):
     leave(endless_server, "/v1/completions", body, after)
     eventually(lambda: figures(manager)["cancelled"] == 4)
     eventually(lambda: endless_server.service.in_flight == 0)
+
+
+def test_a_worker_that_is_replaced_ends_its_streams_in_the_same_way(process, endless_model):
+    server = process(
+        *("-m", "model_manager", "serve", "--port=0", "--workers=2"),
+        HUGGINGFACE_MODEL=str(endless_model),
+        MODEL_MANAGER_SERVER_DRAIN_TIMEOUT="4",
+    )
+    body = {"prompt": TEXT, "max_tokens": 10_000_000, "min_tokens": 10_000_000, "stream": True}
+    with httpx.stream("POST", f"{server.url(workers=2)}/v1/completions", json=body, timeout=SECONDS) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        server.popen.send_signal(signal.SIGHUP)
+        *_, last = filter(None, lines)
+    error = json.loads(last.removeprefix("data: "))["error"]
+    assert "drain_timeout" in error["message"]
+    assert error["code"] == "shutting_down"
+    until(lambda: server.text().count("Application startup complete") == 4)
+    assert server.stop() == 0
+    assert "Traceback" not in server.text()

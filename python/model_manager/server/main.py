@@ -42,6 +42,9 @@ _STARTUP_FAILED = 3
 _FAILED = 1
 """The exit code for a failed start, as of every command that fails."""
 
+_WORKER_STARTS = 30
+"""Seconds for a worker to start. Within uvicorn's 5 s one of a busy machine does not; it would be killed."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -85,6 +88,9 @@ def run(config: ServerConfig | None = None, manager: ModelManager | None = None)
         replaced, replacing = multiprocessing.Pipe(duplex=False)
         settings = orjson.dumps(config.to_dict())
         factory = functools.partial(worker_app, settings, replaced)
+        # Some versions of uvicorn have no such setting.
+        if "timeout_worker_healthcheck" in inspect.signature(uvicorn.Config.__init__).parameters:
+            options["timeout_worker_healthcheck"] = _WORKER_STARTS
         workers = uvicorn.Config(factory, factory=True, workers=config.workers, **options)
         supervisor = Supervisor.of(workers, replaced, replacing)
         supervisor.run()
@@ -169,7 +175,7 @@ def worker_app(settings: bytes, replaced: Connection) -> FastAPI:
 def _drain_first(service: Service, replaced: Connection) -> None:
     """Let signals reach uvicorn's handlers when the running requests of this worker have finished.
 
-    A worker that is replaced stops listening at once instead, because others answer new requests.
+    A worker that is replaced stops listening at once, because others answer new requests; it refuses none.
     """
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -178,15 +184,22 @@ def _drain_first(service: Service, replaced: Connection) -> None:
             continue
 
         def handle(sig: int, frame: FrameType | None, then: Callable[[int, Any], object] = then) -> None:
-            if service.draining:
+            if service.draining or service.leaving:
                 return  # the supervisor ends its workers after a second signal
             if sig == signal.SIGTERM and replaced.poll():
-                then(sig, frame)
-                return
-            service.draining = True
+                service.leaving = True
+                loop.call_soon_threadsafe(_stop_listening, then)
+            else:
+                service.draining = True
             loop.call_soon_threadsafe(_drain, service, lambda: then(sig, None))
 
         signal.signal(number, handle)
+
+
+def _stop_listening(handler: Callable[[int, Any], object]) -> None:
+    """Close the listening sockets of uvicorn's server, whose method `handler` is. Its connections stay."""
+    for listening in getattr(getattr(handler, "__self__", None), "servers", ()):
+        listening.close()
 
 
 def _drain(service: Service, then: Callable[[], object]) -> None:
@@ -196,9 +209,8 @@ def _drain(service: Service, then: Callable[[], object]) -> None:
         await service.drain()
         then()
 
-    logging.getLogger("uvicorn.error").info(
-        "Shutting down: %d requests are running, new ones are refused", service.in_flight
-    )
+    others = "the other workers answer new ones" if service.leaving else "new ones are refused"
+    logging.getLogger("uvicorn.error").info("Shutting down: %d requests are running, %s", service.in_flight, others)
     # `Service.stop` cancels the tasks of the service; this one ends before.
     service.drained = asyncio.ensure_future(drained())
 
@@ -251,6 +263,8 @@ class Supervisor(Multiprocess):
 
     ended_by: int | None = None
     """The signal that ended it."""
+    replaces = False
+    """Whether it replaces workers, and waits for their requests."""
     replaced: Connection
     replacing: Connection
 
@@ -277,6 +291,9 @@ class Supervisor(Multiprocess):
             end_at_once(sig)
         self.ended_by = sig
         self.signal_queue.append(sig)
+        if self.replaces:
+            # It replaces no further ones. Otherwise the event's lock may be held by what this signal interrupts.
+            self.should_exit.set()
 
     def terminate_all(self) -> None:
         """End the workers. Only they listen from now on: this process would leave a connection without an answer."""
@@ -306,10 +323,12 @@ class Supervisor(Multiprocess):
     @contextlib.contextmanager
     def _replacing(self) -> Iterator[None]:
         self.replacing.send_bytes(b"1")
+        self.replaces = True
         try:
             with self._forgetting():
                 yield
         finally:
+            self.replaces = False
             self.replaced.recv_bytes()
 
     @contextlib.contextmanager

@@ -133,7 +133,7 @@ class Endpoint:
                 if not body_ended and (hurries or not await _ends_quickly(scope, receive_noting)):
                     headers.append(_CLOSE)
                     lingers = not hurries and not _expects_continue(scope)
-                elif service.draining:
+                elif service.draining or service.leaving:
                     # The client's next request goes to another server, or at least does not meet the end of this one.
                     headers.append(_CLOSE)
                 message["headers"] = headers

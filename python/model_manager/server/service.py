@@ -88,6 +88,7 @@ class Service:
         runs: Whether it was started.
         warming: Whether `warm_up` is loading the served models.
         draining: Whether new requests are refused.
+        leaving: Whether this worker is replaced: it no longer listens, and ends when running requests have finished.
         in_flight: Running requests, without probes.
         ended_requests: Whether `end_requests` ended some.
         unanswered: The tasks of running requests whose answer has not begun, without probes.
@@ -110,7 +111,7 @@ class Service:
         self.metrics = Metrics()
         self.started = time.time()
         self._began = time.monotonic()
-        self.draining = False
+        self.draining = self.leaving = False
         self.warming = False
         self.runs = False
         self.in_flight = 0
@@ -176,7 +177,7 @@ class Service:
             self._register()
         self.started = time.time()
         self._began = time.monotonic()
-        self.draining = self.ended_requests = False
+        self.draining = self.leaving = self.ended_requests = False
         self.runs = True
         self._trace()
         # A semaphore is bound to the first loop that waits for it.
@@ -215,18 +216,24 @@ class Service:
     async def drain(self) -> None:
         """Refuse new requests, and return when the running ones have finished. After `drain_timeout` they are ended;
         what goes on nevertheless, such as an answer that its client does not read, is not waited for.
+
+        A worker that is replaced answers those that arrive on open connections, until it ends the running ones.
         """
-        self.draining = True
+        self.draining = not self.leaving
         if not await self._quiet_within(self.config.drain_timeout):
+            self.draining = True
             self.end_requests()
             await self._quiet_within(GRACE)
 
     async def _quiet_within(self, seconds: float) -> bool:
         """Whether no request runs any more, after `seconds` at most."""
-        if self.in_flight:
+        clock = asyncio.get_running_loop().time
+        end = clock() + seconds
+        # A worker that is replaced may have begun another one meanwhile.
+        while self.in_flight and (left := end - clock()) > 0:
             self.quiet.clear()
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self.quiet.wait(), seconds)
+                await asyncio.wait_for(self.quiet.wait(), left)
         return not self.in_flight
 
     def end_requests(self) -> None:
