@@ -11,7 +11,7 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ._arguments import a_flag, a_text, an_iterable, one_of
+from ._arguments import a_flag, a_text, an_iterable, argument_error, one_of
 from .errors import ClosedError, InputError, MissingFileError, ModelManagerError
 
 if TYPE_CHECKING:
@@ -154,6 +154,8 @@ def start(
         for number, text in enumerate(known):
             if not _is_unicode(a_text(f"texts[{number}]", text)):
                 raise InputError(f"texts[{number}] {LONE_SURROGATE}")
+    if not after_use:
+        _check_room(manager, known, pin)
     ticket = PreloadTicket(len(known))
     # The thread does not keep the manager alive: its end is the end of the work.
     arguments = (weakref.ref(manager), ticket, known, model, when, pin, after_use)
@@ -188,6 +190,9 @@ def _run(
     try:
         if after_use and not _wait_for_use(reference):
             return
+        if after_use and (manager := reference()) is not None:
+            _check_room(manager, texts, pin)
+            del manager
         quiet = _Quiet() if when == "idle" else None
         for slot, group in _by_slot(reference, texts, model):
             for first in range(0, len(group), CHUNK):
@@ -202,10 +207,31 @@ def _run(
                 manager._cache_texts(part, slot, pin)
                 del manager
                 ticket.done += len(part)
+        if pin:
+            _warn_unpinned(reference, len(set(texts)))
     except Exception as error:  # noqa: BLE001  reported by `wait`
         ticket.error = error
     finally:
         ticket._ended.set()
+
+
+def _check_room(manager: Manager, texts: list[str], pin: bool) -> None:
+    """Raise `ArgumentError` for more texts to pin than the cache holds; without `pin` and a tier, warn."""
+    config, count = manager.config, len(set(texts))
+    if count <= config.cache_size:
+        return
+    problem = f"{count} texts are more than the cache holds, cache_size={config.cache_size}; raise cache_size"
+    if pin:
+        raise argument_error("pin", f"pin=True: {problem}, or give fewer texts")
+    if not config.cache_disk and not config.cache_url:
+        logger.warning("preload: %s, or set cache_disk: some are not in memory when they are used", problem)
+
+
+def _warn_unpinned(reference: weakref.ref[Manager], count: int) -> None:
+    """Say so when the bounds of the cache left no place for some of the `count` texts."""
+    manager = reference()
+    if manager is not None and not manager.closed and (pinned := manager.cache_info()["pinned"]) < count:
+        logger.warning("preload: %d of %d texts are pinned; raise cache_size or cache_bytes", pinned, count)
 
 
 def _by_slot(reference: weakref.ref[Manager], texts: list[str], model: str | None) -> Iterator[tuple[str, list[str]]]:

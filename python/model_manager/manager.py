@@ -250,6 +250,8 @@ class BaseManager(VectorsManager):
 
         Raises:
             InputError: A line of the file that is no text; it is named.
+            ArgumentError: `pin` with more texts than `cache_size`; without `pin` that is a warning, unless a tier keeps
+                them.
             ClosedError: The manager is closed.
         """
         from ._preload import start as start_preload

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import ENGLISH_MODEL, TURKISH_MODEL, run_python, tiny
 from model_manager import ModelManager
-from model_manager.errors import ClosedError, MissingFileError, ModelNotFoundError
+from model_manager.errors import ClosedError, InputError, MissingFileError, ModelNotFoundError
 
 SLOT = "english_sentence"
 TEXTS = [f"known text {number}" for number in range(100)]
@@ -132,6 +132,36 @@ def test_pinned_texts_stay_when_the_cache_is_full(make_manager):
     assert other.cache_info()["pinned"] == 1
     other.cache_clear()
     assert other.cache_info()["pinned"] == 0
+
+
+@pytest.mark.parametrize("size", [0, 9])
+def test_more_texts_than_the_cache_holds_are_not_pinned(make_manager, size):
+    manager = make_manager(cache_size=size)
+    with pytest.raises(InputError, match=f"10 texts .* cache_size={size}; raise cache_size") as refused:
+        manager.preload([*TEXTS[:10], TEXTS[0]], SLOT, when="now", pin=True)
+    assert refused.value.param == "pin"
+    assert not manager.is_loaded(SLOT)
+
+
+def test_a_cache_that_is_too_small_is_a_warning(make_manager, tmp_path, caplog):
+    manager = make_manager(cache_size=9)
+    assert manager.preload([*TEXTS[:9], TEXTS[0]], SLOT, when="now").wait(30)
+    assert manager.preload(TEXTS[:9], SLOT, when="now", pin=True).wait(30)
+    # A tier keeps what leaves the memory.
+    stored = make_manager(cache_size=9, cache_disk=str(tmp_path))
+    assert stored.preload(TEXTS[:10], SLOT, when="now").wait(30)
+    assert caplog.records == []
+    assert manager.preload(TEXTS[:10], SLOT, when="now").wait(30)
+    (record,) = caplog.records
+    assert "cache_size=9" in record.getMessage()
+
+
+def test_texts_that_could_not_be_pinned_are_counted(make_manager, caplog):
+    """`cache_bytes` is a bound too; how many results it holds is known when they are there."""
+    manager = make_manager(cache_size=100, cache_bytes=0)
+    assert manager.preload(TEXTS[:10], SLOT, when="now", pin=True).wait(30)
+    (record,) = caplog.records
+    assert "0 of 10 texts are pinned" in record.getMessage()
 
 
 def test_the_latest_results_are_in_memory_after_a_restart(tmp_path):
