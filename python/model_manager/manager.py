@@ -281,9 +281,8 @@ def conversation(messages: Iterable[Mapping[str, str]]) -> list[Mapping[str, str
     conversation, and for other items. The core checks roles and contents.
     """
     if isinstance(messages, str | bytes):
-        raise TypeError(
-            'messages must be a list of {"role": ..., "content": ...}, not text; generate() continues a text'
-        )
+        remedy = "; generate() continues a text"
+        raise type_error("messages", 'a list of {"role": ..., "content": ...}', messages, remedy)
     if isinstance(messages, dict) or not hasattr(messages, "__iter__"):
         raise type_error("messages", 'a list of {"role": ..., "content": ...}', messages)
     found = list(messages)

@@ -171,7 +171,7 @@ def test_in_python(models, call, error, message):
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400 + 2 * len(str(FIXTURES))
     param = getattr(caught.value, "param", None)
-    if error is TypeError and param is not None:
+    if error is TypeError:
         assert str(caught.value).startswith((f"{param} ", f"{param}["))
 
 
