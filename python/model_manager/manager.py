@@ -258,6 +258,13 @@ class BaseManager(VectorsManager):
 
         return start_preload(self, texts, model, when, pin)
 
+    # A manager is a shared resource: what is copied goes on with the same one. Only a pickle makes another.
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        return self
+
     def __reduce__(self) -> tuple[Any, ...]:
         return (restore, (type(self), self.config, self._registered))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import pickle
 
 import numpy as np
@@ -219,6 +220,21 @@ def test_a_pickled_llamaindex_object_keeps_its_manager(make_manager):
     model = pickle.loads(pickle.dumps(ModelManagerEmbedding("prompts", manager=manager, dimensions=8)))
     assert model._embedder.manager.config.max_queue == 77
     assert model.get_query_embedding("a") == wanted(manager, "a", "query", truncate_dim=8)
+
+
+def test_copied_components_share_their_manager(make_manager):
+    """A manager of their own would load the models once more. Chains copy their parts."""
+    from model_manager.integrations.langchain import ModelManagerRerank
+    from model_manager.integrations.llamaindex import ModelManagerRerank as Postprocessor
+
+    manager = make_manager()
+    manager.register("prompts", PROMPTS)
+    for one in (ModelManagerRerank("prompts", manager=manager), Postprocessor("prompts", manager=manager)):
+        assert one.model_copy(deep=True)._manager is one._manager is manager
+    copy.deepcopy(langchain(manager)).embed_documents(["a"])
+    assert manager.stats()["queue"]["texts"] == 1
+    copy.deepcopy(llamaindex(manager)).get_text_embedding("b")
+    assert manager.stats()["queue"]["texts"] == 2
 
 
 def test_a_misspelt_keyword_is_refused(manager):

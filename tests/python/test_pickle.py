@@ -44,6 +44,18 @@ def test_a_loader_that_cannot_travel_says_so(make_manager):
         pickle.dumps(manager)
 
 
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_a_copy_is_the_manager_itself(make_manager, copied):
+    """What holds a manager is copied with it; a second manager would load its models once more."""
+    manager = make_manager()
+    manager.register("mine", loader=lambda: 1)
+    assert copied(manager) is manager
+    assert copied([manager])[0] is manager
+    model = copied(manager.english_sentence_model)
+    model.encode(ENGLISH_TEXT)
+    assert manager.is_loaded("english_sentence")
+
+
 def test_the_process_wide_object_stays_itself():
     assert there_and_back(model_manager) is model_manager
     assert copy.copy(model_manager) is model_manager
