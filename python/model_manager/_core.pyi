@@ -813,8 +813,8 @@ class Manager:
     def cache_info(self) -> CacheStatistics:
         """State of the embedding cache."""
     def cache_clear(self, *, tiers: bool = False) -> None:
-        """Empty the cache and set its counts to zero. With `tiers`, disk and Redis are emptied too, and what is on its way
-        there is dropped. Calls that still compute store their results later.
+        """Empty the cache and set its counts to zero. With `tiers`, disk and Redis are emptied too, and what is on its
+        way there is dropped. Calls that still compute store their results later.
 
         Raises `ModelIOError` when a folder or a server could not be emptied; everything else is empty then.
         """

@@ -100,7 +100,7 @@ def test_what_was_learned_is_saved_and_damage_is_ignored(tmp_path):
         manager.embed("one text", SLOT)
     (file,) = tmp_path.iterdir()
     saved = json.loads(file.read_text(encoding="utf-8"))
-    assert saved["version"] == 1
+    assert saved["version"] == 2
     assert SLOT in saved["slots"]
     assert "one text" not in file.read_text(encoding="utf-8")
     gaps = saved["slots"][SLOT]["gaps"]
@@ -113,7 +113,7 @@ def test_what_was_learned_is_saved_and_damage_is_ignored(tmp_path):
         sentence = explained["sentence"]
     with tiny(keep_alive="auto", adaptive_state=str(tmp_path)) as manager:
         assert manager.explain(SLOT)["sentence"] == sentence, "the same decision after a restart"
-    for damaged in ("", "{", json.dumps({**saved, "version": 2}), json.dumps({**saved, "slots": {SLOT: 3}})):
+    for damaged in ("", "{", json.dumps({**saved, "version": 1}), json.dumps({**saved, "slots": {SLOT: 3}})):
         file.write_text(damaged, encoding="utf-8")
         with tiny(keep_alive="auto", adaptive_state=str(tmp_path)) as manager:
             assert manager.explain(SLOT)["figures"]["known_gaps"] == 0

@@ -131,6 +131,7 @@ CACHE = {
     "aget": one(question="a"),
     "aput": Call({"question": "a", "answer": "b"}, free=("answer",)),
     "get_or_compute": one(question="a", compute=str),
+    "aget_or_compute": one(question="a", compute=str),
     "remove": one(question="a"),
     "clear": one(scope="none"),
 }

@@ -169,7 +169,7 @@ def test_when_models_are_expected_and_what_was_saved(visit, serve, tmp_path):
     for days in saved["slots"][slot]["daily"]["working"], saved["slots"][slot]["daily"]["weekend"]:
         place = (soon.hour * 60 + soon.minute) // 10
         days["days"], days["used"], days["seen"] = 5.0, [0.0] * 144, [0] * 144
-        days["used"][place], days["seen"][place] = 5.0, 5
+        days["used"][place], days["seen"][place] = 5.0, 0b11111
     file.write_text(json.dumps(saved), encoding="utf-8")
     with tiny(**settings) as manager:
         server = serve(manager)

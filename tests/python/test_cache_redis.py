@@ -318,7 +318,7 @@ def test_clearing_asks_a_server_that_rests_and_says_what_it_could_not_empty(redi
         while figures(manager)["errors"] == errors and time.monotonic() < deadline:
             manager.embed(f"text at {time.monotonic()}", SLOT)
         assert figures(manager)["working"] is False
-        with pytest.raises(ModelIOError, match="not emptied.*call again") as raised:
+        with pytest.raises(ModelIOError, match=r"not emptied.*call again") as raised:
             manager.cache_clear(tiers=True)
         assert server.url in str(raised.value)
         server.signal(signal.SIGCONT)
