@@ -99,7 +99,7 @@ impl Tiers {
         let search = Box::new(move || {
             let started = Instant::now();
             if call.is_over() {
-                // All threads were busy for so long: nobody waits for the answer.
+                // All threads were busy for so long that the caller no longer waits for the answer.
                 this.gate.asked(missing, 0, queued.elapsed());
                 return;
             }

@@ -135,7 +135,7 @@ impl Disk {
     fn is_too_old(&self, entry: &DiskEntry) -> bool {
         let Some(most) = self.settings.time_to_live else { return false };
         let now = seconds_now();
-        // What was stored in the future was stored before the clock was set back, nobody knows when.
+        // What was stored in the future was stored before the clock was set back, at an unknown time.
         u64::from(now.saturating_sub(entry.stored)) >= most.as_secs().max(1)
             || entry.stored.saturating_sub(now) > CLOCKS_DIFFER
     }
