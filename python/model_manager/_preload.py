@@ -155,7 +155,7 @@ def start(
             if not _is_unicode(a_text(f"texts[{number}]", text)):
                 raise InputError(f"texts[{number}] {LONE_SURROGATE}")
     if not after_use:
-        _check_room(manager, known, pin)
+        _check_room(manager, known, model, pin)
     ticket = PreloadTicket(len(known))
     # The thread does not keep the manager alive: its end is the end of the work.
     arguments = (weakref.ref(manager), ticket, known, model, when, pin, after_use)
@@ -191,7 +191,7 @@ def _run(
         if after_use and not _wait_for_use(reference):
             return
         if after_use and (manager := reference()) is not None:
-            _check_room(manager, texts, pin)
+            _check_room(manager, texts, model, pin)
             del manager
         quiet = _Quiet() if when == "idle" else None
         for slot, group in _by_slot(reference, texts, model):
@@ -215,23 +215,42 @@ def _run(
         ticket._ended.set()
 
 
-def _check_room(manager: Manager, texts: list[str], pin: bool) -> None:
+def _check_room(manager: Manager, texts: list[str], model: str | None, pin: bool) -> None:
     """Raise `ArgumentError` for more texts to pin than the cache holds; without `pin` and a tier, warn."""
-    config, count = manager.config, len(set(texts))
-    if count <= config.cache_size:
+    config, count, (room, setting) = manager.config, len(set(texts)), _room(manager, model)
+    if count <= room:
         return
-    problem = f"{count} texts are more than the cache holds, cache_size={config.cache_size}; raise cache_size"
+    problem = f"{count} texts are more than the cache holds, {setting}={room}; raise {setting}"
     if pin:
         raise argument_error("pin", f"pin=True: {problem}, or give fewer texts")
     if not config.cache_disk and not config.cache_url:
         logger.warning("preload: %s, or set cache_disk: some are not in memory when they are used", problem)
 
 
+def _room(manager: Manager, model: str | None) -> tuple[int, str]:
+    """Results that the cache of `model` holds, and the setting that says so; without `model` those of all caches, since
+    texts go to several models.
+    """
+    shared = manager.config.cache_size
+    models = manager.cache_info()["models"]
+    if model is None:
+        return shared + sum(figures["max_entries"] or 0 for figures in models.values()), "cache_size"
+    figures = models.get(model)
+    if figures is None or (figures["max_entries"] is None and not figures["off"]):
+        return shared, "cache_size"
+    return figures["max_entries"] or 0, "the size in register(cache=...)"
+
+
 def _warn_unpinned(reference: weakref.ref[Manager], count: int) -> None:
     """Say so when the bounds of the cache left no place for some of the `count` texts."""
     manager = reference()
-    if manager is not None and not manager.closed and (pinned := manager.cache_info()["pinned"]) < count:
-        logger.warning("preload: %d of %d texts are pinned; raise cache_size or cache_bytes", pinned, count)
+    if manager is None or manager.closed:
+        return
+    info = manager.cache_info()
+    # Caches that slots have of their own do not count their pins.
+    own = any(figures["max_entries"] is not None for figures in info["models"].values())
+    if not own and info["pinned"] < count:
+        logger.warning("preload: %d of %d texts are pinned; raise cache_size or cache_bytes", info["pinned"], count)
 
 
 def _by_slot(reference: weakref.ref[Manager], texts: list[str], model: str | None) -> Iterator[tuple[str, list[str]]]:

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from conftest import ENGLISH_MODEL, TURKISH_MODEL, run_python, tiny
+from conftest import ENGLISH_MODEL, FIXTURES, TURKISH_MODEL, run_python, tiny
 from model_manager import ModelManager
 from model_manager.errors import ClosedError, InputError, MissingFileError, ModelNotFoundError
 
@@ -154,6 +154,24 @@ def test_a_cache_that_is_too_small_is_a_warning(make_manager, tmp_path, caplog):
     assert manager.preload(TEXTS[:10], SLOT, when="now").wait(30)
     (record,) = caplog.records
     assert "cache_size=9" in record.getMessage()
+
+
+def test_a_slot_with_a_cache_of_its_own_has_room_of_its_own(make_manager):
+    manager = make_manager(cache_size=3)
+    texts = [f"text {number}" for number in range(10)]
+    manager.register("own", str(FIXTURES / "bert_plain"), cache={"size": 10})
+    assert manager.preload(texts, "own", when="now", pin=True).wait(60)
+    before = manager.stats()["queue"]["texts"]
+    manager.embed(texts, "own")
+    assert manager.stats()["queue"]["texts"] == before
+    manager.register("small", str(FIXTURES / "bert_plain"), cache={"size": 9})
+    with pytest.raises(InputError, match=r"10 texts .*register\(cache=\.\.\.\)=9"):
+        manager.preload(texts, "small", when="now", pin=True)
+    manager.register("none", str(FIXTURES / "bert_plain"), cache=False)
+    with pytest.raises(InputError, match=r"=0; raise"):
+        manager.preload(texts, "none", when="now", pin=True)
+    # It may go to several models.
+    manager.preload(texts, when="first_load", pin=True)
 
 
 def test_texts_that_could_not_be_pinned_are_counted(make_manager, caplog):
