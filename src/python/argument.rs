@@ -83,9 +83,9 @@ macro_rules! arguments {
 
 arguments! {
     add_generation_prompt chat_template cleanup_interval cold_start_price config continue_final_message copy dtype
-    enabled encoding_format fallback kind load load_time loader max_idle_time max_length max_tokens memory_mb model model_type name names normalize
-    on_done on_event overlap path pinned pooling progress prompt prompt_name prompts replace revision served_model
-    text tiers timeout user
+    enabled encoding_format fallback kind load load_time loader max_idle_time max_length max_tokens memory_mb model
+    model_type name names normalize on_done on_event overlap path pinned pooling progress prompt prompt_name prompts replace revision served_model
+    text tiers timeout truncate truncate_dim user
 }
 
 impl<'py, T: Argument<'py>> Argument<'py> for Option<T> {

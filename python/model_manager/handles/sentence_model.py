@@ -101,18 +101,16 @@ class SentenceModel:
         check_progress(batch_size, show_progress_bar)
         if prompt is not None:
             prompt_name = None
+        options: Any = {
+            "prompt": prompt,
+            "prompt_name": prompt_name,
+            "normalize": normalize_embeddings,
+            "truncate_dim": truncate_dim,
+        }
         plain = precision == "float32" and output_value == "sentence_embedding" and not show_progress_bar
         if plain and isinstance(sentences, str):
             # One text as such: where the cache has it, a list would take several times as long.
-            vector: Any = self._manager.embed(
-                sentences,
-                self.name,
-                prompt=prompt,
-                prompt_name=prompt_name,
-                normalize=normalize_embeddings,
-                truncate_dim=truncate_dim,
-                copy=True,
-            )
+            vector: Any = self._manager.embed(sentences, self.name, copy=True, **options)
             return as_tensor(vector) if convert_to_tensor else vector
         if isinstance(sentences, Mapping | bytes | bytearray):
             remedy = "list(sentences.values())" if isinstance(sentences, Mapping) else "sentences.decode()"
@@ -128,15 +126,7 @@ class SentenceModel:
                 raise argument_error("precision", f"precision={precision!r}: states of tokens are float32")
             return self._token_states(texts, single, prompt, prompt_name, convert_to_tensor)
         with _Progress(bool(show_progress_bar), len(texts)) as progress:
-            vectors: Any = self._manager.embed(
-                texts,
-                self.name,
-                prompt=prompt,
-                prompt_name=prompt_name,
-                normalize=normalize_embeddings,
-                truncate_dim=truncate_dim,
-                progress=progress,
-            )
+            vectors: Any = self._manager.embed(texts, self.name, progress=progress, **options)
         if precision != "float32":
             vectors = quantize(vectors, precision)
         return returned(vectors, single, convert_to_numpy, convert_to_tensor)

@@ -133,8 +133,10 @@ impl Job {
         }
         {
             let mut state = self.state.lock();
-            if let Some(Err(error)) = &state.outcome {
-                self.count_given_up(&groups, error);
+            if let Some(outcome) = &state.outcome {
+                if let Err(error) = outcome {
+                    self.count_given_up(&groups, error);
+                }
                 drop(state);
                 return Ok(());
             }
