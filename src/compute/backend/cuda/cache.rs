@@ -35,8 +35,14 @@ impl CudaCache {
     }
 
     /// The address of the keys of the first layer; 0 without memory.
+    ///
+    /// # Panics
+    /// If the memory is shorter than the capacity of all layers.
     pub(super) fn address(&self) -> u64 {
-        self.memory.as_ref().map_or(0, |memory| memory.at(0))
+        self.memory.as_ref().map_or(0, |memory| {
+            assert!(memory.bytes() >= 2 * self.shape.layers * self.row_bytes(self.capacity), "all layers");
+            memory.at(0)
+        })
     }
 
     /// A cache of the first `len` tokens with memory for `capacity`.

@@ -6,6 +6,7 @@
 //! With bfloat16, the operands of products and the states between layers are bfloat16; sums, norms, scores, and what blocks
 //! of norm-first models add to are float32.
 
+mod attention;
 mod cache;
 mod card;
 mod device;
@@ -14,7 +15,6 @@ mod gemm;
 mod gemm_shape;
 mod launch;
 mod layers;
-mod layout;
 mod memory;
 mod pass;
 mod tensors;

@@ -2,15 +2,15 @@
 
 use std::cell::RefCell;
 use std::convert::Infallible;
-use std::ops::Range;
+use std::sync::Arc;
 
+use super::attention::Sequences;
 use super::cache::CudaCache;
 use super::card::LaneLease;
 use super::device::Cuda;
-use super::launch::{self, Angles, QueryDivision, TableRows};
-use super::layout::{Layout, Rope};
+use super::launch::{self, Angles, TableRows};
 use super::memory::DeviceMemory;
-use super::tensors::{CudaLinear, CudaNorm, CudaStates, CudaTable};
+use super::tensors::{CudaLinear, CudaNorm, CudaStates, CudaTable, RowIndices};
 use crate::compute::attention::heads::{Heads, LayerAttention};
 use crate::compute::attention::rope::{RopeTable, Rotary};
 use crate::compute::backend::rows::{PassRows, TableOf};
@@ -25,30 +25,33 @@ pub struct CudaPass<'a> {
     pub(super) backend: &'a Cuda,
     pub(super) lane: LaneLease,
     pub(super) rows: PassRows<'a>,
-    /// One for each sequence, if they have any.
-    pub(super) caches: Option<Vec<&'a mut CudaCache>>,
+    sequences: Sequences<'a>,
     /// Whether a sequence's results were read: then the pass cannot begin again.
     pub(super) delivered: bool,
-    /// Sequences and tiles on the card, made by the first attention.
-    pub(super) layout: Option<Layout>,
-    pub(super) ropes: RefCell<Vec<Rope>>,
+    ropes: RefCell<Vec<Rope>>,
+}
+
+/// Rotary positions of the rows, and the angles of all positions.
+struct Rope {
+    rotary: Rotary,
+    table: Arc<DeviceMemory>,
+    /// Of each row.
+    places: Vec<u32>,
+    query_factors: Option<Vec<f32>>,
+    /// Both on the card, once they are needed.
+    uploaded: Option<(RowIndices, Option<DeviceMemory>)>,
 }
 
 impl<'a> CudaPass<'a> {
+    /// A pass over these rows. With caches, there is one for each sequence.
     pub(super) fn new(
         backend: &'a Cuda,
         rows: PassRows<'a>,
         caches: Option<Vec<&'a mut CudaCache>>,
     ) -> Result<Self> {
-        Ok(Self {
-            backend,
-            lane: backend.card.lane()?,
-            rows,
-            caches,
-            delivered: false,
-            layout: None,
-            ropes: RefCell::default(),
-        })
+        let mut lane = backend.card.lane()?;
+        let sequences = Sequences::new(&mut lane, &rows, caches)?;
+        Ok(Self { backend, lane, rows, sequences, delivered: false, ropes: RefCell::default() })
     }
 
     fn format(&self) -> DType {
@@ -90,14 +93,14 @@ impl<'a> CudaPass<'a> {
         of: TableOf,
         table: &'t CudaTable,
         numbers: &[u32],
-    ) -> Result<(&'t CudaTable, DeviceMemory)> {
+    ) -> Result<(&'t CudaTable, RowIndices)> {
         of.check(numbers, table.rows)?;
-        Ok((table, self.lane.upload(numbers)?))
+        Ok((table, RowIndices::new(&mut self.lane, numbers)?))
     }
 }
 
 /// The rows of a table, for a kernel.
-fn lookup<'a>(of: Option<&'a (&'a CudaTable, DeviceMemory)>) -> Option<TableRows<'a>> {
+fn lookup<'a>(of: Option<&'a (&'a CudaTable, RowIndices)>) -> Option<TableRows<'a>> {
     of.map(|(table, rows)| (*table, rows))
 }
 
@@ -133,7 +136,7 @@ impl Pass<Cuda> for CudaPass<'_> {
         token_types: Option<&CudaTable>,
     ) -> Result<CudaStates> {
         TableOf::Tokens.check(&self.rows.ids, words.rows)?;
-        let words_of = self.lane.upload(&self.rows.ids)?;
+        let words_of = RowIndices::new(&mut self.lane, &self.rows.ids)?;
         let positions = match positions {
             Some((table, scheme)) => {
                 let numbers = self.rows.positions(scheme)?;
@@ -190,27 +193,7 @@ impl Pass<Cuda> for CudaPass<'_> {
         attention: &LayerAttention,
         _relative: Option<&Infallible>,
     ) -> Result<CudaStates> {
-        let longest = self.rows.sequences.iter().map(Range::len).max().unwrap_or(0);
-        let tiling = QueryDivision::new(qkv.format, heads.width, longest);
-        let layout = match self.layout.take().filter(|layout| layout.tiling == tiling) {
-            Some(layout) => layout,
-            None => Layout::new(&mut self.lane, &self.rows, self.caches.as_deref_mut(), tiling)?,
-        };
-        let bias = match &attention.bias {
-            Some(bias) => {
-                let longest = (0..self.rows.sequences.len())
-                    .map(|number| self.rows.cached_len(number) + self.rows.sequences[number].len());
-                assert!(longest.max().unwrap_or(0) <= bias.longest(), "positions of a bias by distance");
-                assert_eq!(bias.heads(), heads.heads, "a bias of each head");
-                Some((self.backend.bias(bias)?, bias.longest()))
-            }
-            None => None,
-        };
-        let out = CudaStates::new(&self.lane, qkv.format, qkv.rows, heads.heads * heads.width)?;
-        let bias = bias.as_ref().map(|(memory, longest)| (&**memory, *longest));
-        launch::attend(&self.lane, &qkv, heads, (layer, attention), bias, &layout.sequences(), &out)?;
-        self.layout = Some(layout);
-        Ok(out)
+        self.sequences.attend(self.backend, &mut self.lane, &qkv, heads, (layer, attention))
     }
 
     fn norm_linear(
@@ -235,7 +218,7 @@ impl Pass<Cuda> for CudaPass<'_> {
         let (table, positions) = self.backend.angles(rotary, &rows)?;
         let places = rows.iter().map(|&(position, length)| {
             let is_long = rotary.long.as_ref().is_some_and(|long| length > long.from);
-            (position + if is_long { positions } else { 0 }) as i32
+            (position + if is_long { positions } else { 0 }) as u32
         });
         let made = RopeTable::without_angles(rotary, rows.iter().map(|row| row.0));
         let query_factors =
@@ -261,7 +244,7 @@ impl Pass<Cuda> for CudaPass<'_> {
             uploaded => {
                 let factors = rope.query_factors.as_deref();
                 let factors = factors.map(|factors| self.lane.upload(factors)).transpose()?;
-                &*uploaded.insert((self.lane.upload(&rope.places)?, factors))
+                &*uploaded.insert((RowIndices::new(&mut self.lane, &rope.places)?, factors))
             }
         };
         let angles = Angles {
@@ -298,7 +281,7 @@ impl Pass<Cuda> for CudaPass<'_> {
 
     fn gather_rows(&mut self, x: CudaStates, row: Row) -> Result<CudaStates> {
         let gathered = self.rows.gathered(row);
-        let rows = self.lane.upload(&gathered)?;
+        let rows = RowIndices::new(&mut self.lane, &gathered)?;
         let out = CudaStates::new(&self.lane, x.format, gathered.len(), x.width)?;
         launch::gather_rows(&self.lane, &x, &rows, &out)?;
         Ok(out)
@@ -334,7 +317,7 @@ impl Pass<Cuda> for CudaPass<'_> {
         };
         let starts = self.rows.sequences.iter().map(|rows| rows.start as u32);
         let offsets: Vec<u32> = starts.chain([self.rows.ids.len() as u32]).collect();
-        let offsets = self.lane.upload(&offsets)?;
+        let offsets = RowIndices::new(&mut self.lane, &offsets)?;
         let pooled = CudaStates::new(&self.lane, DType::F32, self.rows.sequences.len(), width)?;
         launch::pool(&self.lane, &x, &offsets, pooling, &pooled)?;
         self.lane.download(&pooled.memory, out)?;

@@ -24,6 +24,17 @@ pub struct CudaTable {
     pub(super) width: usize,
 }
 
+impl CudaTable {
+    /// The address of its first row, for a kernel that reads all rows in `format`.
+    ///
+    /// # Panics
+    /// If its memory is shorter.
+    pub(super) fn address(&self, format: DType) -> u64 {
+        assert!(self.memory.bytes() >= self.rows * self.width * size(format), "a whole table");
+        self.memory.at(0)
+    }
+}
+
 /// A linear layer on a card.
 #[derive(Debug)]
 pub struct CudaLinear {
@@ -46,6 +57,20 @@ pub struct CudaNorm {
     pub(super) length: usize,
 }
 
+impl CudaNorm {
+    /// The addresses of its scale and of its shift, which is 0 if there is none.
+    ///
+    /// # Panics
+    /// If one has fewer than `length` numbers.
+    pub(super) fn addresses(&self) -> (u64, u64) {
+        let address = |memory: &DeviceMemory| {
+            assert!(memory.bytes() >= 4 * self.length, "a parameter for each column");
+            memory.at(0)
+        };
+        (address(&self.scale), self.shift.as_ref().map_or(0, address))
+    }
+}
+
 /// States on a card: rows of numbers. There is memory for [`padded`] rows, of which the last ones are undefined.
 #[derive(Debug)]
 pub struct CudaStates {
@@ -60,5 +85,41 @@ impl CudaStates {
     pub(super) fn new(lane: &LaneLease, format: DType, rows: usize, width: usize) -> Result<Self> {
         let memory = lane.memory(padded(rows) * width * size(format))?;
         Ok(Self { memory, format, rows, width })
+    }
+    /// The address of its first row, for a kernel that reads or writes all rows.
+    ///
+    /// # Panics
+    /// If its memory is shorter.
+    pub(super) fn address(&self) -> u64 {
+        assert!(self.memory.bytes() >= self.rows * self.width * size(self.format), "all rows");
+        self.memory.at(0)
+    }
+}
+
+/// Indices of rows on a card. No kernel writes them, so that the largest one stays known.
+pub(super) struct RowIndices {
+    memory: DeviceMemory,
+    count: usize,
+    /// The largest index, plus one; 0 without indices.
+    end: usize,
+}
+
+impl RowIndices {
+    /// A copy of `indices` on the card.
+    ///
+    /// # Errors
+    /// [`crate::Error::DeviceMemory`], and errors of the driver.
+    pub(super) fn new(lane: &mut LaneLease, indices: &[u32]) -> Result<Self> {
+        let end = indices.iter().max().map_or(0, |&largest| largest as usize + 1);
+        Ok(Self { memory: lane.upload(indices)?, count: indices.len(), end })
+    }
+
+    /// The address of the first one, for a kernel that reads `count` of them as indices below `rows`.
+    ///
+    /// # Panics
+    /// If there are fewer, or one is not below `rows`.
+    pub(super) fn address(&self, count: usize, rows: usize) -> u64 {
+        assert!(self.count >= count && self.end <= rows, "{count} indices below {rows}");
+        self.memory.at(0)
     }
 }

@@ -395,6 +395,24 @@ fn a_row_outside_of_a_table_is_refused() {
 }
 
 #[test]
+fn heads_that_no_kernel_computes_are_refused() {
+    let Some(cuda) = cuda(false) else { return };
+    let heads = Heads { heads: 1, kv_heads: 1, width: 520 };
+    let table = cuda.table(weight(&random(3 * 520, 1), &[1, 3 * 520]).into()).unwrap();
+    let same = identity(&cuda, 3 * 520);
+    let batch = PackedBatch::new(&[0], &[0, 1]).unwrap();
+    let done = cuda.run(&batch, 0, &mut [], &|pass, _| {
+        let x = pass.embed(&table, None, None)?;
+        let qkv = pass.norm_linear(&x, None, &same, Activation::Identity)?;
+        pass.attention(0, qkv, heads, &LayerAttention::new(Mask::FULL), None).map(|_| ())
+    });
+    assert!(
+        matches!(&done, Err(Error::Internal { reason, .. }) if reason.contains("512 columns")),
+        "{done:?}"
+    );
+}
+
+#[test]
 fn memory_that_a_card_lacks_is_named() {
     let Some(cuda) = cuda(false) else { return };
     let found = cuda.lasting(1 << 50);
