@@ -197,8 +197,9 @@ pub(crate) unsafe fn tile(t: &Tile) {
 ///
 /// - All preconditions of [`tile`] for each panel and its sums.
 pub(crate) unsafe fn tiles(t: &Tile, panels: usize) {
-    // SAFETY: the caller upholds the preconditions, which hold for each panel; those of one step are checked here. Panels
-    // have `t.k` rows of 32 units.
+    // SAFETY: AMX is available, by the first precondition. `side_by_side` needs 1 to 32 rows, which are above zero here and at
+    // most `ROWS` by the second one, and 1 to 16 units, which are compared here. Panel `index` begins `index * t.k` rows of 32
+    // units behind the first, and its sums `32 * index` values on, where the other preconditions hold for it.
     unsafe {
         if t.rows > 0 && (1..=TILE).contains(&t.k) && !t.accumulate && t.overlap.is_none() {
             return side_by_side::tiles(t, panels);
@@ -250,8 +251,9 @@ unsafe fn configure(shape: TileShape) {
 /// - The preconditions of `t.overlap`, if any, hold for `steps` calls, and it neither unwinds nor uses AMX.
 unsafe fn block(t: &Tile, units: usize, steps: usize) {
     let lower = t.rows > TILE;
-    // SAFETY: `configure` gets 1 to 32 rows and 1 to 16 units. The caller upholds the other preconditions, which are the
-    // same. `LOWER` says whether there are rows below the upper tiles.
+    // SAFETY: the CPU has AMX, a guard lives, and there are 1 to 32 rows and 1 to 16 units, by the preconditions: the tiles are
+    // configured for them first. `a` and `panel` have `steps` steps of these units, and `c` has `t.rows` rows, as `multiply`
+    // needs. The match compares `t.rows > 16` with `LOWER`, and whether there is an overlap with `OVERLAPS`.
     unsafe {
         configure((t.rows, units));
         // Cache lines to prefetch a step. After each of a step's eight tile instructions, or five without lower tiles, come

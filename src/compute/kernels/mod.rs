@@ -81,72 +81,47 @@ pub(crate) struct KeepTiles {
     _tiles: Option<amx::TileGuard>,
 }
 
+/// A function of a table: a kernel, compiled for one instruction set.
+macro_rules! compiled {
+    ($simd:ty, [$($features:literal)?], fn $name:ident($($x:ident: $type:ty),*) = $kernel:path) => {
+        $(#[target_feature(enable = $features)])?
+        unsafe fn $name($($x: $type),*) {
+            // SAFETY: `permit` needs the features: `Kernels::of` returns their table only if the CPU has them, and nothing
+            // else calls this function. Pointers have the lengths, the alignment and the exclusive access that the kernel
+            // needs, because the method of `Kernels` that makes the call demands the same in its `# Safety` section. Kernels
+            // without such a section take references alone.
+            unsafe { $kernel(<$simd>::permit(), $($x),*) }
+        }
+    };
+}
+
 macro_rules! table {
     ($isa:expr, $simd:ty $(, $features:literal)?) => {{
-        $(#[target_feature(enable = $features)])?
-        unsafe fn tile_f32(t: &Tile) {
-            // SAFETY: `Kernels::of` returns this table only if the CPU has the features; the caller upholds the
-            // preconditions of `tile::tile`, which are those of `Kernels::tile`.
-            unsafe { tile::tile::<$simd, tile::One>(<$simd>::permit(), t) }
-        }
-        $(#[target_feature(enable = $features)])?
-        unsafe fn tile_bf16(t: &Tile) {
-            // SAFETY: `Kernels::of` returns this table only if the CPU has the features; the caller upholds the
-            // preconditions of `tile::tile`, which are those of `Kernels::tile`.
-            unsafe { tile::tile::<$simd, tile::Pair>(<$simd>::permit(), t) }
-        }
-        $(#[target_feature(enable = $features)])?
-        unsafe fn finish(f: &TileEpilogue) {
-            // SAFETY: `Kernels::of` returns this table only if the CPU has the features; the caller upholds the
-            // preconditions of `rowwise::finish`, which are those of `Kernels::finish`.
-            unsafe { rowwise::finish::<$simd>(<$simd>::permit(), f) }
-        }
-        $(#[target_feature(enable = $features)])?
-        unsafe fn norm(x: &mut [f32], scale: &[f32], shift: &[f32], epsilon: f32, narrow: Option<&mut [u16]>) {
-            // SAFETY: `Kernels::of` returns this table only if the CPU has the features.
-            rowwise::norm::<$simd>(unsafe { <$simd>::permit() }, x, scale, shift, epsilon, narrow);
-        }
-        $(#[target_feature(enable = $features)])?
-        unsafe fn rms(row: &RmsRow<'_>) {
-            // SAFETY: `Kernels::of` returns this table only if the CPU has the features; the caller upholds the
-            // preconditions of `rowwise::rms`, which are those of `Kernels::rms`.
-            unsafe { rowwise::rms::<$simd>(<$simd>::permit(), row) }
-        }
-        $(#[target_feature(enable = $features)])?
-        unsafe fn apply_rope(rope: &RopeRow<'_>) {
-            // SAFETY: `Kernels::of` returns this table only if the CPU has the features; the caller upholds the
-            // preconditions of `rowwise::apply_rope`, which are those of `Kernels::apply_rope`.
-            unsafe { rowwise::apply_rope::<$simd>(<$simd>::permit(), rope) }
-        }
-        $(#[target_feature(enable = $features)])?
-        unsafe fn softmax(block: &mut Softmax<'_>) {
-            // SAFETY: `Kernels::of` returns this table only if the CPU has the features.
-            softmax::softmax::<$simd>(unsafe { <$simd>::permit() }, block);
-        }
-        $(#[target_feature(enable = $features)])?
-        unsafe fn adjust_scores(scores: &mut [f32], scale: f32, cap: Option<f32>, bias: &[f32]) {
-            // SAFETY: `Kernels::of` returns this table only if the CPU has the features.
-            softmax::adjust_scores::<$simd>(unsafe { <$simd>::permit() }, scores, scale, cap, bias);
-        }
-        $(#[target_feature(enable = $features)])?
-        unsafe fn quantize(row: &mut QuantizedRow<'_>) {
-            // SAFETY: `Kernels::of` returns this table only if the CPU has the features; the caller upholds the
-            // preconditions of `quantize::quantize`, which are those of `Kernels::quantize`.
-            unsafe { quantize::quantize::<$simd>(<$simd>::permit(), row) }
-        }
-        $(#[target_feature(enable = $features)])?
-        unsafe fn transpose(
-            from: *const u8,
-            stride: usize,
-            rows: usize,
-            units: usize,
-            odd: bool,
-            panel: &mut [u32],
-        ) {
-            // SAFETY: `Kernels::of` returns this table only if the CPU has the features; the caller upholds the
-            // preconditions of `pack::transpose`, which are those of `Kernels::pack_columns`.
-            unsafe { pack::transpose::<$simd>(<$simd>::permit(), from, stride, rows, units, odd, panel) }
-        }
+        compiled!($simd, [$($features)?], fn tile_f32(t: &Tile) = tile::tile::<$simd, tile::One>);
+        compiled!($simd, [$($features)?], fn tile_bf16(t: &Tile) = tile::tile::<$simd, tile::Pair>);
+        compiled!($simd, [$($features)?], fn finish(f: &TileEpilogue) = rowwise::finish::<$simd>);
+        compiled!(
+            $simd,
+            [$($features)?],
+            fn norm(x: &mut [f32], scale: &[f32], shift: &[f32], epsilon: f32, narrow: Option<&mut [u16]>) =
+                rowwise::norm::<$simd>
+        );
+        compiled!($simd, [$($features)?], fn rms(row: &RmsRow<'_>) = rowwise::rms::<$simd>);
+        compiled!($simd, [$($features)?], fn apply_rope(rope: &RopeRow<'_>) = rowwise::apply_rope::<$simd>);
+        compiled!($simd, [$($features)?], fn softmax(block: &mut Softmax<'_>) = softmax::softmax::<$simd>);
+        compiled!(
+            $simd,
+            [$($features)?],
+            fn adjust_scores(scores: &mut [f32], scale: f32, cap: Option<f32>, bias: &[f32]) =
+                softmax::adjust_scores::<$simd>
+        );
+        compiled!($simd, [$($features)?], fn quantize(row: &mut QuantizedRow<'_>) = quantize::quantize::<$simd>);
+        compiled!(
+            $simd,
+            [$($features)?],
+            fn transpose(from: *const u8, stride: usize, rows: usize, units: usize, odd: bool, panel: &mut [u32]) =
+                pack::transpose::<$simd>
+        );
         $(#[target_feature(enable = $features)])?
         unsafe fn values_f32(
             from: *const u8,
@@ -156,8 +131,7 @@ macro_rules! table {
             width: usize,
             panel: &mut [u32],
         ) {
-            // SAFETY: the caller upholds the preconditions of `pack::copy_f32`, which are those of
-            // `Kernels::pack_rows`.
+            // SAFETY: `from` points to `rows` rows of `columns` readable values, as `Kernels::pack_rows` demands.
             unsafe { pack::copy_f32(from, stride, rows, columns, width, panel) }
         }
         $(#[target_feature(enable = $features)])?
@@ -169,8 +143,7 @@ macro_rules! table {
             width: usize,
             panel: &mut [u32],
         ) {
-            // SAFETY: the caller upholds the preconditions of `pack::pair_bf16`, which are those of
-            // `Kernels::pack_rows`.
+            // SAFETY: `from` points to `rows` rows of `columns` readable values, as `Kernels::pack_rows` demands.
             unsafe { pack::pair_bf16(from, stride, rows, columns, width, panel) }
         }
         static TABLE: Kernels = {
@@ -315,7 +288,8 @@ impl Kernels {
             DType::F32 => self.tile_f32,
             DType::Bf16 => self.tile_bf16,
         };
-        // SAFETY: the CPU has the instructions of this table; the caller upholds the preconditions, which are the same.
+        // SAFETY: the CPU has the instructions: the table proves it. By the preconditions, `t.rows` fits a tile of this format,
+        // `a` and `panel` have `t.k` readable units in each row, and `c` has rows that only this call accesses.
         unsafe { tile(t) }
     }
 
@@ -326,8 +300,8 @@ impl Kernels {
     ///
     /// - All preconditions of [`tile`](Self::tile) for each panel and its result.
     pub(crate) unsafe fn tiles(&self, format: DType, t: &Tile, panels: usize) {
-        // SAFETY: the CPU has the instructions of this table; the caller upholds the preconditions for each panel, which has
-        // `t.k` rows of `width` units, and for its result.
+        // SAFETY: the CPU has the instructions: the table proves it. `t` and its first panel are as `tile` demands; by the
+        // precondition, so are the panels behind it, `t.k` rows of `width` units each, and their results, `width` values on.
         unsafe {
             if let (DType::Bf16, Some(tiles)) = (format, self.tiles_bf16) {
                 return tiles(t, panels);
@@ -345,7 +319,8 @@ impl Kernels {
     ///
     /// - All preconditions of [`rowwise::finish`]; a register is at most half of [`width`](Self::width).
     pub(crate) unsafe fn finish(&self, f: &TileEpilogue) {
-        // SAFETY: the CPU has the instructions of this table; the caller upholds the preconditions, which are the same.
+        // SAFETY: the CPU has the instructions: the table proves it. By the preconditions, tile and gate have whole registers
+        // to read, biases and factors a value for each column and row, and only this call accesses the output.
         unsafe { (self.finish)(f) }
     }
 
@@ -358,7 +333,7 @@ impl Kernels {
         epsilon: f32,
         narrow: Option<&mut [u16]>,
     ) {
-        // SAFETY: the CPU has the instructions of this table.
+        // SAFETY: the CPU has the instructions: the table proves it. The kernel takes references alone.
         unsafe { (self.norm)(x, scale, shift, epsilon, narrow) }
     }
 
@@ -366,8 +341,8 @@ impl Kernels {
     pub(crate) fn rms_in_place(&self, x: &mut [f32], scale: &[f32], epsilon: f32) {
         assert_eq!(x.len(), scale.len(), "norm parameters");
         let out = x.as_mut_ptr();
-        // SAFETY: the CPU has the instructions of this table; `x` has as many values as `scale` by the assertion above,
-        // and `rms` allows its output to be its input.
+        // SAFETY: the CPU has the instructions: the table proves it. `x` has as many values as `scale` by the assertion above;
+        // it is borrowed exclusively, so `scale` does not overlap it, and an f32 output may be the input.
         unsafe { (self.rms)(&RmsRow { x: out, scale, epsilon, out: out.cast(), to: DType::F32 }) }
     }
 
@@ -377,7 +352,8 @@ impl Kernels {
     ///
     /// - All preconditions of [`rowwise::rms`].
     pub(crate) unsafe fn rms(&self, row: &RmsRow<'_>) {
-        // SAFETY: the CPU has the instructions of this table; the caller upholds the preconditions, which are the same.
+        // SAFETY: the CPU has the instructions: the table proves it. By the preconditions, `row.x` has a readable value and
+        // `row.out` a writable one for each of `row.scale`, and they are apart, or one row of f32.
         unsafe { (self.rms)(row) }
     }
 
@@ -387,19 +363,20 @@ impl Kernels {
     ///
     /// - All preconditions of [`rowwise::apply_rope`].
     pub(crate) unsafe fn apply_rope(&self, rope: &RopeRow<'_>) {
-        // SAFETY: the CPU has the instructions of this table; the caller upholds the preconditions, which are the same.
+        // SAFETY: the CPU has the instructions: the table proves it. By the preconditions, `rope.row` is aligned and has the
+        // values of all heads, which only this call accesses.
         unsafe { (self.apply_rope)(rope) }
     }
 
     /// [`softmax::softmax`].
     pub(crate) fn softmax(&self, block: &mut Softmax<'_>) {
-        // SAFETY: the CPU has the instructions of this table.
+        // SAFETY: the CPU has the instructions: the table proves it. The kernel takes references alone.
         unsafe { (self.softmax)(block) }
     }
 
     /// [`softmax::adjust_scores`].
     pub(crate) fn adjust_scores(&self, scores: &mut [f32], scale: f32, cap: Option<f32>, bias: &[f32]) {
-        // SAFETY: the CPU has the instructions of this table.
+        // SAFETY: the CPU has the instructions: the table proves it. The kernel takes references alone.
         unsafe { (self.adjust_scores)(scores, scale, cap, bias) }
     }
 
@@ -417,7 +394,8 @@ impl Kernels {
         let halves = row.sums.as_ref().map_or(groups, |sums| sums.len() / 2);
         let lengths = [row.quants.len() / quantize::GROUP, row.scales.len(), halves, row.offsets.len()];
         assert!(lengths.into_iter().all(|length| length >= groups), "length of a quantized row");
-        // SAFETY: the CPU has the instructions of this table; the caller upholds the preconditions, which are the same.
+        // SAFETY: the CPU has the instructions: the table proves it. `row.x` is aligned and has `row.length` readable values, by
+        // the precondition.
         unsafe { (self.quantize)(row) }
     }
 
@@ -437,7 +415,7 @@ impl Kernels {
         panel: &mut [u32],
     ) {
         let odd = format == DType::Bf16 && length % 2 == 1;
-        // SAFETY: the CPU has the instructions of this table; each row has `units` readable units, the last one of an
+        // SAFETY: the CPU has the instructions: the table proves it. Each row has `units` readable units, the last one of an
         // odd bf16 row by the second precondition.
         unsafe { (self.transpose)(from, stride, rows, units(format, length), odd, panel) }
     }
@@ -460,7 +438,7 @@ impl Kernels {
             DType::F32 => self.values_f32,
             DType::Bf16 => self.values_bf16,
         };
-        // SAFETY: the CPU has the instructions of this table; the caller upholds the precondition, which is the same.
+        // SAFETY: `from` points to `rows` rows of `columns` readable elements of this format, by the precondition.
         unsafe { pack(from, stride, rows, columns, self.width, panel) }
     }
 }

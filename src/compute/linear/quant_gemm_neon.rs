@@ -18,7 +18,8 @@ use crate::compute::simd::intrinsics;
 /// - All preconditions of [`product`].
 #[target_feature(enable = "neon,i8mm")]
 pub(super) unsafe fn i8mm(p: &Product, layout: QuantLayout) {
-    // SAFETY: the CPU has the instructions, and the caller upholds the preconditions of `product`.
+    // SAFETY: the CPU has the features, which `permit` needs, and the pointers in `p` have the rows, lengths and alignment that
+    // `product` lists: both are preconditions.
     unsafe { product(NeonProducts::<MIXED>::permit(), p, layout) }
 }
 
@@ -30,7 +31,8 @@ pub(super) unsafe fn i8mm(p: &Product, layout: QuantLayout) {
 /// - All preconditions of [`product`].
 #[target_feature(enable = "neon,dotprod")]
 pub(super) unsafe fn dotprod(p: &Product, layout: QuantLayout) {
-    // SAFETY: the CPU has the instructions, and the caller upholds the preconditions of `product`.
+    // SAFETY: the CPU has the features, which `permit` needs, and the pointers in `p` have the rows, lengths and alignment that
+    // `product` lists: both are preconditions.
     unsafe { product(NeonProducts::<SIGNED>::permit(), p, layout) }
 }
 
@@ -41,7 +43,8 @@ pub(super) unsafe fn dotprod(p: &Product, layout: QuantLayout) {
 /// - All preconditions of [`product`].
 #[target_feature(enable = "neon")]
 pub(super) unsafe fn neon(p: &Product, layout: QuantLayout) {
-    // SAFETY: every aarch64 CPU has NEON, and the caller upholds the preconditions of `product`.
+    // SAFETY: every aarch64 CPU has NEON, which `permit` needs. The pointers in `p` have the rows, lengths and alignment that
+    // `product` lists, by the precondition.
     unsafe { product(NeonProducts::<WIDENING>::permit(), p, layout) }
 }
 

@@ -9,7 +9,8 @@ use super::{Lanes, PANEL, Product, QuantLayout, product};
 ///
 /// - All preconditions of [`product`].
 pub(super) unsafe fn portable(p: &Product, layout: QuantLayout) {
-    // SAFETY: `Array` needs no special instructions; the caller upholds the preconditions of `product`.
+    // SAFETY: `Array` needs no special instructions. The pointers in `p` have the rows, lengths and alignment that `product`
+    // lists, by the precondition.
     unsafe { product(Array::permit(), p, layout) }
 }
 

@@ -14,7 +14,8 @@ use crate::compute::simd::intrinsics;
 /// - All preconditions of [`product`].
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) unsafe fn avx512_vnni(p: &Product, layout: QuantLayout) {
-    // SAFETY: the CPU has the instructions, and the caller upholds the preconditions of `product`.
+    // SAFETY: the CPU has the features, which `permit` needs, and the pointers in `p` have the rows, lengths and alignment that
+    // `product` lists: both are preconditions.
     unsafe { product(Avx512Vnni::permit(), p, layout) }
 }
 
@@ -26,7 +27,8 @@ pub(super) unsafe fn avx512_vnni(p: &Product, layout: QuantLayout) {
 /// - All preconditions of [`product`].
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
 pub(super) unsafe fn avx_vnni(p: &Product, layout: QuantLayout) {
-    // SAFETY: the CPU has the instructions, and the caller upholds the preconditions of `product`.
+    // SAFETY: the CPU has the features, which `permit` needs, and the pointers in `p` have the rows, lengths and alignment that
+    // `product` lists: both are preconditions.
     unsafe { product(AvxVnni::permit(), p, layout) }
 }
 
@@ -38,7 +40,8 @@ pub(super) unsafe fn avx_vnni(p: &Product, layout: QuantLayout) {
 /// - All preconditions of [`product`].
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn avx2(p: &Product, layout: QuantLayout) {
-    // SAFETY: the CPU has the instructions, and the caller upholds the preconditions of `product`.
+    // SAFETY: the CPU has the features, which `permit` needs, and the pointers in `p` have the rows, lengths and alignment that
+    // `product` lists: both are preconditions.
     unsafe { product(Avx2Columns::permit(), p, layout) }
 }
 

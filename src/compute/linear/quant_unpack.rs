@@ -202,7 +202,8 @@ impl Unpack {
     ///
     /// If no [`BlockFormat`](super::blocks::BlockFormat) has the layout.
     pub(crate) unsafe fn run(self, p: &PackedPanel, layout: QuantLayout) {
-        // SAFETY: `of` chose a function whose instructions this CPU has; the caller upholds the preconditions of `unpack`.
+        // SAFETY: `of` chose a function whose instructions this CPU has. `p.panel` has its groups to read, and `p.out` is aligned
+        // and has rows for them, by the precondition.
         unsafe { (self.0)(p, layout) }
     }
 }

@@ -32,7 +32,8 @@ pub(super) fn allowed(isa: Isa) -> Option<Unpack> {
 ///
 /// - All preconditions of [`unpack`].
 pub(super) unsafe fn portable(p: &PackedPanel, layout: QuantLayout) {
-    // SAFETY: `ArrayColumns` needs no special instructions; the caller upholds the preconditions of `unpack`.
+    // SAFETY: `ArrayColumns` needs no special instructions. `p.panel` has its groups to read, and `p.out` is aligned and has
+    // rows for them, by the precondition.
     unsafe { unpack(ArrayColumns::permit(), p, layout) }
 }
 

@@ -13,7 +13,8 @@ use crate::compute::simd::intrinsics;
 /// - All preconditions of [`unpack`].
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 pub(super) unsafe fn avx512_bf16(p: &PackedPanel, layout: QuantLayout) {
-    // SAFETY: the CPU has the instructions, and the caller upholds the preconditions of `unpack`.
+    // SAFETY: the CPU has the features, which `permit` needs; `p.panel` has its groups to read, and `p.out` is aligned and has
+    // rows for them: both are preconditions.
     unsafe { unpack(Avx512Bf16::permit(), p, layout) }
 }
 

@@ -39,7 +39,8 @@ impl Unfinished {
     fn finish(&mut self, rows: usize) {
         let end = self.rows.end.min(self.rows.start + rows);
         if end > self.rows.start {
-            // SAFETY: the caller of `new` upholds the preconditions for all rows, so they hold for some of them.
+            // SAFETY: until all rows are done, the tile, its gate and factors have all of them to read, and nothing else
+            // accesses the output: `new` demands it. These rows are some of them that are not done.
             unsafe { self.kernels.finish(&self.epilogue.slice_rows(self.rows.start..end)) };
             self.rows.start = end;
         }
@@ -52,7 +53,8 @@ impl Unfinished {
 ///
 /// `state` points to an [`Unfinished`] that nothing else accesses during the call.
 unsafe extern "C" fn finish_step(state: *mut c_void) {
-    // SAFETY: the caller upholds it. An epilogue neither unwinds, since its rows are checked, nor uses AMX.
+    // SAFETY: `state` points to an `Unfinished` that nothing else accesses, by the precondition, so that the reference is the
+    // only one. As `Overlap` demands, an epilogue neither unwinds, since its rows are checked, nor uses AMX.
     let unfinished = unsafe { &mut *state.cast::<Unfinished>() };
     unfinished.finish(unfinished.step);
 }

@@ -119,7 +119,7 @@ impl ShortConvolution {
             let columns = first..self.columns.min(first + MOST_COLUMNS);
             let sums = &mut sums[..columns.len()];
             self.sum(rows, index, columns.clone(), sums);
-            // SAFETY: the caller ensures that nothing else accesses the row.
+            // SAFETY: no other code accesses row `to` during the call, by the precondition, and this is the only reference to it.
             unsafe {
                 match out.format() {
                     DType::F32 => out.row_f32(to)[columns].copy_from_slice(sums),

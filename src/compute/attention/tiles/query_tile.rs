@@ -99,7 +99,8 @@ impl Attention<'_> {
         unsafe { self.kernels.tiles(format, &product, count) };
         if let Some(comparison) = self.comparison() {
             let positions = span.before + tokens.start..span.before + tokens.end;
-            // SAFETY: as for the product with the keys. With relative positions, a tile has one head.
+            // SAFETY: `queries` has `rows` rows of `key_units` readable units, and `rows` is at most the height of a tile, by the
+            // assertion above. With relative positions, a tile has one head, whose rows these are.
             unsafe { comparison.add(state, tile.head, queries, positions, block, keys) };
         }
     }

@@ -74,7 +74,7 @@ impl PositionComparison<'_> {
             let PositionScores { values, stride, first } = query_scores;
             let width = self.kernels.width;
             let panels = panels.panels(head, *first / width, *stride / width);
-            // SAFETY: the caller upholds the preconditions, which are the same.
+            // SAFETY: `queries` has rows of whole units to read, at most the height of a tile, by the precondition.
             unsafe { self.multiply(queries, panels, values, *stride) };
             let each = values.chunks_exact(*stride).zip(scores.chunks_mut(STRIDE)).zip(positions.clone());
             for ((own, scores), query) in each {
@@ -134,8 +134,9 @@ impl PositionComparison<'_> {
             ahead: None,
             overlap: None,
         };
-        // SAFETY: the caller upholds what concerns `a`, whose rows are at most the height of a tile. The panels have
-        // `key_units` rows each, and `out` has `rows.rows` rows of `count` panels' columns, by the assertion above.
+        // SAFETY: `a` has `rows.rows` readable rows of `key_units` units, at most the height of a tile, by the precondition. The
+        // panels have `key_units` rows each, and `out`, borrowed exclusively, has `rows.rows` rows of `count` panels' columns,
+        // by the assertion above.
         unsafe { self.kernels.tiles(format, &product, count) };
     }
 }

@@ -27,7 +27,8 @@ impl TileRows {
         }
         padded.clear();
         for row in 0..self.rows {
-            // SAFETY: the caller guarantees `width` readable, aligned elements of two bytes.
+            // SAFETY: row `row < rows` begins `row * stride` bytes after `start`. By the first precondition, it has `width`
+            // readable elements and is aligned for them: of two bytes, since the format is bf16 here.
             let row =
                 unsafe { std::slice::from_raw_parts(self.start.add(row * self.stride).cast::<u16>(), width) };
             padded.extend(row.iter().chain(&[0]));

@@ -57,7 +57,8 @@ struct LoadedKernel {
 // SAFETY: modules, functions and the handle of cuBLASLt may be used by any thread that has bound the context, which every
 // use here does first; NVIDIA documents the handle as safe for concurrent use.
 unsafe impl Send for CudaCard {}
-// SAFETY: as for `Send`; what changes lies in mutexes.
+// SAFETY: threads that share a card call the same functions of the driver and of cuBLASLt, which both document as safe for
+// concurrent use. What changes lies in mutexes.
 unsafe impl Sync for CudaCard {}
 
 impl fmt::Debug for CudaCard {
@@ -341,7 +342,8 @@ impl LaneLease {
         let function = self.card.function(name, shared as u32)?;
         let grid = (grid[0] as u32, grid[1] as u32, 1);
         let stream = self.stream.cu_stream();
-        // SAFETY: the caller keeps the contract.
+        // SAFETY: `function` is of a module that lives as long as the card. By the preconditions, `arguments` has a pointer for
+        // each parameter, and the memory behind them has the sizes for this grid and outlives the work.
         unsafe {
             result::launch_kernel(function, grid, (block as u32, 1, 1), shared as u32, stream, arguments)
         }

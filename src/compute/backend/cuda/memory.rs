@@ -22,7 +22,7 @@ impl DeviceMemory {
     /// # Errors
     /// [`crate::Error::DeviceMemory`].
     pub(super) fn new(stream: &Arc<CudaStream>, bytes: usize) -> Result<Self> {
-        // SAFETY: the stream is open. Kernels write before they read, which their callers see to.
+        // SAFETY: the stream is open. No reference to the memory exists, and its numbers are valid whatever their bits are.
         let pointer = unsafe { result::malloc_async(stream.cu_stream(), bytes.max(1)) }.map_err(failed)?;
         Ok(Self { pointer, bytes, stream: Arc::clone(stream) })
     }
@@ -98,7 +98,7 @@ impl HostMemory {
         }
         let bytes = bytes.max(2 * self.bytes).max(1 << 20).next_multiple_of(ALIGNMENT);
         self.free();
-        // SAFETY: a context is bound: callers hold a lane of a card.
+        // SAFETY: a context is bound to this thread: this memory is of a lane, and `CudaCard::lane` binds before it gives one.
         let start = unsafe { result::malloc_host(bytes, 0) }.map_err(failed)?.cast::<u8>();
         // SAFETY: the driver has returned so many bytes. They are initialized here, so that they may be read as numbers.
         unsafe { start.write_bytes(0, bytes) };

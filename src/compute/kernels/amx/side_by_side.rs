@@ -24,8 +24,9 @@ pub(super) unsafe fn tiles(t: &Tile, panels: usize) {
         return;
     }
     let _tiles = TileGuard::new();
-    // SAFETY: the caller upholds the preconditions of the loop, which are the same; `_tiles` lives, `panels` is not zero, and
-    // `LOWER` says whether there are rows below the upper tiles.
+    // SAFETY: AMX is available, there are 1 to 32 rows and 1 to 16 units, and `a`, `panel` and `c` have the rows of all panels,
+    // by the preconditions. `_tiles` lives, so the tiles keep the shape that they are configured for. `panels` is not zero, and
+    // `LOWER` is `t.rows > 16`.
     unsafe {
         configure((t.rows, t.k));
         if t.rows > TILE { multiply::<true>(t, panels) } else { multiply::<false>(t, panels) }
