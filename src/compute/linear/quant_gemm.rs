@@ -414,8 +414,8 @@ impl Dot {
     ///
     /// If no [`BlockFormat`](super::blocks::BlockFormat) has the layout.
     pub(crate) unsafe fn run(self, p: &Product, layout: QuantLayout) {
-        // SAFETY: `of` chose a function whose instructions this CPU has, and `flip` where its set has `FLIPS`. The pointers in `p`
-        // have the rows, lengths and alignment that `product` lists for this layout, by the precondition.
+        // SAFETY: `of` chose a function whose instructions this CPU has, and `flip` where its set has `FLIPS`. The pointers in
+        // `p` have the rows, lengths and alignment that `product` lists for this layout, by the precondition.
         unsafe { (self.product)(p, layout) }
     }
 
