@@ -9,8 +9,10 @@ from .errors import ArgumentError, InputTypeError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
     from typing import Any
+
+    from .errors import ModelManagerError
 
 _SHOWN = 80
 """Characters of a value in an error."""
@@ -36,6 +38,15 @@ def item_error(param: str, number: int, takes: str, given: object, remedy: str =
     error = InputTypeError(f"{param}[{number}]{rest}")
     error.param, error._place, error._rest = param, (number,), rest
     return error
+
+
+def rename(
+    error: ModelManagerError, known: str, name: str, place: Callable[[tuple[int, ...]], tuple[int, ...]]
+) -> None:
+    """Have an error about the core's argument `known` name the one that the caller gave, and `place` of the item."""
+    if error.param == known and error._rest is not None:
+        error.param, error._place = name, place(error._place or ())
+        error.args = ("".join([name, *(f"[{number}]" for number in error._place), error._rest]),)
 
 
 def a_text(name: str, given: Any) -> str:

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Mapping
 from numbers import Number
 
-from ._arguments import a_text, an_int, one_of, type_error
+from ._arguments import a_text, an_int, one_of, rename, type_error
 from ._embedder import Embedder
 from ._extras import extra
 from .errors import ArgumentError, InputError, NotFiniteError
@@ -197,16 +197,9 @@ class BatchEmbedder:
         try:
             return self._loaded().documents([texts[index] for index in chosen], prompt_name=self.prompt_name)
         except (InputError, NotFiniteError) as error:
-            _name_row(error, chosen)
+            # The core counts the texts that it was given.
+            rename(error, "texts", "texts", lambda place: (*(chosen[row] for row in place[:1]), *place[1:]))
             raise
-
-
-def _name_row(error: InputError | NotFiniteError, rows: Sequence[int]) -> None:
-    """Have an error name the row of the batch: the core counts the texts that it was given."""
-    if error.param == "texts" and error._place and error._rest is not None:
-        row, *rest = error._place
-        error._place = (rows[row], *rest)
-        error.args = ("texts" + "".join(f"[{number}]" for number in error._place) + error._rest,)
 
 
 def _is_null(text: Any) -> bool:

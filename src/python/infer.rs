@@ -10,7 +10,7 @@ use super::errors::OrRaise;
 use super::handle::Handle;
 use super::options::set_option;
 use super::submit::{PyTicket, Traced, reply, started};
-use super::texts::{Texts, copied, inputs};
+use super::texts::{copied, inputs, texts};
 use super::tracing::{self, Call, CallOutcome};
 use super::utf8::Utf8;
 use super::vectors::results;
@@ -124,11 +124,14 @@ fn converted(py: Python<'_>, found: Embeddings) -> PyResult<(Py<PyAny>, u64)> {
     Ok((results(py, found.output)?, found.tokens))
 }
 
-/// One text with each of several, or texts with those of the same number.
+/// A query with each of several documents, or texts with those of the same number: pairs, which the argument `texts` gives.
 fn pairs(first: &Bound<'_, PyAny>, second: &Bound<'_, PyAny>) -> PyResult<Inputs> {
-    let seconds = Texts::extract(second)?.into_vec();
     if let Ok(query) = first.cast::<PyString>() {
-        return Ok(Inputs::Pairs(Pairs::of_query(copied(query, None)?, seconds)));
+        let query = copied(query, Some(("query", &[])))?;
+        let documents = texts("documents", second, |number| vec![number])?;
+        return Ok(Inputs::Pairs(Pairs::of_query(query, documents)));
     }
-    Pairs::new(Texts::extract(first)?.into_vec(), seconds).map(Inputs::Pairs).or_raise(first.py())
+    let firsts = texts("texts", first, |number| vec![number, 0])?;
+    let seconds = texts("texts", second, |number| vec![number, 1])?;
+    Pairs::new(firsts, seconds).map(Inputs::Pairs).or_raise(first.py())
 }

@@ -12,12 +12,6 @@ use crate::Error;
 use crate::compute::memory::{joined, push, reserve};
 use crate::manager::Inputs;
 
-/// One text, or several.
-pub(super) enum Texts {
-    One(String),
-    Many(Vec<String>),
-}
-
 /// Why the inputs of a call are refused.
 enum Refusal {
     /// Their form, or an exception that they raised.
@@ -47,23 +41,19 @@ impl Refusal {
     }
 }
 
-impl Texts {
-    /// One text counts as several.
-    pub(super) fn into_vec(self) -> Vec<String> {
-        match self {
-            Self::One(text) => vec![text],
-            Self::Many(texts) => texts,
-        }
+/// Copies of the texts that the argument `name` gives, of one text too. `place` says where in the argument a text of a
+/// number is.
+pub(super) fn texts(
+    name: &'static str,
+    given: &Bound<'_, PyAny>,
+    place: impl Fn(usize) -> Vec<usize>,
+) -> PyResult<Vec<String>> {
+    if let Ok(text) = given.cast::<PyString>() {
+        return Ok(vec![copied(text, Some((name, &[])))?]);
     }
-
-    pub(super) fn extract(texts: &Bound<'_, PyAny>) -> PyResult<Self> {
-        if let Ok(text) = texts.cast::<PyString>() {
-            return Ok(Self::One(copied(text, None)?));
-        }
-        let text = |item: &Bound<'_, PyAny>, number| text_item("texts", item, number);
-        let many = collected(texts.len().unwrap_or(0), numbered(texts)?, text);
-        many.map(Self::Many).map_err(|refusal| refusal.raise(texts.py()))
-    }
+    let text = |item: &Bound<'_, PyAny>, number| text_item(name, item, &place(number));
+    let many = collected(given.len().unwrap_or(0), numbered(name, given)?, text);
+    many.map_err(|refusal| refusal.raise(given.py()))
 }
 
 /// A text, or several, in the memory of their Python objects: a call that only reads them copies nothing. The second value
@@ -72,19 +62,21 @@ pub(super) fn kept(texts: &Bound<'_, PyAny>) -> PyResult<(Vec<PyBackedStr>, bool
     if let Ok(text) = texts.cast::<PyString>() {
         return Ok((vec![kept_text(text, None)?], true));
     }
-    let many = collected(texts.len().unwrap_or(0), numbered(texts)?, |item, number| {
-        Ok(kept_text(text_at("texts", item, number)?, Some(number))?)
+    let many = collected(texts.len().unwrap_or(0), numbered("texts", texts)?, |item, number| {
+        let place = [number];
+        Ok(kept_text(text_at("texts", item, &place)?, Some(("texts", &place)))?)
     });
     many.map(|many| (many, false)).map_err(|refusal| refusal.raise(texts.py()))
 }
 
 /// The items of several texts with their numbers.
 fn numbered<'py>(
+    name: &str,
     texts: &Bound<'py, PyAny>,
 ) -> PyResult<impl Iterator<Item = PyResult<(usize, Bound<'py, PyAny>)>> + use<'py>> {
     let Some(items) = items(texts) else {
-        let reason = format!("texts must be a str or an iterable of str, not {}", kind(texts)?);
-        return Err(wrong_type(texts.py(), "texts", reason));
+        let reason = format!("{name} must be a str or an iterable of str, not {}", kind(texts)?);
+        return Err(wrong_type(texts.py(), name, reason));
     };
     Ok(items.enumerate().map(|(number, item)| item.map(|item| (number, item))))
 }
@@ -116,7 +108,7 @@ fn several<'py>(
     let rest = items.enumerate().map(|(number, item)| item.map(|item| (number + 1, item)));
     let all = std::iter::once(Ok((0, first.clone()))).chain(rest);
     if first.is_instance_of::<PyString>() {
-        let text = |item: &Bound<'py, PyAny>, number| text_item(name, item, number);
+        let text = |item: &Bound<'py, PyAny>, number| text_item(name, item, &[number]);
         Ok((Inputs::Texts(collected(expected, all, text)?), false))
     } else if self::items(&first).is_some() {
         let ids = |item: &Bound<'py, PyAny>, number| list_of_ids(name, item, number);
@@ -145,48 +137,51 @@ fn collected<'py, T>(
     Ok(taken)
 }
 
+/// The argument that a text comes from, and where in it.
+type TextPlace<'a> = Option<(&'static str, &'a [usize])>;
+
 /// The text as UTF-8. A lone surrogate has none.
-pub(super) fn copied(text: &Bound<'_, PyString>, number: Option<usize>) -> PyResult<String> {
-    joined(&[text_of(text, number)?]).or_raise(text.py())
+pub(super) fn copied(text: &Bound<'_, PyString>, place: TextPlace<'_>) -> PyResult<String> {
+    joined(&[text_of(text, place)?]).or_raise(text.py())
 }
 
 /// The text as UTF-8, without a copy. A lone surrogate has none.
-pub(super) fn text_of<'a>(text: &'a Bound<'_, PyString>, number: Option<usize>) -> PyResult<&'a str> {
-    text.to_str().map_err(|error| no_utf8(text.py(), error, number))
+pub(super) fn text_of<'a>(text: &'a Bound<'_, PyString>, place: TextPlace<'_>) -> PyResult<&'a str> {
+    text.to_str().map_err(|error| no_utf8(text.py(), error, place))
 }
 
 /// The text as UTF-8, in the memory of its Python object. A lone surrogate has none.
-fn kept_text(text: &Bound<'_, PyString>, number: Option<usize>) -> PyResult<PyBackedStr> {
-    PyBackedStr::try_from(text.clone()).map_err(|error| no_utf8(text.py(), error, number))
+fn kept_text(text: &Bound<'_, PyString>, place: TextPlace<'_>) -> PyResult<PyBackedStr> {
+    PyBackedStr::try_from(text.clone()).map_err(|error| no_utf8(text.py(), error, place))
 }
 
 /// Why a text has no UTF-8.
-fn no_utf8(py: Python<'_>, error: PyErr, number: Option<usize>) -> PyErr {
+fn no_utf8(py: Python<'_>, error: PyErr, place: TextPlace<'_>) -> PyErr {
     if error.is_instance_of::<PyMemoryError>(py) {
         return error;
     }
-    let error = match number {
+    let error = match place {
         None => Error::Input(format!("the text {LONE_SURROGATE}")),
-        Some(number) => Error::item("texts", &[number], format!(" {LONE_SURROGATE}")),
+        Some((name, place)) => Error::item(name, place, format!(" {LONE_SURROGATE}")),
     };
     to_py(py, &error)
 }
 
-fn text_item(name: &str, item: &Bound<'_, PyAny>, number: usize) -> Result<String, Refusal> {
-    Ok(joined(&[text_of(text_at(name, item, number)?, Some(number))?])?)
+fn text_item(name: &'static str, item: &Bound<'_, PyAny>, place: &[usize]) -> Result<String, Refusal> {
+    Ok(joined(&[text_of(text_at(name, item, place)?, Some((name, place)))?])?)
 }
 
 /// The item as a text.
 fn text_at<'a, 'py>(
     name: &str,
     item: &'a Bound<'py, PyAny>,
-    number: usize,
+    place: &[usize],
 ) -> PyResult<&'a Bound<'py, PyString>> {
     match item.cast::<PyString>() {
         Ok(text) => Ok(text),
         Err(_) => {
             let rest = format!(" must be a str, not {}", kind(item)?);
-            Err(wrong_type_of(item.py(), name, &[number], &rest))
+            Err(wrong_type_of(item.py(), name, place, &rest))
         }
     }
 }

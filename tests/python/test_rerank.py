@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import sys
 from types import SimpleNamespace
 
@@ -245,13 +246,25 @@ def test_another_task_is_refused_by_name(rerankers):
         ("a", [{"body": "b"}], {}, InputTypeError, r"documents\[0\] must be .*'text', not dict$"),
         ("a", ["b"], {"top_n": 0}, ArgumentError, "top_n=0"),
         ("a", ["b"], {"activation": "tanh"}, ArgumentError, "softmax"),
-        ("a", ["\ud800"], {}, InputError, r"texts\[0\].*surrogate"),
+        ("a", ["b", {"text": "\ud800"}], {}, ArgumentError, r"^documents\[1\] holds a lone surrogate"),
+        ("\ud800", ["a"], {}, ArgumentError, "^query holds a lone surrogate"),
     ],
 )
 def test_wrong_arguments(rerankers, query, documents, options, error, message):
     with pytest.raises(error, match=message) as raised:
         rerankers.rerank(query, documents, **options)
-    assert error is InputError or raised.value.param
+    assert raised.value.param
+
+
+def test_a_lone_surrogate_of_a_pair_is_named_as_it_was_given(rerankers):
+    model = CrossEncoder(rerankers, "rerank_bert")
+    for pairs, place in [([("a", "b"), ("a", "\ud800")], "[1][1]"), (["\ud800", "b"], "[0]")]:
+        with pytest.raises(ArgumentError, match=f"^sentences{re.escape(place)} holds a lone surrogate") as raised:
+            model.predict(pairs)
+        assert raised.value.param == "sentences"
+    for texts, place in [([("\ud800", "b")], "[0][0]"), (["a", "\ud800"], "[1]")]:
+        with pytest.raises(ArgumentError, match=f"^texts{re.escape(place)} holds a lone surrogate"):
+            rerankers.classify(texts)
 
 
 @pytest.mark.parametrize(

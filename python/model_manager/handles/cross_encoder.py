@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import sys
 
-from .._arguments import a_flag, a_manager, a_pair, a_text, an_int, an_iterable, one_of, type_error, unexpected
+from .._arguments import a_flag, a_manager, a_pair, a_text, an_int, an_iterable, one_of, rename, type_error, unexpected
 from .._scoring import document_texts
+from ..errors import InputError
 from ._results import returned
 from .sentence_model import _Progress, check_progress, state_of
 
@@ -95,16 +96,20 @@ class CrossEncoder:
         named = activation_fn is None or isinstance(activation_fn, str)
         with _Progress(bool(show_progress_bar), len(pairs)) as progress:
             scores: Any
-            scores, _ = self._manager._infer(
-                "scores",
-                [first for first, _ in pairs],
-                [second for _, second in pairs],
-                self.name,
-                progress,
-                activation=activation_fn if named else "identity",
-                prompt=prompt,
-                prompt_name=prompt_name,
-            )
+            try:
+                scores, _ = self._manager._infer(
+                    "scores",
+                    [first for first, _ in pairs],
+                    [second for _, second in pairs],
+                    self.name,
+                    progress,
+                    activation=activation_fn if named else "identity",
+                    prompt=prompt,
+                    prompt_name=prompt_name,
+                )
+            except InputError as error:
+                rename(error, "texts", "sentences", lambda place: place[1:] if single else place)
+                raise
         if not named:
             scores = _applied(activation_fn, scores)
         if apply_softmax and scores.ndim > 1 and scores.shape[1] > 1:

@@ -27,7 +27,7 @@ LATE = "The model was not loaded within the server's request_timeout"
 _LARGE = 1 << 20
 """Bytes."""
 _MAX_DIMENSIONS = 65_536
-_OWN_NAMES = {"keep_alive": "keep_alive", "prompt_name": "prompt_name"}
+_OWN_NAMES = {"keep_alive": "keep_alive", "prompt_name": "prompt_name", "query": "query"}
 """Arguments of the core that are fields of the same name."""
 
 
