@@ -1,5 +1,6 @@
 //! What one caller waits for: items of an output, which batches complete.
 
+use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,6 +15,9 @@ use crate::{Error, Result};
 /// Called once, on the worker thread, with the chunk's results or the first error. It must be quick and must not call back
 /// into the batcher.
 pub(super) type Done = Box<dyn FnOnce(Result<ChunkOutput>) + Send>;
+
+/// What a chunk keeps until nothing of it is queued or computed any more: the lease of its model.
+pub(super) type Held = Arc<dyn Any + Send + Sync>;
 
 /// The results of a chunk.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -52,12 +56,15 @@ pub struct Chunk {
 struct Gathered {
     results: ChunkOutput,
     missing: usize,
+    /// Dropped before `done` gets the results, or else with the chunk: the batch under way may have other sequences of it.
+    held: Option<Held>,
     /// Taken when it is called; later items are dropped.
     done: Option<Done>,
 }
 
 impl Chunk {
     /// A chunk of `sequences` items of this shape, for a call with this record. With no sequences `done` is called at once.
+    /// `held` stays until its sequences are computed, also when the caller has left before.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`].
@@ -67,13 +74,14 @@ impl Chunk {
         cancel: Cancel,
         done: Done,
         trace: Option<&Arc<Trace>>,
+        held: Option<Held>,
     ) -> Result<Arc<Self>> {
         let output = Output::new(shape, sequences)?;
         let mut tokens = Vec::new();
         reserve(&mut tokens, sequences)?;
         tokens.resize(sequences, 0);
         let results = ChunkOutput { output, tokens };
-        let gathered = Mutex::new(Gathered { results, missing: sequences, done: Some(done) });
+        let gathered = Mutex::new(Gathered { results, missing: sequences, held, done: Some(done) });
         let trace = trace.map(|trace| (Arc::clone(trace), Instant::now()));
         let chunk = Arc::new(Self { cancel, gathered, trace });
         if sequences == 0 {
@@ -118,13 +126,16 @@ impl Chunk {
     }
 
     fn finish(&self, outcome: Result<()>) {
-        let (done, results) = {
+        let (done, results, held) = {
             let mut gathered = self.gathered.lock();
             let Some(done) = gathered.done.take() else { return };
             // After a failure other items of this chunk may still arrive: their place stays.
-            let taken = outcome.is_ok().then(|| std::mem::take(&mut gathered.results));
-            (done, taken.unwrap_or_default())
+            let taken = outcome.is_ok().then(|| (std::mem::take(&mut gathered.results), gathered.held.take()));
+            let (results, held) = taken.unwrap_or_default();
+            (done, results, held)
         };
+        // Not under the lock: it may free the model.
+        drop(held);
         let called = catch_unwind(AssertUnwindSafe(|| done(outcome.map(|()| results))));
         if let Err(payload) = called {
             // The worker goes on with the other callers.
@@ -144,7 +155,7 @@ mod tests {
     fn chunk(sequences: usize) -> (Arc<Chunk>, mpsc::Receiver<Result<ChunkOutput>>) {
         let (sender, receiver) = mpsc::channel();
         let done = Box::new(move |result| sender.send(result).unwrap());
-        (Chunk::new(sequences, PAIRS, Cancel::default(), done, None).unwrap(), receiver)
+        (Chunk::new(sequences, PAIRS, Cancel::default(), done, None, None).unwrap(), receiver)
     }
 
     #[test]

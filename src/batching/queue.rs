@@ -112,21 +112,28 @@ impl<T: QueueItem> Queue<T> {
         self.interactive.len() + self.bulk.len()
     }
 
-    /// Takes the next batch, within `budget` but at least one sequence. Sequences whose callers have all left are
-    /// dropped on the way; the second value counts them.
-    pub(crate) fn next_batch(&mut self, budget: BatchLimit) -> (Vec<T>, usize) {
-        let mut batch = Vec::new();
-        let (mut used, mut abandoned) = (0, 0);
+    /// Takes the next batch, within `budget` but at least one sequence. Sequences whose callers have all left are dropped on
+    /// the way; the second value has those callers, by sequence. To be dropped without the lock: the last one may free the
+    /// model, and this queue with it.
+    pub(crate) fn next_batch(&mut self, budget: BatchLimit) -> (Vec<T>, Vec<Vec<Waiter>>) {
+        let (mut batch, mut left) = (Vec::new(), Vec::new());
+        let mut used = 0;
         // Half for interactive requests (all of it when no bulk work waits), then bulk, then interactive requests again.
         let share = if self.bulk.is_empty() { budget } else { budget.half() };
         for (lane, limit) in [(Lane::Interactive, share), (Lane::Bulk, budget), (Lane::Interactive, budget)] {
-            abandoned += self.take(lane, limit, &mut used, &mut batch);
+            self.take(lane, limit, &mut used, &mut batch, &mut left);
         }
-        (batch, abandoned)
+        (batch, left)
     }
 
-    fn take(&mut self, lane: Lane, limit: BatchLimit, used: &mut usize, batch: &mut Vec<T>) -> usize {
-        let mut dropped = 0;
+    fn take(
+        &mut self,
+        lane: Lane,
+        limit: BatchLimit,
+        used: &mut usize,
+        batch: &mut Vec<T>,
+        left: &mut Vec<Vec<Waiter>>,
+    ) {
         let line = match lane {
             Lane::Interactive => &mut self.interactive,
             Lane::Bulk => &mut self.bulk,
@@ -135,9 +142,8 @@ impl<T: QueueItem> Queue<T> {
             let abandoned =
                 self.wanted.get(item).is_none_or(|waiters| waiters.iter().all(|w| w.chunk.is_cancelled()));
             if abandoned {
-                self.wanted.remove(item);
+                left.push(self.wanted.remove(item).unwrap_or_default());
                 line.pop_front();
-                dropped += 1;
                 continue;
             }
             let full = *used + item.weight() > limit.weight || batch.len() >= limit.items;
@@ -147,7 +153,6 @@ impl<T: QueueItem> Queue<T> {
             *used += item.weight();
             batch.extend(line.pop_front());
         }
-        dropped
     }
 
     /// The callers that want `item` now. It stays wanted.
@@ -181,7 +186,7 @@ mod tests {
 
     fn waiter(cancel: &Cancel) -> Waiter {
         let shape = crate::output::Shape::Dense { width: 1 };
-        Waiter { chunk: Chunk::new(1, shape, cancel.clone(), Box::new(|_| {}), None).unwrap(), row: 0 }
+        Waiter { chunk: Chunk::new(1, shape, cancel.clone(), Box::new(|_| {}), None, None).unwrap(), row: 0 }
     }
 
     #[test]
@@ -207,7 +212,8 @@ mod tests {
         queue.push(tokens(2, 4), waiter(&gone), Lane::Interactive);
         queue.push(tokens(2, 4), waiter(&here), Lane::Interactive);
         gone.cancel();
-        assert_eq!(queue.next_batch(BatchLimit::of_weight(100)), (vec![tokens(2, 4)], 1));
+        let (batch, left) = queue.next_batch(BatchLimit::of_weight(100));
+        assert_eq!((batch, left.iter().map(Vec::len).collect()), (vec![tokens(2, 4)], vec![1]));
         assert_eq!(queue.complete(&tokens(2, 4)).len(), 2);
         assert!(queue.wanted.is_empty());
     }

@@ -8,7 +8,8 @@ use super::queue::{BatchLimit, Lane, Queue, QueueItem, Waiter};
 use crate::Result;
 use crate::sync::{Abandon, Work, Worker, WorkerThread};
 
-/// A queue, and the threads that empty it. Dropping it ends the threads and fails callers that still wait.
+/// A queue, and the threads that empty it. Dropping it ends the threads and fails callers that still wait. It waits for a
+/// batch under way; callers whose chunks hold the owner of the queue see to it that there is none.
 pub(crate) struct QueueWorker<T: QueueItem> {
     worker: Worker<Queue<T>>,
     counters: Arc<Counters>,
@@ -67,17 +68,25 @@ pub(crate) fn next_batch<T: QueueItem>(
     let mut queue = thread.lock();
     queue.set_away(false);
     while !queue.is_stopping() {
-        let (batch, abandoned) = queue.next_batch(budget);
-        counters.note_spared(0, abandoned);
+        let (batch, left) = queue.next_batch(budget);
+        counters.note_spared(0, left.len());
+        if batch.is_empty() && left.is_empty() {
+            queue = queue.wait();
+            continue;
+        }
         if !batch.is_empty() {
             queue.set_away(away);
             if !queue.is_empty() {
                 // One notification may have announced more than one batch.
                 thread.wake_another();
             }
+        }
+        drop(queue);
+        drop(left);
+        if !batch.is_empty() {
             return Some(batch);
         }
-        queue = queue.wait();
+        queue = thread.lock();
     }
     None
 }

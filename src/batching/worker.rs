@@ -256,7 +256,7 @@ mod tests {
         fn submit(&self, sequences: &[&[u32]], cancel: &Cancel) -> mpsc::Receiver<Result<ChunkOutput>> {
             let (sender, receiver) = mpsc::channel();
             let done = Box::new(move |result| drop(sender.send(result)));
-            let chunk = Chunk::new(sequences.len(), PAIRS, cancel.clone(), done, None).unwrap();
+            let chunk = Chunk::new(sequences.len(), PAIRS, cancel.clone(), done, None, None).unwrap();
             let sequences = sequences.iter().map(|s| s.to_vec().into()).collect();
             self.batcher.submit(sequences, OutputKind::Dense, &chunk, Lane::Interactive);
             receiver
@@ -344,13 +344,62 @@ mod tests {
         assert_eq!(busy.recv().unwrap(), Err(Error::Closed));
     }
 
+    /// Owns a model and its batcher, as a lease does. Says which thread drops it.
+    struct Owner {
+        batcher: Batcher,
+        _model: Arc<Fake>,
+        dropped: mpsc::Sender<Option<String>>,
+    }
+
+    impl Drop for Owner {
+        fn drop(&mut self) {
+            self.dropped.send(thread::current().name().map(str::to_owned)).unwrap();
+        }
+    }
+
+    impl Owner {
+        /// Queues a sequence whose chunk keeps the owner.
+        fn submit(self: &Arc<Self>, id: u32, cancel: &Cancel) -> mpsc::Receiver<Result<ChunkOutput>> {
+            let (sender, receiver) = mpsc::channel();
+            let done = Box::new(move |result| drop(sender.send(result)));
+            let held = Arc::clone(self) as _;
+            let chunk = Chunk::new(1, PAIRS, cancel.clone(), done, None, Some(held)).unwrap();
+            self.batcher.submit(vec![vec![id].into()], OutputKind::Dense, &chunk, Lane::Bulk);
+            receiver
+        }
+    }
+
+    #[test]
+    fn a_batch_keeps_its_model_after_its_caller_has_left() {
+        for queued in [false, true] {
+            let Bench { batcher, model, permits, .. } = Bench::new(100);
+            let (dropped, drops) = mpsc::channel();
+            let owner = Arc::new(Owner { batcher, _model: model, dropped });
+            let cancel = Cancel::default();
+            let computed = owner.submit(1, &cancel);
+            while owner.batcher.waiting() > 0 {
+                thread::yield_now();
+            }
+            let abandoned = queued.then(|| owner.submit(2, &cancel));
+            cancel.cancel();
+            // Returns while the batch is computed.
+            drop(owner);
+            assert_eq!(drops.try_recv(), Err(mpsc::TryRecvError::Empty));
+            permits.send(()).unwrap();
+            assert_eq!(computed.recv().unwrap(), Ok(rows(&[1.0, 1.0])));
+            assert_eq!(drops.recv().unwrap().as_deref(), Some("mm-embed"));
+            assert!(abandoned.is_none_or(|abandoned| abandoned.recv().is_err()));
+        }
+    }
+
     #[test]
     fn a_model_that_is_gone_leaves_nobody_waiting() {
         let Bench { batcher, model, permits, .. } = Bench::new(100);
         drop((model, permits));
         let (sender, receiver) = mpsc::channel();
         let chunk =
-            Chunk::new(1, PAIRS, Cancel::default(), Box::new(move |r| drop(sender.send(r))), None).unwrap();
+            Chunk::new(1, PAIRS, Cancel::default(), Box::new(move |r| drop(sender.send(r))), None, None)
+                .unwrap();
         batcher.submit(vec![vec![1].into()], OutputKind::Dense, &chunk, Lane::Bulk);
         assert_eq!(receiver.recv().unwrap(), Err(Error::Closed));
     }

@@ -221,6 +221,10 @@ impl<T: ?Sized + Send + Sync + 'static> SlotState<T> {
             }
             return;
         }
+        if let (Err(error), Some(_)) = (&outcome, ahead) {
+            // No caller gets it.
+            log::warn!("{:?} was not loaded ahead of its use: {error}", self.name);
+        }
         if let Some(policy) = &self.policy {
             match (&outcome, ahead) {
                 (Ok(_), Some(_)) if attached => policy.loaded_ahead(now),

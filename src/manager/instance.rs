@@ -204,7 +204,7 @@ impl Manager {
         let child = Parts::new(settings, Arc::clone(&self.host), tracker)?;
         child.reaper.set(inherited.idle);
         for (entry, lease) in &inherited.slots {
-            child.registry.inherit(entry)?;
+            child.registry.inherit(entry);
             if let (true, Some(LoadedModel::Encoder(handle))) = (paused, lease.as_deref()) {
                 child.loader.inherit(&*child.registry.entry(&entry.name)?, handle)?;
             }

@@ -160,6 +160,14 @@ pub(super) struct LoadFor<'a> {
 /// Loads what a name stands for.
 pub(super) type SpecLoader = dyn Fn(&LoadFor<'_>) -> Result<Loaded<LoadedModel>> + Send + Sync;
 
+/// Which slot of the same name a new one may replace.
+enum Over<'a> {
+    None,
+    Any,
+    /// Only this one: not what another thread has registered since.
+    This(&'a Arc<NamedSlot>),
+}
+
 /// What holds for slots and calls that have no settings of their own.
 pub(super) struct SlotDefaults {
     pub(super) keep_alive: Option<KeepAlive>,
@@ -261,22 +269,37 @@ impl Registry {
             let reason = " is for a slot with keep_alive=\"auto\" that is not pinned; leave it out";
             return Err(Error::argument("cold_start_price", reason));
         }
+        if keep.pinned && (keep.adaptive || matches!(keep.keep_alive, Some(KeepAlive::For(_)))) {
+            let reason = " has no effect on a pinned model, which leaves by unload() only; leave one of the two out";
+            return Err(Error::argument("keep_alive", reason));
+        }
         let registration = REGISTRATIONS.fetch_add(1, Ordering::Relaxed);
-        self.put(name, spec, keep, registration, replace)
+        let over = if replace { Over::Any } else { Over::None };
+        if !self.put(name, spec, keep, registration, over) {
+            let taken = format!("a model is already registered as {name:?}; pass replace=True to replace it");
+            return Err(Error::Input(taken));
+        }
+        Ok(())
     }
 
     /// Adds a slot of the parent process, which keeps its registration.
-    pub(super) fn inherit(&self, parents: &NamedSlot) -> Result<()> {
-        self.put(&parents.name, parents.spec.clone(), parents.keep.clone(), parents.registration, true)
+    pub(super) fn inherit(&self, parents: &NamedSlot) {
+        let NamedSlot { name, spec, keep, registration, .. } = parents;
+        self.put(name, spec.clone(), keep.clone(), *registration, Over::Any);
     }
 
-    fn put(&self, name: &str, spec: Spec, keep: Retention, registration: u64, replace: bool) -> Result<()> {
+    /// Adds or replaces the slot `name`. False when the name is taken by a slot that is not to be replaced.
+    fn put(&self, name: &str, spec: Spec, keep: Retention, registration: u64, over: Over<'_>) -> bool {
         let registering = self.registering.lock();
         let mut entries = Vec::clone(&self.entries.all());
         let taken = entries.iter().position(|existing| existing.name == name);
-        if taken.is_some() && !replace {
-            let taken = format!("a model is already registered as {name:?}; pass replace=True to replace it");
-            return Err(Error::Input(taken));
+        let replaceable = match (over, taken) {
+            (Over::Any, _) | (Over::None, None) => true,
+            (Over::None, Some(_)) | (Over::This(_), None) => false,
+            (Over::This(expected), Some(at)) => Arc::ptr_eq(expected, &entries[at]),
+        };
+        if !replaceable {
+            return false;
         }
         let totals = taken.map(|at| Arc::clone(&entries[at].totals)).unwrap_or_default();
         let entry = Arc::new(self.entry_of(name, spec, keep, registration, totals));
@@ -292,7 +315,7 @@ impl Registry {
         if let Some(replaced) = replaced {
             replaced.slot.unload();
         }
-        Ok(())
+        true
     }
 
     /// Whether the use of a slot decides how long its model stays.
@@ -345,18 +368,18 @@ impl Registry {
 
     /// The slot `name` for writing text: one whose kind is open becomes a generator.
     pub(super) fn entry_for_text(&self, name: &str) -> Result<Arc<NamedSlot>> {
-        let entry = self.entry(name)?;
-        match &entry.spec {
-            Spec::Embedding(spec) if spec.open && entry.info().is_none() => {
-                let spec = GeneratorSpec {
+        loop {
+            let entry = self.entry(name)?;
+            let spec = match &entry.spec {
+                Spec::Embedding(spec) if spec.open && entry.info().is_none() => GeneratorSpec {
                     source: spec.source.clone(),
                     dtype: spec.dtype,
                     revision: spec.revision.clone(),
-                };
-                self.put(name, Spec::Generator(spec), entry.keep.clone(), entry.registration, true)?;
-                self.entry(name)
-            }
-            _ => Ok(entry),
+                },
+                _ => return Ok(entry),
+            };
+            // Where the name was registered anew meanwhile, that slot is asked next.
+            self.put(name, Spec::Generator(spec), entry.keep.clone(), entry.registration, Over::This(&entry));
         }
     }
 
@@ -374,5 +397,97 @@ impl Registry {
         }
         entry.slot.unload();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::spec::{EmbeddingSpec, SourceSpec};
+    use super::*;
+    use crate::cache::Policy;
+    use crate::clock::Clock;
+    use crate::lifecycle::policy::AdaptiveSettings;
+    use crate::lifecycle::{Eviction, MemoryProbe, Reaper, ReaperSettings, Tracker, WaitGraph};
+
+    struct NoMemory;
+
+    impl MemoryProbe for NoMemory {
+        fn resident(&self) -> u64 {
+            0
+        }
+
+        fn trim(&self) {}
+    }
+
+    fn registry() -> Registry {
+        let clock = Clock::manual();
+        let reaper = ReaperSettings { enabled: false, ..ReaperSettings::default() };
+        let context = Context {
+            clock: clock.clone(),
+            memory: Arc::new(NoMemory),
+            tracker: Arc::new(Tracker::new(clock.clone())),
+            reaper: Arc::new(Reaper::new(clock.clone(), reaper, || {})),
+            eviction: Arc::new(Eviction::default()),
+            wait_graph: WaitGraph::default(),
+        };
+        let cache =
+            CacheSettings { max_entries: 1, max_bytes: None, policy: Policy::Lru, time_to_live: None };
+        let defaults = SlotDefaults { keep_alive: None, adaptive: false, load_timeout: None, cache };
+        let seconds = Duration::from_secs;
+        let adaptive = AdaptiveSettings { usual: seconds(1), price: seconds(1), longest: seconds(1) };
+        let learning = Arc::new(Learning::new(clock, adaptive, None));
+        Registry::new(context, defaults, learning, Arc::new(|_| Err(Error::Closed)))
+    }
+
+    /// A model whose kind its first use decides.
+    fn open(source: &str) -> Spec {
+        let spec = EmbeddingSpec::new(SourceSpec::Fixed(source.to_owned()));
+        Spec::Embedding(EmbeddingSpec { open: true, ..spec })
+    }
+
+    fn source(entry: &NamedSlot) -> (&'static str, &str) {
+        match &entry.spec {
+            Spec::Embedding(EmbeddingSpec { source: SourceSpec::Fixed(source), .. }) => ("vectors", source),
+            Spec::Generator(GeneratorSpec { source: SourceSpec::Fixed(source), .. }) => ("text", source),
+            _ => panic!("another source"),
+        }
+    }
+
+    #[test]
+    fn the_first_use_for_text_makes_an_open_slot_a_generator() {
+        let registry = registry();
+        registry.register("m", open("a"), Retention::default(), false).unwrap();
+        let registration = registry.entry("m").unwrap().registration;
+        for _ in 0..2 {
+            let entry = registry.entry_for_text("m").unwrap();
+            assert_eq!((source(&entry), entry.registration), (("text", "a"), registration));
+        }
+    }
+
+    #[test]
+    fn a_slot_that_was_registered_meanwhile_is_not_replaced() {
+        let registry = registry();
+        registry.register("m", open("a"), Retention::default(), false).unwrap();
+        let found = registry.entry("m").unwrap();
+        let refused = registry.register("m", open("b"), Retention::default(), false);
+        assert!(matches!(refused, Err(Error::Input(reason)) if reason.contains("replace=True")));
+        registry.register("m", open("b"), Retention::default(), true).unwrap();
+        assert!(!registry.put("m", open("a"), Retention::default(), found.registration, Over::This(&found)));
+        assert_eq!(source(&registry.entry("m").unwrap()), ("vectors", "b"));
+        registry.unregister("m").unwrap();
+        assert!(!registry.put("m", open("a"), Retention::default(), found.registration, Over::This(&found)));
+        assert!(matches!(registry.entry("m"), Err(Error::UnknownModel { .. })));
+    }
+
+    #[test]
+    fn a_pinned_model_takes_no_time_to_stay() {
+        let registry = registry();
+        for (keep_alive, adaptive) in [(Some(KeepAlive::For(Duration::ZERO)), false), (None, true)] {
+            let keep = Retention { keep_alive, adaptive, pinned: true, ..Retention::default() };
+            let refused = registry.register("m", open("a"), keep, false).unwrap_err().to_string();
+            assert!(refused.starts_with("keep_alive") && refused.contains("pinned"), "{refused}");
+        }
+        let keep = Retention { keep_alive: Some(KeepAlive::Forever), pinned: true, ..Retention::default() };
+        registry.register("m", open("a"), keep, false).unwrap();
     }
 }

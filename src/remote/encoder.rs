@@ -158,18 +158,18 @@ impl Asking {
 
     /// Takes texts without a waiting caller out of `part`.
     fn drop_unwanted(&self, thread: &Thread<'_>, part: &mut Vec<Arc<str>>) {
-        let before = part.len();
+        let mut left = Vec::new();
         {
             let mut queue = thread.lock();
             part.retain(|text| {
                 let wanted = is_wanted(&queue, text);
                 if !wanted {
-                    queue.complete(text);
+                    left.push(queue.complete(text));
                 }
                 wanted
             });
         }
-        self.counters.note_spared(0, before - part.len());
+        self.counters.note_spared(0, left.len());
     }
 
     fn ask(&self, thread: &Thread<'_>, texts: &[Arc<str>]) -> std::result::Result<Answer, Failure> {

@@ -73,7 +73,7 @@ fn ask(link: &Link, texts: &[&str]) -> Result<Vec<f32>> {
 fn submit(encoder: &RemoteEncoder, texts: &[&str], cancel: &Cancel) -> Receiver<Result<ChunkOutput>> {
     let (sender, receiver) = channel();
     let done = Box::new(move |result| drop(sender.send(result)));
-    let chunk = Chunk::new(texts.len(), encoder.shape(), cancel.clone(), done, None).unwrap();
+    let chunk = Chunk::new(texts.len(), encoder.shape(), cancel.clone(), done, None, None).unwrap();
     encoder.submit(texts.iter().map(|text| Arc::from(*text)).collect(), &chunk, Lane::Interactive);
     receiver
 }

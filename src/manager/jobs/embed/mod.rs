@@ -260,7 +260,7 @@ impl Job {
         state.take_back(group, &info.facts.identity, |input| self.inputs.length(input))?;
         state.fit(shape, self.inputs.len())?;
         state.scores.clone_from(&info.scores);
-        state.groups[group].model = Some(LeasedModel { handle, _lease: lease });
+        state.groups[group].model = Some(Arc::new(LeasedModel { handle, _lease: lease }));
         if state.finished == self.inputs.len() {
             state.outcome = Some(Ok(()));
         }
@@ -283,7 +283,7 @@ impl Job {
         }
     }
 
-    /// Drops the leases. Not on a worker's thread: the last lease may free a model.
+    /// Drops the leases of the call. Not under a lock: the last lease may free a model.
     fn release(&self) {
         let groups = std::mem::take(&mut self.state.lock().groups);
         drop(groups);

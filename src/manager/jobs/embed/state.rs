@@ -40,7 +40,7 @@ pub(super) struct JobState {
     pub(super) runnable: bool,
 }
 
-/// A model in memory, and what keeps it there.
+/// A model in memory, and what keeps it there: for the call, and for each chunk of it until that is computed.
 pub(super) struct LeasedModel {
     pub(super) handle: ModelHandle,
     pub(super) _lease: Lease<LoadedModel>,
@@ -50,7 +50,7 @@ pub(super) struct LeasedModel {
 pub(super) struct SlotGroup {
     pub(super) entry: Arc<NamedSlot>,
     /// Its model, once it is in memory.
-    pub(super) model: Option<LeasedModel>,
+    pub(super) model: Option<Arc<LeasedModel>>,
     /// Input numbers, longest first: batches are even and the last one is quick.
     pub(super) order: Vec<usize>,
     pub(super) next: usize,

@@ -10,6 +10,7 @@ use super::super::super::inputs::{BYTES_PER_TOKEN, LONG_TEXT};
 use super::super::super::model::ModelHandle;
 use super::super::super::registry::NamedSlot;
 use super::Job;
+use super::state::LeasedModel;
 use crate::batching::{Chunk, ChunkOutput};
 use crate::cache::CachedItem;
 use crate::cache::tiers::Tiers;
@@ -39,9 +40,9 @@ impl Job {
     /// Tokenizes and queues one more block of inputs, if the queue is not full. Returns whether there may be more to do.
     /// `check` is called between the parts of a long text; its error, or the end of the call, ends the work.
     pub(super) fn pump(self: &Arc<Self>, check: &mut dyn FnMut() -> Result<()>) -> Result<bool> {
-        let Some((handle, entry, inputs)) = self.next_block() else { return Ok(false) };
-        let ModelHandle { backend, info, .. } = handle;
-        let prompt = self.inputs.prompt(&info, &self.options)?;
+        let Some((model, entry, inputs)) = self.next_block() else { return Ok(false) };
+        let ModelHandle { backend, info, .. } = &model.handle;
+        let prompt = self.inputs.prompt(info, &self.options)?;
         let mut wanted = || if self.is_done() { Err(Error::Cancelled) } else { check() };
         let max_bytes = self.embedder.max_text_bytes;
         let mut bounds = Bounds { max_bytes, check: &mut wanted };
@@ -57,7 +58,7 @@ impl Job {
             self.state.lock().in_flight += weight;
             let fed = Fed {
                 entry: Arc::clone(&entry),
-                info: Arc::clone(&info),
+                info: Arc::clone(info),
                 inputs: inputs.by_ref().take(rows).collect(),
                 weight,
                 since: Instant::now(),
@@ -69,14 +70,16 @@ impl Job {
                 }
             });
             let trace = self.options.trace.as_ref();
-            ready.submit(&Chunk::new(rows, shape, self.cancel.clone(), done, trace)?, self.lane);
+            let held = Arc::clone(&model) as _;
+            let chunk = Chunk::new(rows, shape, self.cancel.clone(), done, trace, Some(held))?;
+            ready.submit(&chunk, self.lane);
         }
         Ok(true)
     }
 
     /// The next inputs to tokenize, unless enough are in flight: as much text as the window has place for, and at most
     /// [`LONG_TEXT`] bytes.
-    fn next_block(&self) -> Option<(ModelHandle, Arc<NamedSlot>, Vec<usize>)> {
+    fn next_block(&self) -> Option<(Arc<LeasedModel>, Arc<NamedSlot>, Vec<usize>)> {
         let mut state = self.state.lock();
         let free = self.embedder.window.saturating_sub(state.in_flight);
         if state.outcome.is_some() || free == 0 {
@@ -90,8 +93,8 @@ impl Job {
         };
         let most_bytes = (free * BYTES_PER_TOKEN).min(LONG_TEXT);
         let found = state.groups.iter_mut().find_map(|group| {
-            let handle = group.model.as_ref()?.handle.clone();
-            let inputs = if handle.backend.local().is_ok() { inputs } else { CHUNK_INPUTS };
+            let model = Arc::clone(group.model.as_ref()?);
+            let inputs = if model.handle.backend.local().is_ok() { inputs } else { CHUNK_INPUTS };
             let most = group.order.len().min(group.next + inputs);
             let mut bytes = 0;
             let fits = group.order[group.next..most].iter().enumerate().take_while(|&(at, &input)| {
@@ -101,7 +104,7 @@ impl Job {
             let end = (group.next + fits.count().max(1)).min(most);
             let next: Range<usize> = group.next..end;
             group.next = next.end;
-            (!next.is_empty()).then(|| (handle, Arc::clone(&group.entry), group.order[next].to_vec()))
+            (!next.is_empty()).then(|| (model, Arc::clone(&group.entry), group.order[next].to_vec()))
         });
         state.block = found.as_ref().map_or(0, |(_, _, inputs)| inputs.len().max(CHUNK_INPUTS));
         state.runnable = found.is_some();
