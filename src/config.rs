@@ -13,8 +13,8 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 pub use device::DeviceChoice;
-pub use folder::FolderSetting;
 pub(crate) use folder::expand_home;
+pub use folder::{Folder, FolderSetting};
 pub use span::{ByteSize, TimeSpan};
 pub use value::{Choice, KeepAliveSetting, MemoryBudget, NonEmpty, Seconds, Setting, SettingValue};
 
@@ -170,7 +170,7 @@ macro_rules! for_each_setting {
             /// Seconds that loading may take when a call gives no timeout of its own; none: no limit.
             load_timeout: Option<Seconds> = None, "MODEL_MANAGER_LOAD_TIMEOUT";
             /// Folder of downloaded models; none: the Hugging Face cache.
-            cache_dir: Option<NonEmpty> = None, "MODEL_MANAGER_CACHE_DIR";
+            cache_dir: Option<Folder> = None, "MODEL_MANAGER_CACHE_DIR";
             /// Never download. HF_HUB_OFFLINE turns it on too.
             offline: bool = false, "MODEL_MANAGER_OFFLINE";
             /// Requests to a server's model (ollama://, openai+https://) in flight at a time, each on a connection of its own.

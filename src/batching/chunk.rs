@@ -130,7 +130,8 @@ impl Chunk {
             let mut gathered = self.gathered.lock();
             let Some(done) = gathered.done.take() else { return };
             // After a failure other items of this chunk may still arrive: their place stays.
-            let taken = outcome.is_ok().then(|| (std::mem::take(&mut gathered.results), gathered.held.take()));
+            let taken =
+                outcome.is_ok().then(|| (std::mem::take(&mut gathered.results), gathered.held.take()));
             let (results, held) = taken.unwrap_or_default();
             (done, results, held)
         };

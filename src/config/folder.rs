@@ -13,6 +13,40 @@ pub(crate) fn expand_home(path: &str) -> PathBuf {
     }
 }
 
+/// The folder that `text` names.
+fn folder(text: &str) -> Result<PathBuf, String> {
+    let path = expand_home(text.trim());
+    if text.trim().starts_with('~') && path.is_relative() {
+        return Err("~ stands for a home folder only alone or before /; write the whole path".into());
+    }
+    Ok(path)
+}
+
+/// A folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Folder(pub PathBuf);
+
+impl Setting for Folder {
+    fn annotation() -> String {
+        "str".into()
+    }
+
+    fn from_value(value: &SettingValue) -> Result<Self, String> {
+        match value {
+            SettingValue::Text(text) if !text.trim().is_empty() => folder(text).map(Self),
+            _ => Err("must be a folder".into()),
+        }
+    }
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        Self::from_value(&SettingValue::Text(text.into()))
+    }
+
+    fn to_value(&self) -> SettingValue {
+        SettingValue::Text(self.0.display().to_string())
+    }
+}
+
 /// A folder that may be left out, or be the usual one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FolderSetting {
@@ -33,15 +67,7 @@ impl Setting for FolderSetting {
         match value {
             SettingValue::Bool(false) => Ok(Self::Off),
             SettingValue::Bool(true) => Ok(Self::Usual),
-            SettingValue::Text(text) if !text.trim().is_empty() => {
-                let path = expand_home(text.trim());
-                if text.trim().starts_with('~') && path.is_relative() {
-                    return Err(
-                        "~ stands for a home folder only alone or before /; write the whole path".into()
-                    );
-                }
-                Ok(Self::Path(path))
-            }
+            SettingValue::Text(text) if !text.trim().is_empty() => folder(text).map(Self::Path),
             _ => Err("must be True, False or a folder".into()),
         }
     }
@@ -79,5 +105,8 @@ mod tests {
         assert_eq!(read("~/of caches"), FolderSetting::Path(home.join("of caches")));
         assert_eq!(read("a~b"), FolderSetting::Path("a~b".into()));
         assert!(FolderSetting::from_text("~someone").unwrap_err().contains("whole path"));
+        assert_eq!(Folder::from_text("~/hub"), Ok(Folder(home.join("hub"))));
+        assert!(Folder::from_text("~someone/hub").unwrap_err().contains("whole path"));
+        assert!(Folder::from_text(" ").is_err());
     }
 }

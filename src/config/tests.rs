@@ -145,6 +145,8 @@ fn values_out_of_range_are_refused_by_name() {
         ("kv_memory", SettingValue::Float(1.5)),
         ("memory_budget", SettingValue::Float(1.5)),
         ("kv_memory", SettingValue::Float(2.0)),
+        ("memory_budget", SettingValue::Int(2)),
+        ("memory_budget", SettingValue::Text("512".into())),
         ("kv_memory", SettingValue::Text("2.0".into())),
         ("memory_budget", SettingValue::Float(999_999.0)),
         ("memory_budget", SettingValue::Text("lots".into())),
@@ -157,7 +159,10 @@ fn values_out_of_range_are_refused_by_name() {
             "{name}={value}: {error}"
         );
     }
-    assert!(Settings::default().with([("kv_memory", SettingValue::Float(1e6))]).is_ok());
+    for taken in [SettingValue::Float(1e6), SettingValue::Int(1_000_000), SettingValue::Text("512 B".into())]
+    {
+        assert!(Settings::default().with([("kv_memory", taken)]).is_ok());
+    }
     let error = Settings::default().with([("cache_sise", SettingValue::Int(1))]).unwrap_err();
     assert!(error.to_string().contains("cache_size"), "{error}");
 }

@@ -280,8 +280,8 @@ impl MemoryBudget {
     }
 }
 
-/// Bytes that a number with a decimal point must have.
-const SMALLEST_FLOAT: f64 = 1e6;
+/// Bytes that a number without a unit must have.
+const SMALLEST_NUMBER: f64 = 1e6;
 const MEMORY: &str =
     "is no fraction of memory and too few bytes; write a fraction up to 1 (0.5), or the unit (\"2GB\")";
 
@@ -292,12 +292,13 @@ impl Setting for MemoryBudget {
 
     fn from_value(value: &SettingValue) -> Result<Self, String> {
         let number = match value {
+            SettingValue::Int(number) => Some(*number as f64),
             SettingValue::Float(number) => Some(*number),
-            SettingValue::Text(text) if text.contains('.') => text.trim().parse().ok(),
+            SettingValue::Text(text) => text.trim().parse().ok(),
             _ => None,
         };
-        // Who writes 2.0 means gigabytes, and not two bytes.
-        if number.is_some_and(|number| number > 1.0 && number < SMALLEST_FLOAT) {
+        // Who writes 2 means gigabytes, and not two bytes.
+        if number.is_some_and(|number| number > 1.0 && number < SMALLEST_NUMBER) {
             return Err(MEMORY.into());
         }
         let limit = match value {

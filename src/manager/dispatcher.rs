@@ -33,6 +33,22 @@ pub(super) struct Dispatcher(Worker<Calls>);
 struct Calls {
     ready: VecDeque<Arc<dyn Task>>,
     deadlines: BinaryHeap<Reverse<TimedCall>>,
+    /// How many deadlines there may be before those of calls that have ended are dropped.
+    most: usize,
+}
+
+/// Deadlines that are kept whether their calls have ended or not.
+const KEPT_DEADLINES: usize = 64;
+
+impl Calls {
+    /// Most calls end before their time is over. Their memory must not stay until then.
+    fn watch(&mut self, call: TimedCall) {
+        if self.deadlines.len() >= self.most {
+            self.deadlines.retain(|Reverse(watched)| watched.call.strong_count() > 0);
+            self.most = KEPT_DEADLINES.max(2 * self.deadlines.len());
+        }
+        self.deadlines.push(Reverse(call));
+    }
 }
 
 struct TimedCall {
@@ -70,7 +86,7 @@ impl Dispatcher {
 
     /// Has the thread call `call.expire()` at `at`, if the call still exists then.
     pub(super) fn watch(&self, at: Instant, call: &Arc<dyn Timed>) -> Result<()> {
-        self.0.with(|calls| calls.deadlines.push(Reverse(TimedCall { at, call: Arc::downgrade(call) })))
+        self.0.with(|calls| calls.watch(TimedCall { at, call: Arc::downgrade(call) }))
     }
 }
 
@@ -183,6 +199,19 @@ mod tests {
         assert_eq!(replies.recv().unwrap(), None);
         assert_eq!(replies.recv().unwrap(), Some(Error::Cancelled));
         drop(task); // watched until here
+    }
+
+    #[test]
+    fn calls_that_have_ended_are_not_kept_until_their_time_is_over() {
+        let (dispatcher, (task, _replies)) = (Dispatcher::new("test"), probe(false));
+        let later = Instant::now() + Duration::from_secs(3600);
+        let kept = || dispatcher.0.look(|calls| calls.deadlines.len());
+        (0..100).for_each(|_| watch(&dispatcher, later, &task));
+        assert_eq!(kept(), 100);
+        for _ in 0..10_000 {
+            watch(&dispatcher, later, &probe(false).0);
+            assert!(kept() <= 2 * 100 + KEPT_DEADLINES);
+        }
     }
 
     #[test]

@@ -215,8 +215,11 @@ impl ModelLoader {
                     handle.info = Arc::new(ModelInfo { asked: primary, ..ModelInfo::clone(&handle.info) });
                     return Ok((handle, charge));
                 }
-                // The manager is closed: the next source is not tried.
-                Err(Error::Closed) => return Err(Error::Closed),
+                // That the manager is closed, or that there is no memory now, says nothing about the source: later it can be
+                // loaded, and its vectors do not compare with those of the next one.
+                Err(error @ (Error::Closed | Error::Budget { .. } | Error::OutOfMemory { .. })) => {
+                    return Err(error);
+                }
                 Err(error) => {
                     log::warn!("{name}: {:?} cannot be loaded: {error}", shown(source));
                     first_error.get_or_insert(error);
@@ -452,7 +455,7 @@ impl ModelLoader {
         let settings = &self.settings;
         let mut options = ResolveOptions::new(Arc::clone(&self.host));
         options.offline |= settings.offline;
-        options.cache_dir = settings.cache_dir.as_ref().map(|dir| dir.as_str().into());
+        options.cache_dir = settings.cache_dir.as_ref().map(|folder| folder.0.clone());
         let configured = || settings.revision.as_ref().map(|revision| revision.as_str().to_owned());
         options.revision = revision.cloned().or_else(configured);
         options

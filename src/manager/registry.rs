@@ -218,7 +218,15 @@ impl Registry {
             found => return found,
         };
         let Some((_, spec)) = self.offered.iter().find(|(offered, _)| *offered == name) else {
-            return Err(unknown);
+            return Err(match unknown {
+                Error::UnknownModel { name, mut known } => {
+                    let offered = self.offered.iter().map(|(offered, _)| (*offered).to_owned());
+                    let unused: Vec<_> = offered.filter(|offered| !known.contains(offered)).collect();
+                    known.extend(unused);
+                    Error::UnknownModel { name, known }
+                }
+                other => other,
+            });
         };
         // Another thread may have made it meanwhile.
         let made = self.register(name, spec.clone(), Retention::default(), false);
@@ -270,7 +278,7 @@ impl Registry {
             return Err(Error::argument("cold_start_price", reason));
         }
         if keep.pinned && (keep.adaptive || matches!(keep.keep_alive, Some(KeepAlive::For(_)))) {
-            let reason = " has no effect on a pinned model, which leaves by unload() only; leave one of the two out";
+            let reason = " is for a slot that is not pinned: a pinned model stays until unload(); leave one of both out";
             return Err(Error::argument("keep_alive", reason));
         }
         let registration = REGISTRATIONS.fetch_add(1, Ordering::Relaxed);
@@ -388,13 +396,14 @@ impl Registry {
         if BUILT_IN.contains(&name) {
             return Err(Error::Input(format!("{name:?} is built in; unload({name:?}) frees its memory")));
         }
-        let entry = self.entry(name)?;
-        {
+        let entry = {
             let _registering = self.registering.lock();
+            let entry = self.entries.get(name)?;
             let mut entries = Vec::clone(&self.entries.all());
             entries.retain(|existing| existing.name != name);
             self.entries.0.store(Arc::new(entries));
-        }
+            entry
+        };
         entry.slot.unload();
         Ok(())
     }

@@ -60,7 +60,7 @@ pub struct ModelDescription {
     pub prompts: Vec<(String, String)>,
     /// The prompt of calls that ask for none.
     pub default_prompt_name: Option<String>,
-    /// float32 or bfloat16.
+    /// How its weights are held: the name of a `DType`.
     pub dtype: String,
     /// Memory of the weights.
     pub bytes: u64,

@@ -18,7 +18,8 @@ use crate::Error;
 ///
 /// A GGUF file that names a pooling embeds, and so does a folder with `modules.json`. Without these, a model for sequence
 /// classification scores texts, and a language model writes them.
-pub fn kind_of(source: &Source, options: &ResolveOptions) -> Option<ModelKind> {
+pub fn installed_kind(source: &Source, options: &ResolveOptions) -> Option<ModelKind> {
+    let options = &ResolveOptions { offline: true, ..options.clone() };
     if let Ok(Some(path)) = gguf_file(source, options) {
         return of_gguf(&path);
     }
@@ -26,16 +27,9 @@ pub fn kind_of(source: &Source, options: &ResolveOptions) -> Option<ModelKind> {
         Source::Directory(folder) => of_folder(folder),
         Source::Package { package, inner } => of_folder(&options.host.package_dir(package)?.join(inner)),
         Source::Server(_) => Some(ModelKind::Embedding),
-        Source::Hub(_) | Source::Gguf(_) => None,
+        Source::Hub(_) => of_folder(&resolve(source, options, &mut |_| Err(Error::Closed)).ok()?.root),
+        Source::Gguf(_) => None,
     }
-}
-
-/// The same, of a model of the hub too, if it was downloaded.
-pub fn installed_kind(source: &Source, options: &ResolveOptions) -> Option<ModelKind> {
-    let Source::Hub(_) = source else { return kind_of(source, options) };
-    let options = ResolveOptions { offline: true, ..options.clone() };
-    let files = resolve(source, &options, &mut |_| Err(Error::Closed)).ok()?;
-    of_folder(&files.root)
 }
 
 pub(super) fn of_gguf(path: &Path) -> Option<ModelKind> {
@@ -103,7 +97,7 @@ mod tests {
 
     fn kind(path: &Path) -> Option<ModelKind> {
         let source = Source::parse(&path.display().to_string()).unwrap();
-        kind_of(&source, &ResolveOptions::new(Arc::new(SystemHost)))
+        installed_kind(&source, &ResolveOptions::new(Arc::new(SystemHost)))
     }
 
     #[test]
@@ -137,6 +131,6 @@ mod tests {
         }
         assert_eq!(kind(Path::new("/nowhere/m.gguf")), None);
         let options = ResolveOptions::new(Arc::new(SystemHost));
-        assert_eq!(kind_of(&Source::Hub("org/name".into()), &options), None);
+        assert_eq!(installed_kind(&Source::Hub("org/name".into()), &options), None);
     }
 }

@@ -5,6 +5,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict, PyString};
 
 use super::errors::{OrRaise, to_py, wrong_type};
+use super::options::of_argument;
 use super::texts::text_of;
 use super::utf8::Utf8;
 use crate::Error;
@@ -42,7 +43,11 @@ pub(super) fn options(value: Option<&Bound<'_, PyAny>>) -> PyResult<CacheOptions
             "policy" => {
                 let name =
                     value.extract::<Utf8>().map_err(|error| wrong_or(error, "policy", "a name", &value))?;
-                options.policy = Some(Policy::parse("cache policy", &name).or_raise(py)?);
+                options.policy = Some(
+                    Policy::parse("policy", &name)
+                        .map_err(|error| of_argument("cache", " policy", error))
+                        .or_raise(py)?,
+                );
             }
             "ttl" => {
                 let text = match value.cast::<PyString>() {
@@ -55,7 +60,11 @@ pub(super) fn options(value: Option<&Bound<'_, PyAny>>) -> PyResult<CacheOptions
                             .to_string()
                     }
                 };
-                options.time_to_live = Some(TimeSpan::parse("cache ttl", &text).or_raise(py)?);
+                options.time_to_live = Some(
+                    TimeSpan::parse("ttl", &text)
+                        .map_err(|error| of_argument("cache", " ttl", error))
+                        .or_raise(py)?,
+                );
             }
             "tiers" if !value.is_instance_of::<PyString>() => {
                 let names: Vec<Utf8> =

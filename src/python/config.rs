@@ -92,7 +92,12 @@ fn shown(name: &str, value: &str) -> String {
             _ => address.into_owned(),
         }
     };
-    value.split(',').map(hide).collect::<Vec<_>>().join(",")
+    let parts: Vec<_> = value.split(',').collect();
+    if name == "cache_url" && value != "None" && parts.iter().any(|part| !part.contains("://")) {
+        // A comma of a password, it seems: where that begins and ends is not known.
+        return "'***'".to_owned();
+    }
+    parts.into_iter().map(hide).collect::<Vec<_>>().join(",")
 }
 
 /// `Config(**settings)`, for pickle.

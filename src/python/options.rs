@@ -58,7 +58,11 @@ fn read_keep_alive(
         let reason = format!("keep_alive must be seconds or text such as \"5m\", not {kind}");
         return Err(wrong_type(value.py(), "keep_alive", reason));
     };
-    keep_alive.map_err(explained).or_raise(value.py()).map(Some)
+    keep_alive
+        .map_err(explained)
+        .map_err(|error| of_argument("keep_alive", "", error))
+        .or_raise(value.py())
+        .map(Some)
 }
 
 /// The same for a slot, which may also leave it to what was learned: `"auto"`, the second value.
@@ -71,10 +75,17 @@ pub(super) fn slot_keep_alive(value: Option<&Bound<'_, PyAny>>) -> PyResult<(Opt
 }
 
 /// A number of seconds greater than 0.
-pub(super) fn positive_seconds(setting: &str, value: f64) -> crate::Result<Duration> {
-    Duration::try_from_secs_f64(value).ok().filter(|span| !span.is_zero()).ok_or_else(|| Error::Config {
-        setting: setting.into(),
-        value: value.to_string(),
-        reason: "must be a number of seconds greater than 0".into(),
+pub(super) fn positive_seconds(param: &'static str, value: f64) -> crate::Result<Duration> {
+    let span = Duration::try_from_secs_f64(value).ok().filter(|span| !span.is_zero());
+    span.ok_or_else(|| {
+        Error::argument(param, format!("={value}: must be a number of seconds greater than 0"))
     })
+}
+
+/// The error of a value that a setting could have too, as one of `part` of the argument `param` of a call.
+pub(super) fn of_argument(param: &'static str, part: &str, error: Error) -> Error {
+    match error {
+        Error::Config { value, reason, .. } => Error::argument(param, format!("{part}={value}: {reason}")),
+        other => other,
+    }
 }

@@ -1,20 +1,20 @@
 //! Keywords of `Manager.register` as what a slot stands for.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 
 use super::errors::{OrRaise, to_py, wrong_type};
 use super::gil::detached;
-use super::host::PythonHost;
 use super::loader::host_loader;
 use super::texts::text_of;
 use crate::Error;
 use crate::config::{DTypeChoice, Setting};
-use crate::manager::{BUILT_IN, EmbeddingSpec, GENERATOR, GeneratorSpec, RERANKER, SourceSpec, Spec};
-use crate::models::{ModelKind, Pooling, ResolveOptions, Source, kind_of};
+use crate::manager::{
+    BUILT_IN, EmbeddingSpec, GENERATOR, GeneratorSpec, Manager, RERANKER, SourceSpec, Spec,
+};
+use crate::models::{ModelKind, Pooling};
 
 /// A source as text: a str, or a path object as `os.fspath` gives it.
 pub(super) fn source_text(source: &Bound<'_, PyAny>) -> PyResult<String> {
@@ -54,6 +54,13 @@ impl SlotSource {
     }
 }
 
+/// Keywords that all models have.
+pub(super) struct Terms<'a> {
+    pub(super) kind: Option<&'a str>,
+    pub(super) dtype: &'a str,
+    pub(super) revision: Option<String>,
+}
+
 /// Keywords that only embedding models have.
 pub(super) struct AboutVectors {
     pub(super) fallback: Vec<String>,
@@ -79,16 +86,16 @@ fn refused(py: Python<'_>, reason: String) -> PyErr {
     to_py(py, &Error::Input(reason))
 }
 
-/// What a slot that is made with these keywords stands for.
+/// What a slot of `manager` that is made with these keywords stands for.
 pub(super) fn spec(
     py: Python<'_>,
+    manager: &Manager,
     name: &str,
     given: SlotSource,
-    kind: Option<&str>,
-    dtype: &str,
-    revision: Option<String>,
+    terms: Terms<'_>,
     about: AboutVectors,
 ) -> PyResult<Spec> {
+    let Terms { kind, dtype, revision } = terms;
     let source = match given {
         SlotSource::Source(source) => SourceSpec::Fixed(source),
         SlotSource::Loader(_) if kind.is_some() => {
@@ -101,7 +108,7 @@ pub(super) fn spec(
     let (has_vectors, has_any) = (about.embeds(), about.has_any());
     let found = match (kind, &source) {
         (None, SourceSpec::Fixed(source)) if !BUILT_IN.contains(&name) && !has_vectors => {
-            detached(py, || kind_of(&Source::parse(source).ok()?, &ResolveOptions::new(Arc::new(PythonHost))))
+            detached(py, || manager.installed_kind(source, revision.as_ref())).or_raise(py)?
         }
         _ => None,
     };
@@ -141,7 +148,8 @@ fn generator(
 }
 
 fn parsed_dtype(py: Python<'_>, dtype: &str) -> PyResult<DTypeChoice> {
-    DTypeChoice::from_text(dtype).map_err(|reason| refused(py, format!("dtype={dtype:?} {reason}")))
+    DTypeChoice::from_text(dtype)
+        .map_err(|reason| to_py(py, &Error::argument("dtype", format!("={dtype:?} {reason}"))))
 }
 
 fn embedding(
@@ -156,13 +164,14 @@ fn embedding(
     let known = |name: String| {
         let unknown = || {
             let known: Vec<_> = Pooling::ALL.iter().map(|pooling| pooling.name()).collect();
-            refused(py, format!("pooling={name:?} is unknown; use one of {}", known.join(", ")))
+            let reason = format!("={name:?} is unknown; use one of {}", known.join(", "));
+            to_py(py, &Error::argument("pooling", reason))
         };
         Pooling::from_name(&name).ok_or_else(unknown)
     };
     let pooling = pooling.map(known).transpose()?;
     if max_length == Some(0) {
-        return Err(refused(py, "max_length must be greater than 0".into()));
+        return Err(to_py(py, &Error::argument("max_length", " must be greater than 0")));
     }
     Ok(EmbeddingSpec {
         source,

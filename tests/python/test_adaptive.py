@@ -67,14 +67,14 @@ def test_one_slot_alone(manager):
     assert "8 are needed" in explained["sentence"]
     assert manager.explain("fixed")["sentence"] == "It stays 300 s after a use, as configured."
     assert list(manager.stats()["adaptive"]) == ["auto"]
-    with pytest.raises(ConfigError, match="cold_start_price"):
+    with pytest.raises(ArgumentError, match="cold_start_price"):
         manager.register("wrong", ENGLISH_MODEL, keep_alive="auto", cold_start_price=0)
     for more in ({}, {"keep_alive": "5m"}, {"keep_alive": "auto", "pinned": True}):
         with pytest.raises(ArgumentError, match='cold_start_price is for a slot with keep_alive="auto"'):
             manager.register("wrong", ENGLISH_MODEL, cold_start_price=900, **more)
     assert "wrong" not in manager.slots()
     # For one use a stay must be said.
-    with pytest.raises(ConfigError, match="keep_alive"):
+    with pytest.raises(ArgumentError, match="keep_alive"):
         manager.embed("one text", "auto", keep_alive="auto")
 
 

@@ -266,6 +266,32 @@ def test_a_setting_of_a_wrong_type(name):
     refused(ModelManager, {"config": NOTHING}, "config")
 
 
+@pytest.mark.parametrize(
+    ("method", "arguments", "name"),
+    [
+        ("embed", {"texts": "a", "keep_alive": "soon"}, "keep_alive"),
+        ("cache_flush", {"timeout": 0}, "timeout"),
+        ("set_auto_cleanup", {"enabled": True, "cleanup_interval": 0}, "cleanup_interval"),
+        ("set_auto_cleanup", {"enabled": True, "max_idle_time": -1}, "max_idle_time"),
+        ("register", {"keep_alive": "soon"}, "keep_alive"),
+        ("register", {"keep_alive": "5m", "pinned": True}, "keep_alive"),
+        ("register", {"keep_alive": "auto", "cold_start_price": 0}, "cold_start_price"),
+        ("register", {"dtype": "int3"}, "dtype"),
+        ("register", {"pooling": "middle"}, "pooling"),
+        ("register", {"kind": "poet"}, "kind"),
+        ("register", {"max_length": 0}, "max_length"),
+        ("register", {"cache": {"policy": "ttl"}}, "cache"),
+        ("register", {"cache": {"ttl": "soon"}}, "cache"),
+    ],
+)
+def test_a_wrong_value_of_an_argument_is_no_error_of_a_setting(objects, method, arguments, name):
+    if method == "register":
+        arguments = {"name": "made", "source": str(FIXTURES / "bert_plain"), **arguments}
+    error = refused(getattr(objects[ModelManager], method), arguments, name)
+    assert isinstance(error, errors.ArgumentError)
+    assert error.param == name
+
+
 WHOLE = [
     (ModelManager, "chunk", "overlap", -1),
     (ModelManager, "chunk", "max_tokens", 0),

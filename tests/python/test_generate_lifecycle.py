@@ -182,7 +182,7 @@ def test_memory_in_the_figures(make_writer):
 
 
 def test_it_must_fit_the_budget(make_writer):
-    manager = make_writer(memory_budget=10_000)
+    manager = make_writer(memory_budget="10kB")
     with pytest.raises(MemoryBudgetError):
         manager.generate(TEXT)
     assert manager.text_generator is None

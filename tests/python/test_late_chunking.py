@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from conftest import FIXTURES
-from model_manager.errors import InputError, TaskError, UnsupportedModelError
+from model_manager.errors import InputError, TaskError, UnsupportedModelError, WaitTimeoutError
 
 TOLERANCE = {"rtol": 0, "atol": 2e-5}
 SHORT = "Ankara is the capital. It lies inland! The fox jumps."
@@ -92,3 +92,9 @@ def test_what_is_refused(manager):
         manager.embed_chunks(SHORT, "colbert")
     with pytest.raises(InputError, match="max_tokens=2"):
         manager.embed_chunks(SHORT, "bert_plain", max_tokens=2)
+
+
+def test_one_timeout_limits_all_windows(manager):
+    manager.load("bert_plain")
+    with pytest.raises(WaitTimeoutError, match="chunks of a text"):
+        manager.embed_chunks(LONG * 400, "bert_plain", timeout=0.02)

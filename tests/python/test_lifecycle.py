@@ -405,7 +405,7 @@ def test_memory_budget_evicts_the_least_recently_used(make_manager, tmp_path):
 
 
 def test_memory_budget_that_nothing_fits_in(make_manager):
-    manager = make_manager(memory_budget=1000)
+    manager = make_manager(memory_budget="1kB")
     with pytest.raises(MemoryError, match="memory_budget"):
         manager.load("english_sentence")
     assert manager.generate_embedding(ENGLISH_TEXT) == []

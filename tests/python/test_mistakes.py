@@ -308,7 +308,7 @@ def command(*arguments, **environment):
     ("arguments", "code", "message"),
     [
         (["embed", "-m", "/no/such", __file__], 1, "there is no folder /no/such; check the path"),
-        (["embed", "-m", "someone/some-model", __file__], 1, "HF_HUB_OFFLINE forbids to download it; unset that"),
+        (["embed", "-m", "someone/some-model", __file__], 1, "MODEL_MANAGER_OFFLINE) forbids to download it; unset that"),
         (["embed", "--modle", "x"], 2, "No such option '--modle'. Did you mean '--model'?"),
         (["embd"], 2, "No such command 'embd'. Did you mean 'embed'?"),
     ],

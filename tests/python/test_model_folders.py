@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from conftest import ENGLISH_MODEL, FIXTURES, run_python
-from model_manager.errors import ModelNotFoundError
+from model_manager.errors import ModelNotFoundError, TaskError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -88,4 +88,27 @@ def test_the_cache_goes_first(tmp_path, monkeypatch, make_manager) -> None:
     monkeypatch.setenv("SENTENCE_TRANSFORMERS_HOME", str(tmp_path / "home"))
     manager = make_manager(cache_dir=str(tmp_path / "cache"))
     manager.register("m", "org/other", kind="embedding")
+    assert manager.embed("a text", "m").shape == (32,)
+
+
+def test_the_kind_of_a_downloaded_model_is_that_of_its_files(tmp_path, make_manager) -> None:
+    for name, folder in {"org/writer": FIXTURES / "llama", "org/vectors": ENGLISH_MODEL}.items():
+        hub_layout(tmp_path / "cache", name, folder)
+    manager = make_manager(cache_dir=str(tmp_path / "cache"), dtype="float32")
+    for name in ("writer", "vectors", "absent"):
+        manager.register(name, f"org/{name}")
+    slots = manager.stats()["slots"]
+    assert [slots[name]["kind"] for name in ("writer", "vectors", "absent")] == ["generator", "embedding", "embedding"]
+    assert manager.generate("a", model="writer", max_new_tokens=2, do_sample=False)
+    with pytest.raises(TaskError, match='registered with kind="embedding"'):
+        manager.embed("a", "writer")
+    assert manager.embed("a", "vectors").shape == (32,)
+
+
+def test_the_cache_may_be_in_the_home_folder(tmp_path, monkeypatch, make_manager) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    hub_layout(tmp_path / "models", "org/other", ENGLISH_MODEL)
+    manager = make_manager(cache_dir="~/models")
+    assert manager.config.cache_dir == str(tmp_path / "models")
+    manager.register("m", "org/other")
     assert manager.embed("a text", "m").shape == (32,)

@@ -113,8 +113,8 @@ impl WriteBehind {
 
     /// Waits until everything that is queued is stored, `patience` at most: with `unnamed` also what waits for the content
     /// of its model.
-    pub(super) fn flush(&self, patience: Duration, unnamed: bool) {
-        self.worker.wait_while(Instant::now() + patience, |queue| {
+    pub(super) fn flush(&self, until: Instant, unnamed: bool) {
+        self.worker.wait_while(until, |queue| {
             !queue.ready.is_empty()
                 || queue.storing
                 || queue.has_settled()
@@ -142,7 +142,7 @@ impl WriteBehind {
 
     /// Stores what is queued, as far as that takes no longer than a second, and ends the thread.
     pub(super) fn close(&self) {
-        self.flush(PATIENCE, false);
+        self.flush(Instant::now() + PATIENCE, false);
         self.worker.stop();
         self.worker.join(Some(Instant::now() + PATIENCE));
     }
@@ -297,7 +297,7 @@ mod tests {
         assert_eq!(tier.counts.dropped.load(std::sync::atomic::Ordering::Relaxed), 8);
         unknown.settle(Some([2; 32]));
         behind.push(results(1, &known));
-        behind.flush(Duration::from_secs(60), true);
+        behind.flush(Instant::now() + Duration::from_secs(60), true);
         assert_eq!(tier.stored.lock().len(), 1, "what comes later is stored");
         behind.close();
     }
@@ -312,10 +312,10 @@ mod tests {
         behind.push(results(QUEUE + 10, &lost));
         assert_eq!(dropped(), 10);
         behind.push(results(3, &known));
-        behind.flush(Duration::from_secs(60), false);
+        behind.flush(Instant::now() + Duration::from_secs(60), false);
         assert_eq!(tier.stored.lock().len(), 3, "the other model's are stored meanwhile");
         lost.settle(None);
-        behind.flush(Duration::from_secs(60), true);
+        behind.flush(Instant::now() + Duration::from_secs(60), true);
         assert!(!behind.worker.look(|queue| !queue.unnamed.is_empty()));
         assert_eq!(dropped(), QUEUE as u64 + 10);
         behind.push(results(5, &lost));

@@ -31,6 +31,7 @@ use behind::{PendingWrite, WriteBehind};
 use gate::AskingGate;
 pub use key::{InputKey, TierKey};
 pub use record::ValueFormat;
+pub(crate) use record::stores;
 pub use tier::{Tier, TierStatistics};
 
 /// Threads that ask slow tiers.
@@ -173,9 +174,10 @@ impl Tiers {
         self.tiers.iter().map(|tier| TierStatistics::of(&**tier.tier())).collect()
     }
 
-    /// Waits until everything that is queued is stored, `patience` at most.
+    /// Waits until everything that is queued is stored, `patience` at most for all tiers together.
     pub fn flush(&self, patience: Duration) {
-        self.tiers.iter().for_each(|tier| tier.flush(patience, true));
+        let until = Instant::now() + patience;
+        self.tiers.iter().for_each(|tier| tier.flush(until, true));
     }
 
     /// Stores what is queued, within a second, and ends the threads.

@@ -8,7 +8,7 @@
 use half::f16;
 
 use super::super::item::CachedItem;
-use crate::output::{Item, View};
+use crate::output::{Item, OutputKind, View};
 
 /// Raised when the layout changes. A record of another version is no record.
 const VERSION: u8 = 1;
@@ -40,12 +40,17 @@ impl ValueFormat {
     }
 }
 
+/// Whether results of this kind are stored outside of memory.
+pub(crate) fn stores(kind: OutputKind) -> bool {
+    matches!(kind, OutputKind::Dense | OutputKind::Scores)
+}
+
 /// The bytes of a result; `None` for one that cannot be written in `format`.
 pub(super) fn encode(item: &CachedItem, format: ValueFormat) -> Option<Vec<u8>> {
     let (kind, values) = match item.item().view() {
         View::Dense(values) => (DENSE, values),
         View::Scores(values) => (SCORES, values),
-        // In memory only.
+        // In memory only: `stores`.
         View::Sparse(_) | View::Multi(_) | View::All(_) => return None,
     };
     let largest = values.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));

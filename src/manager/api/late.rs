@@ -1,6 +1,7 @@
 //! Late chunking: the vectors of a text's parts, pooled from the states of one pass over the whole text.
 
 use std::ops::Range;
+use std::time::Instant;
 
 use super::super::inputs::Inputs;
 use super::super::instance::Manager;
@@ -59,6 +60,14 @@ impl Manager {
         options: &EmbedOptions,
         check: Check<'_>,
     ) -> Result<(Vec<TextChunk>, Vec<f32>, usize)> {
+        // Every step calls it, so it limits all of them together.
+        let ends = options.timeout.and_then(|after| Some((Instant::now().checked_add(after)?, after)));
+        let check: Check<'_> = &mut || match ends {
+            Some((at, after)) if Instant::now() >= at => {
+                Err(Error::Timeout { what: "the chunks of a text".into(), after })
+            }
+            _ => check(),
+        };
         let chunks = self.chunks(text, max_tokens, overlap, options, check)?;
         let parts = self.parts()?;
         let name = options.model.as_deref().unwrap_or_else(|| parts.router.route(text));
@@ -102,6 +111,7 @@ impl Manager {
         // The states from token `kept` on: those of the chunks that are still to be pooled.
         let (mut states, mut kept, mut next) = (Vec::<f32>::new(), 0, 0);
         for group in all.chunks(WINDOWS).filter(|_| !chunks.is_empty()) {
+            check()?;
             let sequence = |window: &TokenWindow| {
                 encoder.tokenizer.dressed(&[lead, &own[window.reads.clone()]].concat())
             };

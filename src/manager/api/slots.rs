@@ -10,6 +10,7 @@ use super::super::spec::{Retention, Spec};
 use crate::Error;
 use crate::Result;
 use crate::lifecycle::{Lease, State};
+use crate::models::{ModelKind, Source, installed_kind};
 
 impl Manager {
     /// Makes the slot `name`. Nothing is loaded yet.
@@ -27,6 +28,16 @@ impl Manager {
             }
         }
         Ok(())
+    }
+
+    /// What the files of `source` are made for; `None` when they are not on this machine, or do not show it. Downloads
+    /// nothing.
+    ///
+    /// # Errors
+    /// Those of the settings.
+    pub fn installed_kind(&self, source: &str, revision: Option<&String>) -> Result<Option<ModelKind>> {
+        let options = self.parts()?.loader.resolve_options(revision);
+        Ok(Source::parse(source).ok().and_then(|source| installed_kind(&source, &options)))
     }
 
     /// Unloads and forgets the slot.

@@ -70,16 +70,17 @@ impl ModelKind {
     /// The kind that a user names.
     ///
     /// # Errors
-    /// [`Error::Input`] with the names that there are.
+    /// [`Error::Argument`] with the names that there are.
     pub fn from_name(name: &str) -> Result<Self> {
         match name {
             "embedding" => Ok(Self::Embedding),
             "generator" => Ok(Self::Generator),
             "reranker" | "classifier" => Ok(Self::Classifier),
             "sparse" => Ok(Self::Sparse),
-            _ => Err(Error::Input(format!(
-                "kind={name:?}: expected embedding, generator, reranker, classifier or sparse"
-            ))),
+            _ => Err(Error::argument(
+                "kind",
+                format!("={name:?}: expected embedding, generator, reranker, classifier or sparse"),
+            )),
         }
     }
 }

@@ -74,8 +74,9 @@ impl Hub {
         Error::ModelNotFound {
             model: id.into(),
             reason: format!(
-                "it is not complete in the cache {}{} and HF_HUB_OFFLINE forbids to download it; unset that, or copy the \
-                 model's folder here and give its path",
+                "it is not complete in the cache {}{} and offline (or HF_HUB_OFFLINE, TRANSFORMERS_OFFLINE, \
+                 MODEL_MANAGER_OFFLINE) forbids to download it; unset that, or copy the model's folder here and give its \
+                 path",
                 self.cache.display(),
                 self.others.iter().map(|other| format!(", nor in {}", other.display())).collect::<String>()
             ),

@@ -21,7 +21,7 @@ use super::handle::Handle;
 use super::host::ManagerHost;
 use super::loader::unwrap_object;
 use super::options::{positive_seconds, slot_keep_alive, timeout};
-use super::register::{self, AboutVectors, SlotSource, source_text};
+use super::register::{self, AboutVectors, SlotSource, Terms, source_text};
 use super::texts::text_of;
 use super::tracing::{self, Call, CallOutcome};
 use super::tracker::PyTracker;
@@ -39,13 +39,13 @@ impl PyManager {
     /// What `get` and `peek` return for a slot: the user's object, or a handle on the model.
     fn slot_value(slf: &Bound<'_, Self>, name: &str, value: &SlotValue) -> PyResult<Py<PyAny>> {
         let py = slf.py();
-        let (module, class) = match value {
+        let class = match value {
             SlotValue::Object(object) => return Ok(unwrap_object(py, object).unwrap_or_else(|| py.None())),
-            SlotValue::Encoder => ("model_manager.encoder", "SentenceModel"),
-            SlotValue::Scorer => ("model_manager.handles", "CrossEncoder"),
-            SlotValue::Generator => ("model_manager.generator", "TextGenerator"),
+            SlotValue::Encoder => "SentenceModel",
+            SlotValue::Scorer => "CrossEncoder",
+            SlotValue::Generator => "TextGenerator",
         };
-        Ok(py.import(module)?.getattr(class)?.call1((slf, name))?.unbind())
+        Ok(py.import("model_manager.handles")?.getattr(class)?.call1((slf, name))?.unbind())
     }
 }
 
@@ -165,9 +165,10 @@ impl PyManager {
             max_length,
             prompts: prompts.into_iter().flatten().map(|(name, text)| (name.into(), text.into())).collect(),
         };
-        let spec =
-            register::spec(py, &name, source, kind.as_deref(), &dtype, owned(revision), about_vectors)?;
-        detached(py, || self.0.manager.register(&name, spec, keep, replace)).or_raise(py)
+        let manager = &self.0.manager;
+        let terms = Terms { kind: kind.as_deref(), dtype: &dtype, revision: owned(revision) };
+        let spec = register::spec(py, manager, &name, source, terms, about_vectors)?;
+        detached(py, || manager.register(&name, spec, keep, replace)).or_raise(py)
     }
 
     /// Unload and forget the slot.

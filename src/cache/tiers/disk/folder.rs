@@ -304,8 +304,9 @@ impl Tier for Disk {
             let mut appender = self.appender.lock();
             *appender = None;
             let mut opened = self.index.lock();
-            let mut failed = None;
-            for id in list(folder).unwrap_or_default() {
+            let listed = list(folder);
+            let mut failed = listed.as_ref().err().map(ToString::to_string);
+            for id in listed.unwrap_or_default() {
                 let removed = remove(folder, &id);
                 failed = failed.or_else(|| Some(removed.as_ref().err()?.to_string()));
                 self.note(removed, "emptied");

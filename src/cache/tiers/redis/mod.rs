@@ -57,6 +57,12 @@ impl Redis {
     /// [`crate::Error::Config`] for an address that is none, or a variable that is not set.
     pub fn new(settings: &RedisSettings, environment: &dyn Host, clock: &Clock) -> Result<Self> {
         let urls: Vec<_> = settings.url.split(',').map(str::trim).filter(|url| !url.is_empty()).collect();
+        if urls.iter().any(|url| !url.contains("://")) {
+            // Not shown: it may be a part of a password.
+            let reason =
+                "has a part that is no address, between commas; a comma in a password is written %2C";
+            return Err(server::refused("cache_url", "", reason));
+        }
         let hosts = RedisServer::all(&urls, settings.timeout, environment, clock)?;
         if hosts.is_empty() {
             return Err(server::refused("cache_url", "", "names no server"));

@@ -113,23 +113,31 @@ impl RedisServer {
     }
 
     /// The answer to a request; `None` when it fails, or the server rests after a failure. A server that refuses a write
-    /// does not rest: it is still read.
+    /// does not rest: it is still read. A request on a kept connection that the server has closed is repeated on a new one.
     pub(super) fn ask<T>(
         &self,
         counts: &TierCounts,
         writes: bool,
-        request: impl FnOnce(&mut RedisConnection) -> RedisResult<T>,
+        request: impl Fn(&mut RedisConnection) -> RedisResult<T>,
     ) -> Option<T> {
         if !self.is_working() {
             return None;
         }
         let kept = self.idle.lock().pop();
-        let fresh = kept.is_none();
-        let connection =
-            kept.map_or_else(|| self.client.connect(CONNECT.max(self.timeout), self.timeout), Ok);
-        let (answer, connection) = match connection {
-            Ok(mut connection) => (request(&mut connection), Some(connection)),
-            Err(error) => (Err(error), None),
+        let mut asked = kept.map(|mut connection| (request(&mut connection), connection));
+        if let Some((Err(error), _)) = &asked
+            && error.is_connection_dropped()
+        {
+            // The others are as old.
+            self.idle.lock().clear();
+            asked = None;
+        }
+        let (answer, connection) = match asked {
+            Some((answer, connection)) => (answer, Some(connection)),
+            None => match self.client.connect(CONNECT.max(self.timeout), self.timeout) {
+                Ok(mut connection) => (request(&mut connection), Some(connection)),
+                Err(error) => (Err(error), None),
+            },
         };
         match answer {
             Ok(answer) => {
@@ -139,8 +147,13 @@ impl RedisServer {
                 *rest = ServerRest { refused, ..ServerRest::default() };
                 Some(answer)
             }
-            Err(error) if writes && is_refusal(&error) => {
-                self.keep(connection);
+            Err(error) if writes && connection.is_some() && is_refusal(&error) => {
+                if is_read_only(&error) {
+                    // Its name may belong to another server by now, to which new connections go.
+                    self.idle.lock().clear();
+                } else {
+                    self.keep(connection);
+                }
                 TierCounts::add(&counts.errors, 1);
                 let reason = reason(&error);
                 let known = self.rest.lock().refused.replace(reason.clone());
@@ -150,10 +163,8 @@ impl RedisServer {
                 None
             }
             Err(error) => {
-                // A kept connection may just have been closed by the server: all of them are made again.
                 self.idle.lock().clear();
-                let restarted = !fresh && error.is_connection_dropped();
-                self.report(counts, &error, (!restarted).then_some(()));
+                self.report(counts, &error);
                 None
             }
         }
@@ -164,12 +175,9 @@ impl RedisServer {
     /// # Errors
     /// Why it failed.
     pub(super) fn clear(&self, counts: &TierCounts, prefix: &str) -> Result<(), String> {
-        // A kept connection may have been closed meanwhile: the second one is new.
-        for _ in 0..2 {
-            self.wake();
-            if self.ask(counts, true, |connection| connection.remove(prefix)).is_some() {
-                return Ok(());
-            }
+        self.wake();
+        if self.ask(counts, true, |connection| connection.remove(prefix)).is_some() {
+            return Ok(());
         }
         let state = self.rest.lock();
         let reason = state.refused.clone().or_else(|| state.reported.clone());
@@ -183,15 +191,12 @@ impl RedisServer {
         }
     }
 
-    /// Counts a failure and reports it, unless the latest one was the same. With `rest`, the server is not asked for a while.
-    fn report(&self, counts: &TierCounts, error: &redis::RedisError, rest: Option<()>) {
+    /// Counts a failure and reports it, unless the latest one was the same. The server is not asked for a while.
+    fn report(&self, counts: &TierCounts, error: &redis::RedisError) {
         TierCounts::add(&counts.errors, 1);
         let mut state = self.rest.lock();
-        if rest.is_some() {
-            state.length =
-                if state.length.is_zero() { FIRST_REST } else { (state.length * 2).min(LONGEST_REST) };
-            state.until = self.clock.now().checked_add(state.length);
-        }
+        state.length = if state.length.is_zero() { FIRST_REST } else { (state.length * 2).min(LONGEST_REST) };
+        state.until = self.clock.now().checked_add(state.length);
         let reason = reason(error);
         if state.reported.as_ref() != Some(&reason) {
             state.reported = Some(reason.clone());
@@ -237,6 +242,15 @@ fn is_refusal(error: &redis::RedisError) -> bool {
         ErrorKind::Parse | ErrorKind::UnexpectedReturnType | ErrorKind::AuthenticationFailed
     );
     !(is_broken || is_nonsense || error.to_string().contains("NOAUTH"))
+}
+
+/// Whether the server is a copy of another one, which alone takes writes.
+fn is_read_only(error: &redis::RedisError) -> bool {
+    let read_only = ErrorKind::Server(ServerErrorKind::ReadOnly);
+    error.kind() == read_only
+        || error.clone().into_server_errors().is_some_and(|errors| {
+            errors.iter().any(|(_, error)| error.kind() == Some(ServerErrorKind::ReadOnly))
+        })
 }
 
 /// What an address says, with a password from the environment where it names a variable.

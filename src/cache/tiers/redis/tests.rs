@@ -74,6 +74,8 @@ fn wrong_addresses_are_refused_by_name_and_without_their_password() {
     }
     let error = parse("redis://:env:NO_SUCH_VARIABLE_AT_ALL@localhost").unwrap();
     assert!(error.contains("NO_SUCH_VARIABLE_AT_ALL"), "{error}");
+    let error = parse("redis://user:hunt,er2@localhost").unwrap();
+    assert!(error.contains("%2C") && !error.contains("hunt") && !error.contains("er2"), "{error}");
     assert_eq!(parse("redis://user:secret@localhost:6379/2, rediss://other"), None);
 }
 
@@ -89,6 +91,64 @@ fn a_dead_server_costs_one_attempt_and_then_rests() {
         assert_eq!(tier.get(&[key(1)]), [None]);
         assert_eq!(tier.counts().errors.load(Ordering::Relaxed), errors);
     }
+    assert!(!tier.is_working());
+}
+
+#[test]
+fn a_request_on_a_connection_that_the_server_has_closed_is_repeated() {
+    let (url, connections) = server(|mut stream| {
+        let mut bytes = [0; 4096];
+        while let Ok(count @ 1..) = stream.read(&mut bytes) {
+            let text = String::from_utf8_lossy(&bytes[..count]).into_owned();
+            let asked = text.contains("MGET");
+            let commands = text.matches("\r\n*").count() + 1;
+            let reply = if asked { b"*1\r\n$-1\r\n".to_vec() } else { b"+OK\r\n".repeat(commands) };
+            if stream.write_all(&reply).is_err() || asked {
+                return;
+            }
+        }
+    });
+    let tier = tier(&url, None, &Clock::manual());
+    for asked in 1..4 {
+        assert_eq!(tier.get(&[key(1)]), [None]);
+        let counts = (connections.load(Ordering::SeqCst), tier.counts().errors.load(Ordering::Relaxed));
+        assert_eq!((counts, tier.is_working()), ((asked, 0), true));
+    }
+}
+
+#[test]
+fn a_server_that_has_become_a_copy_is_connected_anew() {
+    let (url, connections) = server(|mut stream| {
+        let mut bytes = [0; 4096];
+        while let Ok(count @ 1..) = stream.read(&mut bytes) {
+            let text = String::from_utf8_lossy(&bytes[..count]).into_owned();
+            let commands = text.matches("\r\n*").count() + 1;
+            let stores = text.contains("\r\nSET\r\n");
+            let reply: &[u8] = if stores {
+                b"-READONLY You can't write against a read only replica.\r\n"
+            } else {
+                b"+OK\r\n"
+            };
+            if stream.write_all(&reply.repeat(commands)).is_err() {
+                return;
+            }
+        }
+    });
+    let tier = tier(&url, None, &Clock::manual());
+    for asked in 1..4 {
+        tier.put(&[(key(1), item())]);
+        let counts = (connections.load(Ordering::SeqCst), tier.counts().errors.load(Ordering::Relaxed));
+        assert_eq!((counts, tier.is_working()), ((asked, asked as u64), true));
+    }
+}
+
+#[test]
+fn a_dead_server_does_not_refuse_to_store() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("redis://{}", listener.local_addr().unwrap());
+    drop(listener);
+    let tier = tier(&url, None, &Clock::manual());
+    tier.put(&[(key(1), item())]);
     assert!(!tier.is_working());
 }
 

@@ -13,7 +13,7 @@ use super::Job;
 use super::state::LeasedModel;
 use crate::batching::{Chunk, ChunkOutput};
 use crate::cache::CachedItem;
-use crate::cache::tiers::Tiers;
+use crate::cache::tiers::{Tiers, stores};
 use crate::compute::Threads;
 use crate::models::Bounds;
 use crate::output::Output;
@@ -133,6 +133,7 @@ impl Job {
         let mut results = Output::new(shape, inputs.len())?;
         let memory = entry.cache.memory(&self.embedder.cache);
         let content = info.content.as_ref().zip(entry.cache.tiers.as_ref());
+        let content = content.filter(|_| stores(self.options.kind));
         let mut stored = Vec::new();
         for (row, (&input, &tokens)) in inputs.iter().zip(&computed.tokens).enumerate() {
             self.options.finish(computed.output.view(row), &mut results, row);

@@ -9,7 +9,7 @@ use super::Job;
 use super::state::SlotGroup;
 use crate::Result;
 use crate::cache::CachedItem;
-use crate::cache::tiers::{Asked, TierKey, Tiers};
+use crate::cache::tiers::{Asked, TierKey, Tiers, stores};
 use crate::output::{Shape, View};
 use crate::trace::TraceStage;
 
@@ -57,7 +57,8 @@ impl Job {
 
     /// The keys of the inputs of a group, and the model that they are of; `None` when no tier can have them.
     fn tier_keys(&self, group: &SlotGroup) -> Option<(Arc<ModelInfo>, Vec<TierKey>)> {
-        if self.embedder.tiers.is_empty() || group.order.is_empty() || group.entry.cache.tiers.is_none() {
+        let (tiers, own) = (&self.embedder.tiers, &group.entry.cache.tiers);
+        if tiers.is_empty() || own.is_none() || group.order.is_empty() || !stores(self.options.kind) {
             return None;
         }
         let info = group.entry.info()?;
