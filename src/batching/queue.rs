@@ -251,6 +251,35 @@ mod tests {
         assert_eq!(queue.next_batch(BatchLimit::of_weight(100)).0, [tokens(2, 1)]);
     }
 
+    #[test]
+    fn each_lane_keeps_the_order_of_arrival() {
+        for lane in [Lane::Interactive, Lane::Bulk] {
+            let (mut queue, keep) = (Queue::default(), Cancel::default());
+            for id in 0..5 {
+                queue.push(tokens(id, 10), waiter(&keep), lane);
+            }
+            let batch = |queue: &mut Queue<QueuedSequence>| queue.next_batch(BatchLimit::of_weight(20)).0;
+            assert_eq!(batch(&mut queue), [tokens(0, 10), tokens(1, 10)], "{lane:?}");
+            assert_eq!(batch(&mut queue), [tokens(2, 10), tokens(3, 10)], "{lane:?}");
+            assert_eq!(batch(&mut queue), [tokens(4, 10)], "{lane:?}");
+        }
+    }
+
+    #[test]
+    fn draining_empties_both_lanes_and_names_every_waiter() {
+        let (mut queue, keep) = (Queue::default(), Cancel::default());
+        for lane in [Lane::Interactive, Lane::Bulk] {
+            queue.push(tokens(lane as u32, 4), waiter(&keep), lane);
+            queue.push(tokens(lane as u32, 4), waiter(&keep), lane);
+            queue.push(tokens(2 + lane as u32, 4), waiter(&keep), lane);
+        }
+        assert_eq!(queue.next_batch(BatchLimit { weight: 100, items: 1 }).0.len(), 1);
+        assert_eq!(queue.drain().len(), 6);
+        assert!(queue.is_empty() && queue.wanted.is_empty());
+        let (batch, left) = queue.next_batch(BatchLimit::of_weight(100));
+        assert!(batch.is_empty() && left.is_empty());
+    }
+
     proptest! {
         /// Whatever arrives in whatever order: every sequence comes out exactly once, batches keep to their budget,
         /// and every waiter is answered exactly once.
