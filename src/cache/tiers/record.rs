@@ -155,4 +155,19 @@ mod tests {
         assert!(decode(&bytes).is_none());
         assert!(encode(&item(&[1e9]), ValueFormat::Float16).is_none());
     }
+
+    #[test]
+    fn a_record_of_another_length_than_it_says_is_none() {
+        for format in [ValueFormat::Float32, ValueFormat::Float16, ValueFormat::Int8] {
+            let whole = encode(&item(&[1.0, -0.5, 0.25]), format).unwrap();
+            assert!(decode(&whole).is_some(), "{format:?}");
+            for cut in 0..whole.len() {
+                assert!(decode(&whole[..cut]).is_none(), "{format:?}, {cut} bytes");
+            }
+            for more in 1..9 {
+                let longer = [&whole[..], &vec![0; more]].concat();
+                assert!(decode(&longer).is_none(), "{format:?}, {more} bytes more");
+            }
+        }
+    }
 }

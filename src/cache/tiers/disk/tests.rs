@@ -69,6 +69,23 @@ fn what_is_stored_is_there_after_a_restart_and_nothing_is_made_before() {
 }
 
 #[test]
+fn lookups_and_results_read_ahead_are_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    let counts = |disk: &Disk| {
+        let counts = disk.counts();
+        [&counts.hits, &counts.misses, &counts.read_ahead]
+            .map(|count| count.load(std::sync::atomic::Ordering::Relaxed))
+    };
+    let disk = Disk::new(settings(folder.path()));
+    assert_eq!((held(&disk, 0..3), counts(&disk)), (0, [0, 3, 0]));
+    disk.put(&rows(0..10, 4));
+    assert_eq!((held(&disk, 6..14), counts(&disk)), (4, [4, 7, 0]));
+    let again = Disk::new(settings(folder.path()));
+    assert_eq!((again.read_ahead(4), counts(&again)), (4, [0, 0, 4]));
+    assert_eq!((held(&again, 8..12), counts(&again)), (2, [2, 2, 4]));
+}
+
+#[test]
 fn what_was_stored_last_is_read_ahead() {
     let folder = tempfile::tempdir().unwrap();
     let disk = Disk::new(settings(folder.path()));
