@@ -255,6 +255,46 @@ fn tokens_that_end_a_text_are_found() {
     }
 }
 
+/// A copy of the Llama fixture with other settings in one of its files.
+fn llama_with(file: &str, settings: &Value) -> Result<TextModel> {
+    let copy = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(folder("llama")).unwrap().flatten() {
+        fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
+    }
+    let path = copy.path().join(file);
+    let mut json: Value = if path.is_file() { read_json(&path).unwrap() } else { serde_json::json!({}) };
+    json.as_object_mut().unwrap().extend(settings.as_object().cloned().unwrap());
+    fs::write(path, json.to_string()).unwrap();
+    from_files(&ModelFiles::open("m", copy.path()).unwrap(), WeightFormat::F32, Isa::Portable)
+}
+
+#[test]
+fn the_token_of_the_tokenizer_ends_a_text_too() {
+    for (file, settings, eos_ids) in [
+        ("config.json", serde_json::json!({"eos_token_id": 318}), [318, 316].as_slice()),
+        ("config.json", serde_json::json!({"eos_token_id": [318, 316]}), &[318, 316]),
+        ("config.json", serde_json::json!({"eos_token_id": null}), &[316]),
+        ("generation_config.json", serde_json::json!({"eos_token_id": [317, 318]}), &[317, 318, 316]),
+    ] {
+        let model = llama_with(file, &settings).unwrap();
+        assert_eq!((model.eos_id, model.eos_ids.as_slice()), (Some(316), eos_ids), "{file}: {settings}");
+    }
+}
+
+#[test]
+fn a_model_that_does_not_write_is_refused_by_name() {
+    for (settings, word) in [
+        (serde_json::json!({"architectures": ["LlamaForSequenceClassification"]}), "SequenceClassification"),
+        (serde_json::json!({"architectures": ["LlamaForQuestionAnswering"]}), "QuestionAnswering"),
+        (serde_json::json!({"architectures": ["X", "LlamaRewardModel"]}), "Reward"),
+        (serde_json::json!({"is_causal": false}), "is_causal"),
+    ] {
+        let error = llama_with("config.json", &settings).map(|model| model.name).unwrap_err();
+        assert!(matches!(&error, Error::Unsupported { model, .. } if model == "m"), "{error}");
+        assert!(error.to_string().contains(word), "{error}");
+    }
+}
+
 #[test]
 fn prompts_that_cannot_be_continued_are_refused() {
     let generator = Generator::start(load("llama", WeightFormat::F32, Isa::best()), |_| ()).unwrap();
@@ -434,6 +474,11 @@ fn a_gguf_file_of_another_model_is_refused_by_name() {
     });
     let refused = refusal(cut);
     assert!(refused.contains("\"blk.0.attn_v.weight\" has shape [8, 32]"), "{refused}");
+    // What the network has no place for would change its answers.
+    for name in ["blk.0.attn_norm.bias", "blk.2.attn_norm.weight", "scale"] {
+        let refused = refusal(as_gguf(keep).tensor(name, &[32], 0, &f32s(&[0.5; 32])));
+        assert!(refused.contains(&format!("{name:?}")), "{refused}");
+    }
     let other = refusal(Writer::default().text("general.architecture", "mamba"));
     assert!(other.contains("\"mamba\"") && other.contains("llama, qwen2, qwen3"), "{other}");
     let bare = refusal(Writer::default().text("general.architecture", "llama"));

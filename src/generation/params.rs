@@ -160,12 +160,17 @@ mod tests {
         let cases = [
             ("temperature=-1", GenerationParams { temperature: -1.0, ..base.clone() }),
             ("temperature=NaN", GenerationParams { temperature: f32::NAN, ..base.clone() }),
+            ("temperature=inf", GenerationParams { temperature: f32::INFINITY, ..base.clone() }),
             ("top_p=-0.5", GenerationParams { top_p: -0.5, ..base.clone() }),
             ("top_p=NaN", GenerationParams { top_p: f32::NAN, ..base.clone() }),
             ("top_p=1.5", GenerationParams { top_p: 1.5, ..base.clone() }),
             ("min_p=-0.1", GenerationParams { min_p: -0.1, ..base.clone() }),
             ("min_p=NaN", GenerationParams { min_p: f32::NAN, ..base.clone() }),
             ("repetition_penalty=0", GenerationParams { repetition_penalty: 0.0, ..base.clone() }),
+            (
+                "repetition_penalty=inf",
+                GenerationParams { repetition_penalty: f32::INFINITY, ..base.clone() },
+            ),
             ("max_new_tokens=0", GenerationParams { max_new_tokens: Some(0), ..base.clone() }),
             (
                 "min_new_tokens=8",

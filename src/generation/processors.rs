@@ -291,6 +291,29 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_left_of_the_logits_before() {
+        let filters = [
+            GenerationParams { do_sample: true, top_k: 3, top_p: 1.0, ..Default::default() },
+            GenerationParams { do_sample: true, top_k: 0, top_p: 0.6, ..Default::default() },
+            GenerationParams { do_sample: true, top_k: 0, top_p: 1.0, min_p: 0.3, ..Default::default() },
+            GenerationParams { repetition_penalty: 1.5, ..Default::default() },
+        ];
+        // The second vocabulary is shorter, and its largest logits are elsewhere and smaller.
+        let long: Vec<f32> = (0..90).map(|token| (token * 37 % 90) as f32 * 0.1 + 4.0).collect();
+        let short: Vec<f32> = (0..50).map(|token| (token * 29 % 50) as f32 * 0.1).collect();
+        let mut used = Processors::default();
+        for params in filters {
+            for (logits, history) in [(&long, [1, 40, 80]), (&short, [2, 40, 3]), (&long, [5, 6, 7])] {
+                let (mut found, mut expected) = (logits.clone(), logits.clone());
+                used.apply(&params, &history, 0, &[], &mut found);
+                Processors::default().apply(&params, &history, 0, &[], &mut expected);
+                assert_eq!(found, expected, "{params:?}");
+                assert_ne!(found, *logits, "{params:?}");
+            }
+        }
+    }
+
+    #[test]
     fn a_prompt_token_outside_the_vocabulary_is_skipped() {
         let mut logits = [1.0, 2.0];
         let params =
