@@ -170,4 +170,22 @@ mod tests {
             assert!(!is_turkish(text), "{text:?}");
         }
     }
+
+    #[test]
+    fn codes_and_endings_alone_have_no_vote() {
+        // Letters of Turkish in a code say nothing of the text around it.
+        assert!(!is_turkish("iş2024") && !is_turkish("hello iş2024"));
+        // An ending counts at the end of a word.
+        for ending in TURKISH_ENDINGS.iter().chain(ENGLISH_ENDINGS).filter(|ending| ending.len() < STEM + 3) {
+            let listed = TURKISH.contains(ending) || ENGLISH.contains(ending);
+            assert!(listed || vote(ending) == 0, "{ending}");
+        }
+        assert_eq!((vote("abding"), vote("abing"), vote("abcmak"), vote("abmak")), (-1, 0, 1, 0));
+    }
+
+    #[test]
+    fn words_hold_underscores_and_combining_dots() {
+        assert_eq!((vote("i\u{307}yi"), vote("iyi")), (1, 1));
+        assert!("_\u{307}ıİ2".chars().all(is_part_of_word) && !"-.' ".chars().any(is_part_of_word));
+    }
 }

@@ -92,6 +92,13 @@ mod tests {
     }
 
     #[test]
+    fn every_listed_word_alone_is_turkish() {
+        for word in WORDS {
+            assert!(is_turkish(word) && is_turkish(&format!("x {word}.")), "{word}");
+        }
+    }
+
+    #[test]
     fn combining_marks_separate_words_as_in_python() {
         assert!(is_word('é') && is_word('²') && is_word('Ⅷ') && is_word('_') && is_word('中'));
         assert!(!is_word('\u{307}') && !is_word('-') && !is_word('\u{1c}') && !is_word('€'));
