@@ -192,6 +192,16 @@ mod tests {
     }
 
     #[test]
+    fn a_load_is_an_access() {
+        let clock = Clock::manual();
+        let tracker = Tracker::new(clock.clone());
+        clock.advance(Duration::from_secs(3));
+        tracker.record_load("a", 2.0, 90.0);
+        clock.advance(Duration::from_secs(5));
+        assert_eq!(tracker.statistics().last_access, BTreeMap::from([("a".into(), 5.0)]));
+    }
+
+    #[test]
     fn percentiles_are_measured_times_of_the_latest_loads() {
         assert_eq!(nearest_rank(&[3.0], 50), 3.0);
         assert_eq!(nearest_rank(&[1.0, 2.0, 3.0], 50), 2.0);

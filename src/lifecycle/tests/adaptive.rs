@@ -54,6 +54,9 @@ fn it_stays_as_configured_until_enough_is_known_and_as_its_use_shows_then() {
     let world = World::new();
     let policy = policy(&world);
     let slot = adaptive(&world, &policy);
+    assert!(
+        slot.managed().is_adaptive() && !world.slot("usual", SlotOptions::default()).managed().is_adaptive()
+    );
     drop(acquire(&slot).unwrap());
     assert_eq!((advance(&world, 599), advance(&world, 1)), (0, 1));
     for gap in (0..40).map(|number| 20 + number * 7 % 40 * 5) {

@@ -239,3 +239,24 @@ fn by_cost_what_is_worth_least_for_its_size_leaves_and_nothing_stays_without_use
     }
     assert!((2..100).contains(&rounds), "{rounds}");
 }
+
+#[test]
+fn what_is_cheap_to_load_again_for_its_memory_leaves_first() {
+    let eviction = Eviction::new(true);
+    let usual = eviction.priority(2, 3.0, 10_000_000);
+    assert_eq!(usual, 600_000);
+    assert!(eviction.priority(3, 3.0, 10_000_000) > usual, "more uses");
+    assert!(eviction.priority(2, 4.0, 10_000_000) > usual, "a longer load");
+    assert!(eviction.priority(2, 3.0, 20_000_000) < usual, "more memory");
+    // Below a megabyte size does not count, and a clock that was set back gives no worth.
+    assert_eq!(eviction.priority(1, 1.0, 1), eviction.priority(1, 1.0, 1_000_000));
+    assert_eq!(eviction.priority(1, -1.0, 1), 0);
+    eviction.evicted(usual);
+    eviction.evicted(1);
+    assert_eq!(
+        eviction.priority(2, 3.0, 10_000_000),
+        2 * usual,
+        "later uses count from the level of what left"
+    );
+    assert_eq!(Eviction::new(false).priority(5, 5.0, 1), 0);
+}
