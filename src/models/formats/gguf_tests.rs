@@ -236,6 +236,38 @@ fn part(number: u32, count: u32, name: &str, value: f32) -> Writer {
 }
 
 #[test]
+fn metadata_of_another_kind_is_named_unless_it_is_the_id_of_a_token() {
+    let writer = small().text("tokenizer.ggml.eos_token_id", "7").text("llama.layers", "7");
+    let (_folder, path) = writer.write();
+    let gguf = Gguf::open(&path).unwrap();
+    assert_eq!(gguf.number("tokenizer.ggml.eos_token_id"), None);
+    assert_eq!(gguf.check_asked(), Ok(()));
+    assert_eq!(gguf.number("llama.layers"), None);
+    let error = gguf.check_asked().unwrap_err().to_string();
+    assert!(error.contains("\"llama.layers\""), "{error}");
+}
+
+#[test]
+fn names_of_other_forms_are_of_one_file() {
+    for name in [
+        "m.gguf",
+        "m-1-of-00002.gguf",
+        "m-00001-of-2.gguf",
+        "m-00001-of-000002.gguf",
+        "m-000001-of-00002.gguf",
+        "m-0000x-of-00002.gguf",
+        "m-+0001-of-00002.gguf",
+        "m-00001-of-00002.bin",
+    ] {
+        assert_eq!(parts(Path::new(name)).unwrap(), [Path::new(name)], "{name}");
+    }
+    for name in ["m-00000-of-00002.gguf", "m-00003-of-00002.gguf"] {
+        let error = parts(Path::new(name)).unwrap_err().to_string();
+        assert!(error.contains("rename it"), "{error}");
+    }
+}
+
+#[test]
 fn all_parts_of_a_split_file_are_read() {
     let folder = tempfile::tempdir().unwrap();
     let path = |number: usize| folder.path().join(format!("m-{number:05}-of-00002.gguf"));

@@ -86,6 +86,19 @@ fn tensors_are_found_whatever_their_strides() {
 }
 
 #[test]
+fn a_damaged_program_is_named_by_its_checksum() {
+    let program = dict(&[("weight", tensor("FloatStorage", 0, [2, 3], [3, 1]))]);
+    let (_folder, path) = checkpoint(&program);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let at = bytes.windows(6).position(|part| part == b"weight").unwrap();
+    // Another name is a sound program, of another model.
+    bytes[at] = b'h';
+    std::fs::write(&path, bytes).unwrap();
+    let error = tensors(&WeightFile::open(&path).unwrap()).unwrap_err().to_string();
+    assert!(error.contains("checksum"), "{error}");
+}
+
+#[test]
 fn tensors_outside_of_their_storage_are_refused() {
     for (offset, shape, strides) in [
         (0, [3, 3], [3, 1]),
