@@ -279,7 +279,10 @@ mod tests {
     fn what_is_not_run_is_refused() {
         for extra in [
             r#""activation_function":"torch.nn.GELU""#,
+            // The last word alone does not say which function it is.
+            r#""activation_function":"my.own.Tanh""#,
             r#""use_residual":true"#,
+            r#""scale":2.0"#,
             r#""module_input_name":"token_embeddings""#,
         ] {
             let folder = module(&format!(r#"{{"in_features":2,"out_features":1,{extra}}}"#));

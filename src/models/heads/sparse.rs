@@ -134,4 +134,15 @@ mod tests {
             assert!(found.1[0].is_nan());
         }
     }
+
+    #[test]
+    fn every_column_has_the_number_of_its_entry() {
+        let batch = SparseBatch::new(2);
+        batch.add(SpladePooling::default(), 1, 10, Rows::new(&[1.0, -1.0, 2.0, 0.5, -2.0, 3.0], 3, 3));
+        batch.add(SpladePooling::default(), 1, 20, Rows::new(&[4.0, 5.0], 2, 2));
+        let [none, found] = &batch.into_vectors().collect::<Vec<_>>()[..] else { panic!("two vectors") };
+        assert!(none.indices.is_empty() && none.values.is_empty());
+        assert_eq!(*found.indices, [10, 12, 20, 21]);
+        assert_eq!(*found.values, [1.0, 3.0, 4.0, 5.0].map(f32::ln_1p));
+    }
 }
