@@ -145,3 +145,90 @@ fn number(path: &Path, name: &str, id: &Value) -> Result<u64> {
 fn invalid(path: &Path, reason: &str) -> Error {
     Error::InvalidFile { path: path.to_path_buf(), reason: reason.to_owned() }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use serde_json::json;
+
+    use super::super::file::compact;
+    use super::super::pipeline::Pipeline;
+    use super::super::tests::{bytes, fixture};
+    use super::*;
+
+    /// The first id after those of the vocabulary.
+    fn next_id() -> usize {
+        Pipeline::from(tokenizer()).id_limit()
+    }
+
+    fn tokenizer() -> Inner {
+        compact(&bytes(&fixture("tokenizers/bytes_gpt2"))).unwrap()
+    }
+
+    /// A model's folder with these `added_tokens.json`.
+    fn model(added: Option<&Value>) -> (tempfile::TempDir, ModelFiles) {
+        let folder = tempfile::tempdir().unwrap();
+        let from = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/llama");
+        for file in ["config.json", "model.safetensors", "tokenizer.json"] {
+            fs::copy(from.join(file), folder.path().join(file)).unwrap();
+        }
+        if let Some(added) = added {
+            fs::write(folder.path().join("added_tokens.json"), added.to_string()).unwrap();
+        }
+        let files = ModelFiles::open("m", folder.path()).unwrap();
+        (folder, files)
+    }
+
+    fn special(tokenizer: &Inner, token: &str) -> Option<(u32, bool)> {
+        let id = tokenizer.token_to_id(token)?;
+        Some((id, tokenizer.get_added_vocabulary().get_added_tokens_decoder().get(&id)?.special))
+    }
+
+    #[test]
+    fn what_the_settings_describe_is_added_and_the_list_without_descriptions_is_not_read_then() {
+        let id = next_id();
+        let listed = json!({"<listed>": id});
+        let described = json!({DECODER: {id.to_string(): {"content": "<described>", "special": true},
+            (id + 1).to_string(): {"content": "<plain>"}}});
+        let (_folder, files) = model(Some(&listed));
+        let settings = TokenizerConfig::of(&described);
+        let mut one = tokenizer();
+        add(&mut one, &files, &settings, Vec::new(), true).unwrap();
+        let mut other = tokenizer();
+        follow(&mut other, &files, &settings).unwrap();
+        for tokenizer in [one, other] {
+            assert_eq!(special(&tokenizer, "<described>"), Some((id as u32, true)));
+            assert_eq!(special(&tokenizer, "<plain>"), Some((id as u32 + 1, false)));
+            assert_eq!(special(&tokenizer, "<listed>"), None);
+        }
+        for plain_special in [false, true] {
+            let mut tokenizer = self::tokenizer();
+            let own = vec![AddedToken::from("<own>", true)];
+            add(&mut tokenizer, &files, &TokenizerConfig::default(), own, plain_special).unwrap();
+            assert_eq!(special(&tokenizer, "<listed>"), Some((id as u32, plain_special)));
+            assert_eq!(special(&tokenizer, "<own>"), Some((id as u32 + 1, true)));
+        }
+    }
+
+    #[test]
+    fn entries_that_are_none_are_refused_by_name() {
+        let (_folder, files) = model(None);
+        let long = "x".repeat(LONGEST + 1);
+        for (decoder, word) in [
+            (json!({"7": {"special": true}}), "added token 7 has no text"),
+            (json!({"seven": "<a>"}), "no number of 32 bits"),
+            (json!({"4294967296": "<a>"}), "no number of 32 bits"),
+            (json!({"7": long}), "a token of 4097 bytes"),
+        ] {
+            let settings = TokenizerConfig::of(&json!({DECODER: decoder}));
+            let error = follow(&mut tokenizer(), &files, &settings).unwrap_err();
+            assert!(
+                matches!(&error, Error::InvalidFile { path, .. } if path.ends_with("tokenizer_config.json"))
+            );
+            assert!(error.to_string().contains(word), "{error}");
+        }
+        let longest = TokenizerConfig::of(&json!({DECODER: {next_id().to_string(): "x".repeat(LONGEST)}}));
+        assert_eq!(follow(&mut tokenizer(), &files, &longest), Ok(()));
+    }
+}

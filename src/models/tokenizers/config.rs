@@ -42,6 +42,11 @@ impl TokenizerConfig {
         Ok(Self(settings))
     }
 
+    #[cfg(test)]
+    pub(super) fn of(settings: &Value) -> Self {
+        Self(settings.as_object().cloned().unwrap_or_default())
+    }
+
     /// A true-or-false setting, if it is there and not null.
     pub(crate) fn flag(&self, key: &str) -> Option<bool> {
         self.0.get(key)?.as_bool()

@@ -250,3 +250,42 @@ fn depth(json: &[u8]) -> usize {
     }
     deepest
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn brackets_in_texts_are_no_depth() {
+        for (json, expected) in [
+            ("7", 0),
+            ("{}", 1),
+            (r#"{"a": [1, [2]], "b": []}"#, 3),
+            ("[[[]], [[[[]]]], []]", 5),
+            (r#"{"a[{": "[[[{{{"}"#, 1),
+            (r#"["\"[[[", "\\", [], "[\\\"["]"#, 2),
+            ("]]}}[", 1),
+        ] {
+            assert_eq!(depth(json.as_bytes()), expected, "{json}");
+        }
+    }
+
+    #[test]
+    fn a_value_ends_where_it_ends() {
+        for (json, expected) in [
+            ("7,8", Some(("7", ",8"))),
+            ("null}", Some(("null", "}"))),
+            (r#""a,\"}]" ,"#, Some((r#""a,\"}]""#, " ,"))),
+            (r#""\\","b""#, Some((r#""\\""#, r#","b""#))),
+            (r#"{"a":"}]","b":[{}]},7"#, Some((r#"{"a":"}]","b":[{}]}"#, ",7"))),
+            ("[[],[1]]}", Some(("[[],[1]]", "}"))),
+            ("[[]", None),
+            (r#""a"#, None),
+            (r#""a\""#, None),
+            ("]", None),
+            ("", None),
+        ] {
+            assert_eq!(value(json), expected, "{json}");
+        }
+    }
+}

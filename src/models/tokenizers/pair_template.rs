@@ -67,3 +67,80 @@ fn has_types(settings: &TokenizerConfig) -> bool {
             .any(|known| class.starts_with(known)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::super::file::compact;
+    use super::super::tests::{bytes, fixture};
+    use super::*;
+
+    /// The template of a pair written like "C0 A0 S0 B1 S1": parts with their types, `C` for [CLS] (id 2) and `S` for
+    /// [SEP] (id 3).
+    fn template(pair: &str, settings: &Value) -> Option<PairTemplate> {
+        let part = |part: &str| {
+            let kind: u32 = part[1..].parse().unwrap();
+            match &part[..1] {
+                "C" => json!({"SpecialToken": {"id": "[CLS]", "type_id": kind}}),
+                "S" => json!({"SpecialToken": {"id": "[SEP]", "type_id": kind}}),
+                text => json!({"Sequence": {"id": text, "type_id": kind}}),
+            }
+        };
+        let mut json = fixture("tokenizers/wordpiece_uncased");
+        json["post_processor"]["pair"] = pair.split(' ').map(part).collect();
+        let pipeline = Pipeline::from(compact(&bytes(&json)).unwrap());
+        PairTemplate::of(&pipeline, &TokenizerConfig::of(settings)).unwrap()
+    }
+
+    fn parts(before: &[u32], between: &[u32], after: &[u32], typed: Option<usize>) -> PairTemplate {
+        PairTemplate { before: before.into(), between: between.into(), after: after.into(), typed }
+    }
+
+    #[test]
+    fn special_tokens_and_types_are_where_the_post_processor_puts_them() {
+        for (pair, expected) in [
+            ("C0 A0 S0 B1 S1", parts(&[2], &[3], &[3], Some(1))),
+            ("C0 A0 S0 S1 B1 S1", parts(&[2], &[3, 3], &[3], Some(1))),
+            ("C0 A0 S1 S1 B1", parts(&[2], &[3, 3], &[], Some(0))),
+            ("C0 A0 B1 S1 C1", parts(&[2], &[], &[3, 2], Some(0))),
+            ("C0 A0 S0 S0 B0 S0", parts(&[2], &[3, 3], &[3], None)),
+            ("A0 B0", parts(&[], &[], &[], None)),
+        ] {
+            let found = template(pair, &json!({}));
+            assert_eq!(found.as_ref(), Some(&expected), "{pair}");
+            assert_eq!(expected.special(), pair.split(' ').count() - 2, "{pair}");
+        }
+    }
+
+    #[test]
+    fn other_orders_and_types_are_none() {
+        for pair in [
+            "C0 B0 S0 A0 S0", // the second text first
+            "C0 A0 S0 B1 S0", // back to type 0
+            "C0 A0 S0 B0 S1", // type 1 after both texts alone
+            "C0 A1 S1 B1 S1", // the first text has type 1
+            "C1 A1 S1 B1 S1",
+            "C0 A0 S0 B2 S2", // a third type
+        ] {
+            assert_eq!(template(pair, &json!({})), None, "{pair}");
+        }
+    }
+
+    #[test]
+    fn types_are_given_to_models_that_take_them() {
+        for (settings, takes) in [
+            (json!({}), true),
+            (json!({"model_input_names": ["input_ids", "token_type_ids"]}), true),
+            (json!({"model_input_names": ["input_ids", "attention_mask"]}), false),
+            (json!({"tokenizer_class": "BertTokenizerFast"}), true),
+            (json!({"tokenizer_class": "ElectraTokenizer"}), true),
+            (json!({"tokenizer_class": "XLMRobertaTokenizer"}), false),
+            (json!({"tokenizer_class": "BertTokenizer", "model_input_names": ["input_ids"]}), false),
+            (json!({"tokenizer_class": "RobertaTokenizer", "model_input_names": ["token_type_ids"]}), true),
+        ] {
+            let typed = template("C0 A0 S0 B1 S1", &settings).unwrap().typed;
+            assert_eq!(typed, takes.then_some(1), "{settings}");
+        }
+    }
+}

@@ -181,7 +181,7 @@ pub(super) fn model_text(model: &Value) -> String {
     format!("{{{}}}", fields.join(","))
 }
 
-fn bytes(json: &Value) -> Vec<u8> {
+pub(super) fn bytes(json: &Value) -> Vec<u8> {
     json.to_string().replacen(&json["model"].to_string(), &model_text(&json["model"]), 1).into_bytes()
 }
 

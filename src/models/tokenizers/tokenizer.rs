@@ -392,3 +392,54 @@ pub(crate) fn special_ids(inner: &Pipeline) -> tokenizers::Result<Option<(Vec<u3
 fn invalid(path: &Path, reason: &str) -> Error {
     Error::InvalidFile { path: path.to_path_buf(), reason: format!("{reason}; download it again") }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::file::compact;
+    use super::super::tests::{bytes, fixture};
+    use super::*;
+
+    /// A setting that says nothing leaves what the file has; `strip_accents` says so by being absent.
+    #[test]
+    fn settings_of_a_bert_tokenizer_win_over_its_file() {
+        let file = fixture("tokenizers/wordpiece_uncased");
+        for (settings, changes) in [
+            (json!({}), json!({})),
+            (json!({"do_lower_case": null, "tokenize_chinese_chars": null}), json!({})),
+            (json!({"do_lower_case": false}), json!({"lowercase": false})),
+            (json!({"tokenize_chinese_chars": false}), json!({"handle_chinese_chars": false})),
+            (json!({"strip_accents": false}), json!({"strip_accents": false})),
+            (json!({"strip_accents": true}), json!({"strip_accents": true})),
+            (
+                json!({"tokenizer_class": "BertTokenizer", "do_lower_case": false}),
+                json!({"lowercase": false}),
+            ),
+            (json!({"tokenizer_class": "PreTrainedTokenizerFast", "do_lower_case": false}), json!({})),
+            (json!({"tokenizer_class": "TokenizersBackend", "do_lower_case": false}), json!({})),
+        ] {
+            let mut inner = compact(&bytes(&file)).unwrap();
+            let mut expected = serde_json::to_value(inner.get_normalizer().unwrap()).unwrap();
+            expected.as_object_mut().unwrap().extend(changes.as_object().cloned().unwrap());
+            follow(&TokenizerConfig::of(&settings), &mut inner).unwrap();
+            let found = serde_json::to_value(inner.get_normalizer().unwrap()).unwrap();
+            assert_eq!(found, expected, "{settings}");
+        }
+    }
+
+    #[test]
+    fn the_median_is_that_of_sorted_lengths_rounded_down() {
+        let all: [(&[usize], usize); 6] = [
+            (&[], 0),
+            (&[7], 7),
+            (&[9, 2], 5),
+            (&[9, 1, 2], 2),
+            (&[8, 1, 3, 4], 3),
+            (&[5, 5, 1, 9, 9, 2], 5),
+        ];
+        for (lengths, expected) in all {
+            assert_eq!(median(lengths.to_vec()), expected, "{lengths:?}");
+        }
+    }
+}
