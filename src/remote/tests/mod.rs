@@ -365,6 +365,10 @@ fn a_text_given_up_during_a_pause_is_not_sent_again() {
     }
     assert_eq!(server.asked().len(), before + 1);
     assert_eq!(counters.work().failed, 0);
+    // Nothing is left of it that a later caller would wait for.
+    let again = submit(&encoder, &["unwanted"], &Cancel::default());
+    let again = again.recv_timeout(Duration::from_secs(20)).expect("it is sent again");
+    assert_eq!(values(&again.unwrap()), expected(&["unwanted"]));
 }
 
 #[test]
