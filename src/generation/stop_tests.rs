@@ -1,7 +1,6 @@
 use std::collections::HashMap;
 
 use proptest::prelude::*;
-use tokenizers::AddedToken;
 use tokenizers::decoders::byte_fallback::ByteFallback;
 use tokenizers::decoders::fuse::Fuse;
 use tokenizers::decoders::sequence::Sequence;
@@ -9,6 +8,7 @@ use tokenizers::decoders::strip::Strip;
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::normalizers::replace::Replace;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::{AddedToken, PaddingParams, PaddingStrategy, TruncationParams};
 
 use super::*;
 use crate::models::tokenizers::model::TokenModel;
@@ -174,4 +174,17 @@ fn many_long_stop_texts_cost_little_a_character() {
         shown += watch.push("aaaa").text.len();
     }
     assert_eq!(shown + watch.finish().len(), 20_000);
+}
+
+#[test]
+fn truncation_and_padding_of_the_file_are_switched_off() {
+    let mut tokenizer = byte_level().tokenizer.inner().clone();
+    tokenizer.with_truncation(Some(TruncationParams { max_length: 3, ..Default::default() })).unwrap();
+    let fixed = PaddingParams { strategy: PaddingStrategy::Fixed(9), ..Default::default() };
+    tokenizer.with_padding(Some(fixed));
+    let tokens = TextTokens::new(tokenizer).unwrap();
+    for special in [false, true] {
+        let ids = tokens.encode("abcdef", special).unwrap();
+        assert_eq!((ids.len(), &ids), (6, &byte_level().encode("abcdef", special).unwrap()));
+    }
 }

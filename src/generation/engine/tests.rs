@@ -386,7 +386,20 @@ fn the_next_turn_computes_only_what_is_new() {
     assert_eq!(second.reused_tokens, 109);
     assert_eq!(second.tokens, bench.expected(&conversation, 5));
     assert_eq!(bench.decoder.computed.load(Ordering::Relaxed), 109 + 4 + 4);
-    bench.until(|state, _| state.prefix_bytes > 0);
+    bench.until(|state, totals| state.prefix_bytes > 0 && totals.reused_tokens == 109);
+}
+
+#[test]
+fn the_end_of_a_stream_stays_its_end() {
+    let bench = bench();
+    let mut stream = bench.engine.stream(request(vec![5, 6], 4)).unwrap();
+    while stream.next(&mut unchecked).unwrap().is_some() {}
+    assert_eq!(stream.completion().map(|completion| completion.tokens.len()), Some(4));
+    assert_eq!(stream.next(&mut unchecked), Ok(None));
+    let mut failed = bench.engine.stream(request(vec![5, 6], ENDLESS)).unwrap();
+    assert_eq!(failed.next(&mut || Err(Error::Cancelled)), Err(Error::Cancelled));
+    assert_eq!(failed.next(&mut unchecked), Ok(None));
+    assert!(failed.completion().is_none());
 }
 
 #[test]
