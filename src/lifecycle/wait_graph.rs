@@ -77,3 +77,38 @@ impl Drop for GraphedWait<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a load of `slot` on another thread, waiting for `other`, gets: the circle, if there is one.
+    fn circle(graph: &WaitGraph, slot: &Arc<str>, other: &Arc<str>) -> Option<Vec<String>> {
+        std::thread::scope(|scope| {
+            let load = scope.spawn(|| {
+                let _load = graph.load(caller(), slot);
+                let waits = graph.wait(other);
+                waits.err().map(|path| path.iter().map(ToString::to_string).collect())
+            });
+            load.join().unwrap()
+        })
+    }
+
+    #[test]
+    fn a_load_is_in_a_circle_only_while_it_waits() {
+        let (graph, [a, b, c]) = (WaitGraph::default(), ["a", "b", "c"].map(Arc::<str>::from));
+        assert!(graph.wait(&b).unwrap().is_none(), "the caller is no load");
+        let load = graph.load(caller(), &a);
+        assert!(graph.wait(&a).unwrap().is_none(), "its own slot is refused elsewhere");
+        assert_eq!(circle(&graph, &b, &a), None, "it does not wait yet");
+        let waits = graph.wait(&b).unwrap();
+        assert!(waits.is_some());
+        assert_eq!(circle(&graph, &b, &a), Some(vec!["b".into(), "a".into(), "b".into()]));
+        assert_eq!(circle(&graph, &b, &c), None);
+        assert_eq!(circle(&graph, &c, &a), None);
+        drop(waits);
+        assert_eq!(circle(&graph, &b, &a), None, "it waits no more");
+        drop(load);
+        assert!(graph.0.lock().is_empty());
+    }
+}

@@ -25,6 +25,24 @@ fn leaves_when_its_idle_time_is_up_and_not_before() {
 }
 
 #[test]
+fn the_deadline_counts_from_the_latest_use() {
+    let world = World::new();
+    let slot = world.slot("m", keep(seconds(10)));
+    let lease = acquire(&slot).unwrap();
+    world.clock.advance(Duration::from_secs(30));
+    let used = world.clock.now();
+    assert_eq!(slot.status().last_used, Some(used), "now, while a lease exists");
+    drop(lease);
+    world.clock.advance(Duration::from_secs(4));
+    let status = slot.status();
+    assert_eq!((status.last_used, status.deadline), (Some(used), Some(used + Duration::from_secs(10))));
+    world.clock.advance(Duration::from_secs(6));
+    assert_eq!(world.context.reaper.clean_up(), 1);
+    let status = slot.status();
+    assert_eq!((status.state, status.last_used, status.deadline), (State::Absent, Some(used), None));
+}
+
+#[test]
 fn zero_unloads_when_the_last_lease_goes() {
     let world = World::new();
     let slot = world.slot("m", keep(KeepAlive::AFTER_USE));
