@@ -106,3 +106,51 @@ pub(super) fn added_token(value: &Value, special: bool) -> Option<AddedToken> {
         .normalized(flag("normalized", !special));
     Some(token)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::PathBuf;
+
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_length_that_stands_for_none_is_none() {
+        let length = |value: Value| TokenizerConfig::of(&json!({"model_max_length": value})).max_length();
+        assert_eq!(
+            (length(json!(512)), length(json!(512.0)), length(json!(1))),
+            (Some(512), Some(512), Some(1))
+        );
+        for none in [json!(1e30), json!(1_000_000_000), json!(0), json!(-1), json!("512"), json!(null)] {
+            assert_eq!(length(none.clone()), None, "{none}");
+        }
+        assert_eq!(TokenizerConfig::default().max_length(), None);
+    }
+
+    #[test]
+    fn tokens_that_the_settings_do_not_name_are_those_of_the_map() {
+        let folder = tempfile::tempdir().unwrap();
+        let from = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/llama");
+        for file in ["config.json", "model.safetensors", "tokenizer.json"] {
+            fs::copy(from.join(file), folder.path().join(file)).unwrap();
+        }
+        let files = ModelFiles::open("m", folder.path()).unwrap();
+        let write = |name: &str, json: Value| fs::write(folder.path().join(name), json.to_string()).unwrap();
+        write("special_tokens_map.json", json!({"eos_token": "<map>", "bos_token": {"content": "<start>"}}));
+        for (settings, eos, bos) in [
+            (json!({}), Some("<map>"), Some("<start>")),
+            (json!({"eos_token": "<own>"}), Some("<own>"), Some("<start>")),
+            (json!({"eos_token": null}), Some("<map>"), Some("<start>")),
+            (json!({"added_tokens_decoder": null}), Some("<map>"), Some("<start>")),
+            // It describes all tokens itself.
+            (json!({"added_tokens_decoder": {}, "eos_token": "<own>"}), Some("<own>"), None),
+        ] {
+            write("tokenizer_config.json", settings.clone());
+            let read = TokenizerConfig::read(&files).unwrap();
+            let found = (read.word("eos_token"), read.word("bos_token"));
+            assert_eq!((found.0.as_deref(), found.1.as_deref()), (eos, bos), "{settings}");
+        }
+    }
+}

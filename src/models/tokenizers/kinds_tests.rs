@@ -135,6 +135,8 @@ fn ids_of_bpe_with_other_parts_are_those_of_the_crate() {
             digits(true),
             bytes_level(false, false)
         ])),
+        sequence(json!([split(json!({"String": "a"}), "Removed", false), bytes_level(false, false)])),
+        sequence(json!([split(json!({"String": "a"}), "MergedWithNext", false), bytes_level(false, false)])),
         sequence(json!([split(json!({"Regex": "x*"}), "Isolated", false), bytes_level(true, false)])),
         sequence(json!([bytes_level(true, false), digits(true)])),
         split(json!({"String": " "}), "MergedWithPrevious", false),
@@ -268,4 +270,44 @@ fn files_of_another_form_are_left_to_the_crate() {
         compact(good.replacen(r#""normalizer":null"#, &format!("\"normalizer\":{deep}"), 1).as_bytes())
             .is_none()
     );
+}
+
+/// Pre-tokenizers and normalizers of Unigram that go the short way, and others that must not.
+#[test]
+fn ids_of_unigram_with_other_parts_are_those_of_the_crate() {
+    let (real, mut texts) = (real_text(), RandomTexts(ChaCha8Rng::seed_from_u64(10)));
+    let metaspace = |replacement: &str, scheme: &str, split: bool| {
+        json!({"type": "Metaspace",
+        "replacement": replacement, "prepend_scheme": scheme, "split": split})
+    };
+    let sequence = |all: Value| json!({"type": "Sequence", "pretokenizers": all});
+    let white = json!({"type": "WhitespaceSplit"});
+    let pre_tokenizers = [
+        metaspace("▁", "always", true),
+        metaspace("▁", "always", false),
+        metaspace("▁", "first", true),
+        metaspace("▁", "never", true),
+        metaspace("_", "always", true),
+        sequence(json!([white, metaspace("▁", "always", true)])),
+        sequence(json!([white, metaspace("▁", "always", false)])),
+        sequence(json!([white, metaspace("▁", "never", true)])),
+        sequence(json!([metaspace("▁", "always", true), white])),
+        white,
+    ];
+    for (round, pre_tokenizer) in pre_tokenizers.iter().enumerate() {
+        let mut json = fixture(["tokenizers/unigram_t5", "tokenizers/unigram_xlmr"][round % 2]);
+        json["pre_tokenizer"] = pre_tokenizer.clone();
+        for normalizer in
+            [json["normalizer"].clone(), Value::Null, json!({"type": "NFC"}), json!({"type": "Lowercase"})]
+        {
+            json["normalizer"] = normalizer;
+            let (ours, other) = both(&super::bytes(&json));
+            for text in ["  a  b ", "the_end", "a▁b", "", " "] {
+                compare(&ours, &other, text);
+            }
+            for _ in 0..10 {
+                compare(&ours, &other, &texts.next(&real));
+            }
+        }
+    }
 }

@@ -429,6 +429,26 @@ mod tests {
     }
 
     #[test]
+    fn a_folder_is_read_with_its_settings() {
+        let folder = tempfile::tempdir().unwrap();
+        let from = std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/bert_wordpiece");
+        for file in ["config.json", "model.safetensors", "tokenizer.json"] {
+            std::fs::copy(from.join(file), folder.path().join(file)).unwrap();
+        }
+        let files = ModelFiles::open("m", folder.path()).unwrap();
+        let ids = |settings: Value| {
+            std::fs::write(folder.path().join("tokenizer_config.json"), settings.to_string()).unwrap();
+            let tokenizer = Tokenizer::load(&files, false).unwrap();
+            ["merhaba", "MERHABA"].map(|text| tokenizer.inner.ids(text).unwrap())
+        };
+        let [small, large] = ids(json!({"do_lower_case": true}));
+        assert_eq!(small, large);
+        let [kept, large] = ids(json!({"do_lower_case": false}));
+        assert_eq!(kept, small);
+        assert_ne!(large, small);
+    }
+
+    #[test]
     fn the_median_is_that_of_sorted_lengths_rounded_down() {
         let all: [(&[usize], usize); 6] = [
             (&[], 0),
