@@ -193,7 +193,7 @@ fn permanent_failures_are_reported_at_once_with_their_remedy() {
     let huge = format!("{{\"data\":[],\"x\":\"{}\"}}", "x".repeat(2 << 20));
     for (fault, word) in [
         (Fault::Status(401, "", r#"{"error":{"message":"bad key sk-secret"}}"#), "renew the key in"),
-        (Fault::Status(404, "", r#"{"error":"model not found"}"#), "model not found"),
+        (Fault::Status(404, "", r#"{"error":"model not found"}"#), "check the model's name, \"org/model\""),
         (Fault::Status(400, "", r#"{"error":{"message":"too long"}}"#), "too long"),
         (Fault::Status(418, "", ""), "418"),
         (Fault::Status(302, "location: http://127.0.0.1:9/x\r\n", ""), "redirects to http://127.0.0.1:9/x"),
@@ -369,6 +369,8 @@ fn a_text_given_up_during_a_pause_is_not_sent_again() {
     let again = submit(&encoder, &["unwanted"], &Cancel::default());
     let again = again.recv_timeout(Duration::from_secs(20)).expect("it is sent again");
     assert_eq!(values(&again.unwrap()), expected(&["unwanted"]));
+    let work = counters.work();
+    assert_eq!((work.batches, work.sequences, work.abandoned, work.failed), (1, 1, 1, 0));
 }
 
 #[test]
