@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 
 import pytest
@@ -18,6 +19,25 @@ def stored(command, tmp_path, monkeypatch):
     assert done.code == 0, done
     assert "2" in done.out
     return tmp_path
+
+
+@pytest.mark.parametrize("kind", ["file", "small", "server"])
+def test_a_preload_that_stores_less_fails(command, tmp_path, monkeypatch, kind):
+    (tmp_path / "faq.txt").write_text("".join(f"question number {n}\n" for n in range(9000 if kind == "small" else 20)))
+    monkeypatch.setenv("MODEL_MANAGER_CACHE_DISK", str(tmp_path / "disk"))
+    if kind == "file":
+        (tmp_path / "disk").write_text("")
+    elif kind == "small":
+        monkeypatch.setenv("MODEL_MANAGER_CACHE_DISK_BYTES", "1MB")
+    else:
+        monkeypatch.setenv("MODEL_MANAGER_CACHE_URL", "redis://127.0.0.1:1")
+        monkeypatch.setenv("MODEL_MANAGER_CACHE_TIMEOUT", "5")
+    done = command("preload", "faq.txt", "-m", "english_sentence")
+    assert (done.code, done.out) == (1, "")
+    if kind == "server":
+        assert "the texts are on disk, but redis did not store all of them" in done.err
+    else:
+        assert re.search(r"Error: \d+ of (20|9000) texts are on disk: its folder", done.err)
 
 
 def test_info_verify_export_import_clear(command, stored):

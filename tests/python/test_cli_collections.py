@@ -57,14 +57,29 @@ def test_index_of_other_forms(command, tmp_path):
     fields = ("--text-field", "body", "--id-field", "key")
     assert command("index", "t.csv", "lines.txt", "-c", "notes", *fields).code == 0
     assert command("index", "-c", "notes", stdin="from standard input\n").code == 0
+    assert command("index", "-c", "notes", stdin="another time\nfrom standard input\n").out.startswith(
+        "1 indexed, 1 skip"
+    )
     found = json.loads(command("search", "a", "-c", "notes", "-s", "-1", "--json").out)
-    assert {hit["id"]: (hit["text"], hit["metadata"]) for hit in found} == {
+    assert {
+        hit["text"] if hit["id"].startswith("-:") else hit["id"]: (hit["text"], hit["metadata"]) for hit in found
+    } == {
         "x1": ("a, b", {"lang": "en"}),
         "x2": ("two\nlines", {"lang": "tr"}),
         "lines.txt:1": ("first line", {}),
         "lines.txt:2": ("second line", {}),
-        "-:1": ("from standard input", {}),
+        "from standard input": ("from standard input", {}),
+        "another time": ("another time", {}),
     }
+
+
+def test_columns_of_csv_are_found_by_numbers(command, tmp_path):
+    (tmp_path / "t.csv").write_text("id,text,year\n1,hello,2024\n2,bye,2023\n")
+    (tmp_path / "d.jsonl").write_text('{"id": "3", "text": "again", "year": 2024}\n')
+    assert command("index", "t.csv", "d.jsonl", "-c", "notes").code == 0
+    for where, wanted in (("year=2024", {"1", "3"}), ('year="2024"', {"1"}), ("year=2023", {"2"})):
+        done = command("search", "hello", "-c", "notes", "-s", "-1", "--json", "-w", where)
+        assert {hit["id"] for hit in json.loads(done.out)} == wanted, where
 
 
 def test_documents_that_fail_make_the_exit_code_1(command, tmp_path):

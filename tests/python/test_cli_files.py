@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import stat
+import subprocess
 import sys
 import threading
 
@@ -21,6 +22,7 @@ from model_manager.cli.output import writing
 from model_manager.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("command_settings")
+COMMAND = (sys.executable, "-m", "model_manager")
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX files and signals")
 
 
@@ -157,6 +159,41 @@ def test_the_format_of_files_and_of_standard_input(command, tmp_path, monkeypatc
         assert not manager.is_loaded("english_sentence")
 
 
+@pytest.mark.parametrize(
+    "rows",
+    ['{"text": "a"}\n', '\n {"text": "a"}\r\nb\n', '["a", "b"]\n', '[{"text": "a"}]', "[\n", '{\n  "text": "a"\n}\n'],
+)
+def test_json_is_not_taken_for_lines_of_text(command, tmp_path, rows):
+    """Standard input has no name that says what it holds."""
+    (tmp_path / "rows").write_text(rows, newline="")
+    for arguments in (("embed",), ("embed", "rows"), ("rerank", "q"), ("preload", "rows"), ("index", "-c", "notes")):
+        done = command(*arguments, stdin=rows)
+        how = "--format" if arguments[0] == "index" else "--input-format"
+        assert done.code == 2, arguments
+        assert "begins with JSON, and each line of it would be taken for a text" in done.err
+        assert f"{how} jsonl reads one object" in done.err
+        assert done.out == ""
+    lines = [line.strip(" ") for line in rows.replace("\r\n", "\n").removesuffix("\n").split("\n")]
+    found = [text.strip(" ") for text in embedded(command("embed", "--input-format", "txt", stdin=rows))]
+    assert found == lines
+
+
+@pytest.mark.parametrize("text", ['"quoted"', "[1]", "[1, 2] a note", "{curly} words", "12", "null", "a\n{}", "[]"])
+def test_texts_that_only_resemble_json_are_texts(command, text):
+    assert embedded(command("embed", stdin=f"{text}\n")) == text.split("\n")
+
+
+@pytest.mark.parametrize(
+    "words", [("embed",), ("rerank", "query"), ("index", "-c", "notes"), ("doctor",), ("warmup",), ("preload",)]
+)
+def test_names_of_files_are_completed(words):
+    from click.shell_completion import ShellComplete
+    from model_manager.cli import cli
+
+    (found,) = ShellComplete(cli, {}, "model-manager", "_X").get_completions(list(words), "a")
+    assert found.type == "file"
+
+
 def test_a_source_is_preloaded(command, tmp_path):
     (tmp_path / "a.txt").write_text("hello\n")
     done = command("preload", "a.txt", "-m", FIXTURES / "bert_plain")
@@ -234,6 +271,31 @@ def test_pipes_are_read_and_written(command, tmp_path):
     assert done.code == 0, done.err
     assert stat.S_ISFIFO((tmp_path / "out").stat().st_mode)
     assert got[0].startswith(b"\x93NUMPY")
+
+
+@posix
+def test_standard_output_by_name_is_added_to(command_settings, tmp_path):
+    (tmp_path / "a.txt").write_text("hello\n")
+    for name in ("-", "/dev/stdout", "/dev/fd/1"):
+        with (tmp_path / "all.jsonl").open("wb") as file:
+            file.write(b"earlier\n")
+            file.flush()
+            subprocess.run([*COMMAND, "embed", "a.txt", "-f", "jsonl", "-o", name], stdout=file, timeout=60, check=True)
+        first, second = (tmp_path / "all.jsonl").read_text().splitlines()
+        assert (first, json.loads(second)["text"]) == ("earlier", "hello")
+    assert not (tmp_path / "-").exists()
+
+
+@posix
+def test_a_file_is_not_both_input_and_output(command_settings, tmp_path):
+    (tmp_path / "a.txt").write_text("hello\n")
+    for arguments, given in ((("embed", "a.txt"), None), (("embed",), "a.txt")):
+        with (tmp_path / "a.txt").open("ab") as file, (tmp_path / (given or "none")).open("a+b") as stdin:
+            command = [*COMMAND, *arguments]
+            done = subprocess.run(command, stdin=stdin, stdout=file, stderr=subprocess.PIPE, timeout=60, check=False)
+        assert done.returncode == 2
+        assert b"is both input and output" in done.stderr
+        assert (tmp_path / "a.txt").read_text() == "hello\n"
 
 
 @posix

@@ -6,6 +6,7 @@ import functools
 import io
 import json
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -37,7 +38,24 @@ def test_models(command, tmp_path, monkeypatch):
     assert "someone/small" in command("models").out
 
 
-def test_warmup(command):
+@pytest.mark.skipif(sys.platform == "win32", reason="needs the users of POSIX")
+def test_a_user_without_a_home(command, monkeypatch):
+    def no_user(*_arguments):
+        raise KeyError
+
+    for name in ("HOME", "XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("getpwuid", "getpwnam"):
+        monkeypatch.setattr(f"pwd.{name}", no_user)
+    for arguments in (("models",), ("models", "--json"), ("doctor", "--quick")):
+        done = command(*arguments)
+        assert (done.code, "home" in done.err) == (0, False), arguments
+    done = command("demo", "--remove")
+    assert done.code == 1
+    assert "set HOME or XDG_CACHE_HOME" in done.err
+
+
+def test_warmup(command, caplog):
     done = command("warmup")
     assert done.code == 0
     assert done.out.startswith("turkish_sentence: ")
@@ -48,6 +66,9 @@ def test_warmup(command):
     assert good["bytes"] > 0
     assert '"no/such" was not found' in bad["error"]
     assert done.err == ""
+    assert command("warmup", "reranker").out.startswith("reranker: ")
+    assert command("warmup", "english2").code == 1
+    assert "'english2', so it is taken for the source of a model; there is a slot 'english_sentence'" in caplog.text
 
 
 def test_doctor(command, monkeypatch, tmp_path):

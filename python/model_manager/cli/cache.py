@@ -150,7 +150,32 @@ def preload(file: str, model: str | None, column: str, input_format: str | None)
         ticket.wait()
         # The content of a model that was loaded for the first time is computed in the background.
         found.cache_flush(60)
+        _check_stored(found, len(set(texts)))
     click.echo(say(f"{ticket.done} texts are stored.", f"{ticket.done} metin saklandı."))
+
+
+def _check_stored(found: ModelManager, count: int) -> None:
+    """Raise an error unless `count` texts are on disk, and each server took what it was sent."""
+    tiers = found.cache_info()["tiers"]
+    disk = tiers["disk"]
+    stored = min(disk["hits"] + disk["writes"], disk["entries"] or 0)
+    if stored < count:
+        raise click.ClickException(
+            say(
+                f"{stored} of {count} texts are on disk: its folder cannot be written, the disk is full, or"
+                f" MODEL_MANAGER_CACHE_DISK_BYTES={found.config.cache_disk_bytes} is too small",
+                f"{count} metnin {stored} tanesi diskte: klasöre yazılamıyor, disk dolu ya da"
+                f" MODEL_MANAGER_CACHE_DISK_BYTES={found.config.cache_disk_bytes} küçük",
+            )
+        )
+    failed = [name for name, tier in tiers.items() if tier["errors"] or tier["dropped"] or not tier["working"]]
+    if failed:
+        raise click.ClickException(
+            say(
+                f"the texts are on disk, but {', '.join(failed)} did not store all of them; see `cache info`",
+                f"metinler diskte, ama {', '.join(failed)} hepsini saklamadı; `cache info` gösterir",
+            )
+        )
 
 
 @click.command(

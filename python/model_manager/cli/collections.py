@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from .._extras import extra
-from .lines import form_of, reading, table_rows
+from .lines import form_of, plain_lines, reading, table_rows
 from .output import dimensions_option, json_option, manager, model_option, show_json, show_table, standard_output
 from .texts import Command, option, say
 
@@ -70,15 +71,17 @@ def _indexer(models: ModelManager, settings: dict[str, Any]) -> QdrantIndexer:
     help=say(
         "Index documents in Qdrant. Reads FILES or standard input. .jsonl: one document per line, with text and id in"
         " the fields named below and all other fields as metadata; .csv: the same with a header; other files: one"
-        " document per line. The id of a document without one is its file and line. Unchanged documents are skipped,"
+        " document per line. The id of a document without one is its file and line, of standard input a hash of it."
+        " Unchanged documents are skipped,"
         " so the same command resumes an interrupted run. Exit code 1 when a document failed.",
         "Belgeleri Qdrant'a ekle. FILES'ı ya da standart girdiyi okur. .jsonl: her satır bir belge; metni ve kimliği"
         " aşağıdaki alanlarda, kalan alanlar üstveri; .csv: aynısı, başlık satırıyla; diğerleri: her satır bir belge."
-        " Kimliği olmayan belgenin kimliği dosyası ve satırıdır. Dizinde olanlar atlanır; yarıda kalan iş kaldığı"
+        " Kimliği olmayan belgenin kimliği dosyası ve satırı, standart girdide içeriğinin özetidir. Dizinde olanlar"
+        " atlanır; yarıda kalan iş kaldığı"
         " yerden sürer. Bir belge eklenemezse çıkış kodu 1'dir.",
     ),
 )
-@click.argument("files", nargs=-1)
+@click.argument("files", nargs=-1, type=click.Path())  # the type completes names
 @_collection_options
 @option(
     "-b",
@@ -217,6 +220,7 @@ class _Documents:
             if name != "-" and (path.is_dir() or not path.exists()):  # a pipe is no regular file
                 raise click.UsageError(f"{name} is a folder" if path.is_dir() else f"there is no file {name}")
         self._files = [(name, form_of(name, form, "--format")) for name in files]
+        self._given = form
         self._text_field = text_field
         self._id_field = id_field
 
@@ -229,12 +233,16 @@ class _Documents:
                 elif form == "csv":
                     rows = table_rows(name, lines, self._text_field, all_columns=True)
                 else:
-                    texts = ((n, line.rstrip("\n")) for n, line in enumerate(lines, 1) if line.strip())
+                    plain = plain_lines(name, lines, self._given, "--format")
+                    texts = ((n, line.rstrip("\n")) for n, line in enumerate(plain, 1) if line.strip())
                     rows = ((n, {self._text_field: text}) for n, text in texts)
                 for line, row in rows:
                     yield self._document(row, f"{name}:{line}") if isinstance(row, dict) else row
 
     def _document(self, row: dict[str, Any], place: str) -> dict[str, Any]:
+        if place.startswith("-:"):  # each standard input has such lines, and would replace those of the one before
+            content = json.dumps(row, sort_keys=True, default=str).encode()
+            place = f"-:{hashlib.sha256(content).hexdigest()[:16]}"
         text = row.pop(self._text_field, None)
         given = row.pop(self._id_field, None)
         return {"text": text, "id": place if given in (None, "") else given, "metadata": row}
@@ -316,8 +324,10 @@ def search(
         rows = ((f"{hit.score:.3f}", hit.id, _shortened(hit.text)) for hit in hits)
         show_table(f"{len(hits)} of {settings['collection']}", ("score", "id", "text"), rows)
     else:
+        from ..integrations.qdrant.requests import DEFAULT_SCORE_THRESHOLD
+
         used = mode or ("dense" if settings["sparse"] is None else "hybrid")
-        least = 0.7 if score_threshold is None and used == "dense" else score_threshold
+        least = DEFAULT_SCORE_THRESHOLD if score_threshold is None and used == "dense" else score_threshold
         if least is None:
             click.echo("Nothing matches.", err=True)
         else:
@@ -325,7 +335,9 @@ def search(
 
 
 def _filters(where: Sequence[str]) -> dict[str, list[Any]]:
-    """Filters from ``field=value``: ``year=2024`` is a number, ``lang=tr`` and ``year="2024"`` are texts."""
+    """Filters from ``field=value``: ``lang=tr`` and ``year="2024"`` are texts. ``year=2024`` is the number and the
+    text, since columns of CSV hold texts.
+    """
     filters: dict[str, list[Any]] = {}
     for condition in where:
         field, equals, value = condition.partition("=")
@@ -335,7 +347,10 @@ def _filters(where: Sequence[str]) -> dict[str, list[Any]]:
             parsed = json.loads(value)
         except ValueError:
             parsed = value
-        filters.setdefault(field, []).append(parsed)
+        found = filters.setdefault(field, [])
+        found.append(parsed)
+        if isinstance(parsed, bool | int | float):
+            found.append(value)
     return filters
 
 

@@ -35,7 +35,9 @@ QUESTIONS = ("When can I eat?", "How do I take a holiday?", "Where is my order?"
 
 def folder() -> Path:
     """Where the demo keeps its model."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111  Path's may raise
+    if base.startswith("~"):
+        raise click.ClickException("there is no home folder for the model: set HOME or XDG_CACHE_HOME")
     return Path(base) / "model-manager" / "demo"
 
 

@@ -46,7 +46,7 @@ OK, ABSENT, WRONG = "ok", "not downloaded", "wrong"
         " hub adı) verilirse: çalışıp çalışmadığını, çalışmıyorsa nedenini söyle. Ağırlıkları okunmaz ve indirilmez.",
     ),
 )
-@click.argument("model", required=False)
+@click.argument("model", required=False, type=click.Path())  # the type completes names
 @option("--quick", is_flag=True, help=("Load no models.", "Model yükleme."))
 @option(
     "--kind",

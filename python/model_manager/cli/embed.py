@@ -14,7 +14,16 @@ import numpy as np
 
 from .._embedder import Embedder
 from .lines import input_format_option, naming, read_texts
-from .output import column_option, dimensions_option, manager, model_option, standard_output, writing
+from .output import (
+    check_inputs,
+    column_option,
+    dimensions_option,
+    is_standard_output,
+    manager,
+    model_option,
+    standard_output,
+    writing,
+)
 from .texts import Command, option, say
 
 if TYPE_CHECKING:
@@ -45,7 +54,7 @@ _FORMATS = ("jsonl", "csv", "npy", "parquet")
         " .parquet dosyasıdır.",
     ),
 )
-@click.argument("files", nargs=-1)
+@click.argument("files", nargs=-1, type=click.Path())  # the type completes names
 @option(
     "-o",
     "--output",
@@ -98,6 +107,8 @@ def embed(
         embed_parquet(files, output, column, vector_column or _VECTORS, model, dimensions, query=query)
         return
     form = form or _format_of(output)
+    if output is not None and is_standard_output(output):
+        output = None
     if form == "parquet":
         raise click.UsageError(
             "a .parquet output needs .parquet files as input; --format jsonl, csv or npy write texts"
@@ -115,6 +126,7 @@ def embed(
         compute = embedder.queries if query else embedder.documents
         lines = read_texts(files or ["-"], column, input_format)
         if output is None:
+            check_inputs(files or ["-"])
             _write(standard_output().buffer, form, compute, lines, vector_column or _VECTORS)
         else:
             with writing(output) as file:

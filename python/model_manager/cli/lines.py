@@ -61,11 +61,38 @@ def form_of(name: str, given: str | None, how: str = "--input-format") -> str:
     return _ENDINGS.get(ending, "txt")
 
 
+def plain_lines(name: str, lines: Iterable[str], given: str | None, how: str = "--input-format") -> Iterator[str]:
+    """The lines of a file of plain text. Unless its format was `given`, one that begins with JSON is refused: its name
+    did not say what it holds, and each line would be taken for a text.
+    """
+    undecided = given is None
+    for line in lines:
+        if undecided and line.strip():
+            undecided = False
+            if _is_json(line.strip()):
+                raise click.UsageError(
+                    f"{name}: begins with JSON, and each line of it would be taken for a text; {how} jsonl reads one"
+                    f" object or text a line (jq -c writes them), {how} txt takes the lines as they are"
+                )
+        yield line
+
+
+def _is_json(line: str) -> bool:
+    """Whether a line is an object or a list of JSON, or the first line of one. A text may be ``[1]``."""
+    if line in ("{", "["):
+        return True
+    try:
+        value = json.loads(line) if line[0] in "{[" else None
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(one, dict | str) for one in value))
+
+
 def read_texts(files: Sequence[str], column: str, form: str | None = None) -> Iterator[Line]:
     """The texts of all files. Errors name the file and the line."""
     forms = [form_of(name, form) for name in files]  # before any text is computed
     for name, kind in zip(files, forms, strict=True):
-        for number, row in _rows(name, kind, column):
+        for number, row in _rows(name, kind, column, form):
             if isinstance(row, ValueError):
                 raise click.ClickException(str(row))
             text = row if isinstance(row, str) else row.get(column) if isinstance(row, dict) else None
@@ -82,14 +109,14 @@ def read_texts(files: Sequence[str], column: str, form: str | None = None) -> It
             yield Line(name, number, text)
 
 
-def _rows(name: str, form: str, column: str) -> Iterator[tuple[int, Any]]:
+def _rows(name: str, form: str, column: str, given: str | None) -> Iterator[tuple[int, Any]]:
     with reading(name, newline="" if form == "csv" else None) as lines:
         if form == "jsonl":
             yield from _json_rows(name, lines)
         elif form == "csv":
             yield from table_rows(name, lines, column)
         else:
-            for number, line in enumerate(lines, 1):
+            for number, line in enumerate(plain_lines(name, lines, given), 1):
                 yield number, line.rstrip("\n")
 
 

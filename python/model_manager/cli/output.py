@@ -144,6 +144,21 @@ def _signals_raise() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
+def is_standard_output(target: Path) -> bool:
+    """Whether a name means standard output. It may be a file that others write too, which must not be replaced."""
+    return str(target) in ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
+
+
+def check_inputs(files: Iterable[str]) -> None:
+    """Refuse a file that standard output is written to: reading it would not end."""
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # a closed stream, no such file: another error
+        out = os.fstat(standard_output().fileno())
+        for name in files if stat.S_ISREG(out.st_mode) else ():
+            given = os.fstat(sys.stdin.fileno()) if name == "-" else os.stat(name)  # noqa: PTH116
+            if os.path.samestat(given, out):
+                raise click.UsageError(f"{name}: is both input and output; write to another file, or use --output")
+
+
 @contextlib.contextmanager
 def writing(target: Path) -> Iterator[IO[bytes]]:
     """A file that appears under its name only when it is complete. A pipe or a device is written as it is."""
@@ -161,6 +176,8 @@ def placing(target: Path) -> Iterator[Path]:
     if target.exists() and not target.is_file():
         yield target
         return
+    if is_standard_output(target):  # what the file behind it holds would be lost
+        raise click.UsageError(f"{target}: this is written as a whole; name a file, or pipe it")
     with _signals_raise(), _temporary(target) as place:
         yield place
 

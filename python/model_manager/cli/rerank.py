@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     ),
 )
 @click.argument("query")
-@click.argument("files", nargs=-1)
+@click.argument("files", nargs=-1, type=click.Path())  # the type completes names
 @option(
     "-m",
     "--model",

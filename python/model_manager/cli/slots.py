@@ -72,17 +72,18 @@ def models(known: bool, as_json: bool) -> None:
         " süresini ve belleğini gösterir.",
     ),
 )
-@click.argument("slots", nargs=-1)
+@click.argument("slots", nargs=-1, type=click.Path())  # the type completes names
 @json_option
 def warmup(slots: Sequence[str], as_json: bool) -> None:
     from .._embedder import slot_for
 
     results: list[dict[str, Any]] = []
-    with manager() as found, quiet():
+    with manager() as found:
         for slot in [slot_for(found, name) for name in slots] or [slot_for(found, None)]:
             started = time.perf_counter()
             try:
-                found.load(slot)
+                with quiet():
+                    found.load(slot)
             except ModelManagerError as error:
                 results.append({"slot": slot, "loaded": False, "error": str(error)})
                 continue
@@ -108,7 +109,7 @@ def hub_cache(config: Config) -> Path:
     if folder := os.environ.get("HF_HUB_CACHE"):
         return Path(folder)
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-    return Path(home).expanduser() / "hub"
+    return Path(os.path.expanduser(home)) / "hub"  # noqa: PTH111  Path's raises where the user has no home
 
 
 def _cached(config: Config) -> list[tuple[str, int]]:
@@ -122,7 +123,7 @@ def _source_size(source: str | None, config: Config) -> int | None:
     """Bytes on disk; None if the source is not on disk."""
     if source is None:
         return None
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))  # noqa: PTH111  as above
     if source.startswith("pkg:"):
         package, _, folder = source.removeprefix("pkg:").partition("/")
         try:
