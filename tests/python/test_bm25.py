@@ -55,6 +55,20 @@ def test_scores_are_those_of_the_formula(language, query, k1, b):
     assert [match.text for match in found] == [CORPUS[index] for index in order]
 
 
+@pytest.mark.parametrize(("language", "text"), [("english", "to be or not to be"), ("turkish", "ve ya da")])
+def test_stop_words_of_questions_count_where_those_of_texts_do(language, text):
+    words = text.split()[:2]
+    index = BM25Index([text, "invoice"], language, stop_words=False)
+    assert [match.index for match in index.search(" ".join(words))] == [0]
+    bm25 = BM25(language, stop_words=False)
+    assert bm25.query(" ".join(words)).indices.tolist() == sorted(
+        map(term_id, terms(" ".join(words), language, stop_words=False))
+    )
+    assert bm25.query(text).dot(bm25.document(text)) > 0
+    assert BM25Index([text], language).search(text) == []
+    assert BM25(language).query(text).indices.size == 0
+
+
 @given(
     st.lists(st.lists(st.sampled_from(["ab", "cd", "ef", "gh", "e-1", "e-2"]), max_size=6).map(" ".join), max_size=8),
     st.lists(st.sampled_from(["ab", "cd", "ef", "xy", "e1"]), min_size=1, max_size=3).map(" ".join),
@@ -66,6 +80,21 @@ def test_scores_of_any_corpus(corpus, query):
     assert sorted(match.index for match in found) == [index for index, score in enumerate(wanted) if score > 0]
     for match in found:
         assert match.score == pytest.approx(wanted[match.index], rel=1e-5)
+
+
+@pytest.mark.parametrize("language", ["english", "auto"])
+def test_stop_words_that_stay_count_in_questions_too(language):
+    texts = ["to be or not to be", "the cat", "a dog"]
+    assert not BM25Index(texts, language).search("to be")
+    found = BM25Index(texts, language, stop_words=False).search("to be")
+    assert [(match.index, match.text) for match in found] == [(0, texts[0])]
+    # The formula, with words that are split here: 2 of each in 6 words, in one of 3 texts.
+    rarity = math.log(1 + (3 - 1 + 0.5) / (1 + 0.5))
+    assert found[0].score == pytest.approx(2 * rarity * 2 / (2 + 1.2 * (1 - 0.75 + 0.75 * 6 / (10 / 3))), rel=1e-5)
+    query = BM25(language, stop_words=False).query("to be")
+    assert set(query.indices.tolist()) == {term_id("to"), term_id("be")}
+    assert query.values.tolist() == [1.0, 1.0]
+    assert BM25("english").query("to be").indices.tolist() == []
 
 
 @pytest.mark.parametrize("language", ["turkish", "english"])
@@ -163,6 +192,22 @@ def test_capitals_are_found_in_both_languages(text, queries):
 def test_capitals_add_no_stop_words():
     assert terms("THIS IS WITH IT", "auto") == []
     assert terms("I think it is an invoice", "auto") == terms("think invoice", "english")
+    assert terms("THIS IS IT", "auto", stop_words=False) == terms("this is it", "english", stop_words=False)
+    # Only where both languages are read is IS no Turkish word.
+    assert terms("IS", "turkish") == ["ıs"]
+
+
+def test_a_capital_i_of_a_text_that_is_turkish_otherwise():
+    text = "ISITICI çalışmıyor"
+    assert terms(text, "auto") == terms(text, "turkish")
+
+
+def test_ten_matches_without_a_number_and_no_weight_of_repetitions():
+    assert len(BM25Index(["a b"] * 12, "english").search("b")) == 10
+    # With k1=0 a term counts once, however often it stands there.
+    found = BM25Index(["b b b b", "b c", "d"], "english", k1=0).search("b")
+    assert [match.score for match in found] == pytest.approx([found[0].score] * 2)
+    assert BM25("english", k1=0).document("b b b").values.tolist() == [1.0]
 
 
 def test_marks_do_not_split_words():

@@ -11,11 +11,13 @@ from hypothesis import given, settings, strategies as st
 from model_manager import errors
 from model_manager.semantic import (
     IntentClassifier,
+    duplicates,
     near_duplicates,
     pairwise_similarity,
     search,
     semantic_search,
 )
+from model_manager.semantic.rows import prepare
 
 QUESTION = "Çalışma saatleri nedir?"
 
@@ -113,6 +115,13 @@ def test_pairs_are_compared_row_by_row():
     np.testing.assert_allclose(pairwise_similarity(a, b, measure="dot"), [24, -2, 0])
     with pytest.raises(errors.ArgumentError, match="one row for each pair"):
         pairwise_similarity(a, b[:2])
+    with pytest.raises(errors.ArgumentError, match="cosine, dot") as caught:
+        pairwise_similarity(a, b, measure="euclid")
+    assert caught.value.param == "measure"
+
+
+def test_ten_matches_without_a_number():
+    assert semantic_search(np.eye(12), np.eye(12)).indices.shape == (12, 10)
 
 
 # --- Near duplicates -------------------------------------------------------------------------------------------------
@@ -139,6 +148,21 @@ def test_exact_copies_are_one_group_at_a_threshold_of_one():
     assert [sorted(group.tolist()) for group in groups] == [[0, 2, 5]]
     assert near_duplicates(np.empty((0, 4))) == []
     assert [group.tolist() for group in near_duplicates(np.eye(2), 0.5, 1)] == [[0], [1]]
+
+
+def test_copies_in_other_blocks_belong_to_their_center(monkeypatch):
+    """A center comes before its exact copies wherever they stand. Their products differ by rounding alone."""
+    monkeypatch.setattr(search, "_CORPUS_ROWS", 100)
+    rows = np.random.default_rng(3).normal(size=(600, 64)).astype(np.float32)
+    for copies in (range(10, 600, 37), (255, 256, 511, 512)):
+        rows[list(copies)] = rows[copies[0]]
+    groups = [group.tolist() for group in near_duplicates(rows, 0.999, 2)]
+    expected = [(10, list(range(10, 600, 37))), (255, [255, 256, 511, 512])]
+    assert [(group[0], sorted(group)) for group in groups] == expected
+    for first in (0, 256, 512):
+        queries = prepare(rows[first : first + 256], "vectors", "cosine", first)
+        centers = [group[0] for group in duplicates._neighborhoods(queries, rows, first, 0.999, 1)]
+        assert centers == list(range(first, first + len(queries)))
 
 
 @pytest.mark.parametrize(
@@ -200,13 +224,14 @@ EXAMPLES = {
 }
 
 
-def test_an_intent_is_the_mean_of_its_nearest_examples(manager):
-    intents = IntentClassifier(EXAMPLES, manager, neighbors=2)
+@pytest.mark.parametrize(("options", "count"), [({"neighbors": 2}, 2), ({"neighbors": 1}, 1), ({}, 3)], ids=str)
+def test_an_intent_is_the_mean_of_its_nearest_examples(manager, options, count):
+    intents = IntentClassifier(EXAMPLES, manager, **options)
     text = "What are the opening hours?"
     vectors = manager.embed([text, *EXAMPLES["hours"], *EXAMPLES["contact"]], "turkish_sentence")
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     cosines = unit[1:] @ unit[0]
-    expected = {"hours": np.sort(cosines[:3])[-2:].mean(), "contact": np.sort(cosines[3:])[-2:].mean()}
+    expected = {"hours": np.sort(cosines[:3])[-count:].mean(), "contact": np.sort(cosines[3:])[-count:].mean()}
     found = intents.predict(text)
     assert found.scores == {label: pytest.approx(score, abs=1e-6) for label, score in expected.items()}
     best = max(expected, key=expected.get)

@@ -132,6 +132,9 @@ def test_coroutines_are_awaited_once_and_never_stored(manager):
         assert asyncio.run(cache.aget_or_compute("bir", compute, scope="tr")) == "BIR"
     assert calls == ["bir"]
     assert cache.get("bir") is None
+    # It is refused before it is needed.
+    with pytest.raises(TypeError, match=r"^compute must be a function"):
+        asyncio.run(cache.aget_or_compute("bir", "BIR", scope="tr"))
 
 
 def test_what_can_be_read_once_is_not_stored(manager):
@@ -196,6 +199,21 @@ def test_entries_survive_the_process(manager, tmp_path):
     assert sqlite3.connect(path).execute("SELECT count(*) FROM answers").fetchone() == (0,)
 
 
+def test_opening_a_file_of_the_same_model_embeds_one_question(manager, tmp_path, monkeypatch):
+    path = tmp_path / "answers.db"
+    with SemanticCache(manager, path=path) as cache:
+        for word in ("bir", "iki", "üç"):
+            cache.put(f"soru {word}", word)
+    embedded = []
+    real = Embedder.queries_of_one_model
+    monkeypatch.setattr(
+        Embedder, "queries_of_one_model", lambda self, texts: embedded.extend(texts) or real(self, texts)
+    )
+    with SemanticCache(manager, path=path) as cache:
+        assert len(cache) == 3
+    assert embedded == ["soru üç"]
+
+
 def test_an_answer_is_the_same_before_and_after_reopening(manager, tmp_path):
     """JSON knows fewer types than Python, and the vectors of a question may have any length."""
     path, answer = tmp_path / "answers.db", {1: ("09.00", "18.00")}
@@ -219,6 +237,68 @@ def test_a_kept_entry_is_what_was_used_last(manager, tmp_path):
         assert cache.get("soru a")
     with SemanticCache(manager, path=path, threshold=1.0, max_entries=2, clock=clock) as small:
         assert [small.get(f"soru {name}") is not None for name in "abc"] == [True, False, True]
+
+
+@pytest.mark.parametrize("scope", [None, "tr"])
+@pytest.mark.parametrize("read_before", [True, False])
+def test_clearing_removes_what_other_processes_stored(manager, tmp_path, scope, read_before):
+    path = tmp_path / "answers.db"
+    with SemanticCache(manager, path=path) as other, SemanticCache(manager, path=path) as cache:
+        if read_before:
+            assert len(cache) == 0
+        other.put("Yemek ne zaman?", "12.00", scope="tr")
+        other.put("When is lunch?", "12:00", scope="en")
+        cache.clear(scope=scope)
+        kept = ["When is lunch?"] if scope else []
+        with SemanticCache(manager, path=path) as again:
+            assert [question for _, question in again._entries] == []
+            assert len(again) == len(kept)
+            assert [question for _, question in again._entries] == kept
+
+
+@pytest.mark.parametrize("second", ["put", "remove", "clear"])
+def test_memory_and_file_change_in_one_order(manager, tmp_path, second):
+    """A call that begins while another one writes the file does not come between its two changes."""
+    path = tmp_path / "answers.db"
+    cache = SemanticCache(manager, path=path)
+    assert len(cache) == 0
+    writes, go_on = threading.Event(), threading.Event()
+    write = cache._store.write
+
+    def waiting(*args):
+        writes.set()
+        assert go_on.wait(30)
+        write(*args)
+
+    cache._store.write = waiting
+    first = threading.Thread(target=cache.put, args=(QUESTION, "first"))
+    first.start()
+    assert writes.wait(30)
+    cache._store.write = write
+    change = {
+        "put": lambda: cache.put(QUESTION, "second"),
+        "remove": lambda: cache.remove(QUESTION),
+        "clear": cache.clear,
+    }[second]
+    other = threading.Thread(target=change)
+    other.start()
+    # Without an order the other call would end now, and the first one write after it.
+    other.join(0.3)
+    go_on.set()
+    first.join(30)
+    other.join(30)
+    in_memory = cache.get(QUESTION)
+    cache.close()
+    with SemanticCache(manager, path=path) as again:
+        in_file = again.get(QUESTION)
+    expected = "second" if second == "put" else None
+    assert [found and found.answer for found in (in_memory, in_file)] == [expected, expected]
+
+
+def test_a_folder_that_cannot_be_made_is_named(manager, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(errors.ModelIOError, match=r"file/folder cannot be made: .*Name a folder that can be written"):
+        SemanticCache(manager, path=tmp_path / "file" / "folder" / "answers.db")
 
 
 def test_a_file_that_cannot_be_opened_need_not_be_removed(tmp_path):

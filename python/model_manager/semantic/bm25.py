@@ -58,7 +58,7 @@ class BM25:
             k1: How much a repeated term counts.
             b: How much a longer document is discounted, 0 to 1.
             average_length: Terms of an average document.
-            stop_words: Leave out words such as "ve" and "the".
+            stop_words: Leave out words such as "ve" and "the", of documents and of questions.
 
         Raises:
             ArgumentError: An unknown language, or a number out of range.
@@ -87,7 +87,8 @@ class BM25:
 
     def query(self, text: str) -> SparseVector:
         """The vector of a question: 1 for each of its terms. It is empty if all of them are stop words."""
-        return _vector({term_id(term): 1.0 for term in query_terms(a_text("text", text), self.language)})
+        found = query_terms(a_text("text", text), self.language, stop_words=self.stop_words)
+        return _vector({term_id(term): 1.0 for term in found})
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, BM25) and self.fingerprint == other.fingerprint
@@ -149,7 +150,7 @@ class BM25Index:
         """
         self.language = check_language(language)
         k1, b, _ = _parameters(k1, b, AVERAGE_LENGTH)
-        a_flag("stop_words", stop_words)
+        self.stop_words = a_flag("stop_words", stop_words)
         given = an_iterable("texts", texts, "an iterable of str")
         self.texts = [a_text(f"texts[{index}]", text) for index, text in enumerate(given)]
         corpus = [terms(text, self.language, stop_words=stop_words) for text in self.texts]
@@ -172,7 +173,7 @@ class BM25Index:
         if self._index is None:
             return _TextMatches()
         known = self._index.vocab_dict
-        asked = [term for term in query_terms(query, self.language) if term in known]
+        asked = [term for term in query_terms(query, self.language, stop_words=self.stop_words) if term in known]
         if not asked:
             return _TextMatches()
         scores = self._index.get_scores(asked)

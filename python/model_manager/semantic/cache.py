@@ -101,6 +101,8 @@ class SemanticCache:
         self._store = None if path is None else AnswerStore(Path(path))
         self._lock = threading.Lock()
         self._loading = threading.Lock()
+        self._writing = threading.Lock()
+        """Held while entries and the file change, so that both change in one order. Taken before `_lock`."""
         self._loaded = self._store is None
         self._entries: dict[tuple[str, str], Stored] = {}
         """By scope and question, the least recently used first."""
@@ -165,16 +167,17 @@ class SemanticCache:
         self._load()
         while True:
             vector, model = self._embed_known(question)
-            now = self._clock()
-            with self._lock:
-                if self._model in (None, model):
-                    self._model = model
-                    gone = self._insert(key, Stored(answer, now, now), vector)
-                    break
+            with self._writing:
+                now = self._clock()
+                with self._lock:
+                    if known := self._model in (None, model):
+                        self._model = model
+                        gone = self._insert(key, Stored(answer, now, now), vector)
+                if known:
+                    if self._store is not None and text is not None:
+                        self._store.write(key, text, now, vector, model[1], gone)
+                    return answer
             self._embed_again()
-        if self._store is not None and text is not None:
-            self._store.write(key, text, now, vector, model[1], gone)
-        return answer
 
     def get_or_compute(self, question: str, compute: Callable[[str], Any], *, scope: str = "") -> Any:
         """The stored answer, else `compute(question)`, which is stored as by `put`. An exception of `compute` is raised
@@ -216,24 +219,25 @@ class SemanticCache:
         """Remove the entry of exactly this text. Returns whether there was one."""
         key = _key(scope, question)
         self._load()
-        with self._lock:
-            there = key in self._entries
-            self._drop(key)
-        if self._store is not None:
-            self._store.remove([key])
+        with self._writing:
+            with self._lock:
+                there = key in self._entries
+                self._drop(key)
+            if self._store is not None:
+                self._store.remove([key])
         return there
 
     def clear(self, *, scope: str | None = None) -> None:
-        """Remove all entries, or those of one scope."""
+        """Remove all entries, or those of one scope; from the file those of other processes too."""
         if scope is not None:
             a_text("scope", scope)
-        self._load()
-        with self._lock:
-            gone = [key for key in self._entries if scope is None or key[0] == scope]
-            for key in gone:
-                self._drop(key)
-        if self._store is not None:
-            self._store.remove(gone)
+        # What is being read of the file must not arrive afterwards.
+        with self._loading, self._writing:
+            with self._lock:
+                for key in [key for key in self._entries if scope is None or key[0] == scope]:
+                    self._drop(key)
+            if self._store is not None:
+                self._store.clear(scope)
 
     # --- The object --------------------------------------------------------------------------------------------------
 

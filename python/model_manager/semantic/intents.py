@@ -33,8 +33,8 @@ class Intent(NamedTuple):
 
 
 class IntentClassifier:
-    """A classifier that compares a text with the examples of every intent. Nothing is trained: examples can be added
-    at any time, and the answer names the example that decided.
+    """A classifier that compares a text with the examples of every intent. Nothing is trained, and the answer names
+    the example that decided.
 
     The score of an intent is the mean cosine to the `neighbors` of its examples that are nearest to the text.
 

@@ -97,6 +97,10 @@ class AnswerStore:
             raise failure from error
         except sqlite3.DatabaseError as error:
             raise self._unusable(error) from error
+        except OSError as error:
+            raise ModelIOError(
+                f"{self.path.parent} cannot be made: {error.strerror}. Name a folder that can be written"
+            ) from error
 
     def _unusable(self, error: sqlite3.DatabaseError) -> InvalidFileError:
         return InvalidFileError(
@@ -174,6 +178,11 @@ class AnswerStore:
         """Remove entries."""
         with self._open() as connection:
             connection.executemany("DELETE FROM answers WHERE scope = ? AND question = ?", list(keys))
+
+    def clear(self, scope: str | None) -> None:
+        """Remove all entries, or those of one scope."""
+        with self._open() as connection:
+            connection.execute("DELETE FROM answers WHERE ?1 IS NULL OR scope = ?1", (scope,))
 
     def close(self, used: Mapping[tuple[str, str], float]) -> None:
         """Store when entries were used last, and close the connection."""

@@ -79,7 +79,7 @@ def terms(text: str, language: Language, *, stop_words: bool = True) -> list[str
         for part in parts:
             smalls = [(_lower(part, one), stem, ignored) for one, stem, ignored in stems]
             if len(stems) > 1 and "I" in part and _lower(part, "english") in STOP_WORDS["english"]:
-                continue  # IS, IT, WITH: the Turkish readings (ıs, ıt, wıth) are no words
+                smalls = smalls[:1]  # IS, IT, WITH: the Turkish readings (ıs, ıt, wıth) are no words
             found += dict.fromkeys(stem(small) for small, stem, ignored in smalls if small not in ignored)
     return found
 
@@ -106,12 +106,12 @@ def _words(marks: str) -> re.Pattern[str]:
     return re.compile(rf"{word}(?:[-./:_]{word})*(?:['’ʼ]{word})*")
 
 
-def query_terms(text: str, language: Language) -> list[str]:
+def query_terms(text: str, language: Language, *, stop_words: bool = True) -> list[str]:
     """The distinct terms of a question in their order. ``auto`` gives those of both languages, because the detector
     knows the language of a short question too seldom.
     """
     both: tuple[Language, ...] = ("turkish", "english") if language == "auto" else (language,)
-    return list(dict.fromkeys(term for one in both for term in terms(text, one)))
+    return list(dict.fromkeys(term for one in both for term in terms(text, one, stop_words=stop_words)))
 
 
 def _lower(word: str, language: str) -> str:
