@@ -54,11 +54,13 @@ def test_the_parts_of_the_manifests_fit_together():
     assert by_kind["HorizontalPodAutoscaler"]["model-manager"]["spec"]["scaleTargetRef"]["name"] == "model-manager"
     ports = {port["name"] for port in container["ports"]}
     assert by_kind["Service"]["model-manager"]["spec"]["ports"][0]["targetPort"] in ports
-    for source in container["envFrom"]:
-        kind, name = (
-            ("ConfigMap", source["configMapRef"]) if "configMapRef" in source else ("Secret", source["secretRef"])
-        )
-        assert name["name"] in by_kind[kind]
+    (config,) = (source["configMapRef"]["name"] for source in container["envFrom"] if "configMapRef" in source)
+    (secret,) = (source["secretRef"] for source in container["envFrom"] if "secretRef" in source)
+    assert config in by_kind["ConfigMap"]
+    # A key in this folder would be applied as it is. Without the secret the pods wait.
+    assert "Secret" not in by_kind
+    assert not secret.get("optional")
+    assert f"kubectl create secret generic {secret['name']} " in (DEPLOY / "README.md").read_text()
     volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
     assert {mount["name"] for mount in container["volumeMounts"]} == set(volumes)
     assert volumes["models"]["persistentVolumeClaim"]["claimName"] in by_kind["PersistentVolumeClaim"]
@@ -71,7 +73,7 @@ def test_every_variable_is_a_setting():
     known |= {field.metadata["environment"] for field in ServerConfig.__dataclass_fields__.values() if field.metadata}
     used = set(OF_OTHERS)
     for document in documents(DEPLOY / "k8s" / "config.yaml"):
-        used |= set(document.get("data", {})) | set(document.get("stringData", {}))
+        used |= set(document.get("data", {}))
     used |= set(documents(DEPLOY / "compose.yaml")[0]["services"]["server"]["environment"])
     for text in ((DEPLOY / name).read_text() for name in ("Dockerfile", "Dockerfile.cuda", "README.md")):
         used |= set(re.findall(r"\b(?:MODEL_MANAGER|API)_[A-Z_]+\b", text)) - {"API_KEYS"}
@@ -89,6 +91,28 @@ def test_the_probes_are_endpoints_without_a_key():
     with TestClient(create_app(config), base_url="http://10.1.2.3:8000") as client:
         assert {client.get(path).status_code for path in probes} <= {200, 503}
         assert client.get("/health").status_code == 200
+
+
+def test_prometheus_reads_the_metrics_without_a_key():
+    from fastapi.testclient import TestClient
+    from model_manager.server import create_app
+
+    about = documents(DEPLOY / "k8s" / "deployment.yaml")[0]["spec"]["template"]["metadata"]["annotations"]
+    assert about["prometheus.io/scrape"] == "true"
+    settings = next(one for one in documents(DEPLOY / "k8s" / "config.yaml") if one["kind"] == "ConfigMap")["data"]
+    open_paths = tuple(settings["MODEL_MANAGER_SERVER_OPEN_PATHS"].split(","))
+    assert set(ServerConfig().open_paths) <= set(open_paths)
+    config = ServerConfig(api_keys=("key",), allowed_hosts=("*",), open_paths=open_paths)
+    with TestClient(create_app(config), base_url="http://10.1.2.3:8000") as client:
+        assert client.get(about["prometheus.io/path"]).status_code == 200
+        assert client.get("/v1/models").status_code == 401
+
+
+def test_the_proxy_waits_as_long_as_the_server_computes():
+    text = (DEPLOY / "haproxy.cfg").read_text()
+    limits = re.findall(r"^\s+timeout (client|server) (\d+)s$", text, re.MULTILINE)
+    assert [name for name, _ in limits] == ["client", "server"]
+    assert all(int(seconds) > ServerConfig().request_timeout for _, seconds in limits)
 
 
 def check(schema, path):

@@ -10,6 +10,7 @@ import threading
 import pytest
 from generators import CONTEXT, SLOT, WITHOUT_END, eventually, figures
 from model_manager import ModelManager, _async
+from model_manager.errors import WaitTimeoutError
 from model_manager.server import ServerConfig, bodies
 from servers import SECONDS, until
 
@@ -100,6 +101,28 @@ async def test_long_prompts_take_turns(endless, monkeypatch, long):
     assert len(await asyncio.gather(*answers.values())) == 4
     eventually(lambda: all(thread.name != "mm-prompt" for thread in threading.enumerate()))
     assert given_up not in {prompt for _, prompt, *_ in submitting.calls}
+
+
+async def test_a_long_prompt_waits_for_its_turn_within_its_timeout(endless, monkeypatch, long):
+    submitting = Held(monkeypatch, ModelManager, "submit_generation")
+    held = [asyncio.ensure_future(endless.agenerate(LONG, SLOT, max_new_tokens=1)) for _ in range(2)]
+    await asyncio.to_thread(until, lambda: len(submitting.calls) == 2)
+    with pytest.raises(WaitTimeoutError, match=r"other long prompts were read for 0.05 s; raise the timeout"):
+        await asyncio.wait_for(endless.agenerate(LONG, SLOT, max_new_tokens=1, timeout=0.05), SECONDS)
+    waiting = asyncio.ensure_future(endless.agenerate(LONG, SLOT, max_new_tokens=1, timeout=SECONDS))
+    submitting.released.set()
+    assert len(await asyncio.gather(*held, waiting)) == 3
+    assert len(submitting.calls) == 3
+
+
+@pytest.mark.parametrize("timeout", [-1, float("nan"), "soon", True])
+async def test_a_wrong_timeout_of_a_long_prompt_is_refused_as_of_a_short_one(endless, long, timeout):
+    refused = []
+    for prompt in ("a", LONG):
+        with pytest.raises((TypeError, ValueError)) as raised:
+            await endless.agenerate(prompt, SLOT, timeout=timeout)
+        refused.append((type(raised.value), str(raised.value)))
+    assert refused[0] == refused[1]
 
 
 async def test_a_long_prompt_that_is_wrong_raises_as_a_short_one(endless, long):

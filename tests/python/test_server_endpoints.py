@@ -105,6 +105,31 @@ def test_ready(serve):
     assert refused.headers["retry-after"]
 
 
+def test_a_slot_that_the_application_unregistered(serve, make_manager):
+    manager = make_manager()
+    for slot in ("first", "second"):
+        manager.register(slot, ENGLISH_MODEL)
+    server = serve(manager, models=[ServedModel("first"), ServedModel("second")])
+    server.embed(input="a text", model="second")
+    assert figures(server)["model_manager_model_loaded", "second"] == 1
+    manager.unregister("second")
+    assert server.client.get("/health").json()["status"] == "healthy"
+    assert "second" not in [model["id"] for model in server.client.get("/v1/models").json()["data"]]
+    assert server.embed(input="a text", model="second").status_code == 404
+    assert not [name for name in figures(server) if name[0] == "model_manager_model_bytes" and "second" in name]
+    manager.unregister("first")
+    health = server.client.get("/health")
+    assert (health.status_code, health.json()["status"]) == (200, "degraded")
+    assert (health.json()["model_available"], health.json()["dimensions"]) == (False, None)
+    ready = server.client.get("/ready")
+    assert (ready.status_code, ready.json()["status"]) == (503, "unavailable")
+    assert "'first' was unregistered" in ready.json()["reason"]
+    for path in ("/v1/models", "/api/tags", "/api/status", "/metrics", "/"):
+        assert server.client.get(path).status_code == 200
+    assert server.embed(input="a text").status_code == 404
+    assert server.client.get("/v1/models/first").status_code == 404
+
+
 def test_a_default_model_that_could_not_be_loaded_is_loaded_again(serve, make_manager, monkeypatch):
     """A balancer sends no request to a server that is not ready."""
     monkeypatch.setattr(service, "RELOAD_SECONDS", 0.01)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+
 import openai
 import pytest
-from conftest import ENGLISH_MODEL
+from conftest import ENGLISH_MODEL, FIXTURES
 from generation_servers import ASK, TEXT, TURN
 from generators import SLOT, WITHOUT_END, eventually, figures
 from model_manager.server.routes.generation.request import LONGEST_STOP, MOST_STOPS, parameters
@@ -156,6 +158,30 @@ def test_a_slot_that_is_no_generator(make_writer, serve):
     manager.register("vectors", ENGLISH_MODEL)
     server = serve(manager, generators=(SLOT, "vectors"))
     assert server.client.post("/v1/completions", json={"prompt": TEXT, "model": "vectors"}).status_code == 404
+
+
+@pytest.mark.parametrize("loaded_first", [False, True])
+def test_a_configured_model_of_the_hub_that_is_not_here_yet(make_manager, serve, tmp_path, loaded_first):
+    """Its kind is open until its first load, which must not take it for a model that embeds."""
+    folder = tmp_path / "models--x--writer"
+    manager = make_manager(cache_dir=str(tmp_path), offline=True)
+    manager.register("writer", "x/writer")
+    server = serve(manager, generators=["writer"])
+    about = server.client.get("/v1/models/writer").json()["capabilities"]
+    assert (about["kind"], about["state"]) == ("generator", "absent")
+    assert server.client.get("/").json()["generators"] == ["writer"]
+    assert server.embed(input="a text", model="writer").status_code == 404
+    absent = server.client.post("/v1/chat/completions", json={**ASK, "model": "writer"})
+    assert absent.status_code == 503
+    # It arrives.
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("a" * 40)
+    shutil.copytree(FIXTURES / "llama", folder / "snapshots" / ("a" * 40))
+    if loaded_first:
+        server.client.post("/api/load", json={"model": "writer"})
+    answer = server.client.post("/v1/chat/completions", json={**ASK, "model": "writer"})
+    assert answer.status_code == 200
+    assert answer.json()["model"] == "writer"
 
 
 def test_several_generators(make_writer, serve):

@@ -15,6 +15,8 @@ from conftest import FIXTURES
 from embedding_server import EmbeddingServer
 from generation_servers import leave
 from model_manager import ModelManager
+from model_manager.errors import WaitTimeoutError
+from model_manager.server import ServerConfig, create_app
 from model_manager.server.routes import embeddings, scores
 from servers import MODELS, SECONDS, ServedModel, until
 
@@ -237,6 +239,31 @@ def test_a_load_that_takes_too_long(serve, make_manager):
     assert response.status_code == 504
     assert response.json()["error"]["code"] == "timeout"
     assert response.headers["retry-after"]
+
+
+async def test_who_joins_a_load_has_its_own_time(make_manager):
+    """The first caller's time ends while the second one still waits."""
+    manager = make_manager()
+    done, began = threading.Event(), threading.Event()
+
+    def loader():
+        began.set()
+        done.wait(SECONDS)
+        return object()
+
+    manager.register("slow", loader=loader)
+    service = create_app(ServerConfig(models=[ServedModel("slow")], request_timeout=SECONDS), manager).state.service
+    first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    service._loads["slow"] = first
+    joined = asyncio.create_task(service.load("slow"))
+    await asyncio.sleep(0)
+    service._loads.pop("slow")
+    first.set_exception(WaitTimeoutError("the first caller's time is over"))
+    await asyncio.to_thread(began.wait, SECONDS)
+    assert not joined.done()
+    done.set()
+    await asyncio.wait_for(joined, SECONDS)
+    assert manager.is_loaded("slow")
 
 
 def test_pieces_of_a_request_that_arrive_slowly(server):

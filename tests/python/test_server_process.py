@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from urllib.parse import urlsplit
 
@@ -376,6 +378,42 @@ def test_the_gauges_of_a_killed_worker_are_no_longer_added_up(process, tmp_path)
     assert counted() == before | workers()
     assert httpx.get(f"{url}/metrics", headers=HEADERS, timeout=SECONDS).status_code == 200
     assert server.stop() == 0
+
+
+def test_what_workers_have_together(tmp_path):
+    """Sums of what each has for itself; a card, and whether something is so, are counted once."""
+    code = """
+import sys
+from model_manager.server.prometheus import Metrics
+metrics = Metrics()
+metrics._queued.set(2)
+metrics._card_total.labels("card").set(100)
+metrics._loaded.labels("a").set(int(sys.argv[1]))
+metrics._working.labels("redis").set(int(sys.argv[1]))
+print("done", flush=True)
+sys.stdin.read()
+if sys.argv[1] == "0":
+    print(metrics.expose().decode())
+"""
+    env = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, number], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for number in "110"
+    ]
+    for worker in workers:
+        assert worker.stdout.readline() == "done\n"
+    text, _ = workers[-1].communicate(timeout=SECONDS)
+    for worker in workers[:-1]:
+        worker.communicate(timeout=SECONDS)
+    for line in (
+        "model_manager_queued_inputs 6.0",
+        'model_manager_device_total_bytes{device="card"} 100.0',
+        'model_manager_model_loaded{slot="a"} 1.0',
+        'model_manager_cache_tier_working{tier="redis"} 0.0',
+    ):
+        assert line in text.splitlines()
 
 
 def test_an_address_in_use(process, tmp_path):

@@ -99,8 +99,10 @@ def test_settings_travel_to_worker_processes():
     ids=str,
 )
 def test_settings_out_of_range(settings):
-    with pytest.raises(ConfigError, match=next(iter(settings))):
+    name = next(iter(settings))
+    with pytest.raises(ConfigError, match=name) as raised:
         ServerConfig(**settings)
+    assert raised.value.param == name
 
 
 @pytest.mark.parametrize(
@@ -127,5 +129,7 @@ def test_environment_out_of_range(monkeypatch, name, value):
 
 @pytest.mark.parametrize("wrong", [{"name": ""}, {"name": "a", "dimensions": 0}, {"name": "a", "instructions": "yes"}])
 def test_served_models_out_of_range(wrong):
-    with pytest.raises(ConfigError):
+    name = list(wrong)[-1]
+    with pytest.raises(ConfigError, match=rf"^ServedModel\.{name}=") as raised:
         ServedModel(**wrong)
+    assert raised.value.param == name

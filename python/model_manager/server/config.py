@@ -55,9 +55,11 @@ class ServedModel:
         object.__setattr__(self, "slot", self.slot or self.name)
         object.__setattr__(self, "aliases", tuple(_text("ServedModel.aliases", alias) for alias in self.aliases))
         if self.dimensions is not None:
-            _whole("EMBEDDING_DIMENSIONS", self.dimensions, 1)
+            _whole("ServedModel.dimensions", self.dimensions, 1)
         if self.instructions not in ("auto", "on", "off"):
-            raise ConfigError(f"instructions={self.instructions!r}: must be 'auto', 'on' or 'off'")
+            raise config_error(
+                "instructions", f"ServedModel.instructions={self.instructions!r}: must be 'auto', 'on' or 'off'"
+            )
 
     @property
     def key(self) -> str:
@@ -65,21 +67,28 @@ class ServedModel:
         return self.slot or self.name
 
 
+def config_error(setting: str, message: str) -> ConfigError:
+    """The error for a value of a setting, whose `param` is the setting."""
+    error = ConfigError(message)
+    error.param = setting.rpartition(".")[2]
+    return error
+
+
 def _text(name: str, value: object) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise ConfigError(f"{name}={value!r}: must be a text that is not blank")
+        raise config_error(name, f"{name}={value!r}: must be a text that is not blank")
     return value
 
 
 def _whole(name: str, value: object, least: int, most: int | None = None) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least or (most is not None and value > most):
         limits = f"at least {least}" if most is None else f"from {least} to {most}"
-        raise ConfigError(f"{name}={value!r}: must be a whole number {limits}")
+        raise config_error(name, f"{name}={value!r}: must be a whole number {limits}")
 
 
 def _seconds(name: str, value: object) -> None:
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e9:
-        raise ConfigError(f"{name}={value!r}: must be a number of seconds above 0")
+        raise config_error(name, f"{name}={value!r}: must be a number of seconds above 0")
 
 
 def _number(text: str) -> int:
@@ -160,6 +169,8 @@ def default_models() -> tuple[ServedModel, ...]:
         length = int(dimensions) if dimensions else None
     except ValueError:
         raise ConfigError(f"EMBEDDING_DIMENSIONS={dimensions!r}: must be a whole number") from None
+    if length is not None:
+        _whole("EMBEDDING_DIMENSIONS", length, 1)
     aliases = _words(os.environ.get("MODEL_MANAGER_SERVER_ALIASES", ""))
     return (ServedModel(name, source=source or DEFAULT_SOURCE, aliases=aliases, dimensions=length),)
 
@@ -282,15 +293,15 @@ class ServerConfig:
         for name in ("api_keys", "open_paths", "cors_origins", "allowed_hosts", "generators", "models"):
             value = getattr(self, name)
             if isinstance(value, str):
-                raise ConfigError(f"{name} must be a list, not one text")
+                raise config_error(name, f"{name} must be a list, not one text")
             object.__setattr__(self, name, tuple(value))
         _text("host", self.host)
         _whole("port", self.port, 0, 65535)
         _whole("workers", self.workers, 1, 1024)
         if self.token_ids not in ("accept", "refuse"):
-            raise ConfigError(f"token_ids={self.token_ids!r}: must be 'accept' or 'refuse'")
+            raise config_error("token_ids", f"token_ids={self.token_ids!r}: must be 'accept' or 'refuse'")
         if self.tracing not in ("auto", "on", "off"):
-            raise ConfigError(f"tracing={self.tracing!r}: must be 'auto', 'on' or 'off'")
+            raise config_error("tracing", f"tracing={self.tracing!r}: must be 'auto', 'on' or 'off'")
         for name in (
             "max_body_bytes",
             "max_choices",
@@ -304,23 +315,27 @@ class ServerConfig:
         for name in ("header_timeout", "body_timeout", "request_timeout", "drain_timeout"):
             _seconds(name, getattr(self, name))
         if self.root_path and (not self.root_path.startswith("/") or self.root_path.endswith("/")):
-            raise ConfigError(f"root_path={self.root_path!r}: must begin with a slash and not end with one")
+            raise config_error(
+                "root_path", f"root_path={self.root_path!r}: must begin with a slash and not end with one"
+            )
         if not all(isinstance(key, str) and key.isascii() and key.strip() == key != "" for key in self.api_keys):
-            raise ConfigError("api_keys: each must be ASCII text without spaces around it")
+            raise config_error("api_keys", "api_keys: each must be ASCII text without spaces around it")
         for host in self.allowed_hosts:
             if not isinstance(host, str) or _HOST(host) is None:
-                raise ConfigError(
-                    f"allowed_hosts: {host!r} must be '*', a name such as example.com, or *.example.com, without a port"
+                raise config_error(
+                    "allowed_hosts",
+                    f"allowed_hosts: {host!r} must be '*', a name such as example.com, or *.example.com, without a"
+                    " port",
                 )
         for path in self.open_paths:
             if not isinstance(path, str) or not path.startswith("/"):
-                raise ConfigError(f"open_paths: {path!r} must begin with a slash")
+                raise config_error("open_paths", f"open_paths: {path!r} must begin with a slash")
         if not self.models or not all(isinstance(model, ServedModel) for model in self.models):
-            raise ConfigError("models must be a list of at least one ServedModel; the first is the default")
+            raise config_error("models", "models must be a list of at least one ServedModel; the first is the default")
         names = [name for model in self.models for name in {model.name, *model.aliases}]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ConfigError(f"models: {', '.join(twice)} names two models")
+            raise config_error("models", f"models: {', '.join(twice)} names two models")
 
     @classmethod
     def fields(cls) -> list[dict[str, Any]]:

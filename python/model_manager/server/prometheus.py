@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from prometheus_client import (
     CollectorRegistry,
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
     from .._types import Statistics
 
+    _Together = Literal["livesum", "livemax", "livemin"]
+
 _PREFIX = "model_manager_"
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _SHARED = "PROMETHEUS_MULTIPROC_DIR"
@@ -32,7 +35,8 @@ _METHODS = frozenset({"GET", "HEAD", "POST"})
 class Metrics:
     """Metrics of the server, and of the manager, copied from `Manager.stats` at every sample.
 
-    With `PROMETHEUS_MULTIPROC_DIR` set, the metrics of all worker processes are added up.
+    With `PROMETHEUS_MULTIPROC_DIR` set, the metrics of all worker processes are added up, except figures of the whole
+    machine and whether something is so.
     """
 
     def __init__(self) -> None:
@@ -51,13 +55,15 @@ class Metrics:
         self._tokens = counter("embedding_tokens", "Tokens of those texts.", "model")
         self._in_flight = gauge("http_requests_in_flight", "Running requests.")
         self._waiting = gauge("waiting_inputs", "Texts of requests that wait for vectors.")
+        # Of a card, and of whether a model is loaded, a sum would count each process once more.
+        largest = functools.partial(gauge, mode="livemax")
         self._resident = gauge("resident_bytes", "Memory of the process.")
         self._model_bytes = gauge("model_bytes", "Memory of a slot's model.", "slot")
         self._model_device_bytes = gauge("model_device_bytes", "Of it, memory of a card.", "slot")
         self._card_models = gauge("device_models_bytes", "Memory of the models on a card.", "device")
-        self._card_free = gauge("device_free_bytes", "Memory of a card that no process holds.", "device")
-        self._card_total = gauge("device_total_bytes", "Memory of a card.", "device")
-        self._loaded = gauge("model_loaded", "Whether a slot's model is in memory.", "slot")
+        self._card_free = largest("device_free_bytes", "Memory of a card that no process holds.", "device")
+        self._card_total = largest("device_total_bytes", "Memory of a card.", "device")
+        self._loaded = largest("model_loaded", "Whether a slot's model is in memory.", "slot")
         self._queued = gauge("queued_inputs", "Texts in the batching queues.")
         self._cached = gauge("cache_entries", "Vectors in the cache.")
         self._cache_bytes = gauge("cache_bytes", "Bytes of the cache.")
@@ -95,7 +101,7 @@ class Metrics:
                 ("errors", "Failures of a tier; each is a miss."),
             )
         }
-        self._working = gauge("cache_tier_working", "Whether a tier takes part now.", "tier")
+        self._working = gauge("cache_tier_working", "Whether a tier takes part now.", "tier", mode="livemin")
         self._adaptive = {
             (of, key): counter(name, doc, "slot")
             for name, of, key, doc in (
@@ -107,6 +113,8 @@ class Metrics:
         }
         self._writing = gauge("generation_active", "Answers being written.", "slot")
         self._to_write = gauge("generation_waiting", "Requests in the queue of a generator.", "slot")
+        self._of_slots = (self._model_bytes, self._model_device_bytes, self._loaded, self._writing, self._to_write)
+        self._slots: frozenset[str] = frozenset()
         self._before: dict[tuple[str, str], float] = {}
         if not self.shared:
             ProcessCollector(namespace=_PREFIX.rstrip("_"), registry=self.registry)
@@ -126,8 +134,9 @@ class Metrics:
     def _counter(self, name: str, doc: str, *labels: str) -> Counter:
         return Counter(f"{_PREFIX}{name}", doc, labels, registry=self.registry)
 
-    def _gauge(self, name: str, doc: str, *labels: str) -> Gauge:
-        return Gauge(f"{_PREFIX}{name}", doc, labels, registry=self.registry, multiprocess_mode="livesum")
+    def _gauge(self, name: str, doc: str, *labels: str, mode: _Together = "livesum") -> Gauge:
+        """A gauge, and what its values in several worker processes become."""
+        return Gauge(f"{_PREFIX}{name}", doc, labels, registry=self.registry, multiprocess_mode=mode)
 
     def request(self, path: str, method: str, status: int, seconds: float) -> None:
         """Count an answered request."""
@@ -176,6 +185,10 @@ class Metrics:
         self._queued.set(stats["queue"]["queued"])
         self._cached.set(stats["cache"]["entries"])
         self._cache_bytes.set(stats["cache"]["bytes"])
+        for gone in self._slots - stats["slots"].keys():
+            for gauge in self._of_slots:
+                self._remove(gauge, gone)
+        self._slots = frozenset(stats["slots"])
         for slot, state in stats["slots"].items():
             self._model_bytes.labels(slot).set(state["bytes"])
             if stats["memory"]["device"]:
@@ -198,6 +211,14 @@ class Metrics:
         for (section, key), counter in self._copied.items():
             totals = stats["cache"]["totals"] if section == "cache" else stats["queue"]
             self._copy((section, key), totals[key], counter)  # type: ignore[literal-required]
+
+    def _remove(self, gauge: Gauge, slot: str) -> None:
+        """Forget the figure of a slot that was unregistered."""
+        if self.shared:
+            # The folder keeps the figures of a process until it ends.
+            gauge.labels(slot).set(0)
+        else:
+            gauge.remove(slot)
 
     def _copy(self, what: tuple[str, str], now: float, counter: Counter) -> None:
         """Raise `counter` to the total `now`."""

@@ -10,6 +10,7 @@ import os
 import re
 import time
 from collections import deque
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from .. import tracing
@@ -17,7 +18,7 @@ from .._async import in_thread
 from .._core import Config
 from .._embedder import without_key
 from ..compat import ModelManager
-from ..errors import ClosedError, InputError, ModelManagerError
+from ..errors import ClosedError, InputError, ModelManagerError, WaitTimeoutError
 from .config import DEFAULT_DIMENSIONS, DEFAULT_SOURCE, ServedModel, ServerConfig, default_models
 from .errors import ApiError, unknown_model
 from .hosts import Hosts
@@ -45,6 +46,8 @@ _APART = 2
 _CACHE: dict[str, Any] = {"cache_policy": "ttl", "cache_ttl": 600.0, "cache_size": 10_000}
 """Defaults of the server's own manager; the environment overrides them."""
 
+_SAYS_KIND = ("kind", "pooling", "prompts", "max_length", "fallback")
+"""Keywords of `register` that decide a slot's kind."""
 _INSTRUCTED = "qwen3-embedding"
 """A part of the source of models that take instructions. It decides without a load, and for models of other servers."""
 
@@ -129,7 +132,7 @@ class Service:
         self.history: deque[tuple[float, float, float]] = deque(maxlen=_HISTORY)
         self._finished: deque[tuple[float, int]] = deque(maxlen=_RATE_SAMPLES)
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._loads: dict[str, asyncio.Future[None]] = {}
+        self._loads: dict[str, asyncio.Future[Any]] = {}
         self._descriptions: dict[str, tuple[int, Description]] = {}
         self._generators: dict[str, tuple[int, GeneratorDescription]] = {}
         self._by_name = {name: model for model in config.models for name in (model.name, *model.aliases)}
@@ -304,7 +307,7 @@ class Service:
         while True:
             await asyncio.sleep(pause)
             try:
-                state = self.manager.stats()["slots"].get(self.default.key)
+                state = self.state(self.default.key)
                 if self.draining or state is None or state["last_error"] is None or state["state"] != "absent":
                     pause = RELOAD_SECONDS
                     continue
@@ -339,8 +342,9 @@ class Service:
     def _unlisted(self, name: str) -> ServedModel:
         """The model of the slot with this name or source, else the only served model with this first word."""
         plain = name.removesuffix(":latest")
+        writers = self.generators()
         for slot, state in self.slots("embedding").items():
-            if plain == slot or name in (slot, state["source"]):
+            if slot not in writers and (plain == slot or name in (slot, state["source"])):
                 # The settings of a slot's model hold under all its names: its vectors are the same under each.
                 return next((model for model in self.config.models if model.key == slot), ServedModel(slot))
         by_word = self._by_word.get(plain)
@@ -355,8 +359,12 @@ class Service:
         registered = self.manager._registered.get(slot)
         if registered is not None:
             return None if registered[0] is None else without_key(os.fspath(registered[0]))
-        state = self.manager.stats()["slots"].get(slot)
+        state = self.state(slot)
         return None if state is None else state["source"]
+
+    def state(self, slot: str) -> SlotStatistics | None:
+        """What `stats` says of a slot; None for one that the embedding program has removed."""
+        return self.manager.stats()["slots"].get(slot)
 
     def holds(self, slot: str, source: str) -> bool:
         """Whether the slot exists and has this source."""
@@ -366,10 +374,31 @@ class Service:
         """The manager's slots of one kind, with their state."""
         return {name: state for name, state in self.manager.stats()["slots"].items() if state["kind"] == kind}
 
+    def generators(self) -> dict[str, SlotStatistics]:
+        """The slots of the settings that write text, with their state; also those whose kind their load will show."""
+        slots = self.manager.stats()["slots"]
+        named = {name: slots[name] for name in self.config.generators if name in slots}
+        return {name: state for name, state in named.items() if state["kind"] == "generator" or self._is_open(name)}
+
+    def _is_open(self, slot: str) -> bool:
+        """Whether the first use of a slot decides its kind: it was registered without one, and its model is not on
+        this machine.
+        """
+        source, options = self.manager._registered.get(slot, (None, {}))
+        state = self.state(slot)
+        if source is None or state is None or state["kind"] != "embedding" or self.load_count(slot):
+            return False
+        source = os.fspath(source)
+        is_local = ":" in source or Path(source).expanduser().exists()
+        return not is_local and not any(options.get(name) for name in _SAYS_KIND)
+
     def models(self) -> list[ServedModel]:
         """All embedding models: those of the settings, then the manager's other slots."""
+        slots = self.manager.stats()["slots"]
         keys = {model.key for model in self.config.models}
-        return [*self.config.models, *(ServedModel(slot) for slot in self.slots("embedding") if slot not in keys)]
+        writers = self.generators()
+        others = [slot for slot in self.slots("embedding") if slot not in keys and slot not in writers]
+        return [*(model for model in self.config.models if model.key in slots), *map(ServedModel, others)]
 
     def description(self, slot: str) -> Description | None:
         """The description of the slot's model, also after it has left; None before its first load."""
@@ -406,8 +435,8 @@ class Service:
         if (description := self.description(model.key)) is not None:
             return description["dimension"]
         # Clients of the default model expect a number before its first load. The slot may hold another model.
-        source = self.manager.stats()["slots"][model.key]["source"]
-        return DEFAULT_DIMENSIONS if source == DEFAULT_SOURCE else None
+        state = self.state(model.key)
+        return DEFAULT_DIMENSIONS if state is not None and state["source"] == DEFAULT_SOURCE else None
 
     async def takes_instructions(self, model: ServedModel) -> bool:
         """Whether texts for `model` get an instruction. With ``auto`` the first use may load the model to find out."""
@@ -441,16 +470,37 @@ class Service:
 
     async def load(self, slot: str) -> None:
         """Load a slot and wait for it, at most `request_timeout` seconds. Concurrent callers share one load."""
-        load = self._loads.get(slot)
-        if load is None:
-            load = in_thread(self.manager.load, slot, self.config.request_timeout)
-            self._loads[slot] = load
-            load.add_done_callback(lambda _: self._loads.pop(slot, None))
-        # The cancellation of one caller must not cancel the load for the others.
-        await asyncio.shield(load)
+        clock = asyncio.get_running_loop().time
+        end = clock() + self.config.request_timeout
+        while True:
+            joined = self._loads.get(slot)
+            load = self._begin_load(slot) if joined is None else joined
+            # This cancels nothing: others may wait for the same load.
+            if not (await asyncio.wait({load}, timeout=max(0.0, end - clock())))[0]:
+                raise WaitTimeoutError(
+                    f"{slot!r} was not loaded within {self.config.request_timeout:g} s; the load goes on"
+                )
+            try:
+                load.result()
+            except WaitTimeoutError:
+                # The time of the request that began the load; this one came later.
+                if joined is not None and clock() < end:
+                    continue
+                raise
+            break
         if slot in self.config.generators:
             # For lists of models, which may ask when it has left already.
             self.generator_description(slot)
+
+    def _begin_load(self, slot: str) -> asyncio.Future[Any]:
+        if slot in self.config.generators and self._is_open(slot):
+            # A plain load would take the model for one that embeds.
+            load: asyncio.Future[Any] = in_thread(self.manager.describe_generator, slot)
+        else:
+            load = in_thread(self.manager.load, slot, self.config.request_timeout)
+        self._loads[slot] = load
+        load.add_done_callback(lambda _: self._loads.pop(slot, None))
+        return load
 
     def check_admin(self) -> None:
         """Raise `ApiError` 403 unless clients may load and unload models."""

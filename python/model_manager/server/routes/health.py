@@ -58,8 +58,8 @@ def add_routes(routes: Routes, service: Service) -> None:
 def health_of(service: Service) -> dict[str, Any]:
     """`GET /health`. Loads nothing."""
     model = service.default
-    state = service.manager.stats()["slots"][model.key]
-    available = state["last_error"] is None
+    state = service.state(model.key)
+    available = state is not None and state["last_error"] is None
     return {
         "status": "draining" if service.draining else "healthy" if available else "degraded",
         "model_available": available,
@@ -73,7 +73,9 @@ def readiness(service: Service) -> tuple[str, str | None]:
     """`ready`, `loading` (only with `warm_up`), `unavailable` or `draining`, and the reason."""
     if service.draining:
         return "draining", "The server is shutting down."
-    state = service.manager.stats()["slots"][service.default.key]
+    state = service.state(service.default.key)
+    if state is None:
+        return "unavailable", f"The slot {service.default.key!r} was unregistered."
     if state["last_error"] is not None and state["state"] != "ready":
         return "unavailable", state["last_error"]
     if service.config.warm_up and state["state"] != "ready" and service.warming:

@@ -45,7 +45,7 @@ def all_models(service: Service) -> list[dict[str, Any]]:
     names = set()
     for model in service.models():
         # Two slots may have one public name; requests go to the first.
-        if model.name in names:
+        if model.name in names or model.key not in slots:
             continue
         names.add(model.name)
         description = service.description(model.key)
@@ -75,8 +75,8 @@ def all_models(service: Service) -> list[dict[str, Any]]:
             "owned_by": "model_manager",
             "capabilities": {"kind": "generator", "source": slots[name]["source"], "state": slots[name]["state"]},
         }
-        for name in dict.fromkeys(service.config.generators)
-        if name not in names and name in slots and slots[name]["kind"] == "generator"
+        for name in service.generators()
+        if name not in names and name in slots
     )
     return found
 

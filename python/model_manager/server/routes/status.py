@@ -191,7 +191,6 @@ def _quality(accept: str, kind: str, subtype: str) -> float:
 def description(service: Service) -> dict[str, Any]:
     """`GET /` for clients: names, version, endpoints."""
     slots = service.manager.stats()["slots"]
-    generators = [name for name in service.config.generators if name in slots and slots[name]["kind"] == "generator"]
     return {
         "service": "model_manager",
         "description": "Sentence embeddings and text generation with OpenAI's protocol.",
@@ -199,7 +198,7 @@ def description(service: Service) -> dict[str, Any]:
         "status": _state(service, slots),
         "models": [model.name for model in service.models()],
         "default_model": service.default.name,
-        "generators": generators,
+        "generators": list(service.generators()),
         "endpoints": {
             "embeddings": "/v1/embeddings",
             "chat": "/v1/chat/completions",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from starlette.requests import ClientDisconnect
 
 from ..._async import start, start_response
-from ...errors import ConfigError, InputError
+from ...errors import InputError
 from ..disconnect import watch_disconnect
 from ..errors import ApiError, bad_request, overloaded, refused
 
@@ -64,11 +64,8 @@ async def vectors(
         inputs, single = [inputs], True
     try:
         content, tokens = await _compute(service, receive, inputs, count, model.key, options)
-    except (InputError, ConfigError, TypeError, OverflowError) as error:
+    except (InputError, TypeError, OverflowError) as error:
         param = getattr(error, "param", None)
-        if isinstance(error, ConfigError) and param not in options:
-            # The mistake is in a setting of the server, not in a field of the request.
-            raise
         if dimensions is None and param == "truncate_dim":
             raise ApiError(
                 503, f"The dimensions configured for {model.name!r} do not fit it: {error}", code="misconfigured"
@@ -121,10 +118,7 @@ async def inferred(
 
     try:
         found: tuple[Any, int] = await awaited(service, receive, *start(submit), count)
-    except (InputError, ConfigError, TypeError, OverflowError) as error:
-        param = getattr(error, "param", None)
-        if isinstance(error, ConfigError) and param != "keep_alive":
-            raise  # the mistake is in a setting of the server
+    except (InputError, TypeError, OverflowError) as error:
         raise refused(error, _OWN_NAMES, field, single=single) from error
     return found
 

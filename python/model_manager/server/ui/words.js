@@ -45,8 +45,8 @@ const WORDS = {
     requests: "İstekler", perSecond: "/sn", requestsNote: (total, errors, active) =>
       list(`toplam ${format.number(total)}`, errors && `hatalı ${format.number(errors)}`, active && `süren ${format.number(active)}`),
     latency: "Yanıt süresi, ortanca", latencyNote: p95 => `%95'i en çok ${p95}`, noRequests: "şu anda istek yok",
-    generation: "Metin üretimi", tokensPerSecond: "token/sn", generationNote: (tokens, active, waiting) =>
-      list(`${format.number(tokens)} token`, active && `${format.number(active)} yanıt sürüyor`, waiting && `bekleyen ${format.number(waiting)}`),
+    generation: "Metin üretimi", tokensPerSecond: "belirteç/sn", generationNote: (tokens, active, waiting) =>
+      list(`${format.number(tokens)} belirteç`, active && `${format.number(active)} yanıt sürüyor`, waiting && `bekleyen ${format.number(waiting)}`),
     queue: "Kuyruk", waiting: "bekliyor", queueNote: (texts, batches) => `${format.number(batches)} yığında ${format.number(texts)} metin`,
     cache: "Önbellek isabeti", cacheNote: (hits, lookups, entries, most) =>
       `${format.number(lookups)} aramada ${format.number(hits)} isabet; doluluk ${format.number(entries)}/${format.number(most)}`,

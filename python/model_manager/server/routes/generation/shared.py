@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 from typing import TYPE_CHECKING, Any
 
-from ....errors import ConfigError, InputError
+from ....errors import InputError
 from ...errors import ApiError, bad_request, refused, unknown_model
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ def generator(service: Service, name: Any, no_names: Collection[str] = ()) -> st
     """
     if name is not None and not isinstance(name, str):
         raise bad_request("model must be a string", "model")
-    slots = service.slots("generator")
-    served = [slot for slot in service.config.generators if slot in slots]
+    slots = service.generators()
+    served = list(slots)
     if not served:
         wanted = ", ".join(service.config.generators) or "none is configured"
         raise ApiError(404, f"This server has no text generator ({wanted})", param="model", code="no_generator")
@@ -84,11 +84,7 @@ def naming_fields(params: Mapping[str, Any], fields: Mapping[str, str], default:
     """
     try:
         yield
-    except (InputError, ConfigError, TypeError, OverflowError) as error:
-        param = getattr(error, "param", None)
-        if isinstance(error, ConfigError) and param not in params:
-            # The mistake is in a setting of the server, not in a field of the request.
-            raise
+    except (InputError, TypeError, OverflowError) as error:
         # The other arguments have the names of their fields.
         named = {**{name: name for name in params}, **fields, "prompt": default}
         raise refused(error, named, default) from error
