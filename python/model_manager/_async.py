@@ -9,16 +9,19 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import os
+import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Mapping
 
 from ._arguments import a_manager
+from .errors import WaitTimeoutError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Any, TypeAlias, TypeVar
 
     import numpy as np
@@ -314,11 +317,12 @@ class _Pieces:
 class _Generation:
     """One submitted generation. A long prompt is submitted by a thread of its own, so that the event loop goes on."""
 
-    __slots__ = ("_abandoned", "_cancelled", "_ticket")
+    __slots__ = ("_abandoned", "_began", "_cancelled", "_ticket")
 
     def __init__(
         self, manager: Manager, prompt: Prompt, model: str | None, params: dict[str, Any], on_event: OnEvent
     ) -> None:
+        self._began = time.monotonic()
         self._ticket: GenerationTicket | None = None
         self._cancelled = False
         self._abandoned = False
@@ -336,9 +340,11 @@ class _Generation:
         self, manager: Manager, prompt: Prompt, model: str | None, params: dict[str, Any], on_event: OnEvent
     ) -> None:
         try:
-            with _long_prompts:
+            with _turn(params.get("timeout"), self._began) as left:
                 if self._abandoned:
                     return
+                if left is not None:
+                    params = {**params, "timeout": left}
                 self._ticket = manager.submit_generation(prompt, on_event, model, **params)
         except BaseException as error:  # noqa: BLE001  it is raised where the answer is awaited
             on_event(None, None, error)
@@ -357,6 +363,29 @@ class _Generation:
         """`cancel`, and do not submit a prompt that still waits for its turn: the last event is not needed."""
         self._abandoned = True
         self.cancel()
+
+
+@contextlib.contextmanager
+def _turn(timeout: Any, began: float) -> Iterator[float | None]:
+    """The turn of a long prompt. Its value: the seconds that are left of `timeout` then; None without a limit, and for
+    a value that the core refuses.
+
+    Raises `WaitTimeoutError` when they pass before.
+    """
+    if not isinstance(timeout, int | float) or isinstance(timeout, bool) or not timeout > 0:
+        with _long_prompts:
+            yield None
+        return
+    turns = _long_prompts
+    left = timeout - (time.monotonic() - began)
+    if left <= 0 or not turns.acquire(timeout=min(left, threading.TIMEOUT_MAX)):
+        raise WaitTimeoutError(
+            f"other long prompts were read for {timeout:g} s; raise the timeout or send fewer at once"
+        )
+    try:
+        yield max(timeout - (time.monotonic() - began), sys.float_info.min)
+    finally:
+        turns.release()
 
 
 def _is_long(*parts: Any) -> bool:

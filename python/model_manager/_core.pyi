@@ -445,7 +445,7 @@ class Manager:
             dtype: The type of the weights; int8 and int4 quantize plain weights at load. auto: as configured.
             keep_alive: Seconds or ``"5m"`` after the latest use; 0: unload after use; negative: indefinitely; None: as
                 configured.
-            pinned: Neither idle time nor the budget unloads the model; `unload` still does.
+            pinned: Neither idle time nor the budget unloads the model; `unload` still does. Not with a `keep_alive`.
             fallback: Sources to try in order when the first one cannot be loaded.
             pooling, max_length, revision, prompts: Override the model's files. For a server's model only prompts can be
                 overridden.
@@ -455,13 +455,16 @@ class Manager:
                 generator, ``reranker`` never is, and neither are the two sentence slots.
             cache: How its results are cached: False is not at all, a dict says what differs from all models.
             cold_start_price: With `keep_alive="auto"`, seconds in memory that one load is worth.
-            replace: Allow an existing slot with that name, built-in ones too; its model is unloaded.
+            replace: Allow an existing slot with that name; its model is unloaded. The built-in slots (two for
+                sentences, ``text_generator`` and ``reranker``) are replaced without it too.
 
         Raises:
             InputError: Both or neither of `source` and `loader`, an existing name, an unknown dtype or pooling.
         """
     def unregister(self, name: str) -> None:
-        """Unload and remove the slot. Built-in slots cannot be removed. Raises `UnknownModelError`, `InputError`."""
+        """Unload and remove the slot. Built-in slots cannot be removed; ``reranker`` becomes the one of the settings
+        again. Raises `UnknownModelError`, `InputError`.
+        """
     @overload
     def embed(
         self,
@@ -496,7 +499,7 @@ class Manager:
         keep_alive: _KeepAlive = None,
         user: str | None = None,
         progress: Callable[[int, int], object] | None = None,
-        outputs: Iterable[Literal["dense", "sparse", "multi"]],
+        outputs: Literal["dense", "sparse", "multi"] | Iterable[Literal["dense", "sparse", "multi"]],
     ) -> EmbedOutputs:
         """Embed one text (float32, shape (dim,)) or several (float32, C-contiguous, shape (n, dim); none: (0, dim)).
 
@@ -520,8 +523,8 @@ class Manager:
             user: Who asks: a slot with ``keep_alive="auto"`` learns which models a user takes one after the other.
             progress: Called on this thread as ``progress(done, total)`` when texts are finished, with (total, total) at
                 the end.
-            outputs: Some of ``dense``, ``sparse`` and ``multi``, computed in one pass where the model (bge-m3) gives
-                all of them. The result is then an `EmbedOutputs`.
+            outputs: One or some of ``dense``, ``sparse`` and ``multi``, computed in one pass where the model (bge-m3)
+                gives all of them. The result is then an `EmbedOutputs`.
 
         Raises:
             TypeError: None of these forms, or several of them in one call (a bool is not an id, bytes and a memoryview
@@ -854,8 +857,10 @@ class Manager:
     def cleanup_idle(self) -> int:
         """Unload now the slots that have been idle for `max_idle_time`; return how many."""
     def close(self) -> None:
-        """Unload everything and stop the threads, without a wait: a call in progress gets its result first, and its
-        model stays in memory until then. Further use raises `ClosedError`. Closing again does nothing.
+        """Unload everything and stop the threads. A call in progress gets its result first, and its model stays in
+        memory until then. This waits for the current step of each generator, at most a second for the thread that
+        unloads, and at most two for each tier of the cache. Further use raises `ClosedError`. Closing again does
+        nothing.
         """
     @property
     def closed(self) -> bool:

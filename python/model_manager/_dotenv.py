@@ -6,13 +6,15 @@ process-wide manager reads the file in the working directory before its settings
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
 from pathlib import Path
 
 from ._core import Config
-from ._environment import warn
+from ._environment import check_needed, warn
+from .errors import ConfigError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,13 +48,15 @@ def load_into_environment() -> None:
     settings.
 
     It sets the variables of the working directory's ``.env`` that the environment lacks, warns of those that are no
-    settings, and starts the preload of `MODEL_MANAGER_PRELOAD`. `MODEL_MANAGER_DOTENV=false` disables the file. Invalid
-    lines are logged and skipped.
+    settings or have no effect, and starts the preload of `MODEL_MANAGER_PRELOAD`. `MODEL_MANAGER_DOTENV=false` disables
+    the file. Invalid lines are logged and skipped.
     """
     from .compat.chatbot import model_manager
 
     _load()
     warn(Config.fields)
+    with contextlib.suppress(ConfigError):  # the core raises it when it reads the settings
+        check_needed(Config())
     model_manager._preload_from_environment()
 
 

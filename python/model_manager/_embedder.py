@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_BEGINNING = 4
+"""Letters that two names share when one may be short for the other: english, english2, turkçe."""
+
 # The user part of an address, unless it names the variable that holds the key.
 _KEY = re.compile(r"(?<=://)(?!env:\w+@[^/@]*(?:/|$))[^/\s]*@")
 
@@ -55,7 +58,7 @@ def slot_for(
     if model is None:
         return "turkish_sentence" if manager.config.prefer_turkish else "english_sentence"
     slot = without_key(model)  # names are logged
-    if slot not in manager.slots():
+    if slot not in manager.slots() and slot != RERANKER:  # its first use makes that slot
         _warn_of_a_near_name(slot, manager)
         try:
             manager.register(slot, model, kind=None if kind == "embedding" else kind)
@@ -72,13 +75,20 @@ def slot_for(
 
 
 def _warn_of_a_near_name(name: str, manager: Manager) -> None:
-    """Say what a name without a slot is taken for, where it looks like that of one."""
+    """Say what a name without a slot is taken for, where it looks like that of one: it is close to it, or both begin
+    with the same letters.
+    """
     from difflib import get_close_matches
 
     if any(mark in name for mark in "/\\:"):  # an id, a folder or an address
         return
-    for slot in get_close_matches(name, manager.slots(), 1):
-        logger.warning("no slot is called %r, so it is taken for the source of a model; there is a slot %r", name, slot)
+    # Not those that were made here, which are called as their source.
+    slots = [slot for slot, state in manager.stats()["slots"].items() if state["source"] != slot] + [RERANKER]
+    near = get_close_matches(name, slots, 1) or [slot for slot in slots if slot[:_BEGINNING] == name[:_BEGINNING]]
+    if near:
+        logger.warning(
+            "no slot is called %r, so it is taken for the source of a model; there is a slot %r", name, near[0]
+        )
 
 
 def reranker_for(manager: ScoringManager | None, model: str | None) -> tuple[ScoringManager, str]:

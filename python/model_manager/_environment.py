@@ -1,13 +1,17 @@
-"""Environment variables that look like settings and are none: a misspelt one would be ignored in silence."""
+"""Settings that would be ignored in silence: misspelt environment variables, and those that need another setting."""
 
 from __future__ import annotations
 
 import os
 
+from .errors import ConfigError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
     from typing import Any, TypeAlias
+
+    from ._core import Config
 
     Fields: TypeAlias = Callable[[], Iterable[Mapping[str, Any]]]
 
@@ -24,6 +28,9 @@ _KUBERNETES = r"_SERVICE_HOST|_SERVICE_PORT(_\w+)?|_PORT(_\d+_(TCP|UDP|SCTP)(_\w
 """Kubernetes gives every container the addresses of services. One named model-manager makes MODEL_MANAGER_PORT."""
 _LONG = 12
 """Shorter names without the prefix resemble those of other programs by chance."""
+
+_NEEDED = {"warm_restart": "cache_disk", "cache_secret": "cache_url"}
+"""Settings without effect while the other one is off."""
 
 _warned: set[str] = set()
 
@@ -61,6 +68,28 @@ def unknown(fields: Fields, prefix: str = PREFIX, *, similar: bool = False) -> d
 def warn(fields: Fields, prefix: str = PREFIX) -> None:
     """Log a warning for each of them, once in the process."""
     for name, sentence in unknown(fields, prefix).items():
+        if name not in _warned:
+            import logging
+
+            _warned.add(name)
+            logging.getLogger("model_manager").warning("%s", sentence)
+
+
+def check_needed(config: Config, keywords: Collection[str] = ()) -> None:
+    """Refuse a setting of these keywords that has no effect. One that the environment or a `Config` gives may be meant
+    for other managers too: it is logged, once in the process.
+
+    Raises:
+        ConfigError: Its `param` is the setting.
+    """
+    for name, needed in _NEEDED.items():
+        if not getattr(config, name) or getattr(config, needed):
+            continue
+        sentence = f"{name} has no effect without {needed}, which is not set; set {needed} too, or leave {name} out"
+        if name in keywords:
+            error = ConfigError(sentence)
+            error.param = name
+            raise error
         if name not in _warned:
             import logging
 

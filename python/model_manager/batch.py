@@ -13,10 +13,10 @@ import threading
 from collections.abc import Mapping
 from numbers import Number
 
-from ._arguments import a_text, an_int, one_of, rename, type_error
+from ._arguments import a_text, an_int, argument_error, one_of, rename, type_error
 from ._embedder import Embedder
 from ._extras import extra
-from .errors import ArgumentError, InputError, NotFiniteError
+from .errors import InputError, NotFiniteError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -150,7 +150,8 @@ class BatchEmbedder:
 
     def _column_of(self, batch: Mapping[Any, Any], names: Iterable[object]) -> Any:
         if self.column not in batch:
-            raise ArgumentError(f"the batch has no column {self.column!r}; it has: {', '.join(map(str, names))}")
+            known = ", ".join(map(str, names))
+            raise argument_error("column", f"the batch has no column {self.column!r}; it has: {known}")
         return batch[self.column]
 
     def _arrow(self, column: Any) -> Any:

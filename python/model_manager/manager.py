@@ -6,16 +6,18 @@ import atexit
 import functools
 import os
 import weakref
+from collections.abc import Mapping
 
 from . import _core
 from ._arguments import type_error
 from ._async import AsyncTextStream, acomplete
 from ._core import Manager
+from ._environment import check_needed
 from ._vectors import VectorsManager, aembed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
     from typing import Any, Literal
 
     import numpy as np
@@ -42,7 +44,10 @@ class BaseManager(VectorsManager):
         self = super().__new__(cls, config, **overrides)
         self._registered = {}
         _open_managers.add(self)
-        # The process-wide manager is made while the package is imported. It reads the variable at its first use.
+        # The process-wide manager is made while the package is imported. It reads its settings at its first use.
+        # So does one of a derived class without arguments.
+        if config is not None or overrides:
+            check_needed(self.config, overrides)
         if not self._is_process_wide():
             self._preload_from_environment()
         return self
@@ -290,7 +295,7 @@ def conversation(messages: Iterable[Mapping[str, str]]) -> list[Mapping[str, str
     if isinstance(messages, str | bytes):
         remedy = "; generate() continues a text"
         raise type_error("messages", 'a list of {"role": ..., "content": ...}', messages, remedy)
-    if isinstance(messages, dict) or not hasattr(messages, "__iter__"):
+    if isinstance(messages, Mapping) or not hasattr(messages, "__iter__"):
         raise type_error("messages", 'a list of {"role": ..., "content": ...}', messages)
     found = list(messages)
     for number, message in enumerate(found):

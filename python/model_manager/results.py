@@ -42,9 +42,9 @@ class Classification(NamedTuple):
     label: str
     """The likeliest label."""
     score: float
-    """Its probability."""
+    """Its probability; the logit with ``activation="identity"``."""
     scores: dict[str, float]
-    """The probability of each label, in the model's order."""
+    """The same of each label, in the model's order."""
 
 
 class Classifications(list[Classification]):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import FIXTURES, run_python
 from model_manager._core import Manager
+from model_manager._embedder import slot_for
 from model_manager.errors import ArgumentError, InputError
 
 PROMPTS = str(FIXTURES / "bert_prompts")
@@ -78,16 +79,36 @@ def test_numbers_are_no_documents(shared):
     )
 
 
-def test_a_misspelt_slot_is_named(make_manager, caplog):
-    from model_manager._embedder import slot_for
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("english_sentense", "english_sentence"),
+        ("english2", "english_sentence"),
+        ("english", "english_sentence"),
+        ("turkçe", "turkish_sentence"),
+        ("rerank", "reranker"),
+    ],
+)
+def test_a_misspelt_slot_is_named(make_manager, caplog, name, meant):
+    slot_for(make_manager(), name)
+    (record,) = caplog.records
+    assert f"no slot is called {name!r}" in record.getMessage()
+    assert f"there is a slot {meant!r}" in record.getMessage()
 
+
+def test_sources_are_no_misspelt_slots(make_manager, caplog):
     manager = make_manager()
-    slot_for(manager, "english_sentense")
-    assert "no slot is called 'english_sentense'" in caplog.text
-    assert "there is a slot 'english_sentence'" in caplog.text
-    caplog.clear()
-    slot_for(manager, str(FIXTURES / "bert_plain"))
+    for source in ("all-MiniLM-L6-v2", "sentence-t5-base", "multi-qa-MiniLM-L6-cos-v1", str(FIXTURES / "bert_plain")):
+        slot_for(manager, source)
     assert "no slot is called" not in caplog.text
+
+
+def test_the_reranker_is_a_slot_before_its_first_use(make_manager, caplog):
+    manager = make_manager(reranker_model=str(FIXTURES / "rerank_bert"))
+    for kind in ("embedding", "reranker"):
+        assert slot_for(manager, "reranker", kind) == "reranker"
+    assert caplog.records == []
+    assert "reranker" not in manager.slots()
 
 
 def test_a_slot_whose_model_is_replaced(make_manager):
@@ -300,9 +321,10 @@ def test_llamaindex_orders_nodes_by_their_scores(reranker):
     expected = reranker.rerank("the bill", TEXTS, "rerank", top_n=2)
     model = ModelManagerRerank("rerank", manager=reranker, top_n=2)
     found = model.postprocess_nodes(nodes, query_str="the bill")
-    assert [(one.node.get_content(), one.score) for one in found] == [(one.document, one.score) for one in expected]
-    with pytest.raises(ValueError, match="query"):
+    with pytest.raises(ArgumentError, match="a reranker needs the query") as raised:
         model.postprocess_nodes(nodes)
+    assert raised.value.param == "query_bundle"
+    assert [(one.node.get_content(), one.score) for one in found] == [(one.document, one.score) for one in expected]
 
 
 def test_a_reranker_is_found_by_its_source(manager):

@@ -116,7 +116,7 @@ SENTENCE = {
     "count_tokens": one(texts="a"),
 }
 ENCODER = {
-    "predict": one(sentences=[("a", "b")]),
+    "predict": Call({"sentences": [("a", "b")]}, free=("device",)),
     "rank": Call({"query": "a", "documents": ["b"]}, ("activation_fn", "prompt", "prompt_name")),
     "classify": Call({"texts": "a"}, ("activation", "truncate", "timeout", "keep_alive")),
 }

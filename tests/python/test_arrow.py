@@ -430,6 +430,12 @@ def test_a_column_of_one_text_is_refused(column):
         BatchEmbedder("no/such-model")({"text": column})
 
 
+def test_a_batch_without_the_column_names_it():
+    with pytest.raises(errors.ArgumentError, match="the batch has no column 'text'; it has: body, id") as raised:
+        BatchEmbedder("no/such-model")({"body": ["a"], "id": [1]})
+    assert raised.value.param == "column"
+
+
 def test_a_dask_frame(batcher, documents):
     dask = pytest.importorskip("dask.dataframe")
     frame = dask.from_pandas(pd.DataFrame({"text": TEXTS}), npartitions=2)

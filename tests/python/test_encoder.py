@@ -30,6 +30,21 @@ def plain(shared):
     return shared.get("plain")
 
 
+def test_the_name_of_version_6(model):
+    expected = model.encode(TEXTS[:3])
+    np.testing.assert_array_equal(model.encode(inputs=TEXTS[:3]), expected)
+    np.testing.assert_array_equal(model.encode(inputs=TEXTS[0]), expected[0])
+    np.testing.assert_array_equal(model.encode_query(inputs=TEXTS[:3]), model.encode_query(TEXTS[:3]))
+    np.testing.assert_array_equal(model.encode_document(inputs=TEXTS[:3]), model.encode_document(TEXTS[:3]))
+    for call in (model.encode, model.encode_query, model.encode_document):
+        with pytest.raises(TypeError, match="inputs is another name of sentences; give one of both"):
+            call("a", inputs="b")
+        with pytest.raises(TypeError, match="sentences must be a str or an iterable of str, not NoneType"):
+            call()
+        with pytest.raises(TypeError, match="pool"):
+            call("a", pool={})
+
+
 def test_shapes(model):
     assert model.encode(ENGLISH_TEXT).shape == (DIMENSION,)
     assert model.encode([ENGLISH_TEXT]).shape == (1, DIMENSION)
@@ -206,6 +221,28 @@ def test_similarity_of_pairs(model, monkeypatch):
             model.similarity_pairwise(a, wrong)
 
 
+def test_names_of_sentence_transformers_6(model):
+    texts = ["bir", "iki"]
+    vectors = model.encode(texts)
+    np.testing.assert_array_equal(model.encode(inputs=texts), vectors)
+    np.testing.assert_array_equal(model.encode(inputs="bir"), model.encode("bir"))
+    np.testing.assert_array_equal(model.encode_query(inputs=texts), model.encode_query(texts))
+    np.testing.assert_array_equal(model.encode_document(inputs=texts), model.encode_document(texts))
+    named = {"embeddings1": vectors, "embeddings2": vectors[:1]}
+    np.testing.assert_array_equal(model.similarity(**named), model.similarity(vectors, vectors[:1]))
+    named = {"embeddings1": vectors, "embeddings2": vectors[::-1]}
+    np.testing.assert_array_equal(model.similarity_pairwise(**named), model.similarity_pairwise(vectors, vectors[::-1]))
+    with pytest.raises(TypeError, match="inputs is another name of sentences") as raised:
+        model.encode("bir", inputs="iki")
+    assert raised.value.param == "inputs"
+    with pytest.raises(TypeError, match="sentences must be"):
+        model.encode()
+    with pytest.raises(TypeError, match="embeddings1 is another name of first"):
+        model.similarity(vectors, vectors, embeddings1=vectors)
+    with pytest.raises((TypeError, ValueError), match="second"):
+        model.similarity(vectors)
+
+
 def test_prompts_are_those_of_the_slot(model):
     """In sentence-transformers a change of `prompts` changes what encode reads."""
     prompts = model.prompts
@@ -235,6 +272,15 @@ def test_facts(model):
     assert model.device == "cpu"
     assert model.count_tokens("a text") > 2
     assert len(model.count_tokens(["a text", "b"])) == 2
+
+
+def test_the_device_is_that_of_the_model(model, monkeypatch):
+    """A model may compute elsewhere than the manager's default says."""
+    assert model.device == "cpu"
+    monkeypatch.setattr(ModelManager, "device", "cuda:0")
+    assert model.device == "cpu"
+    model._manager.unload(model.name)
+    assert model.device == "cuda:0"
 
 
 def test_the_handle_keeps_no_weights(make_manager):

@@ -1,4 +1,4 @@
-"""A misspelt environment variable is noticed: it would be ignored in silence."""
+"""Settings that would be ignored in silence: misspelt variables, and those that need another setting."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 
 import pytest
 from conftest import run_python, tiny
-from model_manager import Config, _environment
+from model_manager import Config, ModelManager, _environment, errors
 from model_manager._environment import SERVER_PREFIX, unknown
 
 
@@ -51,6 +51,54 @@ model_manager.model_manager.config
         ("the environment variable MODEL_MANAGER_DTYP", "did you mean MODEL_MANAGER_DTYPE?"),
         ("the environment variable MODEL_MANAGER_THREDS", "did you mean MODEL_MANAGER_THREADS?"),
     ]
+
+
+NEEDED = [("warm_restart", "1000", "cache_disk"), ("cache_secret", "hunter2", "cache_url")]
+
+
+@pytest.mark.parametrize(("name", "value", "needed"), NEEDED)
+def test_a_keyword_without_effect_is_refused(name, value, needed, caplog):
+    given = int(value) if value.isdigit() else value
+    with pytest.raises(errors.ConfigError, match=f"^{name} has no effect without {needed}") as caught:
+        ModelManager(**{name: given})
+    assert caught.value.param == name
+    assert value not in str(caught.value)
+    ModelManager(**{name: 0 if isinstance(given, int) else None}).close()
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(("name", "value", "needed"), NEEDED)
+def test_a_variable_without_effect_is_logged_once(name, value, needed, caplog, monkeypatch):
+    """It may be set for a whole deployment, of which other managers use it."""
+    monkeypatch.setenv(f"MODEL_MANAGER_{name.upper()}", value)
+    for _ in range(2):
+        tiny().close()
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert record.getMessage().startswith(f"{name} has no effect without {needed}")
+    assert value not in record.getMessage()
+
+
+def test_settings_with_what_they_need(caplog, tmp_path):
+    with tiny(warm_restart=10, cache_disk=str(tmp_path), cache_secret="s", cache_url="redis://127.0.0.1:1"):
+        pass
+    with ModelManager(Config(warm_restart=10), cache_disk=str(tmp_path)):
+        pass
+    assert not any("has no effect" in record.getMessage() for record in caplog.records)
+
+
+def test_the_process_wide_manager_warns_of_a_variable_without_effect(tmp_path):
+    (tmp_path / ".env").write_text("MODEL_MANAGER_CACHE_SECRET=hunter2\n")
+    code = f"""
+import logging, os, model_manager
+os.chdir({str(tmp_path)!r})
+logging.basicConfig(format="%(message)s", filename="log")
+model_manager.model_manager.config
+"""
+    shown = run_python(code, MODEL_MANAGER_DOTENV="true")
+    assert shown.stderr == ""
+    (line,) = (tmp_path / "log").read_text().splitlines()
+    assert line.startswith("cache_secret has no effect without cache_url")
 
 
 def test_right_names_are_no_mistakes(monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+from types import MappingProxyType
 
 import pytest
 from conftest import ENGLISH_MODEL, FIXTURES
@@ -70,6 +71,14 @@ def test_conversations(gpt2, pipeline):
     assert pipeline([TURN, TURN], max_new_tokens=8) == [[{"generated_text": [*TURN, turn]}]] * 2
 
 
+def test_messages_may_be_any_mapping(pipeline):
+    turn = {"role": "user", "content": TEXT}
+    expected = pipeline([turn], max_new_tokens=5)[0]["generated_text"][-1]
+    assert pipeline([MappingProxyType(turn)], max_new_tokens=5)[0]["generated_text"][-1] == expected
+    several = pipeline([[MappingProxyType(turn)], [turn]], max_new_tokens=5)
+    assert [found[0]["generated_text"][-1] for found in several] == [expected, expected]
+
+
 def test_a_last_message_of_the_assistant_is_continued(gpt2, pipeline):
     begun = [*TURN, {"role": "assistant", "content": "Selam "}]
     text = gpt2.apply_chat_template(begun, continue_final_message=True)
@@ -116,7 +125,7 @@ def test_stop_strings_by_either_name(gpt2, pipeline):
     expected = [{"generated_text": TEXT + whole[: whole.index(stop)]}]
     assert pipeline(TEXT, max_new_tokens=30, stop=stop) == expected
     assert pipeline(TEXT, max_new_tokens=30, stop_strings=[stop]) == expected
-    with pytest.raises(TypeError, match="stop and stop_strings are the same option"):
+    with pytest.raises(ArgumentError, match="stop and stop_strings are the same option"):
         pipeline(TEXT, max_new_tokens=30, stop=[stop], stop_strings=["@@"])
 
 

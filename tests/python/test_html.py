@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from conftest import ENGLISH_MODEL, ENGLISH_TEXT, FIXTURES
-from model_manager import CrossEncoder
+from model_manager import CrossEncoder, SentenceModel
 from model_manager._sizes import size_text
 from model_manager.results import Ranking, RerankResult
 from model_manager.semantic import BM25Index, semantic_search
@@ -85,6 +85,27 @@ def test_a_model(manager):
         assert word in text
     manager.unload("english_sentence")
     assert "not loaded" in shown(model)
+
+
+def test_a_model_that_gives_something_else(manager):
+    for name in ("rerank_bert", "splade_bert", "colbert", "bge_m3"):
+        manager.register(name, str(FIXTURES / name))
+    scores = CrossEncoder(manager, "rerank_bert")
+    assert "CrossEncoder" in shown(scores)
+    assert not manager.is_loaded("rerank_bert")
+    manager.load("rerank_bert")
+    text = shown(scores)
+    assert ("CrossEncoder" in text, "labels" in text, "pooling" in text) == (True, True, False)
+    expected = {
+        "splade_bert": ["sparse vectors"],
+        "colbert": ["one for each token"],
+        "bge_m3": ["24 dimensions", "pooling", "sparse vectors"],
+    }
+    words = {word for some in expected.values() for word in some}
+    for name, own in expected.items():
+        manager.load(name)
+        text = shown(SentenceModel(manager, name))
+        assert {word for word in words if word in text} == set(own), name
 
 
 @pytest.mark.parametrize("name", ["<script>alert(1)</script>", "\"&amp;'<b>"])

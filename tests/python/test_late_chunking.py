@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from conftest import FIXTURES
 from model_manager.errors import InputError, TaskError, UnsupportedModelError, WaitTimeoutError
+from tokenizers import Tokenizer
 
 TOLERANCE = {"rtol": 0, "atol": 2e-5}
 SHORT = "Ankara is the capital. It lies inland! The fox jumps."
@@ -51,25 +54,36 @@ def test_a_prompt_is_read_and_not_pooled(manager):
     np.testing.assert_allclose(vectors[0], unit(states[-1 - own : -1].mean(axis=0)), **TOLERANCE)
 
 
-def test_a_long_text_is_read_in_windows(manager):
-    longest = manager.describe("bert_plain")["max_length"]
-    chunks, vectors = manager.embed_chunks(LONG, "bert_plain", max_tokens=14, overlap=3)
-    assert chunks == manager.chunk(LONG, "bert_plain", max_tokens=14, overlap=3)
-    assert len(vectors) == len(chunks) > 40
-    assert np.isfinite(vectors).all()
-    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
-    # The first chunk lies in the first window alone, whose text can be cut out.
-    tokens = manager.count_tokens(LONG, "bert_plain")
-    assert tokens > 10 * longest
-    words = LONG.split(" ")
-    head = next(
-        " ".join(words[:count])
-        for count in range(len(words), 0, -1)
-        if manager.count_tokens(" ".join(words[:count]), "bert_plain") <= longest
-    )
-    if manager.count_tokens(head, "bert_plain") == longest:
-        first = manager.embed_multi(head, "bert_plain")[1 : chunks[0].tokens - 1].mean(axis=0)
-        np.testing.assert_allclose(vectors[0], unit(first), **TOLERANCE)
+def states_of_windows(manager, name, text):
+    """The state of each token of a long text, from windows of its ids that are cut here, and where each token stands:
+    neighboring windows share a quarter of their tokens, each of which takes its state from the nearer half.
+    """
+    tokenizer = Tokenizer.from_file(str(FIXTURES / name / "tokenizer.json"))
+    tokenizer.no_truncation()
+    encoded = tokenizer.encode(text, add_special_tokens=False)
+    cls, sep = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
+    size = manager.describe(name)["max_length"] - 2
+    count = len(encoded.ids)
+    starts = [*range(0, count - size, size - size // 4), count - size]
+    assert len(starts) > 10
+    middles = [start + (before + size - start) // 2 for before, start in itertools.pairwise(starts)]
+    states = []
+    for start, first, last in zip(starts, [0, *middles], [*middles, count], strict=True):
+        (found,), _ = manager._infer("states", [[cls, *encoded.ids[start : start + size], sep]], None, name)
+        states.append(found[1 + first - start : 1 + last - start])
+    return np.concatenate(states), encoded.offsets
+
+
+@pytest.mark.parametrize("options", [{"max_tokens": 14, "overlap": 3}, {"max_tokens": 32}, {"max_tokens": 9}])
+def test_a_long_text_is_read_in_windows(manager, options):
+    chunks, vectors = manager.embed_chunks(LONG, "bert_plain", **options)
+    assert chunks == manager.chunk(LONG, "bert_plain", **options)
+    assert len(vectors) == len(chunks) > 10
+    states, offsets = states_of_windows(manager, "bert_plain", LONG)
+    for chunk, vector in zip(chunks, vectors, strict=True):
+        own = [at for at, (begin, end) in enumerate(offsets) if begin < chunk.end and end > chunk.start]
+        assert len(own) == chunk.tokens - 2
+        np.testing.assert_allclose(vector, unit(states[own].mean(axis=0)), rtol=0, atol=2e-6)
 
 
 def test_layers_behind_the_pooling_are_applied(manager):

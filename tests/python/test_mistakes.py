@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import sys
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -55,6 +56,11 @@ def models():
             KeyError,
             r'"text"; known names: .*english_sentence.*register\("text", source=',
         ),
+        (
+            lambda m: m.register("new", "m", pinned=True, keep_alive="5m"),
+            errors.ArgumentError,
+            r"keep_alive is for a slot that is not pinned: .* leave one of both out",
+        ),
         (lambda m: m.unload("text-generatr"), KeyError, r'"text-generatr"; did you mean "text_generator"\?'),
         (lambda m: m.embed("a", prompt_name="qurey"), errors.ArgumentError, r'no prompt "qurey"; did you mean "query"'),
         (
@@ -77,6 +83,11 @@ def models():
         (lambda m: m.chat("a"), TypeError, r'messages must be a list of {"role": .*generate\(\) continues a text'),
         (lambda m: m.chat(["a"]), TypeError, r'messages\[0\] must be {"role": ..., "content": ...}, not str'),
         (lambda m: m.chat({"role": "user"}), TypeError, r'messages must be a list of {"role": .*, not dict'),
+        (
+            lambda m: m.chat(MappingProxyType({"role": "user"})),
+            TypeError,
+            r"messages must be a list .*, not mappingproxy",
+        ),
         (lambda m: m.chat([{"rol": "user"}]), errors.ArgumentError, r"messages\[0\] has no role: it must be"),
         (lambda m: m.chat([{"role": "user"}]), errors.ArgumentError, r"messages\[0\] has no content: it must be"),
         (lambda m: m.rerank("a", "b"), TypeError, r"documents must be several texts, not str"),
@@ -100,9 +111,9 @@ def models():
             r"sentences\[0\] must be a pair of str, not tuple of \(str\)$",
         ),
         (
-            lambda m: CrossEncoder(m).rank("a", ["b"], activation_fn=len),
+            lambda m: CrossEncoder(m).rank("a", ["b"], activation_fn=7),
             TypeError,
-            r"activation_fn must be the name of an activation, not builtin_function_or_method; predict takes functions",
+            r"activation_fn must be a function or a str, not int",
         ),
         (
             lambda m: IntentClassifier({"greeting": ["hello", 7]}, m),
@@ -308,7 +319,11 @@ def command(*arguments, **environment):
     ("arguments", "code", "message"),
     [
         (["embed", "-m", "/no/such", __file__], 1, "there is no folder /no/such; check the path"),
-        (["embed", "-m", "someone/some-model", __file__], 1, "MODEL_MANAGER_OFFLINE) forbids to download it; unset that"),
+        (
+            ["embed", "-m", "someone/some-model", __file__],
+            1,
+            "MODEL_MANAGER_OFFLINE) forbids to download it; unset that",
+        ),
         (["embed", "--modle", "x"], 2, "No such option '--modle'. Did you mean '--model'?"),
         (["embd"], 2, "No such command 'embd'. Did you mean 'embed'?"),
     ],
@@ -375,6 +390,7 @@ def test_a_missing_extra():
     """Of click, which the command line needs, and of the server's packages."""
     code = """
 import sys
+from types import MappingProxyType
 sys.modules[{package!r}] = None
 from model_manager.__main__ import main
 sys.argv = ["model-manager", "serve"]

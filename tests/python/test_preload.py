@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from conftest import ENGLISH_MODEL, FIXTURES, TURKISH_MODEL, run_python, tiny
-from model_manager import ModelManager
+from model_manager import ModelManager, _preload
 from model_manager.errors import ClosedError, InputError, MissingFileError, ModelNotFoundError
 
 SLOT = "english_sentence"
@@ -312,3 +312,27 @@ def test_the_variable_does_not_use_a_manager_before_its_owner(tmp_path, monkeypa
         assert routed == []
         monkeypatch.setenv("MEMORY_EFFICIENT_CACHE_SIZE", "77")
         assert manager.config.cache_size == 77
+
+
+@pytest.mark.parametrize(("queued", "leases"), [(1, 0), (0, 1)])
+def test_texts_in_the_queue_or_a_model_in_use_are_no_quiet(monkeypatch, queued, leases):
+    class Others:
+        queued, leases = 0, 0
+
+        def stats(self):
+            slots = {"a": {"leases": 0}, "b": {"leases": self.leases}}
+            return {"queue": {"requests": 5, "queued": self.queued}, "slots": slots}
+
+    clock = [0.0]
+    monkeypatch.setattr(_preload.time, "monotonic", lambda: clock[-1])
+    others, quiet = Others(), _preload._Quiet()
+    assert not quiet.look(others)
+    others.queued, others.leases = queued, leases
+    for now in (10.0, 20.0):
+        clock.append(now)
+        assert not quiet.look(others)
+    others.queued, others.leases = 0, 0
+    clock.append(20.4)
+    assert not quiet.look(others)
+    clock.append(20.6)
+    assert quiet.look(others)

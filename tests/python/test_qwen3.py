@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import FIXTURES, reference
 from model_manager import ModelManagerError, SentenceModel
+from model_manager.errors import ArgumentError
 from model_manager.handles.sentence_model import instruction
 
 if TYPE_CHECKING:
@@ -57,13 +58,15 @@ def test_a_task_makes_the_prompt_of_the_model_card(model):
 
 @pytest.mark.parametrize("options", [{"prompt": "p"}, {"prompt_name": "query"}])
 def test_a_task_stands_alone(model, options):
-    with pytest.raises(ValueError, match="task makes the prompt"):
+    with pytest.raises(ArgumentError, match="task makes the prompt") as raised:
         model.encode_query("x", task="t", **options)
+    assert raised.value.param == "task"
 
 
 def test_a_blank_task_is_refused(model):
-    with pytest.raises(ValueError, match="task is empty"):
+    with pytest.raises(ArgumentError, match="task is empty") as raised:
         model.encode_query("x", task=" ")
+    assert raised.value.param == "task"
 
 
 @pytest.mark.parametrize("dimension", [1, 8, 31, 32])

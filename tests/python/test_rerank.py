@@ -90,9 +90,56 @@ def test_a_function_gets_a_column_of_labels(rerankers):
     model = rerankers.get("rerank_bert")
     found = model.predict(PAIRS, activation_fn=function)
     np.testing.assert_array_equal(found, 2 * model.predict(PAIRS, activation_fn="identity"))
+    np.testing.assert_array_equal(
+        model.predict(inputs=PAIRS, device="cpu", activation_fn="identity"),
+        model.predict(PAIRS, activation_fn="identity"),
+    )
+    ranks = model.rank("q", [text for _, text in PAIRS])
+    assert model.rank("q", [text for _, text in PAIRS], device="cpu") == ranks
+    wide = model.predict(PAIRS, activation_fn=lambda logits: np.asarray(logits, np.float64) / 3)
+    assert wide.dtype == np.float32
     assert shapes == [(2, 1)]
     rerankers.get("nli_bert").predict(PAIRS[0], activation_fn=function)
     assert shapes[1:] == [(1, 3)]
+
+
+def test_a_ranking_by_a_function(rerankers):
+    model = rerankers.get("rerank_bert")
+    documents = [text for _, text in PAIRS] * 2
+    logits = model.predict([("q", text) for text in documents], activation_fn="identity")
+    for function in (np.tanh, lambda logits: (-2.0 * logits).astype(np.float64)):
+        scores = np.asarray(function(logits), np.float32)
+        order = sorted(range(len(documents)), key=lambda index: -scores[index])
+        expected = [{"corpus_id": index, "score": float(scores[index]), "text": documents[index]} for index in order]
+        assert model.rank("q", documents, activation_fn=function, return_documents=True) == expected
+        assert model.rank("q", documents, activation_fn=function, return_documents=True, top_k=1) == expected[:1]
+    assert model.rank("q", [], activation_fn=np.tanh) == []
+    for wrong in (np.sum, lambda logits: np.hstack([logits, logits])):
+        with pytest.raises(ArgumentError, match="activation_fn must return"):
+            model.rank("q", documents, activation_fn=wrong)
+    with pytest.raises(ArgumentError, match="activation_fn must return a row for each of 2"):
+        model.predict(PAIRS, activation_fn=np.sum)
+    with pytest.raises(ArgumentError, match="activation_fn='tanh': must be one of"):
+        model.rank("q", documents, activation_fn="tanh")
+    with pytest.raises(TaskError, match="3 labels"):
+        rerankers.get("nli_bert").rank("q", documents, activation_fn=np.tanh)
+
+
+def test_scores_of_a_function_are_float32(rerankers):
+    model = rerankers.get("rerank_bert")
+    found = model.predict(PAIRS, activation_fn=lambda logits: logits.astype(np.float64) * 2)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, 2 * model.predict(PAIRS, activation_fn="identity"))
+
+
+def test_names_of_version_6(rerankers):
+    model = rerankers.get("rerank_bert")
+    np.testing.assert_array_equal(model.predict(inputs=PAIRS), model.predict(PAIRS))
+    with pytest.raises(TypeError, match="inputs is another name of sentences"):
+        model.predict(PAIRS, inputs=PAIRS)
+    with pytest.raises(TypeError, match="sentences must be pairs"):
+        model.predict()
+    assert model.max_seq_length == model.max_length
 
 
 @pytest.mark.parametrize("name", ["Sigmoid", "Identity"])
@@ -113,6 +160,7 @@ def test_a_ranking_checks_what_it_does_not_use(rerankers):
     for name in unused:
         with pytest.raises(TypeError, match=name):
             model.rank("q", ["a", "b"], **{name: "many"})
+    assert all("text" not in one for one in model.rank("q", ["a", "b"]))
     with pytest.raises(TypeError, match="return_documents"):
         model.rank("q", ["a", "b"], return_documents="yes")
     with pytest.raises(TypeError, match="did you mean prompt"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from .. import _core
 
@@ -74,6 +75,13 @@ def lazy_loading_statistics(manager: Manager, memory_mb: float) -> dict[str, Any
 
 
 def _physical_memory() -> int:
+    if sys.platform == "win32":
+        import ctypes
+
+        # MEMORYSTATUSEX: its size, the load in percent, and seven figures of 8 bytes, of which this is the first.
+        status = (ctypes.c_uint64 * 8)(64)
+        ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))
+        return status[1]
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 

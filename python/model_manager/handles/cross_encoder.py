@@ -8,11 +8,23 @@ from __future__ import annotations
 
 import sys
 
-from .._arguments import a_flag, a_manager, a_pair, a_text, an_int, an_iterable, one_of, rename, type_error, unexpected
+from .._arguments import (
+    a_flag,
+    a_manager,
+    a_pair,
+    a_text,
+    an_int,
+    an_iterable,
+    argument_error,
+    one_of,
+    rename,
+    type_error,
+    unexpected,
+)
 from .._scoring import document_texts
 from ..errors import InputError
 from ._results import returned
-from .sentence_model import _Progress, check_progress, state_of
+from .sentence_model import _Progress, check_progress, either, state_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,11 +33,12 @@ if TYPE_CHECKING:
 
     from .._scoring import ScoringManager
     from .._types import Description
+    from ..results import RerankResult
 
 
 _ACTIVATIONS = ("identity", "sigmoid", "softmax", "probabilities")
 _RANK_OPTIONS = {
-    **dict.fromkeys(("activation_fn", "prompt", "prompt_name", "show_progress_bar")),
+    **dict.fromkeys(("activation_fn", "device", "prompt", "prompt_name", "show_progress_bar")),
     "batch_size": 32,
     "apply_softmax": False,
     "convert_to_numpy": True,
@@ -48,7 +61,7 @@ class CrossEncoder:
 
     def predict(
         self,
-        sentences: Sequence[Sequence[str]] | Sequence[str],
+        sentences: Sequence[Sequence[str]] | Sequence[str] | None = None,
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
         activation_fn: Any = None,
@@ -58,6 +71,8 @@ class CrossEncoder:
         *,
         prompt: str | None = None,
         prompt_name: str | None = None,
+        device: str | None = None,
+        inputs: Sequence[Sequence[str]] | Sequence[str] | None = None,
     ) -> Any:
         """The scores of one pair of texts or of several: one number a pair, or one for each label.
 
@@ -73,6 +88,8 @@ class CrossEncoder:
             convert_to_tensor: Return a PyTorch tensor; needs PyTorch.
             prompt: As for `Manager.rerank`.
             prompt_name: As for `Manager.rerank`.
+            device: Accepted and ignored: `Config(device=...)` decides.
+            inputs: `sentences`, by the name that it has from sentence-transformers 6 on.
 
         Returns:
             float32, shape (n,) for a model of one label, else (n, labels); for one pair without the first dimension.
@@ -85,11 +102,9 @@ class CrossEncoder:
         a_flag("apply_softmax", apply_softmax)
         a_flag("convert_to_numpy", convert_to_numpy)
         a_flag("convert_to_tensor", convert_to_tensor)
-        activation_fn = _by_name(activation_fn)
-        if isinstance(activation_fn, str):
-            one_of("activation_fn", activation_fn, _ACTIVATIONS)
-        elif activation_fn is not None and not callable(activation_fn):
-            raise type_error("activation_fn", "a function or a str", activation_fn)
+        if inputs is not None:
+            sentences = either("sentences", sentences, "inputs", inputs)
+        activation_fn = _activation(activation_fn)
         given = [_listed(pair) for pair in an_iterable("sentences", sentences, "pairs [(query, text), ...]")]
         single = len(given) == 2 and all(isinstance(text, str) for text in given)
         pairs = [given] if single else [a_pair("sentences", number, pair) for number, pair in enumerate(given)]
@@ -128,9 +143,9 @@ class CrossEncoder:
     ) -> list[dict[str, Any]]:
         """Documents by their relevance to `query`, best first: ``corpus_id``, ``score`` and, if asked for, ``text``.
 
-        `options` are those of `predict`: ``activation_fn`` (a name, or PyTorch's Sigmoid or Identity), ``prompt``,
-        ``prompt_name``. The others of `predict` are checked and change nothing: scores are floats, and the softmax of
-        the one label that a ranking needs has no effect. Raises `TaskError` for a model of several labels.
+        `options` are those of `predict`: ``activation_fn``, ``prompt``, ``prompt_name``. The others of `predict` are
+        checked and change nothing: scores are floats, and the softmax of the one label that a ranking needs has no
+        effect. Raises `TaskError` for a model of several labels.
         """
         for name in options.keys() - _RANK_OPTIONS.keys():
             raise unexpected("rank()", name, _RANK_OPTIONS)
@@ -142,19 +157,20 @@ class CrossEncoder:
         if top_k is not None:
             an_int("top_k", top_k, 1)
         texts = document_texts(documents)
-        activation = _by_name(options["activation_fn"])
-        if activation is not None and not isinstance(activation, str):
-            raise type_error("activation_fn", "the name of an activation", activation, "; predict takes functions")
+        activation = _activation(options["activation_fn"])
+        named = activation is None or isinstance(activation, str)
         found = self._manager.rerank(
             query,
             texts,
             self.name,
-            top_n=top_k,
+            top_n=top_k if named else None,  # a function may change the order
             return_documents=return_documents,
-            activation=activation,
+            activation=activation if named else "identity",
             prompt=options["prompt"],
             prompt_name=options["prompt_name"],
         )
+        if not named and found:
+            found = _scored(found, activation)[:top_k]
         return _Ranks(
             {"corpus_id": one.index, "score": one.score, **({"text": one.document} if return_documents else {})}
             for one in found
@@ -178,10 +194,13 @@ class CrossEncoder:
         """Tokens per pair, special ones included; longer pairs are cut. Loads the model."""
         return self.describe()["max_length"]
 
+    max_seq_length = max_length
+
     @property
     def device(self) -> str:
-        """``cpu``, or a card: ``cuda:0``, ``mps:0``."""
-        return self._manager.device
+        """Where the model computes: ``cpu``, or a card, ``cuda:0`` or ``mps:0``. Before its load: the manager's."""
+        known = self._manager.describe(self.name, load=False)
+        return self._manager.device if known is None else known["device"]
 
     def __repr__(self) -> str:
         return f"<CrossEncoder {self.name!r}, {state_of(self._manager, self.name)}>"
@@ -189,26 +208,57 @@ class CrossEncoder:
     def _repr_html_(self) -> str:
         from ..integrations.jupyter import model_html
 
-        return model_html(self._manager, self.name)
+        return model_html(self._manager, self.name, "CrossEncoder")
 
 
-def _by_name(activation: Any) -> Any:
-    """The name of an activation that is given as PyTorch's module; anything else as it is."""
-    kind = type(activation)
+def _activation(given: Any) -> Any:
+    """An activation: None, a name, also of PyTorch's module with that name, or a function."""
+    kind = type(given)
     if kind.__module__.startswith("torch.nn.modules.") and kind.__name__ in ("Identity", "Sigmoid"):
         return kind.__name__.lower()
-    return activation
+    if isinstance(given, str):
+        return one_of("activation_fn", given, _ACTIVATIONS)
+    if given is not None and not callable(given):
+        raise type_error("activation_fn", "a function or a str", given)
+    return given
 
 
 def _applied(function: Any, logits: Any) -> Any:
-    """`function` of the logits as an array. A module of PyTorch gets a tensor."""
+    """`function` of the logits, shape (n, labels), as float32. A module of PyTorch gets a tensor."""
     import numpy as np
 
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(function, torch.nn.Module):
         with torch.no_grad():
-            return function(torch.as_tensor(logits)).float().numpy()
-    return np.asarray(function(logits))
+            found = function(torch.as_tensor(logits)).float().numpy()
+    else:
+        found = np.asarray(function(logits), np.float32)
+    if found.shape[:1] != logits.shape[:1]:
+        raise argument_error(
+            "activation_fn", f"activation_fn must return a row for each of {len(logits)}, not shape {found.shape}"
+        )
+    return found
+
+
+def _scored(results: Sequence[RerankResult], function: Any) -> list[RerankResult]:
+    """Results with logits as scores, by the scores that `function` makes of them."""
+    import numpy as np
+
+    from ..results import RerankResult
+
+    in_order = sorted(results, key=lambda one: one.index)  # equal scores stay in it
+    logits = np.array([[one.score] for one in in_order], np.float32).reshape(-1, 1)
+    scores = _applied(function, logits)
+    if scores.size != len(in_order):
+        raise argument_error(
+            "activation_fn",
+            f"activation_fn must return one score for each of {len(in_order)}, not shape {scores.shape}",
+        )
+    made = (
+        RerankResult(one.index, score, one.document)
+        for one, score in zip(in_order, scores.ravel().tolist(), strict=True)
+    )
+    return sorted(made, key=lambda one: one.score, reverse=True)
 
 
 def _softmax(scores: Any) -> Any:

@@ -54,7 +54,7 @@ class SentenceModel:
 
     def encode(
         self,
-        sentences: str | Iterable[str],
+        sentences: str | Iterable[str] | None = None,
         prompt_name: str | None = None,
         prompt: str | None = None,
         batch_size: int = 32,
@@ -66,11 +66,14 @@ class SentenceModel:
         device: str | None = None,
         normalize_embeddings: bool = False,
         truncate_dim: int | None = None,
+        *,
+        inputs: str | Iterable[str] | None = None,
     ) -> Any:
         """Embed one text (shape (dim,)) or several (shape (n, dim)). All names are those of sentence-transformers.
 
         Args:
             sentences: A str, or several.
+            inputs: The same, by the name that it has from sentence-transformers 6 on.
             prompt_name: The name of one of the model's prompts. Without this and `prompt`: the model's default prompt.
             prompt: Text that is put in front of every sentence. With it, `prompt_name` is ignored.
             batch_size: Accepted and ignored: batches are formed by tokens and do not change results.
@@ -99,6 +102,8 @@ class SentenceModel:
         a_flag("convert_to_numpy", convert_to_numpy)
         a_flag("convert_to_tensor", convert_to_tensor)
         check_progress(batch_size, show_progress_bar)
+        if inputs is not None:
+            sentences = either("sentences", sentences, "inputs", inputs)
         if prompt is not None:
             prompt_name = None
         options: Any = {
@@ -140,7 +145,9 @@ class SentenceModel:
             states = [as_tensor(rows) for rows in states]
         return states[0] if single else states
 
-    def encode_query(self, sentences: str | Iterable[str], *, task: str | None = None, **options: Any) -> Any:
+    def encode_query(
+        self, sentences: str | Iterable[str] | None = None, *, task: str | None = None, **options: Any
+    ) -> Any:
         r"""`encode` with the model's prompt named ``query``, if it has one and the call gives none. A model without it
         uses its default prompt; sentence-transformers uses no prompt then (``prompt=""``).
 
@@ -151,15 +158,16 @@ class SentenceModel:
             options: As `encode`.
 
         Raises:
-            ValueError: A `task` together with a `prompt` or `prompt_name`, a blank `task`, and the errors of `encode`.
+            ArgumentError: A `task` together with a `prompt` or `prompt_name`, a blank `task`, and the errors of
+                `encode`.
         """
         if task is not None:
             if options.get("prompt") is not None or options.get("prompt_name") is not None:
-                raise ValueError("task makes the prompt; give it alone, without prompt and prompt_name")
+                raise argument_error("task", "task makes the prompt; give it alone, without prompt and prompt_name")
             options["prompt"] = instruction(task)
         return self.encode(sentences, **self._with_prompt(options, QUERY_PROMPTS))
 
-    def encode_document(self, sentences: str | Iterable[str], **options: Any) -> Any:
+    def encode_document(self, sentences: str | Iterable[str] | None = None, **options: Any) -> Any:
         """`encode` with the model's prompt named ``document``, ``passage`` or ``corpus``, if it has one and the call
         gives none. A model without them uses its default prompt; sentence-transformers uses no prompt then
         (``prompt=""``), and none either for a model whose only prompt for documents is called ``passage`` or
@@ -172,8 +180,16 @@ class SentenceModel:
             options["prompt_name"] = find_prompt(self.describe()["prompts"], names)
         return options
 
-    def similarity(self, first: ArrayLike, second: ArrayLike) -> NDArray[np.float32]:
+    def similarity(
+        self,
+        first: ArrayLike | None = None,
+        second: ArrayLike | None = None,
+        *,
+        embeddings1: ArrayLike | None = None,
+        embeddings2: ArrayLike | None = None,
+    ) -> NDArray[np.float32]:
         """The similarity of each row of `first` to each row of `second`, shape (n, m), by the model's own measure.
+        sentence-transformers calls them `embeddings1` and `embeddings2`.
 
         ``euclidean`` and ``manhattan`` are negative distances, so that for every measure a larger value means more
         similar.
@@ -181,14 +197,25 @@ class SentenceModel:
         Raises:
             ArgumentError: No rows of numbers, or rows of different lengths.
         """
+        first = either("first", first, "embeddings1", embeddings1)
+        second = either("second", second, "embeddings2", embeddings2)
         return similarity(first, second, self.describe()["similarity"])
 
-    def similarity_pairwise(self, first: ArrayLike, second: ArrayLike) -> NDArray[np.float32]:
+    def similarity_pairwise(
+        self,
+        first: ArrayLike | None = None,
+        second: ArrayLike | None = None,
+        *,
+        embeddings1: ArrayLike | None = None,
+        embeddings2: ArrayLike | None = None,
+    ) -> NDArray[np.float32]:
         """The similarity of row i of `first` to row i of `second`, shape (n,), by the measure of `similarity`.
 
         Raises:
             ArgumentError: No rows of numbers, or arrays of different shapes.
         """
+        first = either("first", first, "embeddings1", embeddings1)
+        second = either("second", second, "embeddings2", embeddings2)
         return similarity_pairwise(first, second, self.describe()["similarity"])
 
     def count_tokens(self, texts: str | Iterable[str]) -> int | list[int]:
@@ -231,8 +258,9 @@ class SentenceModel:
 
     @property
     def device(self) -> str:
-        """``cpu``, or a card: ``cuda:0``, ``mps:0``."""
-        return self._manager.device
+        """Where the model computes: ``cpu``, or a card, ``cuda:0`` or ``mps:0``. Before its load: the manager's."""
+        known = self._manager.describe(self.name, load=False)
+        return self._manager.device if known is None else known["device"]
 
     def __repr__(self) -> str:
         return f"<SentenceModel {self.name!r}, {state_of(self._manager, self.name)}>"
@@ -240,7 +268,7 @@ class SentenceModel:
     def _repr_html_(self) -> str:
         from ..integrations.jupyter import model_html
 
-        return model_html(self._manager, self.name)
+        return model_html(self._manager, self.name, "SentenceModel")
 
 
 class _Prompts(dict[str, str]):
@@ -264,6 +292,17 @@ def state_of(manager: Manager | ScoringManager, name: str) -> str:
         return "not loaded"
 
 
+def either(name: str, given: Any, other_name: str, other: Any) -> Any:
+    """An argument that has two names. Raises `TypeError` when both are given."""
+    if other is None:
+        return given
+    if given is not None:
+        error = TypeError(f"{other_name} is another name of {name}; give one of both")
+        error.param = other_name  # type: ignore[attr-defined]
+        raise error
+    return other
+
+
 def check_progress(batch_size: int | None, show_progress_bar: bool | None) -> None:
     """Arguments of sentence-transformers that change no result."""
     if batch_size is not None:
@@ -276,10 +315,10 @@ def instruction(task: str) -> str:
     """The prompt for a query's task, in the format of Qwen3-Embedding and models trained like it.
 
     Raises:
-        ValueError: A blank `task`.
+        ArgumentError: A blank `task`.
     """
     if not a_text("task", task).strip():
-        raise ValueError("task is empty; describe the search in one sentence, or leave it out")
+        raise argument_error("task", "task is empty; describe the search in one sentence, or leave it out")
     return f"Instruct: {task}\nQuery:"
 
 

@@ -12,7 +12,7 @@ import operator
 from collections import deque
 from collections.abc import Mapping
 
-from .._arguments import a_flag, a_manager, a_text, an_int, type_error, unexpected
+from .._arguments import a_flag, a_manager, a_text, an_int, argument_error, type_error, unexpected
 from .._async import acomplete, in_thread
 from ..errors import InputError, OverloadedError
 from .sentence_model import state_of
@@ -240,7 +240,7 @@ class _Call:
         self.end = params.pop("eos_token_id", None)
         if (stops := params.pop("stop_strings", None)) is not None:
             if params.get("stop") is not None:
-                raise TypeError("stop and stop_strings are the same option; give one of them")
+                raise argument_error("stop_strings", "stop and stop_strings are the same option; give one of them")
             for one in [stops] if isinstance(stops, str) else _items("stop_strings", stops, "a str or a list of str"):
                 a_text("stop_strings", one)
             params["stop"] = stops
@@ -330,7 +330,7 @@ def _inputs(given: Any) -> tuple[list[str | Messages], bool]:
         return [given], True
     if not isinstance(given, list | tuple):
         raise type_error("text_inputs", "a str, messages, or a list of either", given)
-    if given and isinstance(given[0], dict):
+    if given and isinstance(given[0], Mapping):
         return [list(given)], True
     return [
         one if isinstance(one, str) else list(_items(f"text_inputs[{at}]", one)) for at, one in enumerate(given)

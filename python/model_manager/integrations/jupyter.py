@@ -15,7 +15,7 @@ from ._memory_plot import MemoryPlot, MemorySample, memory_plot
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .._core import Manager
-    from .._types import SlotStatistics
+    from .._types import Description, SlotStatistics
 
 __all__ = ["MemoryPlot", "MemorySample", "generator_html", "manager_html", "memory_plot", "model_html"]
 
@@ -47,32 +47,45 @@ def manager_html(manager: Manager) -> str:
     )
 
 
-def model_html(manager: Manager, name: str) -> str:
-    """The card of a model: its state and, if it is loaded, its dimensions, limits and prompts. Loads nothing."""
+def model_html(manager: Manager, name: str, title: str | None = None) -> str:
+    """The card of a model: its state and, if it is loaded, what it gives, its limits and prompts. Loads nothing. The
+    `title` is the class of the handle that shows it; None: by what the model scores.
+    """
     try:
         description = manager.describe(name, load=False)
     except ModelManagerError:  # the manager is closed, or the slot is gone
         description = None
-    kind = "CrossEncoder" if description and description["labels"] else "SentenceModel"
-    title = f"<b>{kind}</b> {escape(name)}"
+    title = title or ("CrossEncoder" if description and description["labels"] else "SentenceModel")
+    title = f"<b>{escape(title)}</b> {escape(name)}"
     if description is None:
         return f'<div style="{FRAME}">{title} <span style="{QUIET}">not loaded</span></div>'
     rows = [
         ("model", escape(description["source"])),
         ("architecture", f"{escape(description['architecture'])}, {escape(description['dtype'])}"),
-        ("labels", escape(", ".join(description["labels"])))
-        if description["labels"]
-        else ("vectors", f"{description['dimension']} dimensions, {escape(description['similarity'])} similarity"),
+        *_given(description),
         ("longest text", f"{description['max_length']} tokens" if description["max_length"] else "set by its server"),
-        (
-            "pooling",
-            escape(description["pooling"] or "set by its server")
-            + (", normalized" if description["normalizes"] else ""),
-        ),
         ("memory", size_text(description["bytes"])),
     ]
     rows += [(f"prompt {escape(key)}", f"<code>{escape(text)}</code>") for key, text in description["prompts"].items()]
     return f'<div style="{FRAME}">{title}{table((), rows)}</div>'
+
+
+def _given(model: Description) -> list[tuple[str, str]]:
+    """The rows of what a model gives."""
+    tasks, rows = model["tasks"], []
+    if model["labels"]:
+        rows.append(("labels", escape(", ".join(model["labels"]))))
+    if "embed" in tasks:
+        ends = ", normalized" if model["normalizes"] else ""
+        rows += [
+            ("vectors", f"{model['dimension']} dimensions, {escape(model['similarity'])} similarity"),
+            ("pooling", escape(model["pooling"] or "set by its server") + ends),
+        ]
+    elif "embed_multi" in tasks:
+        rows.append(("vectors", "one for each token"))
+    if "embed_sparse" in tasks:
+        rows.append(("sparse vectors", f"{model['sparse_dimension']:,} entries"))
+    return rows
 
 
 def generator_html(manager: Manager, name: str) -> str:

@@ -142,7 +142,7 @@ class ModelManagerRerank(RerankerFields, BaseNodePostprocessor):
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
         if query_bundle is None:
-            raise ValueError("a reranker needs the query: give query_bundle or query_str")
+            raise argument_error("query_bundle", "a reranker needs the query: give query_bundle or query_str")
         texts = [one.node.get_content(metadata_mode=MetadataMode.EMBED) for one in nodes]
         found = self._manager.rerank(query_bundle.query_str, texts, self.model, top_n=self.top_n)
         return [NodeWithScore(node=nodes[one.index].node, score=one.score) for one in found]
