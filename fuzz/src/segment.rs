@@ -32,7 +32,7 @@ pub(super) fn run(data: &[u8]) {
         }
     }
     let read = disk(&folder);
-    let verified = read.verify();
+    let verified = read.verify().expect("a folder");
     assert!(read.read_ahead(16) <= verified.whole, "what is damaged is not read");
     let _ = read.size();
     let exported = folder.path().join("exported");
@@ -40,7 +40,7 @@ pub(super) fn run(data: &[u8]) {
     let _ = read.import(&exported);
     // What a segment holds can be written anew, and read again.
     read.put(&rows());
-    assert!(read.verify().whole >= rows().len());
+    assert!(read.verify().expect("a folder").whole >= rows().len());
 }
 
 fn rows() -> Vec<(TierKey, CachedItem)> {

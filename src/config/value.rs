@@ -281,7 +281,7 @@ impl MemoryBudget {
 }
 
 /// Bytes that a number without a unit must have.
-const SMALLEST_NUMBER: f64 = 1e6;
+const SMALLEST_NUMBER: f64 = 65_536.0;
 const MEMORY: &str =
     "is no fraction of memory and too few bytes; write a fraction up to 1 (0.5), or the unit (\"2GB\")";
 
@@ -297,7 +297,7 @@ impl Setting for MemoryBudget {
             SettingValue::Text(text) => text.trim().parse().ok(),
             _ => None,
         };
-        // Who writes 2 means gigabytes, and not two bytes.
+        // Who writes 2 means gigabytes, and 4096 megabytes; no model is that small.
         if number.is_some_and(|number| number > 1.0 && number < SMALLEST_NUMBER) {
             return Err(MEMORY.into());
         }

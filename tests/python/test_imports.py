@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from typing import TYPE_CHECKING
 
 from conftest import ROOT
@@ -54,3 +55,6 @@ def test_the_package_itself_uses_no_former_import_path():
     assert "model_manager.chatbot" in former
     for name in known.keys() - former:
         assert not imports(name, known) & former, name
+    for path in (ROOT / "src").rglob("*.rs"):
+        named = set(re.findall(r'"(model_manager(?:\.\w+)+)"', path.read_text(encoding="utf-8")))
+        assert not named & former, path

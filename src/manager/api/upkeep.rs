@@ -61,9 +61,10 @@ impl Manager {
     /// Reads everything that is on disk.
     ///
     /// # Errors
-    /// [`Error::Config`] when nothing is stored on disk.
+    /// [`Error::Config`] when nothing is stored on disk; that of a folder that cannot be listed.
     pub fn verify_cache(&self) -> Result<Verified> {
-        Ok(self.disk()?.verify())
+        let disk = self.disk()?;
+        disk.verify().map_err(|error| Error::io(disk.folder(), "list", &error))
     }
 
     /// Writes everything that is on disk to one file; how many results.

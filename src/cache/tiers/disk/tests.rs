@@ -62,7 +62,7 @@ fn what_is_stored_is_there_after_a_restart_and_nothing_is_made_before() {
     drop(disk);
     let again = Disk::new(settings(folder.path()));
     assert_eq!(held(&again, 0..20), 12);
-    assert_eq!(again.verify(), Verified { whole: 12, damaged: 0 });
+    assert_eq!(again.verify().unwrap(), Verified { whole: 12, damaged: 0 });
     assert_eq!(again.size().0, Some(12));
     again.clear();
     assert_eq!((held(&again, 0..12), list(&folder.path().join("cache")).unwrap().len()), (0, 0));
@@ -289,6 +289,18 @@ fn two_users_of_one_folder_see_each_other_and_removals() {
     // Its segment was removed under it: what it stores from now on is in a new one.
     other.put(&rows(10..12, 4));
     assert_eq!(held(&Disk::new(settings(folder.path())), 0..12), 2);
+}
+
+#[test]
+fn a_folder_that_cannot_be_listed_is_neither_empty_nor_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    // A file in its place: that fails for every user.
+    fs::write(folder.path().join("cache"), b"no folder").unwrap();
+    let disk = Disk::new(settings(folder.path()));
+    assert!(disk.verify().is_err() && disk.export(&folder.path().join("all")).is_err());
+    let failed = disk.clear();
+    assert!(failed.len() == 1 && failed[0].0.ends_with("cache"), "{failed:?}");
+    assert_eq!(fs::read(folder.path().join("cache")).unwrap(), b"no folder");
 }
 
 #[cfg(unix)]

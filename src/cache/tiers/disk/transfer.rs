@@ -9,7 +9,7 @@ use super::super::key::TierKey;
 use super::folder::Disk;
 use super::format::{DiskEntry, ENTRY, HEADER, header};
 use super::index::IndexedRow;
-use super::segment::value;
+use super::segment::{list, value};
 use crate::private_files::replace;
 
 /// What a check of all results found.
@@ -26,20 +26,22 @@ const BATCH: usize = 256;
 
 impl Disk {
     /// Reads every result and compares its checksum.
-    pub fn verify(&self) -> Verified {
+    ///
+    /// # Errors
+    /// That of a folder that cannot be listed.
+    pub fn verify(&self) -> io::Result<Verified> {
         let mut verified = Verified::default();
         self.each(|_, value| {
             *if value.is_some() { &mut verified.whole } else { &mut verified.damaged } += 1;
-            Ok::<_, io::Error>(())
-        })
-        .unwrap_or_default();
-        verified
+            Ok(())
+        })?;
+        Ok(verified)
     }
 
     /// Writes all results to one file, which replaces an earlier one when it is complete; how many.
     ///
     /// # Errors
-    /// Those of the file.
+    /// Those of the file and the folder.
     pub fn export(&self, path: &Path) -> io::Result<usize> {
         replace(path, |file| self.write_all(BufWriter::new(file)))
     }
@@ -108,8 +110,9 @@ impl Disk {
         }
     }
 
-    /// Every result with its value; `None` for a damaged one.
-    fn each<E>(&self, mut take: impl FnMut(&DiskEntry, Option<Vec<u8>>) -> Result<(), E>) -> Result<(), E> {
+    /// Every result with its value; `None` for a damaged one. An error where the folder cannot be listed: it may have results.
+    fn each(&self, mut take: impl FnMut(&DiskEntry, Option<Vec<u8>>) -> io::Result<()>) -> io::Result<()> {
+        list(self.folder())?;
         let rows: Vec<_> = self.with_index(|opened| {
             let index = &opened.index;
             let with_values =
