@@ -206,13 +206,13 @@ def budget(report: Report, folder: Path) -> None:
             manager.register("one", str(folder), dtype="float32")
             manager.warmup(["one"])
             size = manager.describe("one")["device_bytes"]
-        with new_manager(memory_budget=int(1.9 * size)) as manager:
+        with new_manager(memory_budget=f"{int(1.9 * size)}B") as manager:
             for name, source in (("one", folder), ("two", copy)):
                 manager.register(name, str(source), dtype="float32", pooling="max" if name == "two" else None)
                 manager.embed("a text", name)
             states = {name: slot["state"] for name, slot in manager.stats()["slots"].items() if name in ("one", "two")}
             report.add("budget of the device", str(states), states == {"one": "absent", "two": "ready"})
-        with new_manager(memory_budget=max(1, size // 10)) as manager:
+        with new_manager(memory_budget=f"{max(1, size // 10)}B") as manager:
             manager.register("one", str(folder), dtype="float32")
             try:
                 manager.embed("a text", "one")

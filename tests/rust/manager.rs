@@ -396,7 +396,7 @@ fn keep_alive_zero_unloads_after_use_and_an_object_is_made_anew() {
 fn a_budget_evicts_the_least_recently_used() {
     let fixtures = ["bert_cls", "bert_max", "bert_plain"];
     let with_budget = |bytes: u64| {
-        let manager = manager(vec![("memory_budget", SettingValue::Int(i64::try_from(bytes).unwrap()))]);
+        let manager = manager(vec![("memory_budget", SettingValue::Text(format!("{bytes}B")))]);
         for name in fixtures {
             manager.register(name, source(fixture(name)), Retention::default(), false).unwrap();
         }
@@ -424,7 +424,7 @@ fn a_budget_evicts_the_least_recently_used() {
 #[test]
 fn a_model_of_several_names_is_in_the_budget_until_the_last_is_unloaded() {
     let with_budget = |bytes: u64| {
-        let manager = manager(vec![("memory_budget", SettingValue::Int(i64::try_from(bytes).unwrap()))]);
+        let manager = manager(vec![("memory_budget", SettingValue::Text(format!("{bytes}B")))]);
         for (name, fixture_name) in [("one", "bert_cls"), ("same", "bert_cls"), ("other", "bert_max")] {
             manager.register(name, source(fixture(fixture_name)), Retention::default(), false).unwrap();
         }
