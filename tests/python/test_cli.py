@@ -128,6 +128,10 @@ def test_embed_reads_the_texts_of_json_lines_and_tables(command, tmp_path):
     assert "c.jsonl:2: must be" in command("embed", "c.jsonl", "--column", "body").err
     (tmp_path / "d.jsonl").write_text('"a"\nplain\n', encoding="utf-8")
     assert "d.jsonl:2: is not JSON" in command("embed", "d.jsonl").err
+    (tmp_path / "e.jsonl").write_text('{"text": "a", "text": "b"}\n', encoding="utf-8")
+    assert "e.jsonl:1: is not JSON (the field 'text' stands twice in an object)" in command("embed", "e.jsonl").err
+    (tmp_path / "mark.txt").write_bytes(b"\xef\xbb\xbf")
+    assert command("embed", "mark.txt").out == command("embed", os.devnull).out
     assert "b.csv: no column 'body'; its columns: id, text" in command("embed", "b.csv", "--column", "body").err
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from .._extras import extra
-from .lines import form_of, plain_lines, reading, table_rows
+from .lines import form_of, parsed, plain_lines, reading, table_rows
 from .output import dimensions_option, json_option, manager, model_option, show_json, show_table, standard_output
 from .texts import Command, option, say
 
@@ -251,7 +251,7 @@ class _Documents:
 def _json(line: str, place: str) -> Any:
     """The document in a line; for an invalid line a ValueError."""
     try:
-        document = json.loads(line)
+        document = parsed(line)
     except (ValueError, RecursionError) as error:
         return ValueError(f"{place} is not JSON: {error}")
     return document if isinstance(document, dict) else ValueError(f"{place} is not a JSON object")

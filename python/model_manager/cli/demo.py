@@ -116,7 +116,7 @@ def _fetched(yes: bool) -> Path:
         )
     )
     if not yes:
-        if not sys.stdin.isatty():
+        if sys.stdin is None or not sys.stdin.isatty():
             raise click.UsageError(say("not a terminal: say --yes to fetch it", "uçbirim değil: indirmek için --yes"))
         click.confirm(say("Fetch it?", "İndirilsin mi?"), default=True, abort=True)
     try:

@@ -124,11 +124,25 @@ def _json_rows(name: str, lines: Iterable[str]) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
-                yield number, json.loads(line)
+                yield number, parsed(line)
             except (ValueError, RecursionError) as error:
                 raise click.ClickException(
                     f"{name}:{number}: is not JSON ({error}); a .jsonl file has one object or text on each line"
                 ) from None
+
+
+def parsed(line: str) -> Any:
+    """A line of JSON. Raises ValueError for none, and for an object with one field twice: one would hide the other."""
+    return json.loads(line, object_pairs_hook=_fields)
+
+
+def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the field {twice!r} stands twice in an object")
+    return fields
 
 
 def table_rows(
@@ -191,6 +205,8 @@ def _decoded(name: str, file: IO[bytes], newline: str | None) -> Iterator[str]:
             text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             raise click.ClickException(f"{name}:{number}: not UTF-8 text ({error.reason})") from None
+        if not text:  # a mark of UTF-8, and nothing after it
+            continue
         if "\0" in text:
             raise click.ClickException(
                 f"{name}:{number}: holds a NUL character, as texts in UTF-16 do; remove it, or convert the file:"
