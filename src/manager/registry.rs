@@ -136,12 +136,8 @@ impl NamedSlots {
         self.0.load_full()
     }
 
-    fn get(&self, name: &str) -> Result<Arc<NamedSlot>> {
-        let entries = self.0.load();
-        entries.iter().find(|entry| entry.name == name).cloned().ok_or_else(|| Error::UnknownModel {
-            name: name.to_owned(),
-            known: entries.iter().map(|entry| entry.name.clone()).collect(),
-        })
+    fn get(&self, name: &str) -> Option<Arc<NamedSlot>> {
+        self.0.load().iter().find(|entry| entry.name == name).cloned()
     }
 }
 
@@ -213,24 +209,25 @@ impl Registry {
     }
 
     pub(super) fn entry(&self, name: &str) -> Result<Arc<NamedSlot>> {
-        let unknown = match self.entries.get(name) {
-            Err(error) => error,
-            found => return found,
-        };
-        let Some((_, spec)) = self.offered.iter().find(|(offered, _)| *offered == name) else {
-            return Err(match unknown {
-                Error::UnknownModel { name, mut known } => {
-                    let offered = self.offered.iter().map(|(offered, _)| (*offered).to_owned());
-                    let unused: Vec<_> = offered.filter(|offered| !known.contains(offered)).collect();
-                    known.extend(unused);
-                    Error::UnknownModel { name, known }
-                }
-                other => other,
-            });
-        };
+        if let Some(found) = self.entries.get(name) {
+            return Ok(found);
+        }
+        let offered = self.offered.iter().find(|(offered, _)| *offered == name);
+        let (_, spec) = offered.ok_or_else(|| self.unknown(name))?;
         // Another thread may have made it meanwhile.
         let made = self.register(name, spec.clone(), Retention::default(), false);
-        self.entries.get(name).map_err(|error| made.err().unwrap_or(error))
+        self.entries.get(name).ok_or_else(|| made.err().unwrap_or_else(|| self.unknown(name)))
+    }
+
+    /// The error for a name that no slot has, with those that there are.
+    fn unknown(&self, name: &str) -> Error {
+        let mut known: Vec<_> = self.all().iter().map(|entry| entry.name.clone()).collect();
+        for (offered, _) in &self.offered {
+            if !known.iter().any(|name| name == offered) {
+                known.push((*offered).to_owned());
+            }
+        }
+        Error::UnknownModel { name: name.to_owned(), known }
     }
 
     pub(super) fn load_timeout(&self) -> Option<Duration> {
@@ -398,7 +395,7 @@ impl Registry {
         }
         let entry = {
             let _registering = self.registering.lock();
-            let entry = self.entries.get(name)?;
+            let entry = self.entries.get(name).ok_or_else(|| self.unknown(name))?;
             let mut entries = Vec::clone(&self.entries.all());
             entries.retain(|existing| existing.name != name);
             self.entries.0.store(Arc::new(entries));

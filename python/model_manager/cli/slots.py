@@ -106,8 +106,8 @@ def hub_cache(config: Config) -> Path:
     """The folder of downloaded models, by the same rules as in the core."""
     if config.cache_dir is not None:
         return Path(config.cache_dir)
-    if folder := os.environ.get("HF_HUB_CACHE"):
-        return Path(folder)
+    if folder := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
+        return Path(os.path.expanduser(folder))  # noqa: PTH111  as below
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
     return Path(os.path.expanduser(home)) / "hub"  # noqa: PTH111  Path's raises where the user has no home
 

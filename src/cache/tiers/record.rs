@@ -50,7 +50,7 @@ pub(super) fn encode(item: &CachedItem, format: ValueFormat) -> Option<Vec<u8>> 
     let (kind, values) = match item.item().view() {
         View::Dense(values) => (DENSE, values),
         View::Scores(values) => (SCORES, values),
-        // In memory only: `stores`.
+        // In memory only, as `stores` says.
         View::Sparse(_) | View::Multi(_) | View::All(_) => return None,
     };
     let largest = values.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));

@@ -294,7 +294,7 @@ fn two_users_of_one_folder_see_each_other_and_removals() {
 #[test]
 fn a_folder_that_cannot_be_listed_is_neither_empty_nor_whole() {
     let folder = tempfile::tempdir().unwrap();
-    // A file in its place: that fails for every user.
+    // A file in its place: root cannot list it either.
     fs::write(folder.path().join("cache"), b"no folder").unwrap();
     let disk = Disk::new(settings(folder.path()));
     assert!(disk.verify().is_err() && disk.export(&folder.path().join("all")).is_err());

@@ -42,19 +42,26 @@ fn server(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> (String, Arc<Ato
     (url, connections)
 }
 
-/// Answers every command but MGET with OK, and MGET with `answer`.
-fn answering(answer: &'static [u8]) -> (String, Arc<AtomicUsize>) {
+/// Answers a request that has `command` with `answer`, and then closes the connection if it is to. Answers every other
+/// command with OK.
+fn replying(command: &'static str, answer: &'static [u8], closes: bool) -> (String, Arc<AtomicUsize>) {
     server(move |mut stream| {
         let mut bytes = [0; 4096];
         while let Ok(count @ 1..) = stream.read(&mut bytes) {
             let text = String::from_utf8_lossy(&bytes[..count]).into_owned();
+            let asked = text.contains(&format!("\r\n{command}\r\n"));
             let commands = text.matches("\r\n*").count() + 1;
-            let reply = if text.contains("MGET") { answer.to_vec() } else { b"+OK\r\n".repeat(commands) };
-            if stream.write_all(&reply).is_err() || (text.contains("MGET") && answer.ends_with(b"!")) {
+            let reply = if asked { answer.to_vec() } else { b"+OK\r\n".repeat(commands) };
+            if stream.write_all(&reply).is_err() || (asked && closes) {
                 return;
             }
         }
     })
+}
+
+/// Answers every command but MGET with OK, and MGET with `answer`.
+fn answering(answer: &'static [u8]) -> (String, Arc<AtomicUsize>) {
+    replying("MGET", answer, answer.ends_with(b"!"))
 }
 
 #[test]
@@ -96,18 +103,7 @@ fn a_dead_server_costs_one_attempt_and_then_rests() {
 
 #[test]
 fn a_request_on_a_connection_that_the_server_has_closed_is_repeated() {
-    let (url, connections) = server(|mut stream| {
-        let mut bytes = [0; 4096];
-        while let Ok(count @ 1..) = stream.read(&mut bytes) {
-            let text = String::from_utf8_lossy(&bytes[..count]).into_owned();
-            let asked = text.contains("MGET");
-            let commands = text.matches("\r\n*").count() + 1;
-            let reply = if asked { b"*1\r\n$-1\r\n".to_vec() } else { b"+OK\r\n".repeat(commands) };
-            if stream.write_all(&reply).is_err() || asked {
-                return;
-            }
-        }
-    });
+    let (url, connections) = replying("MGET", b"*1\r\n$-1\r\n", true);
     let tier = tier(&url, None, &Clock::manual());
     for asked in 1..4 {
         assert_eq!(tier.get(&[key(1)]), [None]);
@@ -118,22 +114,8 @@ fn a_request_on_a_connection_that_the_server_has_closed_is_repeated() {
 
 #[test]
 fn a_server_that_has_become_a_copy_is_connected_anew() {
-    let (url, connections) = server(|mut stream| {
-        let mut bytes = [0; 4096];
-        while let Ok(count @ 1..) = stream.read(&mut bytes) {
-            let text = String::from_utf8_lossy(&bytes[..count]).into_owned();
-            let commands = text.matches("\r\n*").count() + 1;
-            let stores = text.contains("\r\nSET\r\n");
-            let reply: &[u8] = if stores {
-                b"-READONLY You can't write against a read only replica.\r\n"
-            } else {
-                b"+OK\r\n"
-            };
-            if stream.write_all(&reply.repeat(commands)).is_err() {
-                return;
-            }
-        }
-    });
+    let refusal = b"-READONLY You can't write against a read only replica.\r\n";
+    let (url, connections) = replying("SET", refusal, false);
     let tier = tier(&url, None, &Clock::manual());
     for asked in 1..4 {
         tier.put(&[(key(1), item())]);
