@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -21,6 +22,7 @@ import pytest
 import uvicorn
 from conftest import ENGLISH_MODEL, FIXTURES, ROOT, TURKISH_MODEL, tiny
 from model_manager.server import ServedModel, ServerConfig, create_app
+from model_manager.server.protocol import BoundedHeaders
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -63,10 +65,12 @@ class Running:
 
 @contextlib.contextmanager
 def running(app: FastAPI) -> Iterator[Running]:
-    """Serve `app` until the block ends."""
+    """Serve `app` until the block ends, by the protocol of `model-manager serve`."""
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=SECONDS))
+    http = functools.partial(BoundedHeaders, header_timeout=SECONDS)
+    options: dict[str, Any] = {"http": http, "ws": "none", "timeout_graceful_shutdown": SECONDS}
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, **options))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, name="server")
     thread.start()
     url = f"http://127.0.0.1:{sock.getsockname()[1]}"

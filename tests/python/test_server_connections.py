@@ -278,3 +278,102 @@ def test_inside_another_application_errors_have_the_same_form(make_manager):
             assert response.status_code == status
             assert response.json()["error"]["code"] == "method_not_allowed"
         assert server.client.post("/ai/v1/embeddings/", json={"input": "a"}).status_code == 200
+
+
+def answers(connection, count):
+    """The status and the body of this many answers with a length."""
+    received, found = b"", []
+    while len(found) < count:
+        head, end, rest_ = received.partition(b"\r\n\r\n")
+        length = 0
+        if end:
+            lines = head.lower().split(b"\r\n")
+            length = next(int(line.split(b":")[1]) for line in lines if line.startswith(b"content-length:"))
+        if not end or len(rest_) < length:
+            chunk = connection.recv(65536)
+            assert chunk, (found, received)
+            received += chunk
+            continue
+        found.append((int(head.split()[1]), rest_[:length]))
+        received = rest_[length:]
+    return found, received
+
+
+TEXT_BODY = json.dumps({"input": "a text", "model": "english_sentence"}).encode()
+UPGRADE = "connection: upgrade, http2-settings\r\nhttp2-settings: AAEAAEAAAAIAAAAA\r\nupgrade: h2c\r\n"
+CHUNKED = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (TEXT_BODY[:7], TEXT_BODY[7:])) + b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize("pieces", ["whole", "headers first", "single bytes"])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_client_that_offers_http_2_goes_on_with_http_1(serve, pieces, chunked):
+    """Java's HTTP client and `curl --http2` send this."""
+    server = serve()
+    framing = "transfer-encoding: chunked\r\n" if chunked else f"content-length: {len(TEXT_BODY)}\r\n"
+    body = CHUNKED if chunked else TEXT_BODY
+    plain = HEAD.format("POST /v1/embeddings", "content-type: application/json\r\n" + framing).encode()
+    offer = HEAD.format("POST /v1/embeddings", UPGRADE + "content-type: application/json\r\n" + framing).encode()
+    with connected(server.url) as connection:
+        connection.sendall(plain + body)
+        [(status, expected)], _ = answers(connection, 1)
+        assert status == 200
+        for _ in range(2):
+            match pieces:
+                case "whole":
+                    connection.sendall(offer + body)
+                case "headers first":
+                    connection.sendall(offer)
+                    until(lambda: server.service.in_flight == 1)
+                    connection.sendall(body)
+                case _:
+                    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    for byte in offer + body:
+                        connection.sendall(bytes([byte]))
+            assert answers(connection, 1) == ([(200, expected)], b"")
+        # Several requests in one piece.
+        connection.sendall(offer + body + plain + body + offer + body)
+        assert answers(connection, 3) == ([(200, expected)] * 3, b"")
+
+
+@pytest.mark.parametrize("protocol", ["h2c", "websocket", "x"])
+@pytest.mark.parametrize("later", [False, True])
+def test_a_body_is_no_request(serve, protocol, later):
+    """Behind a proxy that shares connections, the second answer would be that of another client."""
+    server = serve()
+    inner = HEAD.format("GET /v1/models", "").encode()
+    head = f"connection: upgrade\r\nupgrade: {protocol}\r\ncontent-length: {len(inner)}\r\n"
+    outer = HEAD.format("GET /health", head).encode()
+    last = HEAD.format("GET /nothing", "connection: close\r\n").encode()
+    with connected(server.url) as connection:
+        if later:
+            connection.sendall(outer)
+            assert answers(connection, 1)[0][0][0] == 200
+            # It may have been closed: the answer did not wait for the body.
+            connection.sendall(inner + last)
+            assert b" 200 OK" not in rest(connection)
+        else:
+            connection.sendall(outer + inner + last)
+            found, after = answers(connection, 2)
+            assert [status for status, _ in found] == [200, 404]
+            assert after + rest(connection) == b""
+
+
+def test_an_upgrade_without_a_body_is_a_request_as_any_other(serve):
+    server = serve()
+    upgrade = HEAD.format("GET /v1/models", "connection: upgrade\r\nupgrade: websocket\r\n").encode()
+    with connected(server.url) as connection:
+        connection.sendall(upgrade + upgrade)
+        found, after = answers(connection, 2)
+    assert [status for status, _ in found] == [200, 200]
+    assert found[0] == found[1]
+    assert after == b""
+
+
+def test_a_damaged_body_after_an_upgrade_is_refused(serve):
+    server = serve()
+    framing = UPGRADE + "transfer-encoding: chunked\r\ncontent-type: application/json\r\n"
+    with connected(server.url) as connection:
+        connection.sendall(HEAD.format("POST /v1/embeddings", framing).encode() + b"zz\r\n")
+        received = rest(connection)
+    assert received.startswith(b"HTTP/1.1 400 ")
+    assert b"connection: close" in received

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+import httptools
 import orjson
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from .errors import ApiError
 
@@ -18,21 +19,94 @@ _END = re.compile(rb"\r?\n\r?\n").search
 """The end of a request's headers."""
 
 
-class BoundedHeaders(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
-    """A connection is closed unless the headers of its next request arrive in `header_timeout` seconds.
+_FRAMING = (b"content-length", b"transfer-encoding")
+"""The headers of a request with a body."""
+
+
+class _UpgradeIgnored:
+    """A parser of requests that ignores `Upgrade`, as RFC 9110 (7.8) allows: clients that ask for HTTP/2 so, Java's and
+    curl's, go on with HTTP/1.1.
+
+    httptools takes a request with `Upgrade` to end with its headers, and what follows for another protocol. uvicorn
+    drops the rest of that read and parses what comes later as new requests: a body could hold requests of its own.
+    """
+
+    def __init__(self, parser: httptools.HttpRequestParser, protocol: BoundedHeaders) -> None:
+        self._parser = parser
+        self._protocol = protocol
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._parser, name)
+
+    def feed_data(self, data: bytes) -> None:
+        """Parse bytes of requests."""
+        while data:
+            try:
+                self._parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                data = data[upgrade.args[0] :]
+                self._go_on()
+            else:
+                return
+
+    def _go_on(self) -> None:
+        """Have the body of the request parsed next, if it has one."""
+        if headers := self._protocol.framing():
+            after = _AfterHeaders(self._protocol)
+            self._parser = httptools.HttpRequestParser(after)
+            # As uvicorn's: a request that follows the last one is ignored, and no error.
+            self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            self._parser.feed_data(b"POST / HTTP/1.1\r\n" + headers + b"\r\n")
+            after.headers_complete = True
+
+
+class _AfterHeaders:
+    """Hands on what a parser finds after the first headers."""
+
+    def __init__(self, protocol: BoundedHeaders) -> None:
+        self._protocol = protocol
+        self.headers_complete = False
+
+    def on_message_begin(self) -> None:
+        if self.headers_complete:
+            self._protocol.on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        if self.headers_complete:
+            self._protocol.on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self.headers_complete:
+            self._protocol.on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if self.headers_complete:
+            self._protocol.on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._protocol.on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._protocol.on_message_complete()
+
+
+class BoundedHeaders(HttpToolsProtocol):
+    """A connection is closed unless the headers of its next request arrive in `header_timeout` seconds; a request to
+    change the protocol is answered in this one.
 
     uvicorn itself limits only the idle time between two requests.
     """
 
     def __init__(self, *args: Any, header_timeout: float, **options: Any) -> None:
         super().__init__(*args, **options)
+        self.parser = _UpgradeIgnored(self.parser, self)  # type: ignore[assignment]
         self._header_timeout = header_timeout
         self._header_timer: asyncio.TimerHandle | None = None
         self._header_bytes = 0
         self._tail = b""
         """The latest bytes of headers: their end may come in two reads."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the timer for the headers of the first request."""
         super().connection_made(transport)
         self._arm()
@@ -62,6 +136,15 @@ class BoundedHeaders(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
             self._refuse_headers()
         elif self._header_timer is None:
             self._arm()
+
+    def on_message_complete(self) -> None:
+        """Note the end of a request, unless its headers alone have ended."""
+        if not (self.parser.should_upgrade() and self.framing()):
+            super().on_message_complete()
+
+    def framing(self) -> bytes:
+        """The lines of the latest headers that say where the body ends; empty for a request without one."""
+        return b"".join(name + b": " + value + b"\r\n" for name, value in self.headers if name in _FRAMING)
 
     def _arm(self) -> None:
         self._header_timer = self.loop.call_later(self._header_timeout, self._expire)
