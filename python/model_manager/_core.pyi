@@ -45,6 +45,7 @@ __all__ = [
     "_config_from",
     "_error_classes",
     "_families",
+    "_hub_cache",
     "_is_turkish_improved",
     "_json_values",
     "_maxsim",
@@ -427,7 +428,7 @@ class Manager:
         max_length: int | None = None,
         revision: str | None = None,
         prompts: Mapping[str, str] | None = None,
-        kind: Literal["embedding", "reranker", "classifier", "sparse", "generator"] | None = None,
+        kind: Literal["embedding", "reranker", "classifier", "sparse", "generator", "encoder"] | None = None,
         cache: bool | CachePolicy | None = None,
         cold_start_price: float | None = None,
         replace: bool = False,
@@ -449,10 +450,11 @@ class Manager:
             fallback: Sources to try in order when the first one cannot be loaded.
             pooling, max_length, revision, prompts: Override the model's files. For a server's model only prompts can be
                 overridden.
-            kind: The kind of model in `source`. None: decided by its files if they are on this machine (a pooling or a
-                ``modules.json`` makes an embedding model, a class for sequence classification a reranker or classifier,
-                any other language model is a generator), otherwise by its first use. ``text_generator`` is always a
-                generator, ``reranker`` never is, and neither are the two sentence slots.
+            kind: The kind of model in `source`. None: its files decide, at the first load if they are not on this
+                machine yet (a pooling or a ``modules.json`` makes an embedding model, a class for sequence
+                classification a reranker or classifier, any other language model is a generator). ``encoder``: the
+                same, except that a language model embeds. ``text_generator`` is always a generator, ``reranker`` never
+                is, and neither are the two sentence slots.
             cache: How its results are cached: False is not at all, a dict says what differs from all models.
             cold_start_price: With `keep_alive="auto"`, seconds in memory that one load is worth.
             replace: Allow an existing slot with that name; its model is unloaded. The built-in slots (two for
@@ -925,6 +927,9 @@ def _after_fork_parent() -> None:
 
 def _after_fork_child() -> None:
     """Called after `os.fork` in the child: release the locks and reset the threads, which do not survive fork."""
+
+def _hub_cache(config: Config) -> str:
+    """The folder of the hub's models with these settings."""
 
 def _families() -> list[dict[str, Any]]:
     """The families: ``model_type``, ``classes``, ``kinds``, ``gguf``, ``example``."""

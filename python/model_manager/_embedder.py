@@ -53,7 +53,7 @@ def slot_for(
     None: the preferred sentence model.
 
     The files of a model for embedding may say that it scores or gives sparse vectors: its first use then raises
-    `TaskError`. Those of a language model embed, with a warning.
+    `TaskError`. Those of a language model embed, with a warning when it is loaded.
     """
     if model is None:
         return "turkish_sentence" if manager.config.prefer_turkish else "english_sentence"
@@ -61,13 +61,7 @@ def slot_for(
     if slot not in manager.slots() and slot != RERANKER:  # its first use makes that slot
         _warn_of_a_near_name(slot, manager)
         try:
-            manager.register(slot, model, kind=None if kind == "embedding" else kind)
-            if kind == "embedding" and manager.stats()["slots"][slot]["kind"] == "generator":
-                logger.warning(
-                    "the files of %s are those of a text generator; only models that were trained for it embed well",
-                    slot,
-                )
-                manager.register(slot, model, kind="embedding", replace=True)
+            manager.register(slot, model, kind="encoder" if kind == "embedding" else kind)
         except InputError:
             if slot not in manager.slots():  # another thread may have registered it
                 raise

@@ -150,6 +150,10 @@ class SlotStatistics(TypedDict):
     """None for a slot with a registered loader."""
     kind: str
     """``embedding``, ``sparse``, ``reranker``, ``classifier``, ``generator`` or ``object``."""
+    kind_known: bool
+    """False while `kind` is a guess: the slot was registered without one, its model is not on this machine, and its
+    files will say it at the first load.
+    """
     pinned: bool
     keep_alive: float | None
     """Seconds that it stays after its latest use; None: indefinitely."""

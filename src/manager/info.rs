@@ -47,16 +47,6 @@ impl ModelInfo {
         Ok((computed, options.shape(computed, &self.facts.config)?))
     }
 
-    /// What users call such a model.
-    pub(super) fn kind_name(&self) -> &'static str {
-        match self.facts.shapes.scores {
-            Some(1) => "reranker",
-            Some(_) => "classifier",
-            None if self.facts.shapes.sparse.is_some() && self.facts.shapes.dense.is_none() => "sparse",
-            None => "embedding",
-        }
-    }
-
     /// The prompt that `options` ask for, or the model's default, or none.
     pub(super) fn prompt<'a>(&'a self, options: &'a EmbedOptions) -> Result<&'a str> {
         options.one_prompt()?;

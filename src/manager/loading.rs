@@ -15,7 +15,7 @@ use super::mistaken::name_kind;
 use super::model::{GeneratorHandle, LoadedModel, ModelHandle};
 use super::registry::{LoadFor, NamedSlot};
 use super::sharing::{Healths, SharedModels};
-use super::spec::{EmbeddingSpec, GeneratorSpec, Spec};
+use super::spec::{EmbeddingSpec, ModelSpec, Spec};
 use crate::batching::{Batcher, Counters};
 use crate::cache::tiers::ModelContent;
 use crate::compute::{Isa, Threads, WeightFormat, memory};
@@ -24,7 +24,7 @@ use crate::generation::{ComputeTarget, Generator, TextFiles, TextModel};
 use crate::lifecycle::{Budget, Charge, Loaded};
 use crate::models::{
     ContentId, Encoder, ModelConfig, ModelFiles, ModelKind, Overrides, Progress, ResolveOptions, Source,
-    Weights, on_cpu, on_device, resolve,
+    Weights, installed_kind, on_cpu, on_device, resolve, writes_text,
 };
 use crate::remote::{Address, Link, RemoteEncoder, RemoteSettings, shown};
 use crate::size::size_text;
@@ -147,7 +147,8 @@ impl ModelLoader {
 
     /// Loads the model of a slot. Runs on the slot's loader thread.
     pub(super) fn load(&self, slot: &LoadFor<'_>) -> Result<Loaded<LoadedModel>> {
-        match slot.spec {
+        match slot.spec.decide(|spec| self.kind_of(spec))? {
+            Spec::Open(_) => Err(Error::internal("loading", "the kind of a model is not decided")),
             Spec::Generator(spec) => {
                 let options = self.resolve_options(spec.revision.as_ref());
                 let source = spec.source.current(self.host());
@@ -165,6 +166,22 @@ impl ModelLoader {
                 Ok(Loaded { value: Arc::new(LoadedModel::Encoder(handle)), bytes, charge })
             }
         }
+    }
+
+    /// What the files of `spec` are made for; `None` where they do not show it. Downloads them if need be.
+    fn kind_of(&self, spec: &ModelSpec) -> Result<Option<ModelKind>> {
+        let source = Source::parse(&spec.source.current(self.host()))?;
+        if !matches!(source, Source::Server(_)) {
+            let options = self.resolve_options(spec.revision.as_ref());
+            resolve(&source, &options, &mut self.log_progress())?;
+        }
+        Ok(self.installed_kind(spec))
+    }
+
+    /// What the files of `spec` are made for; `None` when they are not on this machine, or do not show it. Downloads nothing.
+    pub(super) fn installed_kind(&self, spec: &ModelSpec) -> Option<ModelKind> {
+        let source = Source::parse(&spec.source.current(self.host())).ok()?;
+        installed_kind(&source, &self.resolve_options(spec.revision.as_ref()))
     }
 
     /// Gives the slot of `entry` a model that the parent process had loaded, with a queue of this process. A model of a
@@ -241,6 +258,12 @@ impl ModelLoader {
             Source::Server(address) => return Ok((self.connect(source, &address, spec)?, None)),
             local => resolve(&local, options, &mut self.log_progress())?,
         };
+        if spec.kind.is_none() && writes_text(&files) {
+            log::warn!(
+                "{name}: the files of {:?} are those of a text generator; only models that were trained for it embed well",
+                shown(source)
+            );
+        }
 
         let plan = self.plan(files, spec)?;
         let LoadPlan { ref files, card, isa, format, overrides, .. } = plan;
@@ -329,7 +352,17 @@ impl ModelLoader {
 
     /// What an earlier process found of the model of `spec`, if its files are still the same. Loads and downloads nothing.
     pub(super) fn recall(&self, spec: &Spec) -> Option<ModelInfo> {
-        let (known, Spec::Embedding(spec)) = (self.known.as_ref()?, spec) else { return None };
+        let known = self.known.as_ref()?;
+        let decided;
+        let spec = match spec {
+            Spec::Embedding(spec) => spec,
+            Spec::Open(open) => {
+                decided = open.decided(self.installed_kind(open));
+                let Spec::Embedding(spec) = &decided else { return None };
+                spec
+            }
+            Spec::Generator(_) | Spec::Object(_) => return None,
+        };
         let asked = spec.source.current(self.host());
         let source = Source::parse(&asked).ok()?;
         let options = ResolveOptions { offline: true, ..self.resolve_options(spec.revision.as_ref()) };
@@ -387,7 +420,7 @@ impl ModelLoader {
     fn load_generator(
         &self,
         slot: &LoadFor<'_>,
-        spec: &GeneratorSpec,
+        spec: &ModelSpec,
         source: &str,
         options: &ResolveOptions,
     ) -> Result<Loaded<LoadedModel>> {

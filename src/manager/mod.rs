@@ -48,7 +48,7 @@ pub use self::jobs::openai_body::OnBody;
 pub use self::model::SlotValue;
 pub use self::options::{Check, EmbedOptions};
 pub use self::spec::{
-    BUILT_IN, ENGLISH, EmbeddingSpec, GENERATOR, GeneratorSpec, HostLoader, HostObject, RERANKER, Retention,
+    BUILT_IN, ENGLISH, EmbeddingSpec, GENERATOR, HostLoader, HostObject, ModelSpec, RERANKER, Retention,
     SourceSpec, Spec, TURKISH,
 };
 pub use self::stats::{

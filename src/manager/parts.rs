@@ -9,7 +9,7 @@ use super::memory::ProcessMemory;
 use super::registry::{LoadFor, Registry, SlotDefaults};
 use super::router::Router;
 use super::spec::{
-    ENGLISH, EmbeddingSpec, GENERATOR, GeneratorSpec, RERANKER, Retention, SourceSpec, Spec, TURKISH,
+    ENGLISH, EmbeddingSpec, GENERATOR, ModelSpec, RERANKER, Retention, SourceSpec, Spec, TURKISH,
 };
 use super::tiering::{self, Tiering};
 use crate::Result;
@@ -199,7 +199,7 @@ fn register_built_in(registry: &mut Registry, settings: &Settings) -> Result<()>
             settings.reranker_model.as_str(),
         ))
     };
-    let generator = GeneratorSpec {
+    let generator = ModelSpec {
         source: source("generator_model", &["HUGGINGFACE_MODEL"], settings.generator_model.as_str()),
         dtype: DTypeChoice::Auto,
         revision: None,

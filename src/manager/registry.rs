@@ -9,7 +9,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use super::caching::SlotCache;
 use super::info::ModelInfo;
 use super::model::LoadedModel;
-use super::spec::{BUILT_IN, GeneratorSpec, Retention, Spec};
+use super::spec::{BUILT_IN, Retention, SlotSpec, Spec};
 use crate::cache::CacheSettings;
 use crate::generation::SharedTotals;
 use crate::lifecycle::policy::Learning;
@@ -35,7 +35,7 @@ pub(super) struct NamedSlot {
     pub(super) name: String,
     /// Another one after each registration of the name, and equal to no other slot's.
     pub(super) registration: u64,
-    pub(super) spec: Spec,
+    spec: Arc<SlotSpec>,
     pub(super) keep: Retention,
     pub(super) slot: Slot<LoadedModel>,
     /// Texts admitted and not finished: waiting for the load, to be tokenized, or queued.
@@ -50,6 +50,11 @@ pub(super) struct NamedSlot {
 }
 
 impl NamedSlot {
+    /// What it stands for, as far as that is known.
+    pub(super) fn spec(&self) -> &Spec {
+        self.spec.get()
+    }
+
     /// What the latest load has found; `None` before the first.
     pub(super) fn info(&self) -> Option<Arc<ModelInfo>> {
         self.info.load_full()
@@ -81,7 +86,7 @@ impl NamedSlot {
     pub(super) fn recall(&self, recall: impl FnOnce(&Spec) -> Option<ModelInfo>) {
         if self.info.load().is_none()
             && !self.recalled.swap(true, Ordering::Relaxed)
-            && let Some(info) = recall(&self.spec)
+            && let Some(info) = recall(self.spec())
         {
             // Not in the place of what a load has found meanwhile.
             self.info.compare_and_swap(&None::<Arc<ModelInfo>>, Some(Arc::new(info)));
@@ -146,7 +151,7 @@ pub(super) struct LoadFor<'a> {
     /// All slots: others may have to give memory back.
     pub(super) entries: &'a Arc<NamedSlots>,
     pub(super) name: &'a str,
-    pub(super) spec: &'a Spec,
+    pub(super) spec: &'a SlotSpec,
     /// Where it stores what it finds out.
     pub(super) info: &'a ArcSwapOption<ModelInfo>,
     /// Where its model counts.
@@ -155,14 +160,6 @@ pub(super) struct LoadFor<'a> {
 
 /// Loads what a name stands for.
 pub(super) type SpecLoader = dyn Fn(&LoadFor<'_>) -> Result<Loaded<LoadedModel>> + Send + Sync;
-
-/// Which slot of the same name a new one may replace.
-enum Over<'a> {
-    None,
-    Any,
-    /// Only this one: not what another thread has registered since.
-    This(&'a Arc<NamedSlot>),
-}
 
 /// What holds for slots and calls that have no settings of their own.
 pub(super) struct SlotDefaults {
@@ -279,8 +276,7 @@ impl Registry {
             return Err(Error::argument("keep_alive", reason));
         }
         let registration = REGISTRATIONS.fetch_add(1, Ordering::Relaxed);
-        let over = if replace { Over::Any } else { Over::None };
-        if !self.put(name, spec, keep, registration, over) {
+        if !self.put(name, spec.into(), keep, registration, replace) {
             let taken = format!("a model is already registered as {name:?}; pass replace=True to replace it");
             return Err(Error::Input(taken));
         }
@@ -290,20 +286,15 @@ impl Registry {
     /// Adds a slot of the parent process, which keeps its registration.
     pub(super) fn inherit(&self, parents: &NamedSlot) {
         let NamedSlot { name, spec, keep, registration, .. } = parents;
-        self.put(name, spec.clone(), keep.clone(), *registration, Over::Any);
+        self.put(name, SlotSpec::clone(spec), keep.clone(), *registration, true);
     }
 
-    /// Adds or replaces the slot `name`. False when the name is taken by a slot that is not to be replaced.
-    fn put(&self, name: &str, spec: Spec, keep: Retention, registration: u64, over: Over<'_>) -> bool {
+    /// Adds the slot `name`, or replaces it if it may. False when the name is taken.
+    fn put(&self, name: &str, spec: SlotSpec, keep: Retention, registration: u64, replace: bool) -> bool {
         let registering = self.registering.lock();
         let mut entries = Vec::clone(&self.entries.all());
         let taken = entries.iter().position(|existing| existing.name == name);
-        let replaceable = match (over, taken) {
-            (Over::Any, _) | (Over::None, None) => true,
-            (Over::None, Some(_)) | (Over::This(_), None) => false,
-            (Over::This(expected), Some(at)) => Arc::ptr_eq(expected, &entries[at]),
-        };
-        if !replaceable {
+        if taken.is_some() && !replace {
             return false;
         }
         let totals = taken.map(|at| Arc::clone(&entries[at].totals)).unwrap_or_default();
@@ -332,15 +323,15 @@ impl Registry {
     fn entry_of(
         &self,
         name: &str,
-        spec: Spec,
+        spec: SlotSpec,
         keep: Retention,
         registration: u64,
         totals: Arc<SlotTotals>,
     ) -> NamedSlot {
-        let info = Arc::new(ArcSwapOption::empty());
+        let (spec, info) = (Arc::new(spec), Arc::new(ArcSwapOption::empty()));
         let loader = {
             let (entries, load) = (Arc::downgrade(&self.entries), Arc::clone(&self.load));
-            let (spec, info, totals) = (spec.clone(), Arc::clone(&info), Arc::clone(&totals));
+            let (spec, info, totals) = (Arc::clone(&spec), Arc::clone(&info), Arc::clone(&totals));
             let name = name.to_owned();
             move || {
                 let entries = &entries.upgrade().ok_or(Error::Closed)?;
@@ -371,23 +362,6 @@ impl Registry {
         }
     }
 
-    /// The slot `name` for writing text: one whose kind is open becomes a generator.
-    pub(super) fn entry_for_text(&self, name: &str) -> Result<Arc<NamedSlot>> {
-        loop {
-            let entry = self.entry(name)?;
-            let spec = match &entry.spec {
-                Spec::Embedding(spec) if spec.open && entry.info().is_none() => GeneratorSpec {
-                    source: spec.source.clone(),
-                    dtype: spec.dtype,
-                    revision: spec.revision.clone(),
-                },
-                _ => return Ok(entry),
-            };
-            // Where the name was registered anew meanwhile, that slot is asked next.
-            self.put(name, Spec::Generator(spec), entry.keep.clone(), entry.registration, Over::This(&entry));
-        }
-    }
-
     /// Unloads the slot and removes it.
     pub(super) fn unregister(&self, name: &str) -> Result<()> {
         if BUILT_IN.contains(&name) {
@@ -408,12 +382,14 @@ impl Registry {
 
 #[cfg(test)]
 mod tests {
-    use super::super::spec::{EmbeddingSpec, SourceSpec};
+    use super::super::spec::{ModelSpec, SourceSpec};
     use super::*;
     use crate::cache::Policy;
     use crate::clock::Clock;
+    use crate::config::DTypeChoice;
     use crate::lifecycle::policy::AdaptiveSettings;
     use crate::lifecycle::{Eviction, MemoryProbe, Reaper, ReaperSettings, Tracker, WaitGraph};
+    use crate::models::ModelKind;
 
     struct NoMemory;
 
@@ -445,44 +421,60 @@ mod tests {
         Registry::new(context, defaults, learning, Arc::new(|_| Err(Error::Closed)))
     }
 
-    /// A model whose kind its first use decides.
+    /// A model whose kind its files decide.
     fn open(source: &str) -> Spec {
-        let spec = EmbeddingSpec::new(SourceSpec::Fixed(source.to_owned()));
-        Spec::Embedding(EmbeddingSpec { open: true, ..spec })
+        Spec::Open(ModelSpec { source: fixed(source), dtype: DTypeChoice::Auto, revision: None })
     }
 
-    fn source(entry: &NamedSlot) -> (&'static str, &str) {
-        match &entry.spec {
-            Spec::Embedding(EmbeddingSpec { source: SourceSpec::Fixed(source), .. }) => ("vectors", source),
-            Spec::Generator(GeneratorSpec { source: SourceSpec::Fixed(source), .. }) => ("text", source),
-            _ => panic!("another source"),
-        }
+    fn source(entry: &NamedSlot) -> Option<&SourceSpec> {
+        entry.spec().source()
     }
 
-    #[test]
-    fn the_first_use_for_text_makes_an_open_slot_a_generator() {
-        let registry = registry();
-        registry.register("m", open("a"), Retention::default(), false).unwrap();
-        let registration = registry.entry("m").unwrap().registration;
-        for _ in 0..2 {
-            let entry = registry.entry_for_text("m").unwrap();
-            assert_eq!((source(&entry), entry.registration), (("text", "a"), registration));
-        }
+    fn fixed(source: &str) -> SourceSpec {
+        SourceSpec::Fixed(source.to_owned())
     }
 
     #[test]
-    fn a_slot_that_was_registered_meanwhile_is_not_replaced() {
+    fn a_taken_name_is_replaced_only_where_that_is_asked() {
         let registry = registry();
         registry.register("m", open("a"), Retention::default(), false).unwrap();
-        let found = registry.entry("m").unwrap();
+        let first = registry.entry("m").unwrap();
         let refused = registry.register("m", open("b"), Retention::default(), false);
         assert!(matches!(refused, Err(Error::Input(reason)) if reason.contains("replace=True")));
+        assert!(Arc::ptr_eq(&registry.entry("m").unwrap(), &first));
         registry.register("m", open("b"), Retention::default(), true).unwrap();
-        assert!(!registry.put("m", open("a"), Retention::default(), found.registration, Over::This(&found)));
-        assert_eq!(source(&registry.entry("m").unwrap()), ("vectors", "b"));
+        let second = registry.entry("m").unwrap();
+        assert_eq!(source(&second), Some(&fixed("b")));
+        assert_ne!(second.registration, first.registration);
         registry.unregister("m").unwrap();
-        assert!(!registry.put("m", open("a"), Retention::default(), found.registration, Over::This(&found)));
         assert!(matches!(registry.entry("m"), Err(Error::UnknownModel { .. })));
+    }
+
+    #[test]
+    fn the_files_of_an_open_slot_decide_once_what_it_is() {
+        let registry = registry();
+        registry.register("m", open("a"), Retention::default(), false).unwrap();
+        let entry = registry.entry("m").unwrap();
+        assert!(entry.spec.decide(|_| Err(Error::Closed)).is_err(), "a failure decides nothing");
+        assert!(matches!(entry.spec(), Spec::Open(_)));
+        for found in [Some(ModelKind::Generator), Some(ModelKind::Sparse)] {
+            let decided = entry.spec.decide(|_| Ok(found)).unwrap();
+            assert!(matches!(decided, Spec::Generator(_)));
+        }
+        assert_eq!((source(&entry), entry.spec().kind_name()), (Some(&fixed("a")), "generator"));
+        // A process that is forked goes on with what is known.
+        let child = self::registry();
+        child.inherit(&entry);
+        assert_eq!(child.entry("m").unwrap().spec().kind_name(), "generator");
+
+        for kind in [None, Some(ModelKind::Embedding), Some(ModelKind::Classifier)] {
+            registry.register("m", open("a"), Retention::default(), true).unwrap();
+            let entry = registry.entry("m").unwrap();
+            let decided = entry.spec.decide(|_| Ok(kind)).unwrap();
+            assert!(
+                matches!(decided, Spec::Embedding(spec) if spec.kind == kind && spec.source == fixed("a"))
+            );
+        }
     }
 
     #[test]

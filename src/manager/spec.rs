@@ -2,7 +2,7 @@
 
 use std::any::Any;
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::caching::CacheOptions;
@@ -34,14 +34,16 @@ pub enum Spec {
     /// A sentence model from files.
     Embedding(EmbeddingSpec),
     /// A language model from files.
-    Generator(GeneratorSpec),
+    Generator(ModelSpec),
+    /// A model whose kind is neither given nor known: its files say it at the first load.
+    Open(ModelSpec),
     /// Whatever the host's loader returns.
     Object(HostLoader),
 }
 
-/// Where a language model comes from, and the format of its weights.
+/// Where a model comes from, and the format of its weights.
 #[derive(Debug, Clone)]
-pub struct GeneratorSpec {
+pub struct ModelSpec {
     /// Hub id, folder, `.gguf` file, `pkg:…`.
     pub source: SourceSpec,
     /// Format of its weights; auto: as configured.
@@ -67,22 +69,11 @@ pub struct EmbeddingSpec {
     pub revision: Option<String>,
     /// Added to the prompts of the model's files.
     pub prompts: BTreeMap<String, String>,
-    /// What it is used for; `None`: its files decide.
+    /// What it is used for; `None`: its files decide, and a language model embeds.
     pub kind: Option<ModelKind>,
-    /// The kind is not given and not known: its first use decides whether it writes text.
-    pub open: bool,
 }
 
 impl EmbeddingSpec {
-    /// What users call such a model, as far as that is known before it is loaded.
-    pub(super) fn kind_name(&self) -> &'static str {
-        match self.kind {
-            Some(ModelKind::Classifier) => "reranker",
-            Some(ModelKind::Sparse) => "sparse",
-            _ => "embedding",
-        }
-    }
-
     /// The model at `source`, used as its files say.
     pub fn new(source: SourceSpec) -> Self {
         Self {
@@ -94,8 +85,69 @@ impl EmbeddingSpec {
             revision: None,
             prompts: BTreeMap::new(),
             kind: None,
-            open: false,
         }
+    }
+}
+
+impl ModelSpec {
+    /// What a slot of this model stands for, once its files have said what it is: `None` where they do not.
+    pub(super) fn decided(&self, kind: Option<ModelKind>) -> Spec {
+        if kind == Some(ModelKind::Generator) {
+            return Spec::Generator(self.clone());
+        }
+        let Self { source, dtype, revision } = self.clone();
+        Spec::Embedding(EmbeddingSpec { dtype, revision, kind, ..EmbeddingSpec::new(source) })
+    }
+}
+
+impl Spec {
+    /// Where its model comes from; `None` for a host's own loader.
+    pub(super) fn source(&self) -> Option<&SourceSpec> {
+        match self {
+            Self::Embedding(spec) => Some(&spec.source),
+            Self::Generator(spec) | Self::Open(spec) => Some(&spec.source),
+            Self::Object(_) => None,
+        }
+    }
+
+    /// What users call such a model, as far as that is known before it is loaded. Most models are for embedding.
+    pub(super) fn kind_name(&self) -> &'static str {
+        match self {
+            Self::Embedding(spec) => spec.kind.unwrap_or(ModelKind::Embedding).name(),
+            Self::Open(_) => ModelKind::Embedding.name(),
+            Self::Generator(_) => ModelKind::Generator.name(),
+            Self::Object(_) => "object",
+        }
+    }
+}
+
+/// What a slot stands for: as it was registered, until the first load of an open one has decided what that is.
+#[derive(Clone)]
+pub(super) struct SlotSpec {
+    registered: Spec,
+    decided: OnceLock<Spec>,
+}
+
+impl SlotSpec {
+    /// What is known of it now.
+    pub(super) fn get(&self) -> &Spec {
+        self.decided.get().unwrap_or(&self.registered)
+    }
+
+    /// What it is, for a load: an open one asks `kind` what its files say.
+    ///
+    /// # Errors
+    /// Those of `kind`; nothing is decided then.
+    pub(super) fn decide(&self, kind: impl FnOnce(&ModelSpec) -> Result<Option<ModelKind>>) -> Result<&Spec> {
+        let Spec::Open(open) = self.get() else { return Ok(self.get()) };
+        let found = kind(open)?;
+        Ok(self.decided.get_or_init(|| open.decided(found)))
+    }
+}
+
+impl From<Spec> for SlotSpec {
+    fn from(registered: Spec) -> Self {
+        Self { registered, decided: OnceLock::new() }
     }
 }
 

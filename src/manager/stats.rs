@@ -50,7 +50,7 @@ pub struct ModelDescription {
     pub labels: Vec<String>,
     /// Tokens after which a text is cut, special tokens included; `None` when only a server knows.
     pub max_length: Option<usize>,
-    /// How token states become one vector; `None` when only a server knows.
+    /// How token states become one; `None` where they do not, and when only a server knows.
     pub pooling: Option<String>,
     /// Whether the model itself ends in a normalization.
     pub normalizes: bool,
@@ -73,12 +73,13 @@ pub struct ModelDescription {
 impl ModelDescription {
     pub(super) fn new(name: &str, handle: &ModelHandle, profile: Profile, device: &ComputeDevice) -> Self {
         let (backend, config) = (&handle.backend, &handle.info.facts.config);
+        let shapes = backend.shapes();
         let (path, architecture, engine, pooling, dtype) = match &**backend {
             EncoderBackend::Local { encoder, .. } => (
                 encoder.path.display().to_string(),
                 encoder.architecture.clone(),
                 ENGINE,
-                Some(config.pooling.name().to_owned()),
+                shapes.dense.or(shapes.scores).map(|_| config.pooling.name().to_owned()),
                 encoder.dtype(),
             ),
             EncoderBackend::Remote(remote) => {
@@ -94,9 +95,9 @@ impl ModelDescription {
             path,
             architecture,
             engine,
-            dimension: backend.shapes().dense.map_or(0, |width| config.kept(width)),
-            sparse_dimension: backend.shapes().sparse.unwrap_or(0),
-            tasks: backend.shapes().tasks(),
+            dimension: shapes.dense.map_or(0, |width| config.kept(width)),
+            sparse_dimension: shapes.sparse.unwrap_or(0),
+            tasks: shapes.tasks(),
             labels: backend.scores().map(|scores| scores.labels.clone()).unwrap_or_default(),
             max_length: handle.info.facts.max_length,
             pooling,
@@ -208,8 +209,10 @@ pub struct SlotReport {
     pub state: &'static str,
     /// The source that is loaded or would be; `None` for a host's own loader.
     pub source: Option<String>,
-    /// embedding, reranker, classifier, generator or object
+    /// embedding, reranker, classifier, sparse, generator or object
     pub kind: &'static str,
+    /// Whether that is known. The files of a model that was registered without a kind say it at its first load.
+    pub kind_known: bool,
     /// What text generators of this name have done and do; `None` before the first.
     pub generation: Option<GenerationReport>,
     /// The health of its server, if it is a server's model that has been asked for.
@@ -351,11 +354,7 @@ fn slot(parts: &Parts, entry: &NamedSlot) -> SlotReport {
     let totals = *entry.totals.generation.lock();
     let has_run = state.is_some() || totals != GenerationTotals::default();
     let generation = has_run.then(|| GenerationReport { totals, state: state.unwrap_or_default() });
-    let configured = || match &entry.spec {
-        Spec::Embedding(spec) => Some(spec.source.current(parts.loader.host())),
-        Spec::Generator(spec) => Some(spec.source.current(parts.loader.host())),
-        Spec::Object(_) => None,
-    };
+    let configured = || Some(entry.spec().source()?.current(parts.loader.host()));
     let reaper = parts.reaper.settings();
     let adaptive = parts.learning.explain(&entry.name).map(|(explanation, _)| explanation);
     let keep_alive = match status.options.keep_alive {
@@ -366,6 +365,7 @@ fn slot(parts: &Parts, entry: &NamedSlot) -> SlotReport {
     };
     let source = loaded.or_else(configured);
     let address = source.as_deref().filter(|source| Address::is_meant(source)).map(Address::parse);
+    let info = entry.info();
     let health = address.and_then(Result::ok).and_then(|address| parts.loader.healths().known(&address));
     SlotReport {
         name: entry.name.clone(),
@@ -375,11 +375,8 @@ fn slot(parts: &Parts, entry: &NamedSlot) -> SlotReport {
             State::Ready => "ready",
         },
         source: source.map(|source| shown(&source).into_owned()),
-        kind: match entry.spec {
-            Spec::Embedding(ref spec) => entry.info().map_or(spec.kind_name(), |info| info.kind_name()),
-            Spec::Generator(_) => "generator",
-            Spec::Object(_) => "object",
-        },
+        kind: info.as_ref().map_or(entry.spec().kind_name(), |info| info.facts.shapes.kind_name()),
+        kind_known: info.is_some() || !matches!(entry.spec(), Spec::Open(_)),
         generation,
         remote: health.map(|health| health.report()),
         pinned: status.options.pinned,

@@ -105,8 +105,8 @@ impl Encoder {
         if let Some(form) = files.static_form()? {
             return Self::load_static(files, form, overrides);
         }
-        // Before the weights: a damaged module is reported at once.
         let mut settings = EncoderSettings::read(files, overrides)?;
+        settings.read_layers()?;
         // A tokenizer takes about as long to read as the weights of a small model take to pack.
         let (tokenizer, loaded) = together(
             || settings.tokenizer(),
@@ -182,24 +182,7 @@ impl Encoder {
 
     /// The shapes of what it gives.
     pub fn shapes(&self) -> Shapes {
-        let none = Shapes::default();
-        match &self.head {
-            Head::Vectors { dense, lexical, tokens } => {
-                let states = self.model.width();
-                let width = dense.last().map_or(states, DenseLayer::outputs);
-                let multi = tokens.as_ref().map_or(states, |tokens| tokens.width(states));
-                let sparse = lexical.as_ref().map(|_| self.vocabulary);
-                // The rows of a static model are no states of a text.
-                let states = Some(states).filter(|_| self.model.has_states());
-                Shapes { dense: Some(width), sparse, multi: states.map(|_| multi), states, ..none }
-            }
-            Head::Tokens(tokens) => {
-                let states = self.model.width();
-                Shapes { multi: Some(tokens.width(states)), states: Some(states), ..none }
-            }
-            Head::Scores(classifier) => Shapes { scores: Some(classifier.labels()), ..none },
-            Head::Sparse(_, vocabulary) => Shapes { sparse: Some(*vocabulary), ..none },
-        }
+        self.head.shapes(self.model.width(), self.vocabulary, self.model.has_states())
     }
 
     /// Length of the vectors, or the number of labels.

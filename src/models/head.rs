@@ -10,6 +10,7 @@ use super::tokenizers::config::TokenizerConfig;
 use super::weights::Weights;
 use crate::Result;
 use crate::compute::Isa;
+use crate::output::Shapes;
 
 /// What becomes of the pooled states.
 #[derive(Debug)]
@@ -22,6 +23,28 @@ pub(super) enum Head {
     Scores(Classifier),
     /// Weights of this many entries of the vocabulary.
     Sparse(SpladePooling, usize),
+}
+
+impl Head {
+    /// The shapes of what follows from states of this width. `has_states`: they are those of a text's tokens, as the rows of a
+    /// static model are not.
+    pub(super) fn shapes(&self, states: usize, vocabulary: usize, has_states: bool) -> Shapes {
+        let none = Shapes::default();
+        match self {
+            Self::Vectors { dense, lexical, tokens } => {
+                let width = dense.last().map_or(states, DenseLayer::outputs);
+                let multi = tokens.as_ref().map_or(states, |tokens| tokens.width(states));
+                let sparse = lexical.as_ref().map(|_| vocabulary);
+                let (multi, states) = (has_states.then_some(multi), has_states.then_some(states));
+                Shapes { dense: Some(width), sparse, multi, states, ..none }
+            }
+            Self::Tokens(tokens) => {
+                Shapes { multi: Some(tokens.width(states)), states: Some(states), ..none }
+            }
+            Self::Scores(classifier) => Shapes { scores: Some(classifier.labels()), ..none },
+            Self::Sparse(_, vocabulary) => Shapes { sparse: Some(*vocabulary), ..none },
+        }
+    }
 }
 
 /// The layers of a model of late interaction.
@@ -48,6 +71,14 @@ pub(super) fn late_head(
     Ok(head)
 }
 
+/// bge-m3's layer of weights by token.
+pub(super) const SPARSE_LINEAR: &str = "sparse_linear.pt";
+
+/// Whether the folder has bge-m3's layer of weights by token.
+pub(super) fn has_lexical_head(files: &ModelFiles) -> bool {
+    files.root.join(SPARSE_LINEAR).is_file()
+}
+
 /// bge-m3's layer of weights by token, if the folder has one.
 pub(super) fn lexical_head(
     files: &ModelFiles,
@@ -56,7 +87,7 @@ pub(super) fn lexical_head(
     width: usize,
 ) -> Result<Option<Box<LexicalHead>>> {
     let layer = match config.gguf {
-        None => saved_layer(&files.root, "sparse_linear.pt", width, Some(1))?,
+        None => saved_layer(&files.root, SPARSE_LINEAR, width, Some(1))?,
         Some(_) => None,
     };
     let Some(layer) = layer else { return Ok(None) };

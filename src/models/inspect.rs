@@ -12,16 +12,16 @@ use super::formats::gguf::Gguf;
 use super::hub::{Hub, Progress};
 use super::json::read_json_with_nulls;
 use super::kind;
-use super::late::LateInteraction;
 use super::manifest::{ModelFiles, WeightFiles};
 use super::resolve::{ResolveOptions, gguf_file, resolve};
 use super::sentence::SentenceConfig;
-use super::settings::Overrides;
+use super::settings::{EncoderSettings, Overrides};
 use super::source::Source;
 use super::static_embedding::StaticForm;
 use super::tokenizers::config::TokenizerConfig;
 use super::weights::Weights;
 use crate::compute::WeightFormat;
+use crate::output::Shapes;
 use crate::{Error, Result};
 
 /// What the small files of a model say. Of its weights, the headers alone were read.
@@ -45,8 +45,54 @@ pub struct Inspection {
     pub stored: Option<String>,
     /// Whether the weights are on this machine.
     pub local: bool,
-    /// Whether it gives a vector for each token alone.
-    pub late: bool,
+    /// What it gives, `None` for a generator. Widths of a model that is not on this machine are those of its states.
+    pub shapes: Option<Shapes>,
+}
+
+/// What the configuration of a model says, and the headers of its weights if they are on this machine.
+struct Facts {
+    config: ModelConfig,
+    sentence: Option<SentenceConfig>,
+    shapes: Option<Shapes>,
+    weights: Option<Weights>,
+}
+
+impl Facts {
+    fn of_generator(files: &ModelFiles, local: bool) -> Result<Self> {
+        let config = ModelConfig::read(files, ModelKind::Generator)?;
+        let weights = if local { Some(checked_weights(files, &config, true)?) } else { None };
+        Ok(Self { config, sentence: None, shapes: None, weights })
+    }
+
+    /// Of the weights on this machine, those behind the transformer are read: they are small.
+    fn of_encoder(files: &ModelFiles, kind: ModelKind, local: bool) -> Result<Self> {
+        let overrides = Overrides { kind: Some(kind), ..Overrides::default() };
+        let mut settings = EncoderSettings::read(files, overrides)?;
+        if !local {
+            settings.check_class()?;
+            let shapes = settings.expected_shapes();
+            let EncoderSettings { config, sentence, .. } = settings;
+            return Ok(Self { config, sentence: Some(sentence), shapes: Some(shapes), weights: None });
+        }
+        let weights = checked_weights(files, &settings.config, false)?;
+        settings.read_layers()?;
+        let (width, vocabulary) = {
+            let model = settings.config.describe();
+            (model.hidden, model.vocabulary)
+        };
+        let (head, _) = settings.head(&weights, &settings.tokenizer()?, width)?;
+        let EncoderSettings { config, sentence, .. } = settings;
+        let shapes = Some(head.shapes(width, vocabulary, true));
+        Ok(Self { config, sentence: Some(sentence), shapes, weights: Some(weights) })
+    }
+}
+
+/// The weights of `files`, whose headers must list what the transformer of `config` reads.
+fn checked_weights(files: &ModelFiles, config: &ModelConfig, generates: bool) -> Result<Weights> {
+    let weights = config.weights(files)?;
+    check_tensors(&*config.architecture, &weights, generates)?;
+    weights.check_read()?;
+    Ok(weights)
 }
 
 /// A static model, which has no transformer. One on this machine was loaded: its table stays in its file.
@@ -150,27 +196,10 @@ impl Inspected {
             None => kind::of_folder(&files.root),
         };
         let kind = kind.or(found).unwrap_or(ModelKind::Embedding);
-        let config = ModelConfig::read(&files, kind)?;
-        let positions = config.positions()?;
-        let late = match kind {
-            ModelKind::Embedding if config.gguf.is_none() => LateInteraction::read(&files)?,
-            _ => None,
+        let Facts { config, sentence, shapes, weights } = match kind {
+            ModelKind::Generator => Facts::of_generator(&files, local)?,
+            _ => Facts::of_encoder(&files, kind, local)?,
         };
-        let sentence = match (&config.gguf, kind) {
-            (_, ModelKind::Generator) => None,
-            (Some(gguf), _) => Some(SentenceConfig::from_gguf(gguf, &files.model, positions, None)?),
-            (None, ModelKind::Classifier) => Some(SentenceConfig::of_classifier(&files, positions)?),
-            (None, ModelKind::Sparse) => Some(SentenceConfig::of_sparse(&files, positions)?),
-            (None, ModelKind::Embedding) => Some(match &late {
-                Some(late) => SentenceConfig::of_late(&files, positions, late)?,
-                None => SentenceConfig::load(&files, positions)?,
-            }),
-        };
-        let weights = if local { Some(config.weights(&files)?) } else { None };
-        if let Some(weights) = &weights {
-            check_tensors(&*config.architecture, weights, kind == ModelKind::Generator)?;
-            weights.check_read()?;
-        }
         let listed = weights.filter(|_| config.gguf.is_none()).map(|weights| count(&weights));
         let stored = match (&config.gguf, listed.zip(weight_bytes)) {
             (Some(_), _) => None,
@@ -184,7 +213,6 @@ impl Inspected {
             Some(gguf) => of_gguf(gguf),
             None => of_folder(&files),
         };
-        let late = late.is_some();
         Ok(Self::Model(Box::new(Inspection {
             files,
             kind,
@@ -195,7 +223,7 @@ impl Inspected {
             listed,
             stored,
             local,
-            late,
+            shapes,
         })))
     }
 

@@ -7,10 +7,10 @@ use serde_json::Value;
 use super::architectures::{self, ModelKind};
 use super::formats::gguf::Gguf;
 use super::json::read_json;
-use super::manifest::{Module, read_modules};
+use super::manifest::{ModelFiles, Module, WeightFiles, read_modules};
 use super::resolve::{ResolveOptions, gguf_file, resolve};
 use super::source::Source;
-use super::text_part::writes as writes_text;
+use super::text_part;
 use crate::Error;
 
 /// The kind of the model, from its files. `None` when they are not on this machine or do not show it; nothing is
@@ -42,6 +42,15 @@ pub(super) fn of_gguf(path: &Path) -> Option<ModelKind> {
     architectures::find_gguf(architecture, ModelKind::Generator).map(|_| ModelKind::Generator)
 }
 
+/// Whether the files are those of a language model that writes text.
+pub fn writes_text(files: &ModelFiles) -> bool {
+    let kind = match &files.weights {
+        WeightFiles::Gguf(parts) => parts.first().and_then(|path| of_gguf(path)),
+        _ => of_folder(&files.root),
+    };
+    kind == Some(ModelKind::Generator)
+}
+
 /// The kind of the model in a folder.
 pub(super) fn of_folder(folder: &Path) -> Option<ModelKind> {
     if folder.join("modules.json").is_file() {
@@ -55,11 +64,9 @@ pub(super) fn of_folder(folder: &Path) -> Option<ModelKind> {
         });
     }
     let config: Value = read_json(&folder.join("config.json")).ok()?;
-    if config.as_object().is_some_and(writes_text) {
+    if config.as_object().is_some_and(text_part::writes) {
         return Some(ModelKind::Generator);
     }
-    let classifies =
-        |class: &Value| class.as_str().is_some_and(|class| class.ends_with("ForSequenceClassification"));
     if config["architectures"].as_array().is_some_and(|classes| classes.iter().any(classifies)) {
         return Some(ModelKind::Classifier);
     }
@@ -72,6 +79,11 @@ pub(super) fn of_folder(folder: &Path) -> Option<ModelKind> {
         Some(classes) if !bidirectional && classes.iter().any(writes) => Some(ModelKind::Generator),
         _ => family.map(|_| ModelKind::Embedding),
     }
+}
+
+/// Whether a class of transformers scores texts.
+pub(super) fn classifies(class: &Value) -> bool {
+    class.as_str().is_some_and(|class| class.ends_with("ForSequenceClassification"))
 }
 
 fn writes(class: &Value) -> bool {

@@ -1,8 +1,10 @@
 //! What the files of a sentence model and the caller say of it, and what is made of that once the weights are there.
 
+use serde_json::Map;
+
 use super::architectures::ModelKind;
 use super::config::ModelConfig;
-use super::head::{Head, bge_tokens, late_head, lexical_head};
+use super::head::{Head, bge_tokens, has_lexical_head, late_head, lexical_head};
 use super::heads::{Classifier, DenseLayer, Pooling, ScoreConfig};
 use super::kind;
 use super::late::LateInteraction;
@@ -12,6 +14,7 @@ use super::sentence::SentenceConfig;
 use super::tokenizers::pair_chat::QWEN3_LENGTH;
 use super::tokenizers::{PairChat, Tokenizer};
 use super::weights::Weights;
+use crate::output::Shapes;
 use crate::{Error, Result};
 
 /// What replaces what the model's own files say.
@@ -82,15 +85,62 @@ impl<'a> EncoderSettings<'a> {
         if pair_chat.as_ref().is_some_and(|chat| chat.of_card) {
             sentence.max_length = sentence.max_length.min(QWEN3_LENGTH);
         }
-        let layers = match kind {
-            ModelKind::Classifier | ModelKind::Sparse => Vec::new(),
-            _ if late.is_some() => Vec::new(),
-            _ => match &config.gguf {
-                Some(gguf) => DenseLayer::of_gguf(gguf, config.describe().hidden)?,
-                None => dense_layers(files, &sentence)?,
-            },
+        Ok(Self { files, kind, config, positions, late, sentence, judges, pair_chat, layers: Vec::new() })
+    }
+
+    /// Reads the Dense modules: before the weights, so that a damaged one is reported at once.
+    ///
+    /// # Errors
+    /// Those of their files.
+    pub(super) fn read_layers(&mut self) -> Result<()> {
+        let has_layers = self.kind == ModelKind::Embedding && self.late.is_none();
+        if has_layers {
+            self.layers = match &self.config.gguf {
+                Some(gguf) => DenseLayer::of_gguf(gguf, self.config.describe().hidden)?,
+                None => dense_layers(self.files, &self.sentence)?,
+            };
+        }
+        Ok(())
+    }
+
+    /// The shapes of what the model will give, as far as its small files say: widths are those of its states.
+    pub(super) fn expected_shapes(&self) -> Shapes {
+        let model = self.config.describe();
+        let (states, none) = (Some(model.hidden), Shapes::default());
+        match self.kind {
+            ModelKind::Classifier => Shapes { scores: Some(self.expected_labels()), ..none },
+            ModelKind::Sparse => Shapes { sparse: Some(model.vocabulary), ..none },
+            _ if self.late.is_some() => Shapes { multi: states, states, ..none },
+            _ => {
+                let sparse = has_lexical_head(self.files).then_some(model.vocabulary);
+                Shapes { dense: states, sparse, multi: states, states, ..none }
+            }
+        }
+    }
+
+    /// Refuses a model for scores whose `config.json` names another class: its weights have no layer for them.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`].
+    pub(super) fn check_class(&self) -> Result<()> {
+        let classes = self.config.json["architectures"].as_array().map_or(&[][..], Vec::as_slice);
+        let Some(class) = classes.first().filter(|_| self.kind == ModelKind::Classifier && !self.judges)
+        else {
+            return Ok(());
         };
-        Ok(Self { files, kind, config, positions, late, sentence, judges, pair_chat, layers })
+        if classes.iter().any(kind::classifies) {
+            return Ok(());
+        }
+        let reason = format!("its config.json names the class {class}, which has no layer for scores");
+        Err(Error::Unsupported { model: self.files.model.clone(), reason })
+    }
+
+    /// As transformers counts them: a label for each name, else as many as the number says, else two.
+    fn expected_labels(&self) -> usize {
+        let json = &self.config.json;
+        let named = json["id2label"].as_object().map(Map::len);
+        let counted = || json["num_labels"].as_u64().and_then(|labels| usize::try_from(labels).ok());
+        if self.judges { 1 } else { named.or_else(counted).unwrap_or(2) }
     }
 
     /// The tokenizer.

@@ -246,6 +246,17 @@ impl Shapes {
         OutputKind::ALL.into_iter().filter(move |kind| self.of(*kind).is_some())
     }
 
+    /// What users call a model that gives these.
+    #[must_use]
+    pub fn kind_name(self) -> &'static str {
+        match self.scores {
+            Some(1) => "reranker",
+            Some(_) => "classifier",
+            None if self.sparse.is_some() && self.dense.is_none() => "sparse",
+            None => "embedding",
+        }
+    }
+
     /// The methods that a user calls.
     #[must_use]
     pub fn tasks(self) -> Vec<&'static str> {

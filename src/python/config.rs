@@ -1,5 +1,8 @@
 //! `Config`: the settings as an immutable Python object, made from the one table of settings.
 
+use std::path::PathBuf;
+use std::sync::Arc;
+
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple, PyType};
@@ -8,6 +11,7 @@ use super::errors::OrRaise;
 use super::host::PythonHost;
 use super::utf8::Utf8;
 use crate::config::{SettingValue, Settings, for_each_setting};
+use crate::models::ResolveOptions;
 
 /// Settings of a manager, validated once and immutable.
 #[pyclass(frozen, eq, name = "Config", module = "model_manager._core")]
@@ -98,6 +102,14 @@ fn shown(name: &str, value: &str) -> String {
         return "'***'".to_owned();
     }
     parts.into_iter().map(hide).collect::<Vec<_>>().join(",")
+}
+
+/// The folder of the hub's models with these settings.
+#[pyfunction]
+pub(super) fn _hub_cache(config: &PyConfig) -> PathBuf {
+    let mut options = ResolveOptions::new(Arc::new(PythonHost));
+    options.cache_dir = config.0.cache_dir.as_ref().map(|folder| folder.0.clone());
+    options.cache()
 }
 
 /// `Config(**settings)`, for pickle.

@@ -15,24 +15,18 @@ use crate::models::{ModelConfig, ModelKind};
 /// The families, in the order of the registry.
 #[pyfunction]
 pub(super) fn _families(py: Python<'_>) -> PyResult<Bound<'_, PyList>> {
-    let kinds = [
-        (ModelKind::Embedding, "embedding"),
-        (ModelKind::Generator, "generator"),
-        (ModelKind::Classifier, "reranker"),
-        (ModelKind::Sparse, "sparse"),
-    ];
+    let served = |serves: &dyn Fn(ModelKind) -> bool| -> Vec<_> {
+        ModelKind::ALL.into_iter().filter(|kind| serves(*kind)).map(ModelKind::name).collect()
+    };
     let list = PyList::empty(py);
     for family in families() {
         let row = PyDict::new(py);
         row.set_item("model_type", family.model_type)?;
         row.set_item("classes", family.classes)?;
-        let served: Vec<_> = kinds.iter().filter(|(kind, _)| family.serves(*kind)).map(|(_, n)| *n).collect();
-        row.set_item("kinds", served)?;
+        row.set_item("kinds", served(&|kind| family.serves(kind)))?;
         let gguf = PyDict::new(py);
         for file in family.gguf {
-            let served: Vec<_> =
-                kinds.iter().filter(|(kind, _)| file.serves(*kind)).map(|(_, name)| *name).collect();
-            gguf.set_item(file.architecture, served)?;
+            gguf.set_item(file.architecture, served(&|kind| file.serves(kind)))?;
         }
         row.set_item("gguf", gguf)?;
         row.set_item("example", example(family.model_type))?;

@@ -94,7 +94,7 @@ mod _core {
     #[pymodule_export]
     use super::arrow::ArrowVectors;
     #[pymodule_export]
-    use super::config::{_config_from, PyConfig};
+    use super::config::{_config_from, _hub_cache, PyConfig};
     #[pymodule_export]
     use super::errors::_error_classes;
     #[pymodule_export]

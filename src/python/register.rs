@@ -11,9 +11,7 @@ use super::loader::host_loader;
 use super::texts::text_of;
 use crate::Error;
 use crate::config::{DTypeChoice, Setting};
-use crate::manager::{
-    BUILT_IN, EmbeddingSpec, GENERATOR, GeneratorSpec, Manager, RERANKER, SourceSpec, Spec,
-};
+use crate::manager::{BUILT_IN, EmbeddingSpec, GENERATOR, Manager, ModelSpec, RERANKER, SourceSpec, Spec};
 use crate::models::{ModelKind, Pooling};
 
 /// A source as text: a str, or a path object as `os.fspath` gives it.
@@ -81,6 +79,9 @@ impl AboutVectors {
     }
 }
 
+/// The kind of a model whose files say which vectors or scores it gives. A language model embeds.
+const ENCODER: &str = "encoder";
+
 /// The exception for a keyword that does not fit.
 fn refused(py: Python<'_>, reason: String) -> PyErr {
     to_py(py, &Error::Input(reason))
@@ -106,45 +107,33 @@ pub(super) fn spec(
         }
     };
     let (has_vectors, has_any) = (about.embeds(), about.has_any());
-    let found = match (kind, &source) {
-        (None, SourceSpec::Fixed(source)) if !BUILT_IN.contains(&name) && !has_vectors => {
-            detached(py, || manager.installed_kind(source, revision.as_ref())).or_raise(py)?
-        }
-        _ => None,
-    };
-    let open = kind.is_none() && found.is_none() && !BUILT_IN.contains(&name) && !has_any;
     let kind = match kind {
+        Some(ENCODER) => None,
         Some(kind) => Some(ModelKind::from_name(kind).or_raise(py)?),
         None if name == GENERATOR => Some(ModelKind::Generator),
         None if name == RERANKER => Some(ModelKind::Classifier),
         None if has_vectors || BUILT_IN.contains(&name) => Some(ModelKind::Embedding),
-        None if found == Some(ModelKind::Generator) && has_any => Some(ModelKind::Embedding),
-        None => found,
+        None => {
+            let spec = model(py, source.clone(), dtype, revision.clone())?;
+            match detached(py, || manager.installed_kind(&spec)).or_raise(py)? {
+                None if !has_any => return Ok(Spec::Open(spec)),
+                Some(ModelKind::Generator) if has_any => Some(ModelKind::Embedding),
+                found => found,
+            }
+        }
     };
-    Ok(if kind == Some(ModelKind::Generator) {
-        Spec::Generator(generator(py, name, source, dtype, revision, &about)?)
-    } else {
-        Spec::Embedding(EmbeddingSpec { open, kind, ..embedding(py, source, dtype, revision, about)? })
-    })
+    if kind != Some(ModelKind::Generator) {
+        return Ok(Spec::Embedding(EmbeddingSpec { kind, ..embedding(py, source, dtype, revision, about)? }));
+    }
+    if has_any {
+        let reason = "generates text: fallback, pooling, max_length and prompts are for embedding models";
+        return Err(refused(py, format!("{name:?} {reason}")));
+    }
+    Ok(Spec::Generator(model(py, source, dtype, revision)?))
 }
 
-fn generator(
-    py: Python<'_>,
-    name: &str,
-    source: SourceSpec,
-    dtype: &str,
-    revision: Option<String>,
-    about: &AboutVectors,
-) -> PyResult<GeneratorSpec> {
-    if about.has_any() {
-        return Err(refused(
-            py,
-            format!(
-                "{name:?} generates text: fallback, pooling, max_length and prompts are for embedding models"
-            ),
-        ));
-    }
-    Ok(GeneratorSpec { source, dtype: parsed_dtype(py, dtype)?, revision })
+fn model(py: Python<'_>, source: SourceSpec, dtype: &str, revision: Option<String>) -> PyResult<ModelSpec> {
+    Ok(ModelSpec { source, dtype: parsed_dtype(py, dtype)?, revision })
 }
 
 fn parsed_dtype(py: Python<'_>, dtype: &str) -> PyResult<DTypeChoice> {
@@ -173,15 +162,5 @@ fn embedding(
     if max_length == Some(0) {
         return Err(to_py(py, &Error::argument("max_length", " must be greater than 0")));
     }
-    Ok(EmbeddingSpec {
-        source,
-        fallback,
-        dtype,
-        pooling,
-        max_length,
-        revision,
-        prompts,
-        kind: None,
-        open: false,
-    })
+    Ok(EmbeddingSpec { source, fallback, dtype, pooling, max_length, revision, prompts, kind: None })
 }

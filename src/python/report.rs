@@ -97,6 +97,7 @@ fn slot<'py>(py: Python<'py>, slot: &SlotReport) -> PyResult<Bound<'py, PyDict>>
         "state": slot.state,
         "source": &slot.source,
         "kind": slot.kind,
+        "kind_known": slot.kind_known,
         "pinned": slot.pinned,
         "keep_alive": slot.keep_alive.map(|keep| keep.as_secs_f64()),
         "bytes": slot.bytes,

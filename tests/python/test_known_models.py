@@ -146,3 +146,66 @@ def test_slots_with_different_models(command, monkeypatch):
     found = json.loads(command("doctor", "--quick", "--json").out)
     assert found["warnings"] == []
     assert found["machine"]["profile"] == "multilingual"
+
+
+_DESCRIBED = [
+    "bert_dense",
+    "bge_m3",
+    "colbert",
+    "nli_bert",
+    "qwen3_embedding",
+    "qwen3_reranker",
+    "rerank_bert",
+    "rerank_modernbert",
+    "splade_bert",
+    "static_embedding",
+]
+
+
+@pytest.mark.parametrize("name", _DESCRIBED)
+def test_a_model_is_the_same_before_and_after_its_load(make_manager, name):
+    manager = make_manager()
+    found = manager._inspect(str(FIXTURES / name), None)
+    manager.register("m", str(FIXTURES / name))
+    described = manager.describe("m")
+    assert found["tasks"] == described["tasks"]
+    assert found["kind"] == manager.stats()["slots"]["m"]["kind"]
+    assert found["prompts"] == described["prompts"]
+
+
+def test_an_embedding_model_does_not_run_as_a_reranker(command):
+    folder = str(FIXTURES / "bert_plain")
+    done = command("doctor", folder, "--kind", "reranker")
+    assert done.code == 1
+    assert "It does not run" in done.err
+    assert "its files are those of an embedding model" in done.err
+    assert command("doctor", str(FIXTURES / "rerank_bert"), "--kind", "reranker").code == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "pooling"),
+    [("bert_plain", "mean"), ("bert_cls", "cls"), ("rerank_bert", "cls"), ("colbert", None), ("splade_bert", None)],
+)
+def test_a_model_that_pools_nothing_has_no_pooling(make_manager, name, pooling):
+    manager = make_manager()
+    manager.register("m", str(FIXTURES / name))
+    assert manager.describe("m")["pooling"] == pooling
+
+
+def test_the_folder_of_the_hub_is_that_of_the_core(command, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME", "MODEL_MANAGER_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    expected = tmp_path / ".cache" / "huggingface" / "hub"
+    for variable, value, folder in [
+        (None, "", expected),
+        ("XDG_CACHE_HOME", "~/x", tmp_path / "x" / "huggingface" / "hub"),
+        ("HF_HOME", "~/home", tmp_path / "home" / "hub"),
+        ("HUGGINGFACE_HUB_CACHE", "~/old", tmp_path / "old"),
+        ("HF_HUB_CACHE", "~/new", tmp_path / "new"),
+        ("MODEL_MANAGER_CACHE_DIR", "~/own", tmp_path / "own"),
+    ]:
+        if variable is not None:
+            monkeypatch.setenv(variable, value)
+        shown = json.loads(command("models", "--json").out)
+        assert shown["cache"]["folder"] == str(folder), variable

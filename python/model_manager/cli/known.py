@@ -21,7 +21,7 @@ _TURKISH_KINDS = {
     "embedding": "vektör",
     "generator": "metin üretimi",
     "reranker": "yeniden sıralama",
-    "reranker or classifier": "yeniden sıralama ya da sınıflandırma",
+    "classifier": "sınıflandırma",
     "sparse": "seyrek vektör",
 }
 

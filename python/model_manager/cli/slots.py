@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .._core import _hub_cache
 from .._sizes import size_text
 from ..errors import ModelManagerError
 from .known import show_known
@@ -79,7 +80,7 @@ def warmup(slots: Sequence[str], as_json: bool) -> None:
 
     results: list[dict[str, Any]] = []
     with manager() as found:
-        for slot in [slot_for(found, name) for name in slots] or [slot_for(found, None)]:
+        for slot in [slot_for(found, name, None) for name in slots] or [slot_for(found, None)]:
             started = time.perf_counter()
             try:
                 with quiet():
@@ -103,13 +104,8 @@ def warmup(slots: Sequence[str], as_json: bool) -> None:
 
 
 def hub_cache(config: Config) -> Path:
-    """The folder of downloaded models, by the same rules as in the core."""
-    if config.cache_dir is not None:
-        return Path(config.cache_dir)
-    if folder := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
-        return Path(os.path.expanduser(folder))  # noqa: PTH111  as below
-    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-    return Path(os.path.expanduser(home)) / "hub"  # noqa: PTH111  Path's raises where the user has no home
+    """The folder of downloaded models."""
+    return Path(_hub_cache(config))
 
 
 def _cached(config: Config) -> list[tuple[str, int]]:

@@ -10,7 +10,6 @@ import os
 import re
 import time
 from collections import deque
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from .. import tracing
@@ -46,7 +45,6 @@ _APART = 2
 _CACHE: dict[str, Any] = {"cache_policy": "ttl", "cache_ttl": 600.0, "cache_size": 10_000}
 """Defaults of the server's own manager; the environment overrides them."""
 
-_SAYS_KIND = ("kind", "pooling", "prompts", "max_length", "fallback")
 """Keywords of `register` that decide a slot's kind."""
 _INSTRUCTED = "qwen3-embedding"
 """A part of the source of models that take instructions. It decides without a load, and for models of other servers."""
@@ -378,19 +376,7 @@ class Service:
         """The slots of the settings that write text, with their state; also those whose kind their load will show."""
         slots = self.manager.stats()["slots"]
         named = {name: slots[name] for name in self.config.generators if name in slots}
-        return {name: state for name, state in named.items() if state["kind"] == "generator" or self._is_open(name)}
-
-    def _is_open(self, slot: str) -> bool:
-        """Whether the first use of a slot decides its kind: it was registered without one, and its model is not on
-        this machine.
-        """
-        source, options = self.manager._registered.get(slot, (None, {}))
-        state = self.state(slot)
-        if source is None or state is None or state["kind"] != "embedding" or self.load_count(slot):
-            return False
-        source = os.fspath(source)
-        is_local = ":" in source or Path(source).expanduser().exists()
-        return not is_local and not any(options.get(name) for name in _SAYS_KIND)
+        return {name: state for name, state in named.items() if state["kind"] == "generator" or not state["kind_known"]}
 
     def models(self) -> list[ServedModel]:
         """All embedding models: those of the settings, then the manager's other slots."""
@@ -493,11 +479,7 @@ class Service:
             self.generator_description(slot)
 
     def _begin_load(self, slot: str) -> asyncio.Future[Any]:
-        if slot in self.config.generators and self._is_open(slot):
-            # A plain load would take the model for one that embeds.
-            load: asyncio.Future[Any] = in_thread(self.manager.describe_generator, slot)
-        else:
-            load = in_thread(self.manager.load, slot, self.config.request_timeout)
+        load: asyncio.Future[Any] = in_thread(self.manager.load, slot, self.config.request_timeout)
         self._loads[slot] = load
         load.add_done_callback(lambda _: self._loads.pop(slot, None))
         return load

@@ -1,10 +1,12 @@
 //! A model before it is loaded.
 
 use super::super::instance::Manager;
+use super::super::mistaken::name_kind;
 use crate::Result;
 use crate::compute::Isa;
 use crate::generation::load;
 use crate::models::{Inspected, ModelKind, Source, StaticInspection};
+use crate::output::Shapes;
 
 /// What a model is, and how it would be loaded.
 #[derive(Debug, Clone, PartialEq)]
@@ -50,7 +52,8 @@ impl Manager {
         let parts = self.parts()?;
         let options = parts.loader.resolve_options(None);
         let parsed = Source::parse(source)?;
-        let found = match Inspected::of(&parsed, &options, kind, &mut |_| Ok(()))? {
+        let found = Inspected::of(&parsed, &options, kind, &mut |_| Ok(()));
+        let found = match name_kind(found, kind, source, &options)? {
             Inspected::Model(found) => found,
             Inspected::Static(found) => return Ok(static_report(&parsed, &found)),
         };
@@ -68,20 +71,13 @@ impl Manager {
         if let Some(sentence) = &found.sentence {
             max_length = max_length.min(sentence.max_length);
         }
-        let (kind, tasks): (_, &[&str]) = match found.kind {
-            ModelKind::Embedding if found.late => ("embedding", &["embed_multi"]),
-            ModelKind::Embedding => ("embedding", &["embed", "embed_multi"]),
-            ModelKind::Classifier => ("reranker or classifier", &["rerank", "classify"]),
-            ModelKind::Sparse => ("sparse", &["embed_sparse"]),
-            ModelKind::Generator => ("generator", &["generate", "chat"]),
-        };
         let sentence = found.sentence.as_ref();
         let prompts = sentence.map(|sentence| sentence.prompts.clone().into_iter().collect());
         Ok(ModelReport {
             source: parsed.to_string(),
             family: found.config.family.model_type,
-            kind,
-            tasks: tasks.to_vec(),
+            kind: found.shapes.map_or(found.kind.name(), Shapes::kind_name),
+            tasks: found.shapes.map_or_else(|| vec!["generate", "chat"], Shapes::tasks),
             hidden: Some(description.hidden),
             max_length: Some(max_length),
             tokenizer: found.tokenizer.clone(),

@@ -5,12 +5,12 @@ use std::time::Duration;
 use super::super::instance::Manager;
 use super::super::model::{LoadedModel, SlotValue};
 use super::super::options::Check;
-use super::super::spec::{Retention, Spec};
+use super::super::spec::{ModelSpec, Retention, Spec};
 #[cfg(doc)]
 use crate::Error;
 use crate::Result;
 use crate::lifecycle::{Lease, State};
-use crate::models::{ModelKind, Source, installed_kind};
+use crate::models::ModelKind;
 
 impl Manager {
     /// Makes the slot `name`. Nothing is loaded yet.
@@ -30,14 +30,13 @@ impl Manager {
         Ok(())
     }
 
-    /// What the files of `source` are made for; `None` when they are not on this machine, or do not show it. Downloads
+    /// What the files of `spec` are made for; `None` when they are not on this machine, or do not show it. Downloads
     /// nothing.
     ///
     /// # Errors
     /// Those of the settings.
-    pub fn installed_kind(&self, source: &str, revision: Option<&String>) -> Result<Option<ModelKind>> {
-        let options = self.parts()?.loader.resolve_options(revision);
-        Ok(Source::parse(source).ok().and_then(|source| installed_kind(&source, &options)))
+    pub fn installed_kind(&self, spec: &ModelSpec) -> Result<Option<ModelKind>> {
+        Ok(self.parts()?.loader.installed_kind(spec))
     }
 
     /// Unloads and forgets the slot.
@@ -106,12 +105,12 @@ impl Manager {
         Ok(self.parts()?.registry.unload_all())
     }
 
-    /// Whether the slot's model makes vectors. Never loads.
+    /// Whether the slot's model makes vectors, as far as that is known. Never loads.
     ///
     /// # Errors
     /// [`Error::UnknownModel`], [`Error::Closed`].
     pub fn is_embedding(&self, name: &str) -> Result<bool> {
-        Ok(matches!(self.parts()?.registry.entry(name)?.spec, Spec::Embedding(_)))
+        Ok(matches!(self.parts()?.registry.entry(name)?.spec(), Spec::Embedding(_) | Spec::Open(_)))
     }
 
     /// Whether the slot is in memory now.

@@ -197,7 +197,7 @@ pub(in super::super) fn lease(
     options: &GenerateOptions,
     check: Check<'_>,
 ) -> Result<GeneratorLease> {
-    let entry = registry.entry_for_text(options.slot())?;
+    let entry = registry.entry(options.slot())?;
     let timeout = options.timeout.or(registry.load_timeout());
     registry.used(&entry.name, options.user.as_deref());
     let absent = options.trace.as_ref().filter(|_| entry.slot.state() != State::Ready);
@@ -235,7 +235,7 @@ pub(in super::super) fn submit(
     on_event: OnEvent,
 ) -> Result<GenerationTicket> {
     params.validate()?;
-    let entry = registry.entry_for_text(options.slot())?;
+    let entry = registry.entry(options.slot())?;
     let ticket = GenerationTicket::default();
     let request = WaitingRequest {
         prompt,

@@ -37,6 +37,9 @@ pub enum ModelKind {
 }
 
 impl ModelKind {
+    /// Every kind.
+    pub const ALL: [Self; 4] = [Self::Embedding, Self::Generator, Self::Classifier, Self::Sparse];
+
     /// What its models give, for messages.
     pub(crate) fn result(self) -> &'static str {
         match self {

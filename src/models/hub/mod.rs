@@ -32,6 +32,7 @@ use self::download::Blobs;
 pub use self::options::ResolveOptions;
 use self::progress::OnProgress;
 pub use self::progress::Progress;
+use super::head::SPARSE_LINEAR;
 use super::manifest::{Missing, ModelFiles, Module, Selection, read_modules};
 use crate::{Error, Result};
 
@@ -180,9 +181,10 @@ fn select(
     Ok((modules, selection))
 }
 
-/// Whether a file says what a model is, in a few kilobytes: neither weights nor a vocabulary.
+/// Whether a file says what a model is, in a few kilobytes: neither weights nor a vocabulary. bge-m3's layer of weights by
+/// token is as small.
 fn is_small(file: &str) -> bool {
     let name = file.rsplit('/').next().unwrap_or(file);
-    let is_text = [".json", ".jinja"].iter().any(|end| name.ends_with(end));
+    let is_text = [".json", ".jinja"].iter().any(|end| name.ends_with(end)) || name == SPARSE_LINEAR;
     is_text && !["tokenizer.json", "vocab.json"].contains(&name)
 }

@@ -38,7 +38,7 @@ impl ResolveOptions {
     }
 
     /// The cache: where models are looked for first, and downloaded to.
-    pub(super) fn cache(&self) -> PathBuf {
+    pub fn cache(&self) -> PathBuf {
         let host = self.host.as_ref();
         self.cache_dir
             .clone()

@@ -95,7 +95,7 @@ impl Embedder {
     pub(super) fn info(&self, entry: &NamedSlot) -> Option<Arc<ModelInfo>> {
         let info = entry.info()?;
         if let Spec::Embedding(EmbeddingSpec { source: source @ SourceSpec::Environment { .. }, .. }) =
-            &entry.spec
+            entry.spec()
             && entry.slot.state() != State::Ready
             && source.current(self.loader.host()) != info.asked
         {
