@@ -1,6 +1,6 @@
-//! Which servers are trusted over HTTPS, and what it means when one is not.
+//! Which servers are trusted over TLS, and what it means when one is not.
 
-use std::fs;
+use std::{fs, io};
 
 use rustls::{CertificateError, Error as Fault, InvalidMessage};
 use ureq::Timeout;
@@ -43,20 +43,9 @@ pub(crate) fn trust(host: &dyn Host) -> Result<TlsConfig> {
 
 /// What went wrong between this program and a server, in words; what the system calls it by number is left out.
 pub(crate) fn words(error: &ureq::Error) -> String {
-    use std::io::ErrorKind as Kind;
     use ureq::Error as E;
     let words = match error {
-        E::Io(error) => match error.kind() {
-            Kind::ConnectionRefused => "the connection was refused: no server listens there",
-            Kind::ConnectionReset | Kind::ConnectionAborted | Kind::BrokenPipe => {
-                "the server ended the connection before its answer was complete"
-            }
-            Kind::HostUnreachable | Kind::NetworkUnreachable | Kind::NetworkDown => {
-                "the server cannot be reached from this network"
-            }
-            Kind::TimedOut => "the server did not answer in time",
-            _ => return system_words(error),
-        },
+        E::Io(error) => return io_words(error),
         E::HostNotFound => "the name of the host is not known",
         E::ConnectionFailed => "no connection came about",
         E::Timeout(Timeout::Resolve | Timeout::Connect) => "no connection came about in time",
@@ -66,14 +55,35 @@ pub(crate) fn words(error: &ureq::Error) -> String {
     words.to_owned()
 }
 
+/// The same for a connection.
+pub(crate) fn io_words(error: &io::Error) -> String {
+    use io::ErrorKind as Kind;
+    let words = match error.kind() {
+        Kind::ConnectionRefused => "the connection was refused: no server listens there",
+        Kind::ConnectionReset | Kind::ConnectionAborted | Kind::BrokenPipe => {
+            "the server ended the connection before its answer was complete"
+        }
+        Kind::HostUnreachable | Kind::NetworkUnreachable | Kind::NetworkDown => {
+            "the server cannot be reached from this network"
+        }
+        Kind::TimedOut | Kind::WouldBlock => "the server did not answer in time",
+        _ => return system_words(error),
+    };
+    words.to_owned()
+}
+
 /// Why no connection comes about, with the remedy, where another attempt would end the same; `None` for everything else.
 pub(crate) fn refusal(error: &ureq::Error) -> Option<String> {
     let ureq::Error::Io(error) = error else { return None };
+    io_refusal(error, "name the port of its HTTPS, or write http in the place of https")
+}
+
+/// The same for a connection. `plain` is the remedy for a port without TLS.
+pub(crate) fn io_refusal(error: &io::Error, plain: &str) -> Option<String> {
     let reason = match error.get_ref()?.downcast_ref::<Fault>()? {
         Fault::InvalidCertificate(fault) => return Some(untrusted(fault)),
         Fault::InvalidMessage(InvalidMessage::InvalidContentType) => {
-            "no TLS is spoken at this port; name the port of its HTTPS, or write http in the place of https"
-                .into()
+            format!("no TLS is spoken at this port; {plain}")
         }
         Fault::PeerIncompatible(fault) => {
             format!("it has no way of TLS in common with us ({fault:?}); let it speak TLS 1.2 or 1.3")

@@ -18,6 +18,11 @@ pub(super) const PART_BYTES: usize = 1 << 10;
 /// them.
 pub(super) const LONG_TEXT: usize = 64 << 10;
 
+/// Bytes up to which a prompt, or the query of many documents, may be of any call.
+const SHORT_SHARED: usize = 256 << 10;
+/// Bytes of one text that all inputs share, times these inputs: about as many are hashed, copied and tokenized.
+const MOST_SHARED: usize = 512 << 20;
+
 /// What one call gives to a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Inputs {
@@ -118,6 +123,14 @@ impl Inputs {
 
     /// Refuses inputs that no model can answer under `options`, before anything is loaded.
     pub(super) fn check(&self, options: &EmbedOptions) -> Result<()> {
+        if let Some(prompt) = &options.prompt {
+            self.check_shared("prompt", prompt)?;
+        }
+        if let Self::Pairs(Pairs { firsts, .. }) = self
+            && let [query] = &firsts[..]
+        {
+            self.check_shared("query", query)?;
+        }
         let Self::Tokens(ids) = self else { return options.one_prompt() };
         if options.prompt_name.is_some() || options.prompt.as_ref().is_some_and(|prompt| !prompt.is_empty()) {
             return Err(Error::Input(
@@ -130,6 +143,20 @@ impl Inputs {
             Some(input) => Err(Error::item(self.param(), &[input], " holds no token ids")),
             None => Ok(()),
         }
+    }
+
+    /// Refuses a text that every input shares when it is read too often.
+    fn check_shared(&self, param: &'static str, text: &str) -> Result<()> {
+        let (bytes, inputs) = (text.len(), self.len());
+        if bytes <= SHORT_SHARED || bytes.saturating_mul(inputs) <= MOST_SHARED {
+            return Ok(());
+        }
+        let most = MOST_SHARED / bytes;
+        let reason = format!(
+            " has {bytes} bytes and is read with each of {inputs} texts; with one of this length give at most {most}, or \
+             shorten it to {SHORT_SHARED} bytes, which is more than models read"
+        );
+        Err(Error::argument(param, reason))
     }
 
     /// The prompt that is put before each of them.
@@ -227,5 +254,37 @@ impl Inputs {
         }
         let longest = encoder.config.max_length;
         Ok(if truncate { encoder.tokenizer.cut(ids, longest).to_vec() } else { ids.to_vec() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(inputs: &Inputs, prompt: Option<String>) -> Option<String> {
+        let options = EmbedOptions { prompt, ..EmbedOptions::default() };
+        inputs.check(&options).err().map(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_long_text_is_shared_by_few_inputs() {
+        let long = || "x".repeat(SHORT_SHARED + 1);
+        let most = MOST_SHARED / (SHORT_SHARED + 1);
+        for (inputs, refused) in [(1, false), (most, false), (most + 1, true)] {
+            let texts = vec![String::new(); inputs];
+            let reason = refusal(&Inputs::Texts(texts.clone()), Some(long()));
+            assert_eq!(reason.is_some(), refused, "{inputs} texts");
+            assert!(reason.is_none_or(|reason| reason.starts_with("prompt has 262145 bytes")));
+            let pairs = Inputs::Pairs(Pairs::of_query(long(), texts.clone()));
+            let reason = refusal(&pairs, None);
+            assert_eq!(reason.is_some(), refused, "{inputs} documents");
+            assert!(reason.is_none_or(|reason| reason.starts_with("query has 262145 bytes")));
+            // One of `SHORT_SHARED` bytes is taken with any number, and so are pairs without a common text.
+            assert_eq!(refusal(&Inputs::Texts(texts.clone()), Some("x".repeat(SHORT_SHARED))), None);
+            if inputs > 1 {
+                let pairs = Pairs::new(texts.clone(), texts).unwrap();
+                assert_eq!(refusal(&Inputs::Pairs(pairs), None), None);
+            }
+        }
     }
 }

@@ -140,7 +140,7 @@ impl Learning {
             return;
         }
         if let Err(error) = saved.save(&habits) {
-            log::warn!("what was learned of the use of models was not saved: {error}");
+            saved.warn(&error);
         }
     }
 }

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::daily::DailyHabits;
 use super::gaps::GapHistogram;
+use crate::error::system_words;
 use crate::private_files::{create_folder, replace};
 use crate::sync::Mutex;
 
@@ -136,9 +137,15 @@ impl SavedHabits {
             Err(error) => {
                 // They stay where they are, for a process that can write.
                 self.inherited.clear();
-                log::warn!("what was learned of the use of models cannot be saved: {error}");
+                self.warn(&error);
             }
         }
+    }
+
+    /// Logs why it cannot be saved.
+    pub(super) fn warn(&self, error: &io::Error) {
+        let (folder, error) = (self.folder.display(), system_words(error));
+        log::warn!("what was learned of the use of models is not saved: {folder} (adaptive_state): {error}");
     }
 
     /// What all processes had learned of a slot.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::super::instance::Manager;
 use super::super::stats::ManagerStatistics;
 use crate::cache::CacheStatistics;
-use crate::cache::tiers::disk::{Disk, Verified};
+use crate::cache::tiers::disk::{Disk, ImportError, Verified};
 use crate::lifecycle::ReaperSettings;
 use crate::{Error, Result};
 
@@ -79,11 +79,18 @@ impl Manager {
     ///
     /// # Errors
     /// [`Error::Config`] when nothing is stored on disk; [`Error::InvalidFile`] for another or a damaged file; those of
-    /// reading it.
+    /// reading it, and of writing into the cache's folder.
     pub fn import_cache(&self, path: &Path) -> Result<usize> {
-        self.disk()?.import(path).map_err(|error| match error.kind() {
-            ErrorKind::InvalidData | ErrorKind::UnexpectedEof => Error::invalid_file(path, error.to_string()),
-            _ => Error::io(path, "read", &error),
+        let disk = self.disk()?;
+        disk.import(path).map_err(|error| match error {
+            ImportError::Folder(error) => Error::io(disk.folder(), "write", &error),
+            ImportError::File(error) => match error.kind() {
+                ErrorKind::InvalidData => Error::invalid_file(path, error.to_string()),
+                ErrorKind::UnexpectedEof => {
+                    Error::invalid_file(path, "it ends too early; export the cache again")
+                }
+                _ => Error::io(path, "read", &error),
+            },
         })
     }
 

@@ -14,4 +14,4 @@ mod tests;
 mod transfer;
 
 pub use folder::{Disk, DiskSettings};
-pub use transfer::Verified;
+pub use transfer::{ImportError, Verified};

@@ -1,9 +1,9 @@
 //! The folder against everything that happens to files.
 
 use std::collections::HashMap;
-use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::{fs, io};
 
 use super::format::{ENTRY, HEADER};
 use super::segment::list;
@@ -335,14 +335,26 @@ fn an_export_is_imported_elsewhere_and_a_damaged_one_is_refused() {
     let one = (bytes.len() - HEADER - ENTRY) / 600;
     for cut in [7, HEADER, HEADER + one, HEADER + 2 * one + 5, bytes.len() - ENTRY, bytes.len() - 1] {
         fs::write(&file, &bytes[..cut]).unwrap();
-        assert!(other.import(&file).is_err(), "{cut} of {} bytes", bytes.len());
+        let Err(ImportError::File(error)) = other.import(&file) else {
+            panic!("{cut} of {} bytes", bytes.len())
+        };
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "{cut}");
     }
     fs::write(&file, [&bytes[..], &bytes[..1]].concat()).unwrap();
-    assert!(other.import(&file).unwrap_err().to_string().contains("behind its end"));
+    let damaged = |disk: &Disk, what: &str| {
+        let Err(ImportError::File(error)) = disk.import(&file) else { panic!("it is not damaged") };
+        assert!(error.kind() == io::ErrorKind::InvalidData && error.to_string().contains(what), "{error}");
+    };
+    damaged(&other, "behind its end");
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     fs::write(&file, &bytes).unwrap();
-    assert!(other.import(&file).is_err());
+    damaged(&other, "is damaged");
+    // A folder that cannot be made is no fault of the file.
+    bytes[middle] ^= 1;
+    fs::write(&file, &bytes).unwrap();
+    let nowhere = Disk::new(settings(&file.join("cache")));
+    assert!(matches!(nowhere.import(&file), Err(ImportError::Folder(_))));
 }
 
 #[test]

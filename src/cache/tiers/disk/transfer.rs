@@ -21,6 +21,21 @@ pub struct Verified {
     pub damaged: usize,
 }
 
+/// What ended an import.
+#[derive(Debug)]
+pub enum ImportError {
+    /// The file that is read, or what it holds.
+    File(io::Error),
+    /// The folder that is written to.
+    Folder(io::Error),
+}
+
+impl From<io::Error> for ImportError {
+    fn from(error: io::Error) -> Self {
+        Self::File(error)
+    }
+}
+
 /// Results that are read from a file between two writes.
 const BATCH: usize = 256;
 
@@ -69,15 +84,15 @@ impl Disk {
     /// result is whole.
     ///
     /// # Errors
-    /// Those of the file and the folder; [`io::ErrorKind::InvalidData`] for another file, or a damaged one;
+    /// Those of the file and of the folder; [`io::ErrorKind::InvalidData`] for another file, or a damaged one;
     /// [`io::ErrorKind::UnexpectedEof`] for one that was cut off.
-    pub fn import(&self, path: &Path) -> io::Result<usize> {
+    pub fn import(&self, path: &Path) -> Result<usize, ImportError> {
         let mut file = BufReader::new(File::open(path)?);
         let damaged = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
         let mut found = [0; HEADER];
         file.read_exact(&mut found)?;
         if found != header() {
-            return Err(damaged("it is no export of a cache, or one of another version"));
+            return Err(damaged("it is no export of a cache, or one of another version").into());
         }
         let (mut count, mut read, mut batch) = (0, 0, Vec::<(TierKey, Vec<u8>, u32)>::new());
         loop {
@@ -90,20 +105,20 @@ impl Disk {
                     batch.drain(..).filter(|(key, ..)| !opened.index.rows.contains_key(key)).collect()
                 });
                 if !new.is_empty() {
-                    count += self.append(new.into_iter())?;
-                    self.keep_bounds()?;
+                    count += self.append(new.into_iter()).map_err(ImportError::Folder)?;
+                    self.keep_bounds().map_err(ImportError::Folder)?;
                 }
             }
             if end {
                 return match file.fill_buf()? {
                     [] => Ok(count),
-                    _ => Err(damaged("there is something behind its end")),
+                    _ => Err(damaged("there is something behind its end").into()),
                 };
             }
             let mut value = vec![0; entry.length as usize];
             file.read_exact(&mut value)?;
             if !entry.matches(&value) {
-                return Err(damaged("a value is damaged"));
+                return Err(damaged("a value is damaged").into());
             }
             read += 1;
             batch.push((entry.key, value, entry.stored));

@@ -106,6 +106,15 @@ impl RedisConnection {
         }
     }
 
+    /// Whether it is a node of a cluster that is asked as a single server. For a user who may not ask that, it is none.
+    pub(super) fn is_node(&mut self) -> RedisResult<bool> {
+        let Self::Single(connection) = self else { return Ok(false) };
+        match cmd("INFO").arg("cluster").query::<String>(connection) {
+            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoPerm) => Ok(false),
+            answer => Ok(answer?.contains("cluster_enabled:1")),
+        }
+    }
+
     /// Removes all keys that begin with `prefix`.
     pub(super) fn remove(&mut self, prefix: &str) -> RedisResult<()> {
         let scan = |cursor: u64| {

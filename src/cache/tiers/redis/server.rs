@@ -1,5 +1,8 @@
 //! One server or cluster: its connections, and how long it rests after a failure.
 
+use std::error::Error as StdError;
+use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use redis::{ConnectionInfo, ErrorKind, IntoConnectionInfo, RedisResult, ServerErrorKind};
@@ -11,7 +14,7 @@ use super::connection::{RedisClient, RedisConnection};
 use crate::clock::Clock;
 use crate::config::Host;
 use crate::sync::Mutex;
-use crate::{Error, Result};
+use crate::{Error, Result, tls};
 
 /// How long connecting may take, unless a request may take longer.
 const CONNECT: Duration = Duration::from_millis(200);
@@ -20,6 +23,8 @@ const FIRST_REST: Duration = Duration::from_secs(1);
 const LONGEST_REST: Duration = Duration::from_secs(60);
 /// In the scheme of an address, it says that the server is a node of a cluster: `redis+cluster://`, `rediss+cluster://`.
 const CLUSTER: &str = "+cluster://";
+/// The remedy for a node that is named as a single server.
+const OF_CLUSTER: &str = " (it is a node of a cluster: write redis+cluster:// in the place of redis://)";
 /// Connections that are kept.
 const MOST_IDLE: usize = 4;
 
@@ -155,10 +160,10 @@ impl RedisServer {
                     self.keep(connection);
                 }
                 TierCounts::add(&counts.errors, 1);
-                let reason = reason(&error);
+                let reason = self.reason(&error);
                 let known = self.rest.lock().refused.replace(reason.clone());
                 if known.as_ref() != Some(&reason) {
-                    log::warn!("the cache at {} refuses to store: {reason}{}", self.name, remedy(&error));
+                    log::warn!("the cache at {} refuses to store: {reason}", self.name);
                 }
                 None
             }
@@ -177,7 +182,10 @@ impl RedisServer {
     pub(super) fn clear(&self, counts: &TierCounts, prefix: &str) -> Result<(), String> {
         self.wake();
         if self.ask(counts, true, |connection| connection.remove(prefix)).is_some() {
-            return Ok(());
+            return match self.ask(counts, false, RedisConnection::is_node) {
+                Some(true) => Err(format!("its other nodes were not asked{OF_CLUSTER}")),
+                _ => Ok(()),
+            };
         }
         let state = self.rest.lock();
         let reason = state.refused.clone().or_else(|| state.reported.clone());
@@ -197,38 +205,48 @@ impl RedisServer {
         let mut state = self.rest.lock();
         state.length = if state.length.is_zero() { FIRST_REST } else { (state.length * 2).min(LONGEST_REST) };
         state.until = self.clock.now().checked_add(state.length);
-        let reason = reason(error);
+        let reason = self.reason(error);
         if state.reported.as_ref() != Some(&reason) {
             state.reported = Some(reason.clone());
             drop(state);
-            log::warn!(
-                "the cache at {} does not answer: {reason}{}; results are computed instead",
-                self.name,
-                remedy(error)
-            );
+            log::warn!("the cache at {} does not answer: {reason}; results are computed instead", self.name);
         }
     }
-}
 
-/// What went wrong. Of several commands that failed together, the first says it.
-fn reason(error: &redis::RedisError) -> String {
-    match error.clone().into_server_errors().as_deref() {
-        Some([(_, first), ..]) => first.to_string(),
-        _ => error.to_string(),
+    /// What went wrong, with the remedy if there is one. Of several commands that failed together, the first says it.
+    fn reason(&self, error: &redis::RedisError) -> String {
+        if let Some(error) = io_error(error) {
+            let (plain, tls) = ("write redis:// in the place of rediss://", self.name.starts_with("rediss"));
+            return tls::io_refusal(error, plain).unwrap_or_else(|| {
+                let remedy = match (error.kind(), tls) {
+                    (io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock, true) => {
+                        format!(" (does it speak TLS? {plain} for a port without it)")
+                    }
+                    (io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof, false) => {
+                        " (does it speak TLS? write rediss:// in the place of redis://)".to_owned()
+                    }
+                    _ => String::new(),
+                };
+                tls::io_words(error) + &remedy
+            });
+        }
+        let words = match error.clone().into_server_errors().as_deref() {
+            Some([(_, first), ..]) => first.to_string(),
+            _ => error.to_string(),
+        };
+        if is_of_cluster(error) { words + OF_CLUSTER } else { words }
     }
 }
 
-fn remedy(error: &redis::RedisError) -> &'static str {
-    if is_of_cluster(error) {
-        " (it is a node of a cluster: write redis+cluster:// in the place of redis://)"
-    } else {
-        ""
-    }
+/// The error of the connection, if it is one.
+fn io_error(error: &redis::RedisError) -> Option<&io::Error> {
+    error.source()?.downcast_ref::<Arc<dyn StdError + Send + Sync>>()?.downcast_ref()
 }
 
 /// Whether a node of a cluster refuses keys of other nodes.
 fn is_of_cluster(error: &redis::RedisError) -> bool {
-    matches!(error.kind(), ErrorKind::Server(ServerErrorKind::CrossSlot | ServerErrorKind::Moved))
+    use ServerErrorKind as Kind;
+    matches!(error.kind(), ErrorKind::Server(Kind::CrossSlot | Kind::Moved | Kind::ClusterDown))
         || error.clone().into_server_errors().is_some_and(|errors| {
             errors.iter().any(|(_, error)| error.kind() == Some(ServerErrorKind::Moved))
         })
@@ -256,12 +274,16 @@ fn is_read_only(error: &redis::RedisError) -> bool {
 /// What an address says, with a password from the environment where it names a variable.
 fn settings(url: &str, environment: &dyn Host) -> Result<ConnectionInfo> {
     let plain = url.replacen(CLUSTER, "://", 1);
-    let info = plain.as_str().into_connection_info().map_err(|error| {
-        let reason = format!(
-            "{error}; expected redis://[[user]:password@]host[:port][/db], rediss://, unix://, or redis+cluster://"
-        );
-        refused("cache_url", &without_password(url), &reason)
+    let info = plain.as_str().into_connection_info().map_err(|_| {
+        let reason = "it is no address of Redis: expected redis://[[user]:password@]host[:port][/db], rediss://, unix://, or \
+                      redis+cluster://; in a password write # / ? @ , as %23 %2F %3F %40 %2C, or let it be env:NAME, which \
+                      reads the variable NAME";
+        refused("cache_url", &without_password(url), reason)
     })?;
+    if plain.starts_with("rediss://") {
+        // The client trusts nobody where the file holds no certificate, and does not say so.
+        tls::trust(environment)?;
+    }
     let settings = info.redis_settings().clone();
     let settings = match settings.password() {
         Some(password) => {
