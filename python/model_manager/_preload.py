@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import threading
@@ -11,6 +10,7 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from . import _text_files
 from ._arguments import a_flag, a_text, an_iterable, argument_error, one_of
 from .errors import ClosedError, InputError, MissingFileError, ModelManagerError
 
@@ -27,9 +27,6 @@ LONE_SURROGATE = (
     "holds a lone surrogate, which no UTF-8 text can; clean it with text.encode('utf-8', 'replace').decode()"
 )
 """What is wrong with a text that cannot be encoded, in the core's words."""
-_TABLES = (".csv", ".tsv", ".json", ".parquet", ".xlsx", ".arrow", ".feather")
-"""Endings of files whose lines are no texts."""
-_JSON_LINES = (".jsonl", ".ndjson")
 _SHOWN = 80
 """Characters of a file's name in an error."""
 _PAUSE = 0.05
@@ -77,45 +74,15 @@ class PreloadTicket:
         return f"<PreloadTicket {self.done}/{self.total}{' ended' if self.ended else ''}>"
 
 
-def read_texts(path: str | os.PathLike[str], column: str = "text") -> list[str]:
-    """The texts of a file: one a line, or of ``.jsonl`` and ``.ndjson`` the lines' field `column` or the lines
-    themselves.
+def read_texts(path: str | os.PathLike[str]) -> list[str]:
+    """The texts of a file that are not blank; of ``.jsonl``, ``.ndjson`` and ``.csv`` those under ``"text"``.
 
     Raises:
-        InputError: A line holds no text, or the file is a table, whose lines are rows.
+        InputError: A line holds no text, or the file is another table, whose lines are rows.
     """
-    name = Path(path)
-    if name.suffix.lower() in _TABLES:
-        raise InputError(
-            f"{name}: is a table, each row of which would count as a text: give its column of texts as a list, or as a "
-            "file with one text a line. For .csv: model-manager preload FILE.csv --column NAME"
-        )
-    texts = []
-    # Read as bytes: the error of a line that is no UTF-8 says which.
-    with name.open("rb") as lines:
-        for number, raw in enumerate(lines, 1):
-            if b"\0" in raw:
-                raise InputError(
-                    f"{name}:{number}: holds a NUL character, as texts in UTF-16 do; convert the file: iconv -t UTF-8"
-                )
-            try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise InputError(f"{name}:{number}: is no UTF-8: {error.reason}") from None
-            text: object = line.rstrip("\r\n")
-            if name.suffix.lower() in _JSON_LINES and str(text).strip():
-                try:
-                    text = json.loads(line)
-                except (ValueError, RecursionError):
-                    raise InputError(f"{name}:{number}: is no JSON") from None
-                text = text.get(column) if isinstance(text, dict) else text
-            if not isinstance(text, str):
-                raise InputError(f'{name}:{number}: must be a text or have a "{column}"')
-            if not _is_unicode(text):
-                raise InputError(f"{name}:{number}: {LONE_SURROGATE}")
-            if text.strip():
-                texts.append(text)
-    return texts
+    name = os.fspath(path)
+    with Path(name).open("rb") as file:
+        return [line.text for line in _text_files.texts(name, file, "text") if line.text.strip()]
 
 
 def _is_unicode(text: str) -> bool:

@@ -241,7 +241,8 @@ class BaseManager(VectorsManager):
         """Have the vectors of known texts in the cache before somebody asks for them.
 
         Args:
-            texts: Texts, or the name of a file with one text a line, or of a ``.jsonl`` with texts or ``"text"``.
+            texts: Texts, or the name of a file with one text a line, or of a ``.jsonl`` with texts or ``"text"``,
+                or of a ``.csv`` with a column ``text``.
             model: A slot; None: by the language of each text.
             when: ``"idle"``: once the model is in memory for another reason, 32 at a time after half a second
                 without other calls. ``"first_load"``: once it is in memory, whatever else is computed. ``"now"``: at

@@ -87,14 +87,14 @@ def test_documents_that_fail_make_the_exit_code_1(command, tmp_path):
     done = command("index", "d.jsonl", "-c", "notes")
     assert done.code == 1
     assert done.out.startswith("1 indexed, 0 skipped, 3 failed in ")
-    assert "document 1: d.jsonl:2 is not JSON" in done.err
-    assert "document 2: d.jsonl:3 is not a JSON object" in done.err
+    assert "document 1: d.jsonl:2: is not JSON" in done.err
+    assert "document 2: d.jsonl:3: is not a JSON object" in done.err
     assert "document 3 (id '4'): its text is empty" in done.err
     report = json.loads(command("index", "d.jsonl", "-c", "notes", "--json").out)
     assert (report["skipped"], [one["position"] for one in report["failures"]]) == (1, [1, 2, 3])
     stopped = command("index", "d.jsonl", "-c", "notes", "--fail-fast")
     assert stopped.code == 1
-    assert "indexing was given up: document 1: d.jsonl:2 is not JSON" in stopped.err
+    assert "indexing was given up: document 1: d.jsonl:2: is not JSON" in stopped.err
 
 
 def test_examples_of_the_readme(command, tmp_path):

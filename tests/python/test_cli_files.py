@@ -249,7 +249,7 @@ def test_a_deeply_nested_line_is_a_document_that_failed(command, tmp_path):
     (tmp_path / "a.jsonl").write_text(f'{{"text": "one"}}\n{deep}\n{{"text": "two"}}\n')
     done = command("index", "a.jsonl", "-c", "notes")
     assert (done.code, done.out[:30]) == (1, "2 indexed, 0 skipped, 1 failed")
-    assert "a.jsonl:2 is not JSON" in done.err
+    assert "a.jsonl:2: is not JSON" in done.err
 
 
 @posix

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,12 +12,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from .._extras import extra
-from .lines import form_of, parsed, plain_lines, reading, table_rows
+from .._text_files import form_of, rows
+from ..errors import InputError
+from .lines import file_errors, reading
 from .output import dimensions_option, json_option, manager, model_option, show_json, show_table, standard_output
 from .texts import Command, option, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from .. import ModelManager
     from ..integrations.qdrant import IndexReport, QdrantIndexer
@@ -212,49 +216,50 @@ def _show(report: IndexReport, as_json: bool) -> None:
 
 
 class _Documents:
-    """The documents of files, read as needed. An invalid line becomes a ValueError in place of a document."""
+    """The documents of files, read as needed. An invalid line becomes an `InputError` in place of a document."""
 
     def __init__(self, files: Sequence[str], form: str | None, text_field: str, id_field: str) -> None:
         for name in files:
             path = Path(name)
             if name != "-" and (path.is_dir() or not path.exists()):  # a pipe is no regular file
                 raise click.UsageError(f"{name} is a folder" if path.is_dir() else f"there is no file {name}")
-        self._files = [(name, form_of(name, form, "--format")) for name in files]
+        with self._errors():
+            self._files = [(name, form_of(name, form)) for name in files]
         self._given = form
         self._text_field = text_field
         self._id_field = id_field
 
+    @staticmethod
+    def _errors() -> AbstractContextManager[None]:
+        return file_errors("--format", "--text-field")
+
     def __iter__(self) -> Iterator[Any]:
         for name, form in self._files:
-            with reading(name, newline="" if form == "csv" else None) as lines:
-                rows: Iterator[tuple[int, Any]]
-                if form == "jsonl":
-                    rows = ((n, _json(line, f"{name}:{n}")) for n, line in enumerate(lines, 1) if line.strip())
-                elif form == "csv":
-                    rows = table_rows(name, lines, self._text_field, all_columns=True)
-                else:
-                    plain = plain_lines(name, lines, self._given, "--format")
-                    texts = ((n, line.rstrip("\n")) for n, line in enumerate(plain, 1) if line.strip())
-                    rows = ((n, {self._text_field: text}) for n, text in texts)
-                for line, row in rows:
-                    yield self._document(row, f"{name}:{line}") if isinstance(row, dict) else row
+            with self._errors(), reading(name) as file:
+                for number, row in rows(name, file, self._text_field, self._given, all_columns=True):
+                    if form != "txt":
+                        yield self._document(row, name, number)
+                    elif row.strip():
+                        yield self._document({self._text_field: row}, name, number)
 
-    def _document(self, row: dict[str, Any], place: str) -> dict[str, Any]:
-        if place.startswith("-:"):  # each standard input has such lines, and would replace those of the one before
+    def _document(self, row: Any, name: str, number: int) -> dict[str, Any] | InputError:
+        if isinstance(row, InputError):
+            return row
+        if not isinstance(row, dict):
+            return InputError(f"{name}:{number}: is not a JSON object")
+        if name == "-":  # each standard input has such lines, and would replace those of the one before
             content = json.dumps(row, sort_keys=True, default=str).encode()
             place = f"-:{hashlib.sha256(content).hexdigest()[:16]}"
+        else:
+            place = f"{_unicode(name)}:{number}"
         text = row.pop(self._text_field, None)
         given = row.pop(self._id_field, None)
         return {"text": text, "id": place if given in (None, "") else given, "metadata": row}
 
 
-def _json(line: str, place: str) -> Any:
-    """The document in a line; for an invalid line a ValueError."""
-    try:
-        document = parsed(line)
-    except (ValueError, RecursionError) as error:
-        return ValueError(f"{place} is not JSON: {error}")
-    return document if isinstance(document, dict) else ValueError(f"{place} is not a JSON object")
+def _unicode(name: str) -> str:
+    """The name of a file, with escapes for bytes that are no UTF-8: an id is a text."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 @click.command(

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from .lines import Line
+    from .._text_files import Line
 
     Compute = Callable[[list[str]], NDArray[np.float32]]
 
