@@ -12,6 +12,9 @@ def main() -> int:
     except ModuleNotFoundError as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    except KeyboardInterrupt:  # the imports take a while
+        sys.stderr.write("Interrupted.\n")
+        return 130
     return run()
 
 

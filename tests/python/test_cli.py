@@ -77,6 +77,21 @@ sys.exit(run(['demo', '--model', {ENGLISH_MODEL!r}]) or run(['doctor', '--quick'
     assert json.loads("{" + document)["settings"]["TURKISH_SENTENCE_MODEL"] == "ağ"
 
 
+def test_an_interrupt_of_the_imports_is_one_too():
+    code = """
+import sys
+from model_manager.__main__ import main
+class Interrupted:
+    def find_spec(self, name, *_):
+        if name == "model_manager.cli":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupted())
+print(main())
+"""
+    done = run_python(code)
+    assert (done.stdout, done.stderr) == ("130\n", "Interrupted.\n")
+
+
 def test_a_file_that_cannot_be_written_is_named_as_the_user_named_it(tmp_path):
     (tmp_path / "file").write_text("no folder")
     target = tmp_path / "file" / "v.npy"

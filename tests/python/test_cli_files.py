@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import signal
@@ -88,6 +89,82 @@ def test_the_field_of_vectors(command, tmp_path):
     pq.write_table(pa.Table.from_arrays([pa.array(["a"])] * 3, names=["text", "v", "v"]), "twice.parquet")
     done = command("embed", "twice.parquet", "-o", "out.parquet", "--vector-column", "v")
     assert (done.code, "it has several columns 'v'" in done.err) == (1, True)
+
+
+def test_a_column_that_holds_no_vectors_is_replaced_by_name_only(command):
+    pq.write_table(pa.table({"embedding": [7], "text": ["a"]}), "in.parquet")
+    done = command("embed", "in.parquet", "-o", "out.parquet")
+    assert (done.code, "its column 'embedding' (int64) holds no vectors and would be replaced" in done.err) == (1, True)
+    for name, source in (("named.parquet", "in.parquet"), ("again.parquet", "named.parquet")):
+        extra = ("--vector-column", "embedding") if source == "in.parquet" else ()
+        assert command("embed", source, "-o", name, *extra).code == 0
+        assert pq.read_schema(name).names == ["embedding", "text"]
+        assert pq.read_table(name)["embedding"].to_pylist()[0] != 7
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"text": ["b"]}, "there is no 'x'"),
+        ({"text": ["b"], "x": [1], "y": [1]}, "'y' is only there"),
+        ({"text": ["b"], "x": [0.5]}, "'x' is double, not int64"),
+        ({"x": [1], "text": ["b"]}, "'x' comes before 'text'"),
+    ],
+)
+def test_columns_that_differ_are_named_before_anything_is_computed(command, monkeypatch, other, message):
+    pq.write_table(pa.table({"text": ["a"], "x": [1]}), "one.parquet")
+    pq.write_table(pa.table(other), "other.parquet")
+    monkeypatch.setenv("ENGLISH_FALLBACK_MODEL", "/no/such/folder")
+    monkeypatch.setenv("TURKISH_SENTENCE_MODEL", "/no/such/folder")
+    done = command("embed", "one.parquet", "other.parquet", "-o", "out.parquet")
+    assert (done.code, done.err) == (
+        1,
+        f"Error: other.parquet: its columns differ from those of one.parquet: {message}\n",
+    )
+
+
+def test_a_column_without_texts_is_named_with_its_file(command):
+    pq.write_table(pa.table({"body": [1, 2]}), "in.parquet")
+    done = command("embed", "in.parquet", "--column", "body", "-o", "out.parquet")
+    assert done.code == 1
+    assert done.err.startswith("Error: in.parquet: the column 'body': the Arrow data is a column of Int64; ")
+
+
+@posix
+def test_names_of_files_need_not_be_utf_8(command, tmp_path):
+    names = [os.fsdecode(name) for name in (b"\xff.txt", b"\xff.parquet", b"o\xff.parquet")]
+    (tmp_path / names[0]).write_text("a\n")
+    with (tmp_path / names[1]).open("wb") as file:
+        pq.write_table(pa.table({"text": ["a"]}), file)
+    assert embedded(command("embed", names[0])) == ["a"]
+    assert command("embed", names[1], "-o", names[2]).code == 0
+    with (tmp_path / names[2]).open("rb") as file:
+        assert pq.read_table(file).column_names == ["text", "embedding"]
+    assert command("index", names[0], "-c", "notes").code == 0
+    (hit,) = json.loads(command("search", "a", "-c", "notes", "-s", "-1", "--json").out)
+    assert hit["id"] == "\\xff.txt:1"
+    for name, message in ((os.fsdecode(b"v\xff"), "b'v\\xff' is not UTF-8"), ("", "is empty")):
+        done = command("embed", names[0], "--vector-column", name)
+        assert (done.code, message in done.err) == (2, True), done.err
+
+
+def test_a_name_may_be_as_long_as_the_system_allows(command, tmp_path):
+    name = "x" * 249 + ".jsonl"
+    assert command("embed", "-o", name, stdin="a\n").code == 0
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    done = command("embed", "-o", f"x{name}", stdin="a\n")
+    assert (done.code, done.err) == (1, f"Error: x{name}: {os.strerror(errno.ENAMETOOLONG)}\n")
+
+
+def test_a_folder_that_cannot_be_written_is_named(command, tmp_path, monkeypatch):
+    def refuse(**_):
+        raise PermissionError(errno.EACCES, "Permission denied", "x")
+
+    (tmp_path / "out.jsonl").write_text("earlier")
+    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    done = command("embed", "-o", "out.jsonl", stdin="a\n")
+    assert done.code == 1
+    assert f"out.jsonl: cannot be written, because the folder {tmp_path} cannot" in done.err
 
 
 @pytest.mark.parametrize(
@@ -359,6 +436,23 @@ def test_rerank_prints_one_line_a_text(command, tmp_path):
         csv.writer(table).writerows([["text"], ["one\r\ntwo"], ["three"]])
     done = command("rerank", "q", "a.csv", "-m", FIXTURES / "rerank_bert")
     assert sorted(line.split("\t")[1] for line in done.out.splitlines()) == ["one two", "three"]
+
+
+def test_control_characters_of_a_text_are_printed_as_escapes(command, tmp_path):
+    (tmp_path / "a.txt").write_text("one\x1b[31m\n")
+    done = command("rerank", "q", "a.txt", "-m", FIXTURES / "rerank_bert")
+    assert done.out.endswith("\tone\\x1b[31m\n")
+    (found,) = json.loads(command("rerank", "q", "a.txt", "-m", FIXTURES / "rerank_bert", "--json").out)
+    assert found["text"] == "one\x1b[31m"
+
+
+def test_a_terminal_without_a_width_gets_a_table(command, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    for columns, width in (("0", 80), ("60", 60)):
+        monkeypatch.setenv("COLUMNS", columns)
+        lines = command("models").out.splitlines()
+        assert "Slots" in lines[0]
+        assert len(lines[1]) == width
 
 
 def test_an_export_replaces_an_earlier_one(command, tmp_path, monkeypatch):

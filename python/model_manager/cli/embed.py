@@ -6,6 +6,8 @@ import csv
 import io
 import itertools
 import json
+import os
+import re
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -38,6 +40,15 @@ if TYPE_CHECKING:
 _CHUNK = 512
 _TEXT, _VECTORS = "text", "embedding"
 _FORMATS = ("jsonl", "csv", "npy", "parquet")
+
+
+def _name(_context: click.Context, _parameter: click.Parameter, given: str | None) -> str | None:
+    """A name that a file can hold."""
+    if given == "":
+        raise click.BadParameter("is empty")
+    if given is not None and re.search("[\ud800-\udfff]", given):
+        raise click.BadParameter(f"{os.fsencode(given)!r} is not UTF-8")
+    return given
 
 
 @click.command(
@@ -82,6 +93,7 @@ _FORMATS = ("jsonl", "csv", "npy", "parquet")
 @input_format_option
 @option(
     "--vector-column",
+    callback=_name,
     show_default="embedding",
     help=(
         "The column of vectors that is added to a .parquet file; their field in jsonl.",
@@ -104,7 +116,7 @@ def embed(
 
         if form not in (None, "parquet") or input_format is not None:
             raise click.UsageError("from .parquet files a .parquet file is made: leave --format and --input-format out")
-        embed_parquet(files, output, column, vector_column or _VECTORS, model, dimensions, query=query)
+        embed_parquet(files, output, column, vector_column, model, dimensions, query=query)
         return
     form = form or _format_of(output)
     if output is not None and is_standard_output(output):

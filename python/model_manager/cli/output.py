@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import stat
 import sys
@@ -104,15 +105,17 @@ def escape_unknown_letters() -> None:
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """A table on standard output; without a terminal it is as wide as necessary. Cells are shown as they are, but for
-    control characters, which a terminal would obey.
+    control characters.
     """
     in_terminal = standard_output().isatty()
     table = Table(title=title, title_justify="left", title_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*("" if cell is None else _visible(str(cell)) for cell in row))
-    console = Console(width=None if in_terminal else _WIDEST, markup=False, emoji=False, highlight=False)
+        table.add_row(*("" if cell is None else visible(str(cell)) for cell in row))
+    # rich takes COLUMNS=0 for a width.
+    width = shutil.get_terminal_size().columns if in_terminal else _WIDEST
+    console = Console(width=width, markup=False, emoji=False, highlight=False)
     if not in_terminal:
         console.width = max(console.measure(table).maximum, len(title))
     with console.capture() as drawn:
@@ -120,7 +123,8 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
     click.echo(drawn.get(), nl=False)  # as all other output: in UTF-8 where the system's encoding is ASCII
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
+    """A text with escapes for control characters, which a terminal would obey."""
     return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
@@ -185,8 +189,15 @@ def placing(target: Path) -> Iterator[Path]:
 def _temporary(target: Path) -> Iterator[Path]:
     final = Path(os.path.realpath(target))
     try:
-        handle, name = tempfile.mkstemp(dir=final.parent, prefix=f".{final.name}.")
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(final)  # a name that is too long is refused now
+        handle, name = tempfile.mkstemp(dir=final.parent, prefix=".model-manager-")
         os.close(handle)
+    except PermissionError as error:
+        raise click.ClickException(
+            f"{target}: cannot be written, because the folder {final.parent} cannot: a file takes its name when it is"
+            " complete"
+        ) from error
     except OSError as error:
         error.filename = str(target)  # what the user named
         raise

@@ -8,7 +8,7 @@ import click
 
 from .._embedder import reranker_for
 from .lines import input_format_option, naming, read_texts
-from .output import column_option, json_option, manager, show_json, standard_output
+from .output import column_option, json_option, manager, show_json, standard_output, visible
 from .texts import Command, option, say
 
 if TYPE_CHECKING:
@@ -75,4 +75,4 @@ def rerank(
     standard_output()
     for one in results:
         # One line a text.
-        click.echo(f"{one.score:.4f}\t{' '.join(lines[one.index].text.splitlines())}")
+        click.echo(f"{one.score:.4f}\t{visible(' '.join(lines[one.index].text.splitlines()))}")
