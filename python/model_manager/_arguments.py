@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import os
 from collections.abc import Mapping
 
 from .errors import ArgumentError, InputTypeError
@@ -133,7 +134,9 @@ def one_of(name: str, given: Any, known: Collection[str]) -> str:
 def a_manager(given: Any) -> Any:
     """`given`, if it is a manager, or something that embeds in its place."""
     if not hasattr(given, "embed"):
-        raise type_error("manager", "a ModelManager", given)
+        is_source = isinstance(given, str | os.PathLike)
+        remedy = "; a model has a name in one: manager.register(name, source), then give manager and name"
+        raise type_error("manager", "a ModelManager", given, remedy if is_source else "")
     return given
 
 

@@ -47,6 +47,11 @@ def models():
     ("call", "error", "message"),
     [
         (
+            lambda _: CrossEncoder("cross-encoder/ms-marco-MiniLM-L6-v2"),
+            TypeError,
+            r"^manager must be a ModelManager, not str; .*register\(name, source\), then give manager and name",
+        ),
+        (
             lambda m: m.embed("a", "english_sentense"),
             KeyError,
             r'"english_sentense"; did you mean "english_sentence"\?',

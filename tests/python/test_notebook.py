@@ -92,3 +92,20 @@ manager.english_sentence_model.encode(["a text"] * 50, show_progress_bar=True).s
     assert "&lt;b&gt;a text&lt;/b&gt;" in hits["text/html"]
     assert "<b>" not in hits["text/html"]
     assert hits["text/plain"].startswith("[SearchHit(")
+
+
+@pytest.mark.timeout(90)
+@pytest.mark.filterwarnings("default")
+def test_a_plot_as_the_last_expression_has_one_picture(monkeypatch, tmp_path):
+    """A second one would not be updated."""
+    source = f"""
+from model_manager import ModelManager
+from model_manager.integrations.jupyter import memory_plot
+memory_plot(ModelManager(english_model={ENGLISH_MODEL!r}), interval=60.0)
+"""
+    (cell,) = run_cells((source,), tmp_path, monkeypatch)
+    picture, value = cell.outputs
+    assert "<svg" in picture["data"]["text/html"]
+    assert picture["data"]["text/plain"].startswith("<MemoryPlot running, ")
+    assert list(value["data"]) == ["text/plain"]
+    assert value["data"]["text/plain"].startswith("<MemoryPlot running, ")

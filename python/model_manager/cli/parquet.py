@@ -107,7 +107,7 @@ def _check_files(files: Sequence[str], column: str, into: str, *, may_replace: b
 def _is_vectors(kind: Any) -> bool:
     from pyarrow import types
 
-    is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    is_list: bool = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
     return is_list and types.is_floating(kind.value_type)
 
 

@@ -108,6 +108,7 @@ class MemoryPlot:
         # A few more than fit into the window, because threads wake late, never early.
         self._samples: deque[MemorySample] = deque(maxlen=math.ceil(window / interval) + 2)
         self._state: str | None = None
+        self._picture = _Picture(self)
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="model_manager-memory-plot", daemon=True)
 
@@ -138,21 +139,18 @@ class MemoryPlot:
         figures = "nothing measured" if latest is None else f"process {size_text(latest.resident)}"
         return f"<MemoryPlot {self._state or 'running'}, {figures}>"
 
-    def _repr_html_(self) -> str:
-        return plot_html(self.samples, self._window, self._state)
-
     def _start(self, manager: Manager) -> None:
         self._take(manager)
-        self._shown = _display(self)
+        self._shown = _display(self._picture)
         self._end = math.inf if self._duration is None else time.monotonic() + self._duration
         self._thread.start()
 
     def _run(self) -> None:
         try:
             while (state := self._pause()) is None:
-                self._shown.update(self)
+                self._shown.update(self._picture)
             self._state = state
-            self._shown.update(self)
+            self._shown.update(self._picture)
         except Exception as error:  # noqa: BLE001 - the kernel ends or its client left: no notebook shows the picture
             self._state = "ended"
             _LOG.warning("the live plot of memory ended: %s", error)
@@ -191,13 +189,30 @@ class MemoryPlot:
             self._samples.popleft()
 
 
+class _Picture:
+    """What a notebook shows of a plot. The plot itself has no picture: a cell that ends with it would show a second
+    one, which is not updated.
+    """
+
+    def __init__(self, plot: MemoryPlot) -> None:
+        self._plot = weakref.ref(plot)
+
+    def __repr__(self) -> str:
+        return repr(self._plot())
+
+    def _repr_html_(self) -> str:
+        plot = self._plot()
+        assert plot is not None  # it shows this
+        return plot_html(plot.samples, plot._window, plot._state)
+
+
 _starting = threading.Lock()
 _live: weakref.WeakKeyDictionary[Manager, MemoryPlot] = weakref.WeakKeyDictionary()
 """The plot of each manager. `_starting` is held while it changes."""
 
 
-def _display(plot: MemoryPlot) -> Any:
-    """Show the plot below the running cell; the handle updates it. Raises `RuntimeError` outside of notebooks."""
+def _display(picture: _Picture) -> Any:
+    """Show the picture below the running cell; the handle updates it. Raises `RuntimeError` outside of notebooks."""
     import sys
 
     ipython = sys.modules.get("IPython")
@@ -207,7 +222,7 @@ def _display(plot: MemoryPlot) -> Any:
         raise RuntimeError("memory_plot() draws in a notebook, and none runs this code; stats() has the figures")
     from IPython.display import display
 
-    return display(plot, display_id=True)  # type: ignore[no-untyped-call]
+    return display(picture, display_id=True)  # type: ignore[no-untyped-call]
 
 
 def _seconds(name: str, given: object, least: float) -> float:
