@@ -10,8 +10,10 @@ that does not enable them imports nothing of OpenTelemetry, and a call looks at 
 from __future__ import annotations
 
 import sys
+from struct import pack
 
 from . import _core
+from ._arguments import type_error
 from ._extras import extra
 
 TYPE_CHECKING = False
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 SCOPE = "model_manager"
 """The name of the instrumentation scope, and of the provider in spans."""
 
+_SUPPRESSED = "suppress_instrumentation"
+"""What OpenTelemetry's own code has in its context while it wants no spans."""
+
 _calls: _Calls | None = None
 
 
@@ -38,10 +43,13 @@ def enable(tracer_provider: TracerProvider | None = None) -> None:
 
     Raises:
         ModuleNotFoundError: The package opentelemetry-api is missing.
+        TypeError: `tracer_provider` is none.
     """
     global _calls
     with extra("otel"):
         from opentelemetry import trace
+    if tracer_provider is not None and not hasattr(tracer_provider, "get_tracer"):
+        raise type_error("tracer_provider", "a TracerProvider of OpenTelemetry", tracer_provider)
     _calls = _Calls(trace.get_tracer(SCOPE, _core.__version__, tracer_provider))
     _core._set_tracer(_calls)
 
@@ -78,43 +86,45 @@ class _Calls:
     """The tracer that the core calls: when a call begins, and when it has ended."""
 
     def __init__(self, tracer: Tracer) -> None:
-        from opentelemetry import propagate, trace
+        from opentelemetry import context, propagate, trace
 
         self.tracer = tracer
-        self._inject = propagate.inject
+        self._inject, self._value = propagate.inject, context.get_value
         self._in_context = trace.set_span_in_context
         self._internal, self._client = trace.SpanKind.INTERNAL, trace.SpanKind.CLIENT
         self._error = trace.StatusCode.ERROR
 
     def begin(
         self, operation: str, model: str | None, inputs: int, parameters: list[tuple[str, float]], start: int
-    ) -> tuple[tuple[Span, Context], list[tuple[str, str]]] | None:
-        """The span of a call, and the headers that carry it on; None when nothing listens."""
+    ) -> tuple[tuple[Span, Context, str], list[tuple[str, str]]] | None:
+        """The span of a call, and the headers that carry it on; None when nothing listens, or is to."""
+        if self._value(_SUPPRESSED):
+            return None
         attributes: dict[str, Any] = {"gen_ai.provider.name": SCOPE}
         if operation != "load":
             attributes |= {"gen_ai.operation.name": operation, "model_manager.inputs": inputs}
         if model is not None:
             attributes["gen_ai.request.model"] = model
         for name, value in parameters:
-            attributes[f"gen_ai.request.{name}"] = int(value) if name.endswith("tokens") else value
+            attributes[f"gen_ai.request.{name}"] = int(value) if name.endswith("tokens") else _decimal(value)
         name = operation if model is None else f"{operation} {model}"
         span = self.tracer.start_span(name, kind=self._internal, attributes=attributes, start_time=start)
         if not span.get_span_context().is_valid:
             return None
         context, headers = self._in_context(span), dict[str, str]()
         self._inject(headers, context=context)
-        return (span, context), list(headers.items())
+        return (span, context, operation), list(headers.items())
 
     def end(
         self,
-        made: tuple[Span, Context],
+        made: tuple[Span, Context, str],
         end: int,
         stages: list[Stage],
         figures: dict[str, Any],
         error: BaseException | None,
     ) -> None:
         """End the span of a call, with a child for each stage."""
-        span, context = made
+        span, context, operation = made
         if span.is_recording():
             for name, start, until, busy, steps in stages:
                 kind = self._client if name == "remote" else self._internal
@@ -124,6 +134,8 @@ class _Calls:
                 if name == "cache":
                     child.set_attributes({f"model_manager.{key}": figures[key] for key in ("cached", "stored")})
                 child.end(until)
+            if operation == "load":  # it looks nothing up
+                figures = {key: figures[key] for key in figures.keys() - {"cached", "stored"}}
             span.set_attributes({_NAMES[key]: figures[key] for key in _NAMES if figures.get(key) is not None})
             if (reason := figures.get("finish_reason")) is not None:
                 span.set_attribute("gen_ai.response.finish_reasons", [reason])
@@ -132,6 +144,12 @@ class _Calls:
                 span.set_attribute("error.type", type(error).__qualname__)
                 span.set_status(self._error, str(error))
         span.end(end)
+
+
+def _decimal(value: float) -> float:
+    """The number that the caller gave, of one that the core keeps as a float32: 0.7, not 0.699999988079071."""
+    short = (float(f"{value:.{digits}g}") for digits in range(6, 10))
+    return next((one for one in short if pack("f", one) == pack("f", value)), value)
 
 
 _NAMES = {

@@ -54,9 +54,9 @@ UNREAD = [
 @pytest.mark.parametrize("framing", ["content-length: 1000000\r\n", "transfer-encoding: chunked\r\n"])
 @pytest.mark.parametrize(("request_line", "expected"), UNREAD)
 def test_a_body_that_nobody_reads_does_not_keep_its_connection(serve, monkeypatch, request_line, expected, framing):
-    from model_manager.server import middleware
+    from model_manager.server import exchange
 
-    monkeypatch.setattr(middleware, "_LINGER_SECONDS", 0.3)
+    monkeypatch.setattr(exchange, "_LINGER_SECONDS", 0.3)
     server = serve(api_keys=["secret"])
     key = "authorization: Bearer secret\r\n" if expected == 405 else ""
     with connected(server.url) as connection:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
+import sys
+
+import httpx
 import pytest
+from conftest import tiny
 from fastapi import FastAPI
 from generation_servers import leave
-from generators import SLOT, TEXT
+from generators import SLOT, TEXT, figures
 from model_manager import errors, tracing
-from model_manager.server import ServerConfig, router
+from model_manager.server import ServerConfig, create_app, router
 from opentelemetry import propagate
 from opentelemetry.context import Context
 from opentelemetry.propagators.textmap import default_getter
+from opentelemetry.sdk.trace import sampling
 from opentelemetry.trace import SpanKind, StatusCode
 from servers import MODELS, running, until
 from spans import PARENT_ID, TRACE_ID, TRACEPARENT
@@ -33,6 +40,10 @@ def test_a_request_continues_the_trace_of_its_client(provider, serve):
         "http.response.status_code": 200,
         "http.response.header.x-request-id": ("r1",),
         "client.address": "127.0.0.1",
+        "network.protocol.version": "1.1",
+        "server.address": "127.0.0.1",
+        "server.port": int(server.url.rpartition(":")[2]),
+        "user_agent.original": server.client.headers["user-agent"],
     }
     assert dict(span.attributes) == expected
     assert "embeddings tiny" in provider.children(span)
@@ -46,7 +57,7 @@ def test_headers_of_a_trace_are_found_in_any_spelling_and_all_of_them(provider, 
     class Propagator:
         fields = frozenset({"X-Amzn-Trace-Id", "tracestate"})
 
-        def extract(self, carrier):
+        def extract(self, carrier, _context=None):
             found.update({field: default_getter.get(carrier, field) for field in self.fields})
             return Context()
 
@@ -109,6 +120,126 @@ def test_a_client_that_leaves_ends_its_spans(provider, serve, endless):
     answer, request = provider.named(f"text_completion {SLOT}"), provider.named("POST /v1/completions")
     assert answer.attributes["model_manager.cancelled"]
     assert answer.parent.span_id == request.context.span_id
+    assert (request.attributes["model_manager.cancelled"], request.attributes["http.response.status_code"]) == (
+        True,
+        200,
+    )
+    assert request.status.status_code is StatusCode.UNSET
+
+
+def test_a_client_that_leaves_before_the_answer_has_no_status(provider, serve, endless):
+    """The status of the metrics is never sent."""
+    server = serve(endless)
+    body = {"prompt": TEXT, "max_tokens": 50_000, "min_tokens": 50_000}
+    leave(server, "/v1/completions", body, lambda _: until(lambda: figures(endless)["active"] == 1))
+    until(lambda: any(span.kind is SpanKind.SERVER for span in provider.all()))
+    request = provider.named("POST /v1/completions")
+    assert request.attributes["model_manager.cancelled"]
+    assert "http.response.status_code" not in request.attributes
+    assert "error.type" not in request.attributes
+    assert request.status.status_code is StatusCode.UNSET
+
+
+def test_a_request_that_takes_too_long_is_an_error_of_its_span(provider, serve, endless):
+    server = serve(endless, request_timeout=0.2)
+    body = {"prompt": TEXT, "max_tokens": 50_000, "min_tokens": 50_000}
+    assert server.client.post("/v1/completions", json=body).status_code == 504
+    until(lambda: any(span.kind is SpanKind.SERVER for span in provider.all()))
+    request = provider.named("POST /v1/completions")
+    assert (request.attributes["http.response.status_code"], request.attributes["error.type"]) == (504, "504")
+    assert request.status.status_code is StatusCode.ERROR
+    assert request.status.description is None  # the status says it
+
+
+def test_unknown_methods_do_not_name_spans(provider, serve):
+    server = serve()
+    assert server.client.request("PROPFIND", "/v1/embeddings").status_code == 405
+    until(provider.all)
+    (span,) = provider.all()
+    assert span.name == "HTTP /v1/embeddings"
+    assert span.attributes["http.request.method"] == "_OTHER"
+    assert span.attributes["http.request.method_original"] == "PROPFIND"
+
+
+def test_a_query_is_not_in_a_span(provider, serve):
+    server = serve()
+    assert server.client.get("/v1/models?key=secret").status_code == 200
+    until(provider.all)
+    (span,) = provider.all()
+    assert "secret" not in span.to_json()
+
+
+@pytest.mark.parametrize("mounted", [True, False])
+def test_the_route_has_the_prefix_of_the_application(provider, manager, mounted):
+    # New versions of FastAPI make spans themselves.
+    quiet = {"telemetry": {"tracing": False}} if "telemetry" in inspect.signature(FastAPI).parameters else {}
+    app = FastAPI(**quiet)
+    if mounted:
+        inner = create_app(ServerConfig(models=MODELS), manager)
+        app.mount("/ai", inner)
+        app.router.lifespan_context = inner.router.lifespan_context
+    else:
+        app.include_router(router(ServerConfig(models=MODELS), manager), prefix="/ai")
+    with running(app) as server:
+        assert server.client.get("/ai/v1/models/tiny").status_code == 200
+        assert server.client.post("/ai/v1/embeddings/", json={"input": "x"}).status_code == 200
+        until(lambda: sum(span.kind is SpanKind.SERVER for span in provider.all()) == 2)
+    spans = [span for span in provider.all() if span.kind is SpanKind.SERVER]
+    assert [span.attributes["http.route"] for span in spans] == ["/ai/v1/models/{model_id}", "/ai/v1/embeddings"]
+    assert [span.attributes["url.path"] for span in spans] == ["/ai/v1/models/tiny", "/ai/v1/embeddings/"]
+
+
+def test_a_span_around_the_start_of_the_server_is_none_of_its_requests(provider):
+    async def asked():
+        app = create_app(ServerConfig(models=MODELS), manager)
+        transport = httpx.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
+        ):
+            assert (await client.post("/v1/embeddings", json={"input": "x"})).status_code == 200
+
+    with tiny() as manager, provider.provider.get_tracer("application").start_as_current_span("program"):
+        asyncio.run(asked())
+    span = provider.named("POST /v1/embeddings")
+    assert (span.kind, span.parent) == (SpanKind.SERVER, None)
+    assert "embeddings tiny" in provider.children(span)
+
+
+def test_loads_on_other_threads_belong_to_their_request(provider, serve):
+    server = serve(admin=True)
+    assert server.client.post("/api/load", json={"model": "tiny"}).status_code == 200
+    until(lambda: any(span.kind is SpanKind.SERVER for span in provider.all()))
+    assert provider.children(provider.named("POST /api/load")) == ["load tiny"]
+
+
+def test_a_tracer_that_fails_does_not_fail_requests(provider, serve, caplog, monkeypatch):
+    class Broken(sampling.Sampler):
+        def should_sample(self, *_args, **_options):
+            raise RuntimeError("no spans today")
+
+        def get_description(self):
+            return "broken"
+
+    reported = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda what: reported.append(str(what.exc_value)))
+    provider.provider.sampler = Broken()
+    server = serve()
+    assert server.embed(input="x").status_code == 200
+    assert "A request has no span: RuntimeError: no spans today" in caplog.text
+    assert set(reported) == {"no spans today"}  # of the calls
+
+
+def test_texts_and_keys_are_not_in_spans_of_requests(provider, serve, make_writer):
+    server = serve(make_writer("qwen2"), api_keys=["a-hidden-key"])
+    server.client.headers["authorization"] = "Bearer a-hidden-key"
+    messages = [{"role": "user", "content": "a hidden prompt"}]
+    for body in ({"messages": messages, "max_tokens": 2}, {"messages": messages, "max_tokens": "a hidden number"}):
+        server.client.post("/v1/chat/completions", json=body)
+    server.client.post("/v1/embeddings", json={"input": "a hidden text", "dimensions": 1000})
+    until(lambda: sum(span.kind is SpanKind.SERVER for span in provider.all()) == 3)
+    for span in provider.all():
+        assert "hidden" not in span.to_json()
 
 
 @pytest.mark.parametrize("header", ["", "00-0-0-0", "zz" * 40, "00-" + "0" * 32 + "-" + "0" * 16 + "-01", "é"])

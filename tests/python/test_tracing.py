@@ -13,6 +13,7 @@ from conftest import ENGLISH_MODEL, FIXTURES, TURKISH_MODEL, run_python, tiny
 from embedding_server import EmbeddingServer
 from generators import GREEDY, SLOT, TEXT, WITHOUT_END, figures
 from model_manager import errors, tracing
+from opentelemetry import context
 from opentelemetry.sdk.trace import sampling
 from opentelemetry.trace import SpanKind, StatusCode
 from servers import SECONDS, until
@@ -156,11 +157,32 @@ def test_a_call_that_is_refused_at_once_is_never_called_cancelled(spans, manager
 def test_a_load_by_hand_has_a_span(spans, manager):
     manager.load(EMBED)
     manager.load(EMBED)
-    assert [span.name for span in spans.all()] == [f"load {EMBED}"]
+    (span,) = spans.all()
+    assert span.name == f"load {EMBED}"
+    # It looks nothing up.
+    assert span.attributes == {"gen_ai.provider.name": "model_manager", "gen_ai.request.model": EMBED}
     manager.register("broken", str(FIXTURES / "nowhere"))
     with pytest.raises(errors.ModelManagerError):
         manager.load("broken")
     assert spans.named("load broken").status.status_code is StatusCode.ERROR
+
+
+def test_a_caller_that_wants_no_spans_gets_none(spans, manager):
+    token = context.attach(context.set_value("suppress_instrumentation", True))
+    try:
+        manager.embed("one text", EMBED)
+    finally:
+        context.detach(token)
+    assert spans.all() == []
+    manager.embed("one text", EMBED)
+    assert spans.named(f"embeddings {EMBED}")
+
+
+@pytest.mark.parametrize("provider", ["x", 5, object()])
+def test_what_is_no_provider_is_refused(provider):
+    with pytest.raises(TypeError, match=r"^tracer_provider must be a TracerProvider of OpenTelemetry, not "):
+        tracing.enable(provider)
+    assert not tracing.is_enabled()
 
 
 def test_texts_are_not_in_spans(spans, make_writer):
@@ -189,6 +211,13 @@ def test_an_answer_has_its_figures_and_stages(spans, make_writer):
     }
     assert expected.items() <= dict(span.attributes).items()
     assert [name for name in spans.children(span) if name != "queue"] == ["load", "tokenize", "prefill", "decode"]
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 0.1, 1.234567, 0.8888888, 1e-5, 2])
+def test_the_temperature_is_that_of_the_call(spans, make_writer, temperature):
+    make_writer().complete(TEXT, max_new_tokens=1, temperature=temperature)
+    [span] = [span for span in spans.all() if span.name == f"text_completion {SLOT}"]
+    assert span.attributes["gen_ai.request.temperature"] == temperature
 
 
 @pytest.mark.parametrize("form", ["stream", "astream"])

@@ -23,6 +23,7 @@ from rich.table import Table
 
 from .. import Config, ModelManager
 from .._sizes import size_text as size  # noqa: F401 - its former name here
+from .lines import reading  # noqa: F401 - its former place
 from .texts import option
 
 if TYPE_CHECKING:
