@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from commands import COMMANDS, start
-from conftest import ENGLISH_MODEL, FIXTURES, run_python, tiny
+from conftest import ENGLISH_MODEL, FIXTURES, TURKISH_MODEL, run_python, tiny
 from model_manager.cli import cli
 from model_manager.cli.output import writing
 
@@ -51,12 +51,40 @@ def test_help_in_turkish():
         "Seçenekler:",
         "Komutlar:",
         "Bunu göster ve çık.",
-        "Koleksiyonun adı.",
+        "Koleksiyonun adı.  [gerekli]",
+        "[varsayılan: 100; x>=1]",
     ):
         assert words in shown
-    for words in ("Usage", "Show", "Options:", "Commands:"):
+    for words in ("Usage", "Show", "Options:", "Commands:", "[default", "required]"):
         assert words not in shown
     assert "Usage:" in run_python(code, LANGUAGE="", LC_ALL="C.UTF-8", LANG="tr_TR.UTF-8").stdout
+
+
+def test_each_output_is_in_one_language(tmp_path):
+    """Errors, warnings and what quotes them are English, as those of the core are."""
+    code = """
+import sys
+from model_manager.cli import run
+for arguments in ("embed --nope", "embed nothing.txt", "doctor --quick", "explain english_sentence"):
+    run(arguments.split())
+"""
+    settings = {"LANGUAGE": "", "LC_ALL": "tr_TR.UTF-8", "PYTHONIOENCODING": "utf-8"}
+    models = {"TURKISH_SENTENCE_MODEL": TURKISH_MODEL, "ENGLISH_FALLBACK_MODEL": ENGLISH_MODEL}
+    done = run_python(code, **settings, **models)
+    assert not set("çğışöüÇĞİŞÖÜ") & set(done.stdout + done.stderr)
+    for words in ("Usage: model-manager embed", "Error: ", "Warning: turkish_sentence and"):
+        assert words in done.stderr
+    for words in ("Nothing is wrong.", "Profile: "):
+        assert words in done.stdout
+    code = "from model_manager.cli import run; run(['cache', 'info'])"
+    done = run_python(code, **settings, **models, MODEL_MANAGER_CACHE_DISK=str(tmp_path))
+    assert [cell.strip() for cell in done.stdout.splitlines()[2].strip("┃").split("┃")] == [
+        "katman",
+        "yer",
+        "vektör",
+        "boyut",
+        "durum",
+    ]
 
 
 @pytest.mark.parametrize(

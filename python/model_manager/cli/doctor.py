@@ -61,7 +61,7 @@ def doctor(model: str | None, quick: bool, kind: str | None, as_json: bool) -> i
     if model is not None:
         return inspect(model, kind, as_json)
     if kind is not None:
-        raise click.UsageError(say("--kind needs MODEL.", "--kind için MODEL gerekir."))
+        raise click.UsageError("--kind needs MODEL.")
     found: dict[str, Any] = {"versions": _versions(), "machine": _machine(), "settings": _settings()}
     problems: list[str] = []
     found |= {"problems": problems, "warnings": []}
@@ -100,7 +100,7 @@ def _show(found: dict[str, Any]) -> None:
         rows = ((one["slot"], one["source"], one["state"], one["reason"] or one["facts"]) for one in found["models"])
         show_table("Models", ("slot", "source", "state", ""), rows)
     for warning in found["warnings"]:
-        click.echo(f"{say('Warning', 'Uyarı')}: {warning}", err=True)
+        click.echo(f"Warning: {warning}", err=True)
     for problem in found["problems"]:
         click.echo(f"Wrong: {problem}", err=True)
     if not found["problems"]:
@@ -120,18 +120,13 @@ def _warnings(config: Config, sources: dict[str, str | None]) -> list[str]:
     turkish, english = sources["turkish_sentence"], sources["english_sentence"]
     if not config.language_detection or turkish == english:
         return []
-    return [
-        say(
-            "turkish_sentence and english_sentence have different models, and each text goes to the model of its"
-            " language. Their vectors do not compare: a Qdrant collection, a router or a cache of answers that holds"
-            " texts of both finds those of one language only. MODEL_MANAGER_PROFILE=multilingual gives both one model;"
-            " AI_LANGUAGE_DETECTION=false sends all texts to the preferred one.",
-            "turkish_sentence ile english_sentence yuvalarının modelleri farklı ve her metin kendi dilinin modeline"
-            " gidiyor. Vektörleri karşılaştırılamaz: ikisinden de metin tutan bir Qdrant koleksiyonu, yönlendirici"
-            " ya da yanıt önbelleği yalnızca bir dilin metinlerini bulur. MODEL_MANAGER_PROFILE=multilingual ikisine"
-            " tek model verir; AI_LANGUAGE_DETECTION=false tüm metinleri tercih edilen modele gönderir.",
-        )
-    ]
+    warning = (
+        "turkish_sentence and english_sentence have different models, and each text goes to the model of its"
+        " language. Their vectors do not compare: a Qdrant collection, a router or a cache of answers that holds"
+        " texts of both finds those of one language only. MODEL_MANAGER_PROFILE=multilingual gives both one model;"
+        " AI_LANGUAGE_DETECTION=false sends all texts to the preferred one."
+    )
+    return [warning]
 
 
 def _versions() -> dict[str, str]:

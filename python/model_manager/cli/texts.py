@@ -1,9 +1,14 @@
-"""The languages of the help: Turkish for a Turkish locale, else English. Messages and results are English."""
+"""The language of the command line: Turkish for a Turkish locale, else English.
+
+Each output is in one language. Help and the results of a few commands are translated; errors and warnings are English,
+because those of the core are, and so is a report that quotes them.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import click
@@ -21,6 +26,7 @@ def _is_turkish() -> bool:
 
 TURKISH = _is_turkish()
 
+_USAGE = ("Usage: ", "Kullanım: ")
 _CLICK_WORDS = {"Options": "Seçenekler", "Commands": "Komutlar"}
 
 
@@ -31,10 +37,23 @@ def say(english: str, turkish: str) -> str:
 
 class _Formatter(click.HelpFormatter):
     def write_usage(self, prog: str, args: str = "", prefix: str | None = None) -> None:
-        super().write_usage(prog, args, say("Usage: ", "Kullanım: ") if prefix is None else prefix)
+        super().write_usage(prog, args, say(*_USAGE) if prefix is None else prefix)
 
     def write_heading(self, heading: str) -> None:
         super().write_heading(_CLICK_WORDS.get(heading, heading) if TURKISH else heading)
+
+    def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
+        if TURKISH:
+            rows = [(term, _EXTRA.sub(_translated, text)) for term, text in rows]
+        super().write_dl(rows, col_max, col_spacing)
+
+
+_EXTRA = re.compile(r"\[[^\[]*\]$")
+"""What click adds to the help of an option."""
+
+
+def _translated(extra: re.Match[str]) -> str:
+    return extra[0].replace("default: ", "varsayılan: ").replace("required", "gerekli")
 
 
 class HelpContext(click.Context):
@@ -47,6 +66,10 @@ class Command(click.Command):
     """A command whose help is in one language."""
 
     context_class = HelpContext
+
+    def get_usage(self, ctx: click.Context) -> str:
+        """The line above an error, which is English."""
+        return super().get_usage(ctx).replace(_USAGE[1], _USAGE[0], 1)
 
     def get_help_option(self, ctx: click.Context) -> click.Option | None:
         """Click's help option with a translated text."""
