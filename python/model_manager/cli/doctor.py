@@ -19,7 +19,7 @@ from .._machine import cpu_name, usable_cores
 from .._sizes import size_text
 from ..errors import ConfigError, MissingFileError, ModelManagerError, ModelNotFoundError
 from .known import KINDS, inspect
-from .output import json_option, manager, quiet, show_json, show_table
+from .output import complete_model, json_option, manager, quiet, show_json, show_table
 from .slots import hub_cache
 from .texts import Command, option, say
 
@@ -46,7 +46,7 @@ OK, ABSENT, WRONG = "ok", "not downloaded", "wrong"
         " hub adı) verilirse: çalışıp çalışmadığını, çalışmıyorsa nedenini söyle. Ağırlıkları okunmaz ve indirilmez.",
     ),
 )
-@click.argument("model", required=False, type=click.Path())  # the type completes names
+@click.argument("model", required=False, shell_complete=complete_model)
 @option("--quick", is_flag=True, help=("Load no models.", "Model yükleme."))
 @option(
     "--kind",

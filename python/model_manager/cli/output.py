@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TextIO
 
 import click
+from click.shell_completion import CompletionItem
 from rich.console import Console
 from rich.table import Table
 
 from .. import Config, ModelManager
 from .._sizes import size_text as size  # noqa: F401 - its former name here
+from ..manager import BUILT_IN_SLOTS
 from .lines import reading  # noqa: F401 - its former place
 from .texts import option
 
@@ -37,9 +39,26 @@ _WIDEST = 10_000_000
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """Control characters but tabs and line breaks."""
 
+
+def complete_slot(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """The names of slots, for the shell."""
+    return [CompletionItem(name) for name in BUILT_IN_SLOTS if name.startswith(begun)]
+
+
+def complete_source(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """The names of files, for the shell."""
+    return [CompletionItem(begun, type="file")]
+
+
+def complete_model(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """The names of slots and of files, for the shell."""
+    return [*complete_source(context, parameter, begun), *complete_slot(context, parameter, begun)]
+
+
 model_option = option(
     "-m",
     "--model",
+    shell_complete=complete_model,
     help=(
         "A slot, or a source: hub id, folder, ollama://… Default: the preferred sentence model.",
         "Bir model yuvası ya da kaynak: hub adı, klasör, ollama://… Varsayılan: tercih edilen cümle modeli.",

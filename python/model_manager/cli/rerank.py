@@ -8,7 +8,7 @@ import click
 
 from .._embedder import reranker_for
 from .lines import input_format_option, naming, read_texts
-from .output import column_option, json_option, manager, show_json, standard_output, visible
+from .output import column_option, complete_model, json_option, manager, show_json, standard_output, visible
 from .texts import Command, option, say
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @option(
     "-m",
     "--model",
+    shell_complete=complete_model,
     help=(
         "A slot, or a source: hub id, folder. Default: the reranker of the settings.",
         "Bir model yuvası ya da kaynak: hub adı, klasör. Varsayılan: ayarlardaki sıralayıcı.",

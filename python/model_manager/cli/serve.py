@@ -12,6 +12,7 @@ import click
 from .._embedder import without_key
 from .._extras import extra
 from ..manager import BUILT_IN_SLOTS
+from .output import complete_source
 from .texts import Command, option, say
 
 
@@ -26,6 +27,7 @@ from .texts import Command, option, say
 @option(
     "-m",
     "--model",
+    shell_complete=complete_source,
     help=(
         "Source of the embedding model: hub id, folder, … Served under its last part, or OLLAMA_MODEL_NAME.",
         "Vektör modelinin kaynağı: hub adı, klasör, … Son parçasının ya da OLLAMA_MODEL_NAME'in adıyla sunulur.",

@@ -14,7 +14,7 @@ from .._core import _hub_cache
 from .._sizes import size_text
 from ..errors import ModelManagerError
 from .known import show_known
-from .output import json_option, manager, quiet, show_json, show_table
+from .output import complete_model, json_option, manager, quiet, show_json, show_table
 from .texts import Command, option, say
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def models(known: bool, as_json: bool) -> None:
         " süresini ve belleğini gösterir.",
     ),
 )
-@click.argument("slots", nargs=-1, type=click.Path())  # the type completes names
+@click.argument("slots", nargs=-1, shell_complete=complete_model)
 @json_option
 def warmup(slots: Sequence[str], as_json: bool) -> None:
     from .._embedder import slot_for
