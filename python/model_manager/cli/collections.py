@@ -17,6 +17,7 @@ from ..errors import InputError
 from .lines import file_errors, reading
 from .output import (
     complete_model,
+    complete_source,
     dimensions_option,
     json_option,
     manager,
@@ -62,7 +63,7 @@ def _collection_options(function: Callable[..., Any]) -> Callable[..., Any]:
         ),
         option(
             "--sparse",
-            shell_complete=complete_model,
+            shell_complete=complete_source,
             help=(
                 "Search by words too: bm25 (without a model), or a model of sparse vectors.",
                 "Sözcüklere göre de ara: bm25 (modelsiz) ya da seyrek vektör modeli.",
