@@ -131,6 +131,8 @@ class _Calls:
                 child = self.tracer.start_span(name, context, kind, start_time=start)
                 if steps > 1:
                     child.set_attributes({"model_manager.steps": steps, "model_manager.busy_seconds": busy})
+                if name == "remote":
+                    child.set_attributes(_server(figures.get("model")))
                 if name == "cache":
                     child.set_attributes({f"model_manager.{key}": figures[key] for key in ("cached", "stored")})
                 child.end(until)
@@ -144,6 +146,19 @@ class _Calls:
                 span.set_attribute("error.type", type(error).__qualname__)
                 span.set_status(self._error, str(error))
         span.end(end)
+
+
+def _server(source: str | None) -> dict[str, str | int]:
+    """The address in the source of a model that a server runs."""
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(source or "")
+    found: dict[str, str | int] = {}
+    if parts.hostname:
+        found["server.address"] = parts.hostname
+    if parts.port:
+        found["server.port"] = parts.port
+    return found
 
 
 def _decimal(value: float) -> float:

@@ -78,6 +78,7 @@ def test_failed_requests_and_probes(provider, serve):
     until(lambda: len(provider.all()) == 2)
     codes = {span.name: span.attributes["http.response.status_code"] for span in provider.all()}
     assert codes == {"POST /v1/embeddings": 404, "POST /api/embed": 400}
+    assert not any("error.type" in span.attributes for span in provider.all())
     assert {span.status.status_code for span in provider.all()} == {StatusCode.UNSET}
 
 

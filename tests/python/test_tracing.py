@@ -293,7 +293,9 @@ def test_a_server_of_a_model_gets_the_trace(spans, manager):
         sent = {name.lower(): value for name, value in headers.items()}["traceparent"]
         assert sent == traceparent(span)
         assert spans.children(span)[-2:] == ["queue", "remote"]
-        assert spans.named("remote").kind is SpanKind.CLIENT
+        remote = spans.named("remote")
+        assert remote.kind is SpanKind.CLIENT
+        assert remote.attributes == {"server.address": "127.0.0.1", "server.port": server.port}
         server.asked.clear()
         tracing.disable()
         manager.embed("without a trace", "remote")
