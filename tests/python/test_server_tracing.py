@@ -271,6 +271,14 @@ def test_an_application_with_spans_of_its_own_gets_no_second_one(provider, manag
     assert SpanKind.SERVER not in {span.kind for span in mine}
 
 
+def test_requests_go_to_the_provider_of_their_calls(spans, serve):
+    """`tracing.enable` was given one that is not the process's."""
+    server = serve()
+    assert server.embed(input="x").status_code == 200
+    until(lambda: any(span.kind is SpanKind.SERVER for span in spans.all()))
+    assert "embeddings tiny" in spans.children(spans.named("POST /v1/embeddings"))
+
+
 def test_the_setting_decides(provider, serve):
     assert serve(tracing="off").service.spans is None
     assert not tracing.is_enabled()

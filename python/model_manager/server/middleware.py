@@ -99,8 +99,10 @@ class Endpoint:
         if counts:
             service.in_flight += 1
             service.unanswered.add(task)
-        span = None if service.spans is None or self.probe else service.spans.begin(scope, self.path)
+        span = None
         try:
+            if service.spans is not None and not self.probe:
+                span = service.spans.begin(scope, self.path)
             await self._respond(scope, exchange, refuses=not counts and not self.probe)
         except asyncio.CancelledError:
             if exchange.status or not service.ended_requests or task not in service.unanswered:

@@ -29,7 +29,9 @@ class RequestSpans:
     """Makes the spans of one server."""
 
     def __init__(self) -> None:
-        self._tracer = trace.get_tracer(tracing.SCOPE, __version__)
+        # Requests and their calls go to one provider, which `tracing.enable` may have been given.
+        calls = tracing._calls
+        self._tracer = trace.get_tracer(tracing.SCOPE, __version__) if calls is None else calls.tracer
         # Names in a request are in lower case; a propagator looks for its own spelling.
         self._fields = {name.lower().encode("latin-1"): name for name in propagate.get_global_textmap().fields}
         # Requests inherit what was current where the server was started. It is none of theirs.
