@@ -95,7 +95,7 @@ class _Calls:
         self._error = trace.StatusCode.ERROR
 
     def begin(
-        self, operation: str, model: str | None, inputs: int, parameters: list[tuple[str, float]], start: int
+        self, operation: str, model: str | None, inputs: int, parameters: list[tuple[str, float | int]], start: int
     ) -> tuple[tuple[Span, Context, str], list[tuple[str, str]]] | None:
         """The span of a call, and the headers that carry it on; None when nothing listens, or is to."""
         if self._value(_SUPPRESSED):
@@ -106,7 +106,7 @@ class _Calls:
         if model is not None:
             attributes["gen_ai.request.model"] = model
         for name, value in parameters:
-            attributes[f"gen_ai.request.{name}"] = int(value) if name.endswith("tokens") else _decimal(value)
+            attributes[f"gen_ai.request.{name}"] = _decimal(value) if isinstance(value, float) else value
         name = operation if model is None else f"{operation} {model}"
         span = self.tracer.start_span(name, kind=self._internal, attributes=attributes, start_time=start)
         if not span.get_span_context().is_valid:

@@ -89,7 +89,14 @@ pub(super) fn begin(
     model: Option<&str>,
     inputs: usize,
 ) -> Option<Arc<Call>> {
-    if is_on() { begin_traced(py, operation, model, inputs, &[]) } else { None }
+    if is_on() { begin_traced(py, operation, model, inputs, Vec::new()) } else { None }
+}
+
+/// A parameter of a generation.
+#[derive(IntoPyObject)]
+enum Parameter {
+    Float(f32),
+    Int(i64),
 }
 
 /// The same for a generation.
@@ -103,10 +110,18 @@ pub(super) fn begin_generation(
         return None;
     }
     let operation = if matches!(prompt, OwnedPrompt::Chat(_)) { "chat" } else { "text_completion" };
-    let temperature = if params.do_sample { f64::from(params.temperature) } else { 0.0 };
-    let mut values = vec![("temperature", temperature)];
-    values.extend(params.max_new_tokens.map(|tokens| ("max_tokens", tokens as f64)));
-    begin_traced(py, operation, Some(model.unwrap_or(GENERATOR)), 1, &values)
+    let samples = params.samples();
+    let mut values = vec![("temperature", Parameter::Float(if samples { params.temperature } else { 0.0 }))];
+    if samples && params.top_p < 1.0 {
+        values.push(("top_p", Parameter::Float(params.top_p)));
+    }
+    if samples && params.top_k > 0 {
+        values.push(("top_k", Parameter::Int(params.top_k as i64)));
+    }
+    // Attributes have 63 bits and a sign.
+    values.extend(params.seed.map(|seed| ("seed", Parameter::Int(seed.cast_signed()))));
+    values.extend(params.max_new_tokens.map(|tokens| ("max_tokens", Parameter::Int(tokens as i64))));
+    begin_traced(py, operation, Some(model.unwrap_or(GENERATOR)), 1, values)
 }
 
 fn begin_traced(
@@ -114,12 +129,12 @@ fn begin_traced(
     operation: &'static str,
     model: Option<&str>,
     inputs: usize,
-    parameters: &[(&str, f64)],
+    parameters: Vec<(&str, Parameter)>,
 ) -> Option<Arc<Call>> {
     let tracer = TRACER.lock().as_ref().map(|tracer| tracer.clone_ref(py))?;
     let (wall, began) = (SystemTime::now(), Instant::now());
     let made = tracer
-        .call_method1(py, "begin", (operation, model, inputs, parameters.to_vec(), nanoseconds(wall)))
+        .call_method1(py, "begin", (operation, model, inputs, parameters, nanoseconds(wall)))
         .and_then(|made| made.extract::<Option<(Py<PyAny>, Vec<(String, String)>)>>(py));
     match made {
         Ok(Some((span, headers))) => {

@@ -220,6 +220,24 @@ def test_the_temperature_is_that_of_the_call(spans, make_writer, temperature):
     assert span.attributes["gen_ai.request.temperature"] == temperature
 
 
+def test_what_a_call_draws_with_is_in_its_span(spans, make_writer):
+    manager = make_writer()
+    manager.complete(TEXT, max_new_tokens=1, temperature=0.7, top_p=0.9, top_k=7, seed=2**64 - 1)
+    manager.complete(TEXT, max_new_tokens=1, temperature=0.7, top_k=0)
+    manager.complete(TEXT, max_new_tokens=1, **GREEDY)
+    found = [
+        {key.removeprefix("gen_ai.request."): value for key, value in span.attributes.items() if ".request." in key}
+        for span in spans.all()
+        if span.name == f"text_completion {SLOT}"
+    ]
+    shared = {"model": SLOT, "max_tokens": 1}
+    assert found == [
+        {**shared, "temperature": 0.7, "top_p": 0.9, "top_k": 7, "seed": -1},
+        {**shared, "temperature": 0.7},
+        {**shared, "temperature": 0.0},
+    ]
+
+
 @pytest.mark.parametrize("form", ["stream", "astream"])
 def test_a_streamed_answer_ends_its_span_with_its_last_piece(spans, make_writer, form):
     manager = make_writer()
