@@ -4,6 +4,7 @@
 //! struct, the parser, the Python class, the table in docs/configuration.md and the tests that nothing is missing are all
 //! made from it.
 
+mod bounds;
 mod device;
 mod folder;
 mod span;
@@ -12,6 +13,7 @@ mod value;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
+pub use bounds::{AtLeast, Between, Bounded, NumberRange, Positive};
 pub use device::DeviceChoice;
 pub(crate) use folder::expand_home;
 pub use folder::{Folder, FolderSetting};
@@ -70,7 +72,7 @@ macro_rules! for_each_setting {
             /// Unload models that are idle.
             auto_cleanup: bool = true, "AUTO_CLEANUP_ENABLED";
             /// Seconds between clean-ups at most; idle deadlines are kept exactly.
-            cleanup_interval: Seconds = Seconds(300.0), "CLEANUP_INTERVAL_SECONDS";
+            cleanup_interval: Bounded<Seconds, Positive> = Seconds(300.0), "CLEANUP_INTERVAL_SECONDS";
             /// Seconds after its latest use that a model is unloaded.
             max_idle_time: Seconds = Seconds(600.0), "MAX_IDLE_TIME_SECONDS";
             /// Vectors that the embedding cache holds; 0 turns it off.
@@ -97,7 +99,7 @@ macro_rules! for_each_setting {
             /// Seconds, or text such as "7d", that a vector is kept there.
             cache_url_ttl: TimeSpan = TimeSpan::week(), "MODEL_MANAGER_CACHE_URL_TTL";
             /// Seconds that one request to such a server may take; afterwards the vector is computed.
-            cache_timeout: Seconds = Seconds(0.05), "MODEL_MANAGER_CACHE_TIMEOUT";
+            cache_timeout: Bounded<Seconds, Positive> = Seconds(0.05), "MODEL_MANAGER_CACHE_TIMEOUT";
             /// Text, or env:NAME. Without it, programs cannot read the keys of vectors there or add forged ones; none:
             /// keys are plain digests.
             cache_secret: Option<NonEmpty> = None, "MODEL_MANAGER_CACHE_SECRET";
@@ -122,9 +124,9 @@ macro_rules! for_each_setting {
             /// A warm-up of everything includes the generator.
             use_huggingface: bool = true, "USE_HUGGINGFACE";
             /// Default length of generated answers, in tokens.
-            max_tokens: usize = 150, "AI_MAX_TOKENS";
+            max_tokens: Bounded<usize, Positive> = 150, "AI_MAX_TOKENS";
             /// Default sampling temperature.
-            temperature: f64 = 0.7, "AI_TEMPERATURE";
+            temperature: Bounded<f64, Between<0, 100>> = 0.7, "AI_TEMPERATURE";
             /// How sentence models' weights are held: float32, bfloat16, int8, int4, or auto: bfloat16 where the CPU or
             /// the card multiplies it natively, else float32.
             dtype: DTypeChoice = DTypeChoice::Auto, "MODEL_MANAGER_DTYPE";
@@ -135,18 +137,18 @@ macro_rules! for_each_setting {
             /// only where it is named: their quantized weights take 16 or 32 bits each there. candle-cpu is for tests.
             device: DeviceChoice = DeviceChoice::Auto, "MODEL_MANAGER_DEVICE";
             /// Threads that compute, shared by all managers of the process; 0: as many as the cores it may use.
-            threads: usize = 0, "MODEL_MANAGER_THREADS";
+            threads: Bounded<usize, Between<0, 4096>> = 0, "MODEL_MANAGER_THREADS";
             /// Texts that may wait for one model before a call is refused.
-            max_queue: usize = 200_000, "MODEL_MANAGER_MAX_QUEUE";
+            max_queue: Bounded<usize, Positive> = 200_000, "MODEL_MANAGER_MAX_QUEUE";
             /// Bytes of a text whose every token is wanted (prompts, truncate=False, counting); a longer one is refused,
             /// and so is any text with a sixteenth of them and no place to cut.
-            max_text_bytes: usize = 4 << 20, "MODEL_MANAGER_MAX_TEXT_BYTES";
+            max_text_bytes: Bounded<usize, Positive> = 4 << 20, "MODEL_MANAGER_MAX_TEXT_BYTES";
             /// Answers that one generator writes at the same time; more requests wait.
-            max_parallel: usize = 16, "MODEL_MANAGER_MAX_PARALLEL";
+            max_parallel: Bounded<usize, Between<1, 1024>> = 16, "MODEL_MANAGER_MAX_PARALLEL";
             /// Requests for text that may wait for one generator before a call is refused.
-            max_generation_queue: usize = 256, "MODEL_MANAGER_MAX_GENERATION_QUEUE";
+            max_generation_queue: Bounded<usize, Positive> = 256, "MODEL_MANAGER_MAX_GENERATION_QUEUE";
             /// Tokens of a prompt and its answer together; none: the model's own limit.
-            max_context: Option<usize> = None, "MODEL_MANAGER_MAX_CONTEXT";
+            max_context: Option<Bounded<usize, Positive>> = None, "MODEL_MANAGER_MAX_CONTEXT";
             /// Memory that the keys and values of one generator's requests may take: bytes, text such as "2GB", or a
             /// fraction of RAM or cgroup limit.
             kv_memory: MemoryBudget = MemoryBudget::quarter(), "MODEL_MANAGER_KV_MEMORY";
@@ -161,9 +163,10 @@ macro_rules! for_each_setting {
             /// hand; auto: as their use has shown; none: max_idle_time.
             keep_alive: Option<KeepAliveSetting> = None, "MODEL_MANAGER_KEEP_ALIVE";
             /// With keep_alive auto, seconds in memory that one load is worth; none: twice max_idle_time.
-            cold_start_price: Option<Seconds> = None, "MODEL_MANAGER_COLD_START_PRICE";
+            cold_start_price: Option<Bounded<Seconds, Positive>> = None, "MODEL_MANAGER_COLD_START_PRICE";
             /// With keep_alive auto, the longest stay after a use, at least 30.
-            max_keep_alive: Seconds = Seconds(14_400.0), "MODEL_MANAGER_MAX_KEEP_ALIVE";
+            max_keep_alive: Bounded<Seconds, AtLeast<{ SHORTEST_STAY as u32 }>> = Seconds(14_400.0),
+                "MODEL_MANAGER_MAX_KEEP_ALIVE";
             /// With keep_alive auto, the folder in which the times of use are remembered across restarts; true: one in
             /// the user's cache folder; false: none.
             adaptive_state: FolderSetting = FolderSetting::Usual, "MODEL_MANAGER_ADAPTIVE_STATE";
@@ -174,11 +177,11 @@ macro_rules! for_each_setting {
             /// Never download. HF_HUB_OFFLINE turns it on too.
             offline: bool = false, "MODEL_MANAGER_OFFLINE";
             /// Requests to a server's model (ollama://, openai+https://) in flight at a time, each on a connection of its own.
-            remote_connections: usize = 4, "MODEL_MANAGER_REMOTE_CONNECTIONS";
+            remote_connections: Bounded<usize, Between<1, 64>> = 4, "MODEL_MANAGER_REMOTE_CONNECTIONS";
             /// Texts of one request to a server at most.
-            remote_batch: usize = 64, "MODEL_MANAGER_REMOTE_BATCH";
+            remote_batch: Bounded<usize, Positive> = 64, "MODEL_MANAGER_REMOTE_BATCH";
             /// Seconds that one request to a server may take, its answer included.
-            remote_timeout: Seconds = Seconds(60.0), "MODEL_MANAGER_REMOTE_TIMEOUT";
+            remote_timeout: Bounded<Seconds, Positive> = Seconds(60.0), "MODEL_MANAGER_REMOTE_TIMEOUT";
             /// Branch, tag or commit of hub models; none: main.
             revision: Option<NonEmpty> = None, "MODEL_MANAGER_REVISION";
         }
@@ -306,7 +309,7 @@ macro_rules! define_settings {
         /// The settings of a manager. Made by [`Settings::resolve`].
         #[derive(Debug, Clone)]
         pub struct Settings {
-            $($(#[doc = $doc])+ pub $name: $type,)+
+            $($(#[doc = $doc])+ pub $name: <$type as Setting>::Held,)+
             /// Settings given by keyword, which the environment no longer changes.
             given: BTreeSet<&'static str>,
             /// Settings that the environment gave.
@@ -334,7 +337,7 @@ macro_rules! define_settings {
                 vec![$(Field {
                     name: stringify!($name),
                     environment: $environment,
-                    default: defaults.$name.to_value(),
+                    default: <$type as Setting>::to_value(&defaults.$name),
                     annotation: <$type as Setting>::annotation(),
                     doc: concat!($($doc),+).trim().to_owned(),
                 }),+]
@@ -344,7 +347,7 @@ macro_rules! define_settings {
             #[must_use]
             pub fn get(&self, name: &str) -> Option<SettingValue> {
                 match name {
-                    $(stringify!($name) => Some(self.$name.to_value()),)+
+                    $(stringify!($name) => Some(<$type as Setting>::to_value(&self.$name)),)+
                     _ => None,
                 }
             }
@@ -352,7 +355,7 @@ macro_rules! define_settings {
             fn set_keyword(&mut self, name: &str, value: &SettingValue) -> Result<()> {
                 match name {
                     $(stringify!($name) => {
-                        self.$name = Setting::from_value(value).map_err(|reason| refused(name, value, reason))?;
+                        self.$name = <$type as Setting>::from_value(value).map_err(|reason| refused(name, value, reason))?;
                         self.given.insert(stringify!($name));
                         Ok(())
                     })+
@@ -360,9 +363,13 @@ macro_rules! define_settings {
                 }
             }
 
-            fn read_environment(&mut self, host: &dyn Host) -> Result<()> {
-                $(if let Some(text) = host.env($environment).filter(|text| !text.trim().is_empty()) {
-                    self.$name = Setting::from_text(text.trim())
+            /// Reads every variable whose setting `keywords` does not replace.
+            fn read_environment(&mut self, host: &dyn Host, keywords: &[(&str, SettingValue)]) -> Result<()> {
+                let is_replaced = |setting: &str| keywords.iter().any(|(name, _)| *name == setting);
+                $(if !is_replaced(stringify!($name))
+                    && let Some(text) = host.env($environment).filter(|text| !text.trim().is_empty())
+                {
+                    self.$name = <$type as Setting>::from_text(text.trim())
                         .map_err(|reason| refused($environment, &SettingValue::Text(text), reason))?;
                     self.read.insert(stringify!($name));
                 })+
@@ -383,7 +390,8 @@ impl Settings {
         keywords: impl IntoIterator<Item = (&'a str, SettingValue)>,
     ) -> Result<Self> {
         let mut settings = Self::default();
-        settings.read_environment(host)?;
+        let keywords: Vec<_> = keywords.into_iter().collect();
+        settings.read_environment(host, &keywords)?;
         settings.with(keywords)
     }
 
@@ -396,7 +404,6 @@ impl Settings {
             self.set_keyword(name, &value)?;
         }
         self.apply_profile();
-        self.check()?;
         Ok(self)
     }
 
@@ -435,51 +442,6 @@ impl Settings {
     #[must_use]
     pub fn is_given(&self, name: &str) -> bool {
         self.given.contains(name)
-    }
-
-    fn check(&self) -> Result<()> {
-        if !(0.0..=100.0).contains(&self.temperature) {
-            return Err(self.out_of_range("temperature", "must lie between 0 and 100"));
-        }
-        for (name, value) in [
-            ("max_tokens", self.max_tokens),
-            ("max_queue", self.max_queue),
-            ("max_text_bytes", self.max_text_bytes),
-            ("max_parallel", self.max_parallel),
-            ("max_generation_queue", self.max_generation_queue),
-            ("max_context", self.max_context.unwrap_or(1)),
-            ("cleanup_interval", usize::from(self.cleanup_interval.0 > 0.0)),
-            ("remote_connections", self.remote_connections),
-            ("remote_batch", self.remote_batch),
-            ("remote_timeout", usize::from(self.remote_timeout.0 > 0.0)),
-            ("cache_timeout", usize::from(self.cache_timeout.0 > 0.0)),
-            ("cold_start_price", usize::from(self.cold_start_price.is_none_or(|price| price.0 > 0.0))),
-        ] {
-            if value == 0 {
-                return Err(self.out_of_range(name, "must be greater than 0"));
-            }
-        }
-        if self.max_keep_alive.0 < SHORTEST_STAY {
-            return Err(self.out_of_range("max_keep_alive", "must be at least 30"));
-        }
-        if self.remote_connections > 64 {
-            return Err(self.out_of_range("remote_connections", "must be at most 64"));
-        }
-        if self.max_parallel > 1024 {
-            return Err(self.out_of_range("max_parallel", "must be at most 1024"));
-        }
-        if self.threads > 4096 {
-            return Err(self.out_of_range("threads", "must be at most 4096; 0 means one a core"));
-        }
-        Ok(())
-    }
-
-    /// The error for the value of a setting that was given by keyword, or by its variable.
-    fn out_of_range(&self, name: &str, allowed: &str) -> Error {
-        let value = self.get(name).unwrap_or(SettingValue::None);
-        let by_variable = self.read.contains(name) && !self.given.contains(name);
-        let field = Self::fields().into_iter().find(|field| by_variable && field.name == name);
-        refused(field.map_or(name, |field| field.environment), &value, allowed.into())
     }
 }
 

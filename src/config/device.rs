@@ -21,6 +21,8 @@ const ALLOWED: &str = "must be \"auto\", \"cpu\", \"cuda\" or \"cuda:N\" for NVI
                        \"candle-cpu\" (what a card computes, on the CPU, for tests)";
 
 impl Setting for DeviceChoice {
+    type Held = Self;
+
     fn annotation() -> String {
         "str".into()
     }
@@ -47,12 +49,8 @@ impl Setting for DeviceChoice {
         }
     }
 
-    fn from_text(text: &str) -> Result<Self, String> {
-        Self::from_value(&SettingValue::Text(text.into()))
-    }
-
-    fn to_value(&self) -> SettingValue {
-        SettingValue::Text(self.to_string())
+    fn to_value(held: &Self) -> SettingValue {
+        SettingValue::Text(held.to_string())
     }
 }
 
@@ -87,7 +85,7 @@ mod tests {
         ] {
             let choice = DeviceChoice::from_text(text);
             assert_eq!(choice, Ok(expected), "{text}");
-            assert_eq!(DeviceChoice::from_value(&expected.to_value()), Ok(expected), "{text}");
+            assert_eq!(DeviceChoice::from_value(&DeviceChoice::to_value(&expected)), Ok(expected), "{text}");
         }
     }
 

@@ -27,6 +27,8 @@ fn folder(text: &str) -> Result<PathBuf, String> {
 pub struct Folder(pub PathBuf);
 
 impl Setting for Folder {
+    type Held = Self;
+
     fn annotation() -> String {
         "str".into()
     }
@@ -38,12 +40,8 @@ impl Setting for Folder {
         }
     }
 
-    fn from_text(text: &str) -> Result<Self, String> {
-        Self::from_value(&SettingValue::Text(text.into()))
-    }
-
-    fn to_value(&self) -> SettingValue {
-        SettingValue::Text(self.0.display().to_string())
+    fn to_value(held: &Self) -> SettingValue {
+        SettingValue::Text(held.0.display().to_string())
     }
 }
 
@@ -59,6 +57,8 @@ pub enum FolderSetting {
 }
 
 impl Setting for FolderSetting {
+    type Held = Self;
+
     fn annotation() -> String {
         "bool | str".into()
     }
@@ -82,8 +82,8 @@ impl Setting for FolderSetting {
         }
     }
 
-    fn to_value(&self) -> SettingValue {
-        match self {
+    fn to_value(held: &Self) -> SettingValue {
+        match held {
             Self::Off => SettingValue::Bool(false),
             Self::Usual => SettingValue::Bool(true),
             Self::Path(path) => SettingValue::Text(path.display().to_string()),

@@ -23,6 +23,8 @@ impl ByteSize {
 const SIZES: &str = "must be bytes or text such as \"500MB\", at least 1 MB";
 
 impl Setting for ByteSize {
+    type Held = Self;
+
     fn annotation() -> String {
         "int | str".into()
     }
@@ -39,12 +41,8 @@ impl Setting for ByteSize {
         }
     }
 
-    fn from_text(text: &str) -> Result<Self, String> {
-        Self::from_value(&SettingValue::Text(text.into()))
-    }
-
-    fn to_value(&self) -> SettingValue {
-        self.written.clone()
+    fn to_value(held: &Self) -> SettingValue {
+        held.written.clone()
     }
 }
 
@@ -77,6 +75,8 @@ impl TimeSpan {
 const SPANS: &str = "must be seconds greater than 0, or a duration such as \"1h30m\" or \"7d\"";
 
 impl Setting for TimeSpan {
+    type Held = Self;
+
     fn annotation() -> String {
         "float | str".into()
     }
@@ -103,11 +103,7 @@ impl Setting for TimeSpan {
         }
     }
 
-    fn from_text(text: &str) -> Result<Self, String> {
-        Self::from_value(&SettingValue::Text(text.into()))
-    }
-
-    fn to_value(&self) -> SettingValue {
-        self.written.clone()
+    fn to_value(held: &Self) -> SettingValue {
+        held.written.clone()
     }
 }

@@ -49,24 +49,30 @@ impl fmt::Display for SettingValue {
 }
 
 /// A type that a setting can have. Errors are what is allowed; the caller adds the setting's name and value.
-pub trait Setting: Sized {
+pub trait Setting {
+    /// What the setting holds: the type itself, or that which the type narrows.
+    type Held;
     /// The type as Python annotates it.
     fn annotation() -> String;
     /// From a typed value.
     ///
     /// # Errors
     /// What is allowed.
-    fn from_value(value: &SettingValue) -> Result<Self, String>;
+    fn from_value(value: &SettingValue) -> Result<Self::Held, String>;
     /// From the text of an environment variable: trimmed, not empty.
     ///
     /// # Errors
     /// What is allowed.
-    fn from_text(text: &str) -> Result<Self, String>;
+    fn from_text(text: &str) -> Result<Self::Held, String> {
+        Self::from_value(&SettingValue::Text(text.into()))
+    }
     /// The typed value.
-    fn to_value(&self) -> SettingValue;
+    fn to_value(held: &Self::Held) -> SettingValue;
 }
 
 impl Setting for bool {
+    type Held = Self;
+
     fn annotation() -> String {
         "bool".into()
     }
@@ -86,12 +92,14 @@ impl Setting for bool {
         }
     }
 
-    fn to_value(&self) -> SettingValue {
-        SettingValue::Bool(*self)
+    fn to_value(held: &Self) -> SettingValue {
+        SettingValue::Bool(*held)
     }
 }
 
 impl Setting for usize {
+    type Held = Self;
+
     fn annotation() -> String {
         "int".into()
     }
@@ -107,12 +115,14 @@ impl Setting for usize {
         text.parse().map_err(|_| "must be a whole number, not negative".into())
     }
 
-    fn to_value(&self) -> SettingValue {
-        SettingValue::Int(i64::try_from(*self).unwrap_or(i64::MAX))
+    fn to_value(held: &Self) -> SettingValue {
+        SettingValue::Int(i64::try_from(*held).unwrap_or(i64::MAX))
     }
 }
 
 impl Setting for f64 {
+    type Held = Self;
+
     fn annotation() -> String {
         "float".into()
     }
@@ -129,8 +139,8 @@ impl Setting for f64 {
         text.parse().map_err(|_| "must be a number".into())
     }
 
-    fn to_value(&self) -> SettingValue {
-        SettingValue::Float(*self)
+    fn to_value(held: &Self) -> SettingValue {
+        SettingValue::Float(*held)
     }
 }
 
@@ -148,6 +158,8 @@ impl Seconds {
 }
 
 impl Setting for Seconds {
+    type Held = Self;
+
     fn annotation() -> String {
         "float".into()
     }
@@ -167,8 +179,8 @@ impl Setting for Seconds {
         ))
     }
 
-    fn to_value(&self) -> SettingValue {
-        SettingValue::Float(self.0)
+    fn to_value(held: &Self) -> SettingValue {
+        SettingValue::Float(held.0)
     }
 }
 
@@ -191,6 +203,8 @@ impl From<&str> for NonEmpty {
 }
 
 impl Setting for NonEmpty {
+    type Held = Self;
+
     fn annotation() -> String {
         "str".into()
     }
@@ -202,30 +216,28 @@ impl Setting for NonEmpty {
         }
     }
 
-    fn from_text(text: &str) -> Result<Self, String> {
-        Ok(text.into())
-    }
-
-    fn to_value(&self) -> SettingValue {
-        SettingValue::Text(self.0.clone())
+    fn to_value(held: &Self) -> SettingValue {
+        SettingValue::Text(held.0.clone())
     }
 }
 
 impl<T: Setting> Setting for Option<T> {
+    type Held = Option<T::Held>;
+
     fn annotation() -> String {
         format!("{} | None", T::annotation())
     }
 
-    fn from_value(value: &SettingValue) -> Result<Self, String> {
+    fn from_value(value: &SettingValue) -> Result<Self::Held, String> {
         if *value == SettingValue::None { Ok(None) } else { T::from_value(value).map(Some) }
     }
 
-    fn from_text(text: &str) -> Result<Self, String> {
+    fn from_text(text: &str) -> Result<Self::Held, String> {
         if text.eq_ignore_ascii_case("none") { Ok(None) } else { T::from_text(text).map(Some) }
     }
 
-    fn to_value(&self) -> SettingValue {
-        self.as_ref().map_or(SettingValue::None, Setting::to_value)
+    fn to_value(held: &Self::Held) -> SettingValue {
+        held.as_ref().map_or(SettingValue::None, T::to_value)
     }
 }
 
@@ -238,6 +250,8 @@ pub struct KeepAliveSetting {
 }
 
 impl Setting for KeepAliveSetting {
+    type Held = Self;
+
     fn annotation() -> String {
         "float | str".into()
     }
@@ -256,12 +270,8 @@ impl Setting for KeepAliveSetting {
         Ok(Self { written: value.clone(), keep_alive: Some(keep_alive) })
     }
 
-    fn from_text(text: &str) -> Result<Self, String> {
-        Self::from_value(&SettingValue::Text(text.into()))
-    }
-
-    fn to_value(&self) -> SettingValue {
-        self.written.clone()
+    fn to_value(held: &Self) -> SettingValue {
+        held.written.clone()
     }
 }
 
@@ -286,6 +296,8 @@ const MEMORY: &str =
     "is no fraction of memory and too few bytes; write a fraction up to 1 (0.5), or the unit (\"2GB\")";
 
 impl Setting for MemoryBudget {
+    type Held = Self;
+
     fn annotation() -> String {
         "int | float | str".into()
     }
@@ -311,12 +323,8 @@ impl Setting for MemoryBudget {
         Ok(Self { written: value.clone(), limit })
     }
 
-    fn from_text(text: &str) -> Result<Self, String> {
-        Self::from_value(&SettingValue::Text(text.into()))
-    }
-
-    fn to_value(&self) -> SettingValue {
-        self.written.clone()
+    fn to_value(held: &Self) -> SettingValue {
+        held.written.clone()
     }
 }
 
@@ -338,6 +346,8 @@ pub trait Choice: Sized + Copy + 'static {
 }
 
 impl<T: Choice> Setting for T {
+    type Held = Self;
+
     fn annotation() -> String {
         "str".into()
     }
@@ -351,12 +361,8 @@ impl<T: Choice> Setting for T {
             .ok_or_else(allowed::<T>)
     }
 
-    fn from_text(text: &str) -> Result<Self, String> {
-        Self::from_value(&SettingValue::Text(text.into()))
-    }
-
-    fn to_value(&self) -> SettingValue {
-        SettingValue::Text(self.as_str().into())
+    fn to_value(held: &Self) -> SettingValue {
+        SettingValue::Text(held.as_str().into())
     }
 }
 
