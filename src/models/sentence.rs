@@ -72,25 +72,20 @@ impl Similarity {
     }
 }
 
-/// The keys of `sentence_bert_config.json` that are read, here or by [`TransformerFile::check`].
+/// The other keys of `sentence_bert_config.json` that [`TransformerFile::check`] reads, with [`LOADERS`].
 const TRANSFORMER_KEYS: &[&str] = &[
-    "max_seq_length",
-    "do_lower_case",
     "transformer_task",
     "modality_config",
     "module_output_name",
-    "model_args",
-    "tokenizer_args",
-    "config_args",
-    "model_kwargs",
-    "processor_kwargs",
     "processing_kwargs",
-    "config_kwargs",
     // How the computation is carried out.
     "backend",
     "unpad_inputs",
     "cache_dir",
 ];
+/// Its keys with arguments of transformers' loaders.
+const LOADERS: &[&str] =
+    &["model_args", "tokenizer_args", "config_args", "model_kwargs", "processor_kwargs", "config_kwargs"];
 /// Arguments of transformers' loaders that change no result.
 const ARGUMENTS: &[&str] = &[
     "add_pooling_layer",
@@ -106,16 +101,9 @@ const ARGUMENTS: &[&str] = &[
 ];
 /// What sentence-transformers writes of the model as a whole.
 const MODEL_CONFIG: &str = "config_sentence_transformers.json";
-/// The keys of [`MODEL_CONFIG`] that are read.
-const MODEL_KEYS: &[&str] = &[
-    "prompts",
-    "default_prompt_name",
-    "similarity_fn_name",
-    "truncate_dim",
-    "model_type",
-    "__version__",
-    "activation_fn",
-];
+/// Keys of [`MODEL_CONFIG`] in addition to the fields of [`ModelFile`]. `model_type` is checked; `activation_fn` is read with
+/// a head that scores.
+const MODEL_KEYS: &[&str] = &["model_type", "__version__", "activation_fn"];
 
 /// What sentence-transformers writes into the files of one kind of model.
 struct SavedTask {
@@ -173,22 +161,15 @@ struct TransformerFile {
 impl TransformerFile {
     /// Refuses settings of the transformer other than those of `saved`.
     fn check(&self, model: &str, path: &Path, saved: &SavedTask) -> Result<()> {
-        refuse_unknown(model, path, &self.others, &[TRANSFORMER_KEYS, saved.keys])?;
+        refuse_unknown(model, path, &self.others, &[TRANSFORMER_KEYS, LOADERS, saved.keys])?;
         for (key, supported) in [("transformer_task", saved.task), ("module_output_name", saved.output)] {
             if let Some(value) = self.others.get(key).filter(|value| *value != supported) {
                 let reason = format!("only {supported:?} is supported");
                 return Err(refusal(model, path, key, value, &reason));
             }
         }
-        for key in [
-            "model_args",
-            "tokenizer_args",
-            "config_args",
-            "model_kwargs",
-            "processor_kwargs",
-            "config_kwargs",
-        ] {
-            if let Some(arguments) = self.others.get(key).and_then(Value::as_object) {
+        for key in LOADERS {
+            if let Some(arguments) = self.others.get(*key).and_then(Value::as_object) {
                 refuse_unknown(model, path, arguments, &[ARGUMENTS])?;
             }
         }

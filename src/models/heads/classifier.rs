@@ -287,9 +287,13 @@ impl JudgingTokens {
             let reason = "only causal_logits is supported";
             return Err(refusal(&files.model, &path, "module_input_name", input, reason));
         }
-        let id = |key: &str| json.get(key).and_then(Value::as_u64).and_then(|id| usize::try_from(id).ok());
+        let id = |key: &str| {
+            let number = |value: &Value| value.as_u64().and_then(|id| usize::try_from(id).ok());
+            let wrong = |value| refusal(&files.model, &path, key, value, "the id of a token is expected");
+            json.get(key).map(|value| number(value).ok_or_else(|| wrong(value))).transpose()
+        };
         let missing = || Error::invalid_file(&path, "it has no true_token_id, which is the id of a token");
-        Ok(Self { for_it: id("true_token_id").ok_or_else(missing)?, against: id("false_token_id") })
+        Ok(Self { for_it: id("true_token_id")?.ok_or_else(missing)?, against: id("false_token_id")? })
     }
 }
 

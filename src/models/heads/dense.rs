@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::layout::HeadActivation;
 use crate::compute::{Isa, Projection};
-use crate::models::architectures::{LARGEST_SIZE, Tensors};
+use crate::models::architectures::{LARGEST_SIZE, Tensors, keys_of};
 use crate::models::formats::gguf::Gguf;
 use crate::models::json::read_json;
 use crate::models::keys::refuse_unknown;
@@ -38,17 +38,6 @@ struct DenseConfig {
     module_output_name: Option<String>,
 }
 
-/// The keys that [`DenseConfig`] reads.
-const KEYS: &[&str] = &[
-    "in_features",
-    "out_features",
-    "bias",
-    "activation_function",
-    "use_residual",
-    "module_input_name",
-    "module_output_name",
-];
-
 fn yes() -> bool {
     true
 }
@@ -77,7 +66,7 @@ impl DenseLayer {
         let json: Map<String, Value> = read_json(&path)?;
         let config =
             DenseConfig::deserialize(&json).map_err(|e| Error::invalid_file(&path, e.to_string()))?;
-        refuse_unknown(model, &path, &json, &[KEYS])?;
+        refuse_unknown(model, &path, &json, &[keys_of::<DenseConfig>()])?;
         let unsupported = |problem: String| Error::Unsupported {
             model: model.into(),
             reason: format!("its Dense module {problem}; supported are Tanh and Identity over {what}"),
