@@ -1,6 +1,6 @@
 //! `config.json` as transformers writes it, before and since version 5.
 
-use super::dialect::{DIALECTS, Dialect, Windows};
+use super::dialect::{DIALECTS, Dialect, ScalingRule, Windows};
 use super::fields::{DialectConfig, LlamaConfig, Pattern};
 use super::model::{Llama, Variant};
 use crate::compute::{Activation, LONGEST_HEAD, LayerAttention, Mask, Rotary};
@@ -16,11 +16,8 @@ pub(super) fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
     Ok(Box::new(ConfigParts::parse(file)?.llama(file.model, dialect)?))
 }
 
-/// `original_max_position_embeddings` of Phi 3 where it is absent.
-const PHI3_CONTEXT: f32 = 4096.0;
-
-/// Keys of `rope_parameters` that Ministral 3 has in addition; the second repeats a number of the file.
-const MINISTRAL3: [&str; 2] = ["llama_4_scaling_beta", "max_position_embeddings"];
+/// Keys of `rope_parameters` where queries grow; the second repeats a number of the file.
+const GROWTH: [&str; 2] = ["llama_4_scaling_beta", "max_position_embeddings"];
 
 /// A `config.json`.
 struct ConfigParts {
@@ -71,8 +68,7 @@ impl ConfigParts {
         if dialect.gemma {
             return match self.own.hidden_activation.as_deref().or(self.common.hidden_act.as_deref()) {
                 None | Some("gelu_pytorch_tanh" | "gelu_new") => Ok(Activation::GeluTanh),
-                // The first files of the first Gemma say "gelu" and mean its tanh form.
-                Some("gelu") if dialect.model_type == "gemma" => Ok(Activation::GeluTanh),
+                Some("gelu") if dialect.gelu_is_tanh => Ok(Activation::GeluTanh),
                 Some("gelu") => Ok(Activation::Gelu),
                 Some(other) => Err(format!(
                     "its hidden_activation is {other:?}; supported are gelu_pytorch_tanh and gelu"
@@ -171,27 +167,24 @@ impl ConfigParts {
             style: dialect.styles[0],
         };
         let mut rope = self.rope.clone();
-        // Files of Phi 3 may call LongRoPE "yarn".
-        if dialect.model_type == "phi3" && !matches!(rope.kind(), None | Some("default" | "longrope" | "su"))
-        {
-            return Err(format!("its rotary scaling is {:?}; supported is longrope", rope.kind()));
+        if let ScalingRule::LongRope(original) = dialect.scaling {
+            // Files of Phi 3 may call LongRoPE "yarn".
+            if !matches!(rope.kind(), None | Some("default" | "longrope" | "su")) {
+                return Err(format!("its rotary scaling is {:?}; supported is longrope", rope.kind()));
+            }
+            rope.set_original(original);
         }
-        if dialect.model_type == "phi3" {
-            rope.set_original(PHI3_CONTEXT);
-        }
-        let ministral3 = dialect.model_type == "ministral3";
-        if ministral3 && !rope.has_parameters() {
+        let grows = dialect.scaling == ScalingRule::Growing;
+        if grows && !rope.has_parameters() {
             return Err("it has no rope_parameters, without which its family has a scaling of its own".into());
         }
-        let others: &[&str] = if ministral3 { &MINISTRAL3 } else { &[] };
+        let others: &[&str] = if grows { &GROWTH } else { &[] };
         let full = rope.rotary(&defaults, Some("full_attention"), others)?;
-        if ministral3 && full.query_growth.is_none() {
+        if grows && full.query_growth.is_none() {
             return Err("its rope_parameters have no llama_4_scaling_beta, which its family needs".into());
         }
-        if dialect.model_type != "gemma3_text" {
-            return Ok([full.clone(), full]);
-        }
-        let base = self.own.rope_local_base_freq.unwrap_or(10_000.0);
+        let Some(base) = dialect.local_base else { return Ok([full.clone(), full]) };
+        let base = self.own.rope_local_base_freq.unwrap_or(base);
         let local = RopeDefaults { base, ..defaults };
         // Scaling, and a base outside of the object, are of layers without a window.
         let local = if rope.has("sliding_attention") {

@@ -21,6 +21,17 @@ pub(super) enum Windows {
     Unrotated,
 }
 
+/// Which scaling of rotary positions the models know.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum ScalingRule {
+    /// Any.
+    Any,
+    /// LongRoPE alone, with `original_max_position_embeddings` where it is absent.
+    LongRope(f32),
+    /// That of `rope_parameters`, which the file must have, with queries that grow with their position.
+    Growing,
+}
+
 /// How the models of one `model_type` differ from Llama.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Dialect {
@@ -31,6 +42,12 @@ pub(super) struct Dialect {
     /// Keys that change nothing.
     pub ignored: &'static [&'static str],
     pub gguf: &'static [GgufFamily],
+    /// Metadata that GGUF files of these models have and others do not.
+    pub gguf_keys: &'static [&'static str],
+    /// Layers of the model whose GGUF file does not say that it has windows.
+    pub unsaid_window: Option<usize>,
+    /// Layers of the model that divides scores by the root of a head's share of the state, which its GGUF file does not say.
+    pub unsaid_scale: Option<usize>,
     /// Form of tensors and norms, with all biases that `attention_bias` does not decide.
     pub variant: Variant,
     /// Where `attention_bias` is absent.
@@ -48,6 +65,9 @@ pub(super) struct Dialect {
     pub part: Option<f32>,
     /// `rope_theta` where it is absent.
     pub base: f32,
+    /// `rope_local_base_freq` where it is absent; `None` if layers with a window have the positions of all others.
+    pub local_base: Option<f32>,
+    pub scaling: ScalingRule,
     /// `rms_norm_eps` where it is absent.
     pub epsilon: f32,
     /// `tie_word_embeddings` where it is absent.
@@ -60,6 +80,8 @@ pub(super) struct Dialect {
     pub multiplier: Option<f32>,
     /// Gemma: embeddings times the root of their length, GELU in its tanh form.
     pub gemma: bool,
+    /// Whether files that say "gelu" mean its tanh form.
+    pub gelu_is_tanh: bool,
     /// Gemma 2: `attn_logit_softcapping` and `final_logit_softcapping` where they are absent; null means none.
     pub caps: Option<[f32; 2]>,
     /// Whether a token sees only itself and those before it, where no key says so; else the models do not write text.
@@ -90,6 +112,9 @@ const LLAMA: Dialect = Dialect {
     fields: keys!["attention_bias", "mlp_bias", "layer_types"],
     ignored: &[],
     gguf: &[GgufFamily::generators("llama")],
+    gguf_keys: &[],
+    unsaid_window: None,
+    unsaid_scale: None,
     variant: Variant::LLAMA,
     attention_bias: false,
     output_bias: true,
@@ -100,12 +125,15 @@ const LLAMA: Dialect = Dialect {
     styles: [RopeStyle::Neox, RopeStyle::Interleaved],
     part: None,
     base: 10_000.0,
+    local_base: None,
+    scaling: ScalingRule::Any,
     epsilon: 1e-6,
     tied: false,
     head: 0,
     query_scalar: None,
     multiplier: None,
     gemma: false,
+    gelu_is_tanh: false,
     caps: None,
     causal: true,
     classifies: false,
@@ -121,6 +149,8 @@ const GEMMA: Dialect = Dialect {
     tied: true,
     head: 256,
     gemma: true,
+    // The first files do.
+    gelu_is_tanh: true,
     ..LLAMA
 };
 
@@ -137,6 +167,8 @@ const GEMMA2: Dialect = Dialect {
         "final_logit_softcapping"
     ],
     gguf: &[GgufFamily::generators("gemma2")],
+    gguf_keys: &["attention.sliding_window_pattern", "attn_logit_softcapping", "final_logit_softcapping"],
+    unsaid_scale: Some(46),
     variant: Variant {
         norms: NormNames {
             attention: Some("input_layernorm"),
@@ -150,6 +182,7 @@ const GEMMA2: Dialect = Dialect {
     window: Some(4096),
     query_scalar: Some(256.0),
     caps: Some([50.0, 30.0]),
+    gelu_is_tanh: false,
     ..GEMMA
 };
 
@@ -220,7 +253,13 @@ pub(super) const DIALECTS: [Dialect; 17] = [
         classes: "Ministral3",
         fields: keys!["sliding_window"],
         gguf: &[GgufFamily::generators("mistral3")],
+        gguf_keys: &[
+            "attention.temperature_scale",
+            "rope.scaling.yarn_beta_fast",
+            "rope.scaling.yarn_beta_slow",
+        ],
         windows: Windows::Always,
+        scaling: ScalingRule::Growing,
         epsilon: 1e-5,
         head: 128,
         ..LLAMA
@@ -257,6 +296,7 @@ pub(super) const DIALECTS: [Dialect; 17] = [
         ],
         multiplier: Some(1.0),
         gguf: &[GgufFamily::generators("granite")],
+        gguf_keys: &["embedding_scale", "residual_scale", "logit_scale", "attention.scale"],
         ..LLAMA
     },
     Dialect {
@@ -264,10 +304,12 @@ pub(super) const DIALECTS: [Dialect; 17] = [
         classes: "Phi3",
         fields: keys![ConfigFields::All(keys_of::<RopeConfig>); "sliding_window"],
         gguf: &[GgufFamily::generators("phi3")],
+        gguf_keys: &["rope.scaling.attn_factor"],
         variant: Variant { fused_qkv: true, fused_mlp: true, ..Variant::LLAMA },
         windows: Windows::Always,
         styles: NEOX,
         part: Some(1.0),
+        scaling: ScalingRule::LongRope(4096.0),
         epsilon: 1e-5,
         ..LLAMA
     },
@@ -290,9 +332,12 @@ pub(super) const DIALECTS: [Dialect; 17] = [
         // transformers writes it, and reads `sliding_window_pattern`.
         ignored: &["_sliding_window_pattern"],
         gguf: &[GgufFamily::generators("gemma3"), GgufFamily::encoders("gemma-embedding")],
+        gguf_keys: &["attention.sliding_window_pattern", "rope.freq_base_swa", "final_logit_softcapping"],
+        unsaid_scale: Some(62),
         variant: Variant { head_norms: HeadNorms::Each, ..GEMMA2.variant },
         windows: Windows::AllBut(6),
         base: 1_000_000.0,
+        local_base: Some(10_000.0),
         caps: None,
         ..GEMMA2
     },
@@ -333,6 +378,8 @@ pub(super) const DIALECTS: [Dialect; 17] = [
         classes: "Exaone4",
         fields: keys!["sliding_window", "sliding_window_pattern", "layer_types"],
         gguf: &[GgufFamily::generators("exaone4")],
+        gguf_keys: &["attention.sliding_window_pattern"],
+        unsaid_window: Some(64),
         variant: Variant { head_norms: HeadNorms::Each, norms: NormNames::AFTER, ..Variant::LLAMA },
         windows: Windows::AllBut(4),
         unrotated_full: true,

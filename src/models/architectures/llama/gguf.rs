@@ -1,6 +1,6 @@
 //! The metadata of GGUF files.
 
-use super::dialect::{DIALECTS, Dialect, Windows};
+use super::dialect::{DIALECTS, Dialect, ScalingRule, Windows};
 use super::model::{HeadNorms, Llama, NormNames, Variant};
 use crate::Result;
 use crate::compute::{Activation, LONGEST_HEAD, LayerAttention, Mask, QueryGrowth, Rotary};
@@ -23,32 +23,8 @@ const READ: &[&str] = &[
 /// And by families with windows.
 const WINDOWED: &[&str] = &["attention.sliding_window"];
 
-/// Metadata that one family alone reads.
-fn own(architecture: &str) -> &'static [&'static str] {
-    match architecture {
-        "gemma2" => {
-            &["attention.sliding_window_pattern", "attn_logit_softcapping", "final_logit_softcapping"]
-        }
-        "gemma3" => &["attention.sliding_window_pattern", "rope.freq_base_swa", "final_logit_softcapping"],
-        // The tensors of its Dense modules say their sizes too.
-        "gemma-embedding" => &[
-            "attention.sliding_window_pattern",
-            "rope.freq_base_swa",
-            "final_logit_softcapping",
-            "dense_2_feat_in",
-            "dense_2_feat_out",
-            "dense_3_feat_in",
-            "dense_3_feat_out",
-        ],
-        "exaone4" => &["attention.sliding_window_pattern"],
-        "granite" => &["embedding_scale", "residual_scale", "logit_scale", "attention.scale"],
-        "phi3" => &["rope.scaling.attn_factor"],
-        "mistral3" => {
-            &["attention.temperature_scale", "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"]
-        }
-        _ => &[],
-    }
-}
+/// And by encoders: the tensors of their Dense modules say these sizes too.
+const DENSE: &[&str] = &["dense_2_feat_in", "dense_2_feat_out", "dense_3_feat_in", "dense_3_feat_out"];
 
 /// Reads the metadata of a GGUF file.
 ///
@@ -57,15 +33,15 @@ fn own(architecture: &str) -> &'static [&'static str] {
 /// [`Error::Unsupported`](crate::Error::Unsupported).
 pub(super) fn from_gguf(gguf: &Gguf) -> Result<Box<dyn Architecture>> {
     let metadata = Metadata::of(gguf);
-    let dialect = DIALECTS
-        .iter()
-        .find(|dialect| dialect.gguf.iter().any(|family| family.architecture == metadata.architecture));
-    let Some(dialect) = dialect else { return Err(metadata.unsupported("it is of no family")) };
+    let own = |dialect: &Dialect| dialect.gguf.iter().find(|own| own.architecture == metadata.architecture);
+    let found = DIALECTS.iter().find_map(|dialect| Some((dialect, own(dialect)?)));
+    let Some((dialect, family)) = found else { return Err(metadata.unsupported("it is of no family")) };
     let windowed = match dialect.windows {
         Windows::Always | Windows::AllBut(_) => WINDOWED,
         _ => &[],
     };
-    metadata.refuse_unknown(&[READ, windowed, own(metadata.architecture)])?;
+    let dense = if family.generates { &[] } else { DENSE };
+    metadata.refuse_unknown(&[READ, windowed, dialect.gguf_keys, dense])?;
     let (hidden, heads) =
         (metadata.required("embedding_length")?, metadata.required("attention.head_count")?);
     let head = metadata.number("attention.key_length").unwrap_or(hidden / heads.max(1)).min(LONGEST_HEAD + 1);
@@ -97,7 +73,8 @@ pub(super) fn from_gguf(gguf: &Gguf) -> Result<Box<dyn Architecture>> {
         variant: variant(gguf, head),
     };
     llama.check(&metadata.model())?;
-    llama.attention = attention(&metadata, &llama, dialect)?;
+    let causal = metadata.flag("attention.causal").unwrap_or(family.generates);
+    llama.attention = attention(&metadata, &llama, dialect, causal)?;
     Ok(Box::new(llama))
 }
 
@@ -128,20 +105,19 @@ fn variant(gguf: &Gguf, head: usize) -> Variant {
     }
 }
 
-fn attention(metadata: &Metadata<'_>, llama: &Llama, dialect: &Dialect) -> Result<Vec<LayerAttention>> {
-    let causal = metadata.flag("attention.causal").unwrap_or(metadata.architecture != "gemma-embedding");
+fn attention(
+    metadata: &Metadata<'_>,
+    llama: &Llama,
+    dialect: &Dialect,
+    causal: bool,
+) -> Result<Vec<LayerAttention>> {
     let full = rotary(metadata, llama, dialect)?;
-    // Layers of Gemma 3 with a window have a base of their own, and no scaling.
-    let local = if dialect.model_type == "gemma3_text" {
-        let base = metadata.float("rope.freq_base_swa").unwrap_or(10_000.0);
-        Rotary::new(base, llama.head, dialect.styles[1])
-    } else {
-        full.clone()
-    };
+    // Layers with a window that have a base of their own have no scaling.
+    let local = dialect.local_base.map(|base| metadata.float("rope.freq_base_swa").unwrap_or(base));
+    let local = local.map(|base| Rotary::new(base, llama.head, dialect.styles[1]));
+    let local = local.unwrap_or_else(|| full.clone());
     let size = metadata.number("attention.sliding_window").filter(|&size| size > 0);
-    // The first files of the largest EXAONE 4 do not say that it has windows.
-    let unsaid = dialect.model_type == "exaone4" && llama.layers == 64;
-    let size = size.or(unsaid.then_some(dialect.window).flatten());
+    let size = size.or(dialect.window.filter(|_| dialect.unsaid_window == Some(llama.layers)));
     let period = metadata.number("attention.sliding_window_pattern");
     let flags = metadata.flags("attention.sliding_window_pattern");
     if flags.as_ref().is_some_and(|flags| flags.len() != llama.layers) {
@@ -156,10 +132,10 @@ fn attention(metadata: &Metadata<'_>, llama: &Llama, dialect: &Dialect) -> Resul
         }
         _ => None,
     };
-    // The largest Gemma 2 and the largest Gemma 3 divide scores by another root, which the file does not say.
-    let scale = match (dialect.model_type, llama.layers) {
-        ("gemma2", 46) | ("gemma3_text", 62) => Some(((llama.hidden / llama.heads) as f32).sqrt().recip()),
-        _ => metadata.float("attention.scale").filter(|scale| *scale != 0.0),
+    let scale = if dialect.unsaid_scale == Some(llama.layers) {
+        Some(((llama.hidden / llama.heads) as f32).sqrt().recip())
+    } else {
+        metadata.float("attention.scale").filter(|scale| *scale != 0.0)
     };
     let soft_cap = metadata.float("attn_logit_softcapping").or(dialect.caps.map(|caps| caps[0]));
     let layer = |index: usize| {
@@ -193,7 +169,6 @@ fn rotary(metadata: &Metadata<'_>, llama: &Llama, dialect: &Dialect) -> Result<R
     let base = metadata.float("rope.freq_base").unwrap_or(10_000.0);
     let original = metadata.number("rope.scaling.original_context_length").unwrap_or(llama.context).max(1);
     let factor = metadata.float("rope.scaling.factor").filter(|&factor| factor > 0.0);
-    let ministral3 = dialect.model_type == "ministral3";
     let long = metadata.tensor("rope_factors_long.weight")?;
     let long = long.zip(metadata.tensor("rope_factors_short.weight")?);
     let scaling = match (long, metadata.text("rope.scaling.type"), factor) {
@@ -212,7 +187,7 @@ fn rotary(metadata: &Metadata<'_>, llama: &Llama, dialect: &Dialect) -> Result<R
             slow: metadata.float("rope.scaling.yarn_beta_slow").unwrap_or(1.0),
             truncate: true,
             // Ministral 3 divides the growth away again.
-            attention: if ministral3 { 1.0 } else { Yarn::growth(factor, 1.0) },
+            attention: if dialect.scaling == ScalingRule::Growing { 1.0 } else { Yarn::growth(factor, 1.0) },
         }),
         (_, Some(other), _) => {
             return Err(metadata.unsupported(format!(
