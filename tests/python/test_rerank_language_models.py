@@ -105,6 +105,9 @@ def test_what_is_refused(make_manager, tmp_path):
     wrong = changed("ids", "1_LogitScore/config.json", lambda json: {**json, "true_token_id": 100_000})
     with pytest.raises(UnsupportedModelError, match="token 100000"):
         wrong.rerank("a", ["b"])
+    text = changed("text", "1_LogitScore/config.json", lambda json: {**json, "false_token_id": "no"})
+    with pytest.raises(UnsupportedModelError, match='"false_token_id" to "no", and the id of a token is expected'):
+        text.rerank("a", ["b"])
     key = changed("key", "1_LogitScore/config.json", lambda json: {**json, "scale": 2})
     with pytest.raises(UnsupportedModelError, match="scale"):
         key.rerank("a", ["b"])
