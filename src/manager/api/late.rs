@@ -8,8 +8,8 @@ use super::super::instance::Manager;
 use super::super::options::{Check, EmbedOptions};
 use super::scoring::Activate;
 use crate::compute::memory::{joined, zeroed};
-use crate::models::{Bounds, Pooling, TextChunk};
-use crate::output::{Output, OutputKind};
+use crate::models::{Bounds, Encoder, Pooling, TextChunk};
+use crate::output::{MultiVector, Output, OutputKind};
 use crate::sync::fork;
 use crate::{Error, Result};
 
@@ -75,16 +75,7 @@ impl Manager {
         let handle = lease.encoder(name, OutputKind::Dense)?.clone();
         handle.info.facts.shapes.expect(OutputKind::Dense, name)?;
         let encoder = handle.backend.local()?;
-        if let Pooling::Cls | Pooling::Last = encoder.config.pooling {
-            return Err(Error::Unsupported {
-                model: encoder.name.clone(),
-                reason: format!(
-                    "its vector is the state of one token (pooling {:?}), so parts of a text have none; embed the chunks \
-                     one by one",
-                    encoder.config.pooling.name()
-                ),
-            });
-        }
+        refuse_states_of_one_token(encoder)?;
         let prompt = handle.info.prompt(options)?;
         let (ids, places) = {
             let _computing = fork::computing();
@@ -93,24 +84,15 @@ impl Manager {
         };
         let before = places.partition_point(|place| place.end <= prompt.len() && !prompt.is_empty());
         let (lead, own) = ids.split_at(before);
-        let of_chunk = |chunk: &TextChunk| {
-            let (start, end) = (prompt.len() + chunk.bytes.start, prompt.len() + chunk.bytes.end);
-            let first = places[before..].partition_point(|place| place.end <= start);
-            let last = places[before..].partition_point(|place| place.start < end);
-            first..last.max(first)
-        };
         let longest = encoder.config.max_length;
         let capacity = longest.saturating_sub(encoder.tokenizer.special_tokens() + lead.len());
         if capacity == 0 {
             return Err(Error::Input(format!("the prompt leaves no room for text in {longest} tokens")));
         }
-        let all = windows(own.len(), capacity);
-        let width = encoder.width();
-        let mut vectors = zeroed(chunks.len() * width)?;
-        let spans: Vec<Range<usize>> = chunks.iter().map(of_chunk).collect();
-        // The states from token `kept` on: those of the chunks that are still to be pooled.
-        let (mut states, mut kept, mut next) = (Vec::<f32>::new(), 0, 0);
-        for group in all.chunks(WINDOWS).filter(|_| !chunks.is_empty()) {
+        let skipped = encoder.tokenizer.before().len() + lead.len();
+        let spans = token_spans(&chunks, &places[before..], prompt.len());
+        let mut pooling = ChunkPooling::new(encoder, spans)?;
+        for group in windows(own.len(), capacity).chunks(WINDOWS).filter(|_| !chunks.is_empty()) {
             check()?;
             let sequence = |window: &TokenWindow| {
                 encoder.tokenizer.dressed(&[lead, &own[window.reads.clone()]].concat())
@@ -126,35 +108,95 @@ impl Manager {
             };
             let found = self.infer(inputs, asked, Activate::Model, &mut *check, &mut |_, _| Ok(()))?;
             let Output::Multi(found) = found.output else { continue };
-            let skipped = encoder.tokenizer.before().len() + lead.len();
-            let mut wide = 0;
             for (window, item) in group.iter().zip(&found.items) {
                 let first = skipped + window.gives.start - window.reads.start;
-                wide = item.width;
-                states.extend_from_slice(&item.values[first * wide..(first + window.gives.len()) * wide]);
+                pooling.add(item, first..first + window.gives.len());
             }
-            let end = kept + states.len() / wide.max(1);
-            while let Some(span) = spans.get(next).filter(|span| span.end <= end) {
-                let rows = &states[(span.start - kept) * wide..(span.end - kept) * wide];
-                encoder.pool(rows, &mut vectors[next * width..(next + 1) * width])?;
-                next += 1;
-            }
-            let needed = spans[next..].iter().map(|span| span.start).min().unwrap_or(end).min(end);
-            states.drain(..(needed - kept) * wide);
-            kept = needed;
+            pooling.pool_complete()?;
         }
-        let (computed, width) = (width, handle.info.facts.config.kept(width));
-        if width < computed {
-            for row in 0..chunks.len() {
-                vectors.copy_within(row * computed..row * computed + width, row * width);
-            }
-            vectors.truncate(chunks.len() * width);
-        }
+        let width = handle.info.facts.config.kept(encoder.width());
+        let mut vectors = cut_rows(pooling.vectors, encoder.width(), width);
         if options.normalize {
             vectors.chunks_exact_mut(width.max(1)).for_each(crate::models::normalize);
         }
         Ok((chunks, vectors, width))
     }
+}
+
+fn refuse_states_of_one_token(encoder: &Encoder) -> Result<()> {
+    let (Pooling::Cls | Pooling::Last) = encoder.config.pooling else { return Ok(()) };
+    Err(Error::Unsupported {
+        model: encoder.name.clone(),
+        reason: format!(
+            "its vector is the state of one token (pooling {:?}), so parts of a text have none; embed the chunks one by one",
+            encoder.config.pooling.name()
+        ),
+    })
+}
+
+/// The tokens of each chunk. `places` are the bytes of the text's tokens, counted with the `prompt` bytes before the text.
+fn token_spans(chunks: &[TextChunk], places: &[Range<usize>], prompt: usize) -> Vec<Range<usize>> {
+    let of_chunk = |chunk: &TextChunk| {
+        let (start, end) = (prompt + chunk.bytes.start, prompt + chunk.bytes.end);
+        let first = places.partition_point(|place| place.end <= start);
+        let last = places.partition_point(|place| place.start < end);
+        first..last.max(first)
+    };
+    chunks.iter().map(of_chunk).collect()
+}
+
+/// The vectors of chunks, each pooled as soon as the states of its tokens are computed.
+struct ChunkPooling<'a> {
+    encoder: &'a Encoder,
+    /// The tokens of each chunk.
+    spans: Vec<Range<usize>>,
+    /// The states from token `kept` on, which chunks from `next` on need; each has `state_width` values.
+    states: Vec<f32>,
+    state_width: usize,
+    kept: usize,
+    next: usize,
+    /// Row-major.
+    vectors: Vec<f32>,
+}
+
+impl<'a> ChunkPooling<'a> {
+    fn new(encoder: &'a Encoder, spans: Vec<Range<usize>>) -> Result<Self> {
+        let vectors = zeroed(spans.len() * encoder.width())?;
+        Ok(Self { encoder, spans, states: Vec::new(), state_width: 0, kept: 0, next: 0, vectors })
+    }
+
+    /// Adds the states of the tokens that follow: `rows` of `item`.
+    fn add(&mut self, item: &MultiVector, rows: Range<usize>) {
+        self.state_width = item.width;
+        self.states.extend_from_slice(&item.values[rows.start * item.width..rows.end * item.width]);
+    }
+
+    /// Pools the chunks all of whose states are there, and drops the states that no other chunk needs.
+    fn pool_complete(&mut self) -> Result<()> {
+        let (wide, width) = (self.state_width, self.encoder.width());
+        let end = self.kept + self.states.len() / wide.max(1);
+        while let Some(span) = self.spans.get(self.next).filter(|span| span.end <= end) {
+            let rows = &self.states[(span.start - self.kept) * wide..(span.end - self.kept) * wide];
+            self.encoder.pool(rows, &mut self.vectors[self.next * width..(self.next + 1) * width])?;
+            self.next += 1;
+        }
+        let needed = self.spans[self.next..].iter().map(|span| span.start).min().unwrap_or(end).min(end);
+        self.states.drain(..(needed - self.kept) * wide);
+        self.kept = needed;
+        Ok(())
+    }
+}
+
+/// The first `kept` of the `width` values of each row.
+fn cut_rows(mut rows: Vec<f32>, width: usize, kept: usize) -> Vec<f32> {
+    if kept < width {
+        let count = rows.len() / width;
+        for row in 0..count {
+            rows.copy_within(row * width..row * width + kept, row * kept);
+        }
+        rows.truncate(count * kept);
+    }
+    rows
 }
 
 #[cfg(test)]

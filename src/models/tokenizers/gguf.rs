@@ -89,105 +89,154 @@ pub(crate) struct GgufTokenizer {
 /// [`Error::InvalidFile`] naming the metadata that is missing or wrong, [`Error::Unsupported`] for a kind of tokenizer
 /// or a way of splitting that we do not know.
 pub(crate) fn tokenizer(gguf: &Gguf) -> Result<GgufTokenizer> {
-    let pieces = texts(gguf, "tokenizer.ggml.tokens")?;
-    let types = token_types(gguf)?;
-    if let Some(id) = pieces.iter().position(|piece| piece.len() > LONGEST_TOKEN) {
-        let length = pieces[id].len();
-        return Err(invalid(
-            gguf,
-            format!("its token {id} has {length} bytes; at most {LONGEST_TOKEN} are read"),
-        ));
-    }
-    if !types.is_empty() && types.len() != pieces.len() {
-        return Err(invalid(
-            gguf,
-            format!("tokenizer.ggml.token_type has {} entries for {} tokens", types.len(), pieces.len()),
-        ));
-    }
-    let number = |key: &str| special_id(gguf, key, pieces.len());
-    let (begin, end) = (number("bos")?, number("eos")?);
-    let mut eos_ids: Vec<u32> = Vec::new();
-    eos_ids.extend([end, number("eot")?, number("eom")?].into_iter().flatten().map(|id| id as u32));
-    let looks = pieces.iter().zip(0..).filter(|(piece, _)| ENDS.contains(&piece.as_str())).map(|(_, id)| id);
-    eos_ids.extend(looks);
-    eos_ids.sort_unstable();
-    eos_ids.dedup();
-    let kind = gguf.text("tokenizer.ggml.model").unwrap_or_default();
-    let mut tokenizer = match gguf.text("tokenizer.ggml.model") {
-        Some("gpt2") => byte_level(gguf, &pieces)?,
-        Some("llama") => sentence_piece(gguf, &pieces, &types)?,
-        Some("bert") => word_piece(gguf, &pieces, &types)?,
-        Some("t5") => unigram(gguf, &pieces, &types)?,
-        other => {
-            return Err(unsupported(
-                gguf,
-                format!(
-                    "its tokenizer is {other:?}; supported are gpt2 (BPE), llama, bert (WordPiece) and t5 (Unigram)"
-                ),
-            ));
-        }
-    };
-    let added = |special: bool| -> Vec<AddedToken> {
-        let is_end = |id: usize| eos_ids.binary_search(&(id as u32)).is_ok();
-        let wanted = |id: usize| match types.get(id) {
-            Some(&(CONTROL | UNKNOWN)) => special,
-            Some(&USER_DEFINED) => special == is_end(id),
-            _ => special && is_end(id),
-        };
-        let tokens = pieces.iter().enumerate().filter(|(id, _)| wanted(*id));
-        let phi3 = kind == "llama" && gguf.text("general.architecture") == Some("phi3");
-        // The masks of XLM-R, JinaBERT and ModernBERT take the space before them.
-        let pre = gguf.text("tokenizer.ggml.pre").unwrap_or_default();
-        let takes_space = |piece: &str| match piece {
-            "<mask>" => kind == "t5" || pre.starts_with("jina-v2-"),
-            "[MASK]" => pre == "modern-bert",
-            _ => false,
-        };
-        let token = |(id, piece): (usize, &String)| {
-            // WordPiece's words have this mark, which is not part of them.
-            let marked = kind == "bert" && types.get(id) == Some(&USER_DEFINED);
-            let text = piece.strip_prefix('▁').filter(|_| marked).unwrap_or(piece);
-            let token = AddedToken::from(text.to_owned(), special).normalized(false);
-            token.lstrip(takes_space(piece)).rstrip(phi3 && !KEEP_SPACE.contains(&piece.as_str()))
-        };
-        tokens.map(token).collect()
-    };
+    let vocabulary = GgufVocabulary::read(gguf)?;
+    let (begin, end) = (vocabulary.special("bos")?, vocabulary.special("eos")?);
+    let eos_ids = vocabulary.ends(end)?;
+    let mut tokenizer = vocabulary.model()?;
     let damaged = |e: tokenizers::Error| invalid(gguf, format!("its tokenizer does not fit together: {e}"));
-    tokenizer.add_special_tokens(added(true)).map_err(damaged)?;
-    tokenizer.add_tokens(added(false)).map_err(damaged)?;
+    tokenizer.add_special_tokens(vocabulary.added(true, &eos_ids)).map_err(damaged)?;
+    tokenizer.add_tokens(vocabulary.added(false, &eos_ids)).map_err(damaged)?;
+    let GgufVocabulary { kind, pieces, .. } = &vocabulary;
     if tokenizer.get_vocab_size(true) > pieces.len() {
         return Err(invalid(gguf, "a special token of its tokenizer is none of its pieces"));
     }
+    if vocabulary.begins(begin)?
+        && let Some(id) = begin
+    {
+        tokenizer.with_post_processor(Some(beginning(gguf, &pieces[id], id)?));
+    }
     let spelling = |id: Option<usize>| id.map_or_else(String::new, |id| pieces[id].clone());
-    let llama = gguf.text("tokenizer.ggml.model") == Some("llama")
-        || gguf.text("tokenizer.ggml.pre").is_some_and(|pre| BEGIN.contains(&pre));
-    // WordPiece has its first and last token already.
-    let add_begin = gguf.flag("tokenizer.ggml.add_bos_token");
-    if add_begin == Some(true) && begin.is_none() && kind != "bert" {
-        return Err(invalid(
-            gguf,
-            "it adds a first token (add_bos_token) that it does not name (bos_token_id)",
-        ));
-    }
-    let begins = add_begin.unwrap_or(llama) && kind != "bert";
-    if let Some(id) = begin.filter(|_| begins) {
-        let piece = pieces[id].clone();
-        let template = TemplateProcessing::builder()
-            .try_single(format!("{piece} $A"))
-            .and_then(|builder| {
-                builder.special_tokens(vec![(piece, id as u32)]).build().map_err(|e| e.to_string())
-            })
-            .map_err(|e| invalid(gguf, format!("its first token cannot be used: {e}")))?;
-        tokenizer.with_post_processor(Some(template));
-    }
     Ok(GgufTokenizer {
         tokenizer,
         bos: spelling(begin),
         eos: spelling(end),
         eos_id: end.map(|id| id as u32),
         eos_ids,
-        adds_end: gguf.flag("tokenizer.ggml.add_eos_token").unwrap_or(kind == "t5") && kind != "bert",
+        adds_end: gguf.flag("tokenizer.ggml.add_eos_token").unwrap_or(*kind == "t5") && *kind != "bert",
     })
+}
+
+/// The tokens of a file, and what its metadata says of them.
+struct GgufVocabulary<'a> {
+    gguf: &'a Gguf,
+    /// `tokenizer.ggml.model`.
+    kind: &'a str,
+    pieces: Vec<String>,
+    /// The type of each piece; empty where the file does not say.
+    types: Vec<i128>,
+}
+
+impl<'a> GgufVocabulary<'a> {
+    fn read(gguf: &'a Gguf) -> Result<Self> {
+        let pieces = texts(gguf, "tokenizer.ggml.tokens")?;
+        let types = token_types(gguf)?;
+        if let Some(id) = pieces.iter().position(|piece| piece.len() > LONGEST_TOKEN) {
+            let length = pieces[id].len();
+            return Err(invalid(
+                gguf,
+                format!("its token {id} has {length} bytes; at most {LONGEST_TOKEN} are read"),
+            ));
+        }
+        if !types.is_empty() && types.len() != pieces.len() {
+            return Err(invalid(
+                gguf,
+                format!("tokenizer.ggml.token_type has {} entries for {} tokens", types.len(), pieces.len()),
+            ));
+        }
+        let kind = gguf.text("tokenizer.ggml.model").unwrap_or_default();
+        Ok(Self { gguf, kind, pieces, types })
+    }
+
+    /// The id of the special token `key`; `None` where the file names none.
+    fn special(&self, key: &str) -> Result<Option<usize>> {
+        let key = format!("tokenizer.ggml.{key}_token_id");
+        let pieces = self.pieces.len();
+        match self.gguf.number(&key) {
+            Some(id) if id >= pieces => {
+                Err(invalid(self.gguf, format!("{key} is {id}, but it has {pieces} tokens")))
+            }
+            found => Ok(found),
+        }
+    }
+
+    /// The tokens that end an answer, in order: `end`, those that the file names, and those known by name.
+    fn ends(&self, end: Option<usize>) -> Result<Vec<u32>> {
+        let named = [end, self.special("eot")?, self.special("eom")?].into_iter().flatten();
+        let known = self.pieces.iter().enumerate().filter(|(_, piece)| ENDS.contains(&piece.as_str()));
+        let mut ids: Vec<u32> = named.chain(known.map(|(id, _)| id)).map(|id| id as u32).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        Ok(ids)
+    }
+
+    /// The tokenizer without added tokens.
+    fn model(&self) -> Result<Inner> {
+        let Self { gguf, pieces, types, .. } = self;
+        match gguf.text("tokenizer.ggml.model") {
+            Some("gpt2") => byte_level(gguf, pieces),
+            Some("llama") => sentence_piece(gguf, pieces, types),
+            Some("bert") => word_piece(gguf, pieces, types),
+            Some("t5") => unigram(gguf, pieces, types),
+            other => Err(unsupported(
+                gguf,
+                format!(
+                    "its tokenizer is {other:?}; supported are gpt2 (BPE), llama, bert (WordPiece) and t5 (Unigram)"
+                ),
+            )),
+        }
+    }
+
+    /// The tokens that are found in a text before it is split: the special ones, or the others.
+    fn added(&self, special: bool, eos_ids: &[u32]) -> Vec<AddedToken> {
+        let is_end = |id: usize| eos_ids.binary_search(&(id as u32)).is_ok();
+        let wanted = |id: usize| match self.types.get(id) {
+            Some(&(CONTROL | UNKNOWN)) => special,
+            Some(&USER_DEFINED) => special == is_end(id),
+            _ => special && is_end(id),
+        };
+        let phi3 = self.kind == "llama" && self.gguf.text("general.architecture") == Some("phi3");
+        // The masks of XLM-R, JinaBERT and ModernBERT take the space before them.
+        let pre = self.gguf.text("tokenizer.ggml.pre").unwrap_or_default();
+        let takes_space = |piece: &str| match piece {
+            "<mask>" => self.kind == "t5" || pre.starts_with("jina-v2-"),
+            "[MASK]" => pre == "modern-bert",
+            _ => false,
+        };
+        let token = |(id, piece): (usize, &String)| {
+            // WordPiece's words have this mark, which is not part of them.
+            let marked = self.kind == "bert" && self.types.get(id) == Some(&USER_DEFINED);
+            let text = piece.strip_prefix('▁').filter(|_| marked).unwrap_or(piece);
+            let token = AddedToken::from(text.to_owned(), special).normalized(false);
+            token.lstrip(takes_space(piece)).rstrip(phi3 && !KEEP_SPACE.contains(&piece.as_str()))
+        };
+        self.pieces.iter().enumerate().filter(|(id, _)| wanted(*id)).map(token).collect()
+    }
+
+    /// Whether a text begins with the token `begin`.
+    fn begins(&self, begin: Option<usize>) -> Result<bool> {
+        let says = self.gguf.flag("tokenizer.ggml.add_bos_token");
+        let pre = self.gguf.text("tokenizer.ggml.pre");
+        // WordPiece has its first and last token already.
+        if self.kind == "bert" {
+            return Ok(false);
+        }
+        if says == Some(true) && begin.is_none() {
+            return Err(invalid(
+                self.gguf,
+                "it adds a first token (add_bos_token) that it does not name (bos_token_id)",
+            ));
+        }
+        Ok(says.unwrap_or(self.kind == "llama" || pre.is_some_and(|pre| BEGIN.contains(&pre))))
+    }
+}
+
+/// What puts the token `piece` before a text.
+fn beginning(gguf: &Gguf, piece: &str, id: usize) -> Result<TemplateProcessing> {
+    let special = vec![(piece.to_owned(), id as u32)];
+    TemplateProcessing::builder()
+        .try_single(format!("{piece} $A"))
+        .and_then(|builder| builder.special_tokens(special).build().map_err(|e| e.to_string()))
+        .map_err(|e| invalid(gguf, format!("its first token cannot be used: {e}")))
 }
 
 /// The kind of each token; empty where the file does not say.
@@ -198,15 +247,6 @@ fn token_types(gguf: &Gguf) -> Result<Vec<i128>> {
         _ => Err(invalid(gguf, "tokenizer.ggml.token_type holds something else than integers")),
     };
     kinds.iter().map(kind).collect()
-}
-
-/// The id of the special token `key`; `None` where the file names none.
-fn special_id(gguf: &Gguf, key: &str, pieces: usize) -> Result<Option<usize>> {
-    let key = format!("tokenizer.ggml.{key}_token_id");
-    match gguf.number(&key) {
-        Some(id) if id >= pieces => Err(invalid(gguf, format!("{key} is {id}, but it has {pieces} tokens"))),
-        found => Ok(found),
-    }
 }
 
 fn byte_level(gguf: &Gguf, pieces: &[String]) -> Result<Inner> {
