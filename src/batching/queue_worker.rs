@@ -102,3 +102,65 @@ pub(crate) fn abandon<T: QueueItem>(queue: &mut Queue<T>) -> Option<Abandon> {
     let waiters = queue.drain();
     Some(Box::new(move |error| waiters.iter().for_each(|waiter| waiter.chunk.fail(error.clone()))))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::{Duration, Instant};
+
+    use super::super::chunk::Cancel;
+    use super::*;
+    use crate::Error;
+    use crate::output::Shape;
+    use crate::sync::Mutex;
+
+    /// Reports each batch that it takes, and fails it when the test says so. It cannot be interrupted in between.
+    struct Gated {
+        counters: Arc<Counters>,
+        taken: mpsc::Sender<usize>,
+        gate: Mutex<mpsc::Receiver<()>>,
+    }
+
+    impl Work<Queue<Arc<str>>> for Gated {
+        fn fresh(&self) -> Queue<Arc<str>> {
+            Queue::default()
+        }
+
+        fn run(&self, thread: &WorkerThread<'_, Queue<Arc<str>>>) {
+            while let Some(batch) = next_batch(thread, BatchLimit::of_weight(100), true, &self.counters) {
+                self.taken.send(batch.len()).unwrap();
+                self.gate.lock().recv().unwrap();
+                let waiters = complete(thread, &batch).into_iter().flatten();
+                waiters.for_each(|waiter| waiter.chunk.fail(Error::Closed));
+            }
+        }
+    }
+
+    #[test]
+    fn equal_items_are_counted_as_shared_and_a_thread_is_away_during_a_batch_alone() {
+        let ((taken, batches), (open, gate)) = (mpsc::channel(), mpsc::channel());
+        let counters = Arc::<Counters>::default();
+        let work = Gated { counters: Arc::clone(&counters), taken, gate: Mutex::new(gate) };
+        let queue = QueueWorker::start("test", 1, Arc::new(work), &counters).unwrap();
+        // Dropped before the queue, which waits for its thread.
+        let open = open;
+        let (sender, answer) = mpsc::channel();
+        let done = Box::new(move |result| drop(sender.send(result)));
+        let chunk = Chunk::new(3, Shape::Dense { width: 1 }, Cancel::default(), done, None, None).unwrap();
+        queue.submit(["a", "b", "a"].map(Arc::from).into_iter(), &chunk, Lane::Bulk);
+        assert_eq!(batches.recv(), Ok(2));
+        assert_eq!(counters.work().shared, 1);
+        // Nothing waits for a thread that is away, so this is true before it ends.
+        let ends = || queue.worker.join(Some(Instant::now()));
+        assert!(ends());
+        open.send(()).unwrap();
+        assert_eq!(answer.recv().unwrap(), Err(Error::Closed));
+        // It comes back for the next batch.
+        let late = Instant::now() + Duration::from_secs(60);
+        while ends() {
+            assert!(Instant::now() < late, "the thread waits for items and counts as away");
+            thread::yield_now();
+        }
+    }
+}

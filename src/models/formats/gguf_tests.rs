@@ -91,13 +91,17 @@ impl Writer {
     }
 
     pub(crate) fn bytes(&self) -> Vec<u8> {
+        self.aligned(32)
+    }
+
+    fn aligned(&self, alignment: usize) -> Vec<u8> {
         let mut out = b"GGUF".to_vec();
         out.extend(3u32.to_le_bytes());
         out.extend((self.tensor_count as u64).to_le_bytes());
         out.extend((self.entries as u64).to_le_bytes());
         out.extend(&self.metadata);
         out.extend(&self.tensors);
-        out.resize(out.len().next_multiple_of(32), 0);
+        out.resize(out.len().next_multiple_of(alignment), 0);
         out.extend(&self.data);
         out
     }
@@ -156,6 +160,57 @@ fn metadata_and_tensors_are_read() {
     );
     assert!(gguf.required("llama.none").unwrap_err().to_string().contains("llama.none"));
     assert!(gguf.matrix("none").unwrap_err().to_string().contains("\"none\" is missing"));
+}
+
+#[test]
+fn numbers_of_every_width_are_read() {
+    let numbers: [(u32, Vec<u8>, GgufValue); 8] = [
+        (0, vec![200], GgufValue::Integer(200)),
+        (1, vec![254], GgufValue::Integer(-2)),
+        (2, 60_000u16.to_le_bytes().into(), GgufValue::Integer(60_000)),
+        (3, (-300i16).to_le_bytes().into(), GgufValue::Integer(-300)),
+        (4, u32::MAX.to_le_bytes().into(), GgufValue::Integer(u32::MAX.into())),
+        (10, u64::MAX.to_le_bytes().into(), GgufValue::Integer(u64::MAX.into())),
+        (11, i64::MIN.to_le_bytes().into(), GgufValue::Integer(i64::MIN.into())),
+        (12, 1e300f64.to_le_bytes().into(), GgufValue::Float(1e300)),
+    ];
+    let mut writer = Writer::default();
+    for (kind, bytes, _) in &numbers {
+        writer.key(&format!("one.{kind}"), *kind).extend(bytes);
+        let list = writer.key(&format!("list.{kind}"), 9);
+        list.extend(kind.to_le_bytes());
+        list.extend(2u64.to_le_bytes());
+        list.extend(bytes.repeat(2));
+    }
+    let (_folder, path) = writer.write();
+    let gguf = Gguf::open(&path).unwrap();
+    for (kind, _, value) in numbers {
+        assert_eq!(gguf.get(&format!("one.{kind}")), Some(&value), "{kind}");
+        let list = GgufValue::Array(vec![value.clone(), value]);
+        assert_eq!(gguf.get(&format!("list.{kind}")), Some(&list), "{kind}");
+    }
+}
+
+#[test]
+fn tensors_begin_where_the_alignment_of_the_file_says() {
+    for alignment in [1, 8, 4096] {
+        let writer = Writer::default()
+            .number("general.alignment", alignment)
+            .tensor("a", &[1], 0, &f32s(&[1.0]))
+            .tensor("b", &[1], 0, &f32s(&[2.0]));
+        let (_folder, path) = raw(&writer.aligned(alignment as usize));
+        let gguf = Gguf::open(&path).unwrap();
+        for (name, value) in [("a", 1.0), ("b", 2.0)] {
+            let Matrix::Plain(weight) = gguf.matrix(name).unwrap() else { panic!("plain numbers") };
+            assert_eq!(weight.to_f32().unwrap(), [value], "{alignment} {name}");
+        }
+    }
+    for wrong in [0, (1 << 20) + 1] {
+        let writer = Writer::default().number("general.alignment", wrong);
+        assert!(reason(&writer.bytes()).contains("alignment is no positive number"), "{wrong}");
+    }
+    let writer = Writer::default().text("general.alignment", "64");
+    assert!(reason(&writer.bytes()).contains("alignment is no positive number"));
 }
 
 #[test]

@@ -85,6 +85,55 @@ fn tensors_are_found_whatever_their_strides() {
     assert!(wrong.check(&file).unwrap_err().to_string().contains("checksum"));
 }
 
+/// The names of the tensors in a dict that is filled entry by entry, as `SETITEM` does.
+fn names(entries: &[[&[u8]; 2]]) -> Vec<String> {
+    let mut program = b"\x80\x02}".to_vec();
+    for [key, value] in entries {
+        program.extend([key, value, &b"s"[..]].concat());
+    }
+    program.push(b'.');
+    read(&program).unwrap().into_iter().map(|tensor| tensor.name).collect()
+}
+
+#[test]
+fn every_form_of_a_text_names_a_tensor() {
+    let weight = tensor("FloatStorage", 0, [2, 3], [3, 1]);
+    let short = "weight";
+    for code in [b'U', b'C', 0x8c] {
+        let key = [&[code, short.len() as u8], short.as_bytes()].concat();
+        assert_eq!(names(&[[&key, &weight]]), [short], "{code:#x}");
+    }
+    let long = "weight".repeat(50);
+    for code in [b'T', b'B', b'X'] {
+        let key = [&[code][..], &(long.len() as u32).to_le_bytes(), long.as_bytes()].concat();
+        assert_eq!(names(&[[&key, &weight]]), [long.as_str()], "{code:#x}");
+    }
+}
+
+#[test]
+fn values_that_are_no_tensors_are_passed_over() {
+    let weight = tensor("FloatStorage", 0, [2, 3], [3, 1]);
+    let found = names(&[
+        [b"U\x01f", b"G\xff\xff\xff\xff\xff\xff\xff\xff"],
+        [b"U\x01l", b"]K\x01aK\x02a"],
+        // Bytes that are no text, as a value and as a key.
+        [b"U\x01b", b"B\x02\0\0\0\xff\xfe"],
+        [b"C\x02\xff\xfe", &weight],
+        [b"U\x01w", &weight],
+    ]);
+    assert_eq!(found, ["w"]);
+}
+
+#[test]
+fn values_are_kept_by_numbers_of_one_byte_and_of_four() {
+    let weight = tensor("FloatStorage", 0, [2, 3], [3, 1]);
+    // Both numbers end with the same byte.
+    let kept = [&weight[..], b"r\x07\x11\x01\0"].concat();
+    let found = names(&[[b"U\x01aq\x07", &kept], [b"U\x01b", b"j\x07\x11\x01\0"], [b"U\x01c", b"h\x07"]]);
+    assert_eq!(found, ["a", "b"]);
+    assert!(refusal(b"\x80\x02]q\x07j\x07\x11\x01\0.").contains("did not keep"));
+}
+
 #[test]
 fn a_damaged_program_is_named_by_its_checksum() {
     let program = dict(&[("weight", tensor("FloatStorage", 0, [2, 3], [3, 1]))]);

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::*;
 use crate::config::SystemHost;
 use crate::output::Item;
+use crate::sync::Mutex;
 
 fn tier(url: &str, secret: Option<&str>, clock: &Clock) -> Redis {
     let settings = RedisSettings {
@@ -121,6 +122,36 @@ fn a_server_that_has_become_a_copy_is_connected_anew() {
         tier.put(&[(key(1), item())]);
         let counts = (connections.load(Ordering::SeqCst), tier.counts().errors.load(Ordering::Relaxed));
         assert_eq!((counts, tier.is_working()), ((asked, asked as u64), true));
+    }
+}
+
+#[test]
+fn a_write_says_for_how_many_whole_seconds_its_values_are_kept() {
+    for (time_to_live, seconds) in [(90.7, "90"), (0.2, "1")] {
+        let received = Arc::new(Mutex::new(Vec::new()));
+        let requests = Arc::clone(&received);
+        let (url, _) = server(move |mut stream| {
+            let mut bytes = [0; 4096];
+            while let Ok(count @ 1..) = stream.read(&mut bytes) {
+                requests.lock().extend_from_slice(&bytes[..count]);
+                let commands = String::from_utf8_lossy(&bytes[..count]).matches("\r\n*").count() + 1;
+                if stream.write_all(&b"+OK\r\n".repeat(commands)).is_err() {
+                    return;
+                }
+            }
+        });
+        let settings = RedisSettings {
+            url,
+            time_to_live: Duration::from_secs_f64(time_to_live),
+            timeout: Duration::from_secs(60),
+            secret: None,
+        };
+        let tier = Redis::new(&settings, &SystemHost, &Clock::manual()).unwrap();
+        tier.put(&[(key(1), item()), (key(2), item())]);
+        assert_eq!(tier.counts().writes.load(Ordering::Relaxed), 2);
+        let expiry = format!("\r\n$2\r\nEX\r\n${}\r\n{seconds}\r\n", seconds.len());
+        let requests = String::from_utf8_lossy(&received.lock()).into_owned();
+        assert_eq!(requests.matches(&expiry).count(), 2, "{time_to_live}: {requests:?}");
     }
 }
 
