@@ -162,6 +162,26 @@ fn metadata_that_no_family_reads_is_named() {
     assert!(error.contains("\"klingon\""), "{error}");
 }
 
+#[test]
+fn a_gemma_2_that_does_not_say_its_window_has_the_usual_one() {
+    let header = &headers()["gemma2"];
+    let key = "gemma2.attention.sliding_window";
+    let others = header.metadata.iter().filter(|(name, _)| *name != key);
+    let others: BTreeMap<_, _> = others.map(|(name, value)| (name.clone(), value.clone())).collect();
+    let model = |window: Option<u32>| {
+        let mut writer = with_metadata(with_tensors("gemma2", header), &others);
+        if let Some(window) = window {
+            writer = writer.number(key, window);
+        }
+        let (_folder, path) = writer.write();
+        let files = ModelFiles::gguf("m", path).unwrap();
+        format!("{:?}", ModelConfig::read(&files, ModelKind::Generator).unwrap().architecture)
+    };
+    assert!(header.metadata.contains_key(key));
+    assert_eq!(model(None), model(Some(4096)));
+    assert_ne!(model(None), model(Some(0)));
+}
+
 /// What is no sound value is refused, or read as another model of the same tensors.
 #[test]
 fn wrong_metadata_of_every_family_ends_in_no_panic() {

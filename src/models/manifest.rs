@@ -303,12 +303,10 @@ pub(crate) fn shards(index: &Path) -> Result<Vec<PathBuf>> {
         .collect()
 }
 
-/// Reads `modules.json`, in the order of its `idx`.
+/// Reads `modules.json`. The order is that of the list, as in sentence-transformers, whatever `idx` says.
 pub(crate) fn read_modules(path: &Path) -> Result<Vec<Module>> {
     #[derive(Deserialize)]
     struct Entry {
-        #[serde(default)]
-        idx: usize,
         #[serde(default)]
         path: String,
         #[serde(rename = "type")]
@@ -317,8 +315,7 @@ pub(crate) fn read_modules(path: &Path) -> Result<Vec<Module>> {
         #[serde(default)]
         kwargs: Vec<String>,
     }
-    let mut entries: Vec<Entry> = read_json(path)?;
-    entries.sort_by_key(|entry| entry.idx);
+    let entries: Vec<Entry> = read_json(path)?;
     entries
         .into_iter()
         .map(|entry| {

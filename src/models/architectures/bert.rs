@@ -29,7 +29,7 @@ pub(super) const FAMILIES: &[Family] = &[
         fields: &[ConfigFields::All(keys_of::<BertConfig>)],
         // Its masked language model has a generator's head of its own.
         masked_lm: None,
-        ..family("electra", "Electra", &layout::ELECTRA, &layout::MASKED_BERT, read_bert)
+        ..family("electra", "Electra", &layout::ELECTRA, &layout::MASKED_BERT, read_electra)
     },
 ];
 
@@ -53,6 +53,13 @@ const fn family(
 
 fn read_bert(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
     let config: BertConfig = file.parse()?;
+    let context = config.max_position_embeddings;
+    read(file, config, Positions::FromZero, context)
+}
+
+fn read_electra(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
+    let mut config: BertConfig = file.parse()?;
+    config.embedding_size.get_or_insert(128);
     let context = config.max_position_embeddings;
     read(file, config, Positions::FromZero, context)
 }

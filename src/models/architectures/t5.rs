@@ -21,8 +21,7 @@ const fn family(model_type: &'static str, classes: &'static str, read: ReadConfi
 
 /// Keys that change nothing in an encoder.
 const IGNORED: &[&str] = &[
-    // What transformers makes of `feed_forward_proj`.
-    "dense_act_fn",
+    // What transformers makes of `feed_forward_proj`. The names of the tensors say it too.
     "is_gated_act",
     // Of the decoder.
     "num_decoder_layers",
@@ -46,6 +45,8 @@ struct T5Config {
     relative_attention_max_distance: usize,
     layer_norm_epsilon: f32,
     feed_forward_proj: Option<String>,
+    /// What transformers makes of it; where both say something, this counts.
+    dense_act_fn: Option<String>,
 }
 
 impl Default for T5Config {
@@ -61,6 +62,7 @@ impl Default for T5Config {
             relative_attention_max_distance: 128,
             layer_norm_epsilon: 1e-6,
             feed_forward_proj: None,
+            dense_act_fn: None,
         }
     }
 }
@@ -115,7 +117,10 @@ fn read(file: &ConfigFile<'_>, usual: &str) -> Result<Box<dyn Architecture>> {
         Some(("gated", name)) => (true, name),
         _ => (false, function),
     };
-    let activation = file.activation("feed_forward_proj", name)?;
+    let activation = match &config.dense_act_fn {
+        Some(name) => file.activation("dense_act_fn", name)?,
+        None => file.activation("feed_forward_proj", name)?,
+    };
     let heads = Heads { heads: config.num_heads, kv_heads: config.num_heads, width: config.d_kv };
     Ok(Box::new(T5 { config, heads, activation, gated }))
 }
@@ -229,5 +234,24 @@ mod tests {
                 assert_eq!(model.bucket(distance as isize), after, "{distance}");
             }
         }
+    }
+    #[test]
+    fn the_function_that_transformers_made_counts() {
+        use serde_json::{Value, json};
+        use std::path::Path;
+        let activation = |extra: Value| {
+            let mut json =
+                json!({"model_type": "t5", "vocab_size": 10, "d_model": 8, "d_ff": 8, "num_layers": 1});
+            json.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+            let file = ConfigFile { model: "m", path: Path::new("config.json"), json: &json };
+            read_t5(&file).map(|model| format!("{model:?}")).map_err(|error| error.to_string())
+        };
+        let uses =
+            |extra: Value, name: &str| activation(extra).unwrap().contains(&format!("activation: {name},"));
+        assert!(uses(json!({}), "Relu"));
+        assert!(uses(json!({"feed_forward_proj": "gated-gelu"}), "GeluTanh"));
+        assert!(uses(json!({"feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu"}), "Gelu"));
+        assert!(uses(json!({"feed_forward_proj": "relu", "dense_act_fn": "gelu_new"}), "GeluTanh"));
+        assert!(activation(json!({"dense_act_fn": "mish"})).unwrap_err().contains("dense_act_fn"));
     }
 }

@@ -116,6 +116,14 @@ impl DenseLayer {
             true => Some(weights.vector("linear.bias", config.out_features)?.to_f32()?),
             false => None,
         };
+        let known = |name: &str| name == "linear.weight" || (config.bias && name == "linear.bias");
+        // The first by name: the order is that of a hash table.
+        if let Some(other) = weights.names().filter(|name| !known(name)).min() {
+            let reason = format!(
+                "it holds {other:?}, which the config.json next to it does not announce; one of both is wrong"
+            );
+            return Err(Error::invalid_file(&files.paths()[0], reason));
+        }
         Ok(Self { weight, bias, inputs: config.in_features, activation })
     }
 

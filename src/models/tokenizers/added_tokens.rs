@@ -107,10 +107,11 @@ fn add_all(tokenizer: &mut Inner, path: &Path, mut tokens: Vec<(u64, AddedToken)
     check_distinct(tokenizer, path)
 }
 
-/// Refuses two added tokens that a normalizer makes the same text: which of them a text gets would be chance.
+/// Refuses two added tokens that a normalizer makes the same text, since which of them a text gets would be chance; and one
+/// that it makes empty.
 ///
 /// # Errors
-/// [`Error::InvalidFile`] naming both.
+/// [`Error::InvalidFile`] naming them.
 pub(super) fn check_distinct(tokenizer: &Inner, path: &Path) -> Result<()> {
     let Some(normalizer) = tokenizer.get_normalizer() else { return Ok(()) };
     let mut forms = HashMap::new();
@@ -118,6 +119,14 @@ pub(super) fn check_distinct(tokenizer: &Inner, path: &Path) -> Result<()> {
     for token in added.values().filter(|token| token.normalized) {
         let mut form = NormalizedString::from(token.content.as_str());
         guarded(|| normalizer.normalize(&mut form)).map_err(|e| invalid(path, &e.to_string()))?;
+        if form.get().is_empty() {
+            // The crate would find it everywhere, without an end.
+            let reason = format!(
+                "its added token {:?} is empty for its normalizer: remove it, or set \"normalized\": false",
+                token.content
+            );
+            return Err(invalid(path, &reason));
+        }
         if let Some(other) = forms.insert(form.get().to_owned(), &token.content) {
             let (one, other) = (other.min(&token.content), other.max(&token.content));
             let reason = format!(
@@ -230,5 +239,20 @@ mod tests {
         }
         let longest = TokenizerConfig::of(&json!({DECODER: {next_id().to_string(): "x".repeat(LONGEST)}}));
         assert_eq!(follow(&mut tokenizer(), &files, &longest), Ok(()));
+    }
+    #[test]
+    fn a_token_that_is_empty_for_the_normalizer_is_refused() {
+        let normalizer = json!({"type": "Strip", "strip_left": true, "strip_right": true});
+        for (token, reason) in [("\n", Some("\"\\n\" is empty for its normalizer")), ("x\n", None)] {
+            let mut json: Value = serde_json::from_slice(&bytes(&fixture("tokenizers/bytes_gpt2"))).unwrap();
+            json["normalizer"] = normalizer.clone();
+            let id = next_id();
+            json["added_tokens"] = json!([{"id": id, "content": token, "single_word": false, "lstrip": false,
+                "rstrip": false, "normalized": true, "special": false}]);
+            let tokenizer: Inner = serde_json::from_value(json).unwrap();
+            let refused = check_distinct(&tokenizer, Path::new("tokenizer.json")).err();
+            assert_eq!(refused.is_some(), reason.is_some(), "{token:?}");
+            assert!(refused.is_none_or(|error| error.to_string().contains(reason.unwrap())));
+        }
     }
 }

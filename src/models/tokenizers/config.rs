@@ -8,8 +8,8 @@ use crate::models::json::read_json_with_nulls;
 use crate::models::keys::refusal;
 use crate::models::manifest::ModelFiles;
 
-/// `tokenizer_config.json`: what transformers puts over `tokenizer.json`. Special tokens that it does not name are those
-/// of `special_tokens_map.json`, unless it describes all added tokens itself.
+/// `tokenizer_config.json`: what transformers puts over `tokenizer.json`. `special_tokens_map.json` replaces the special
+/// tokens that both name, unless the former describes all added tokens itself.
 #[derive(Debug, Default)]
 pub(crate) struct TokenizerConfig(Map<String, Value>);
 
@@ -33,9 +33,13 @@ impl TokenizerConfig {
         }
         if !settings.get("added_tokens_decoder").is_some_and(Value::is_object) {
             for (key, value) in read("special_tokens_map.json")? {
-                let own = settings.entry(key).or_insert(Value::Null);
-                if own.is_null() {
-                    *own = value;
+                match (settings.get_mut(&key), value) {
+                    (Some(Value::Array(own)), Value::Array(others)) if key == "extra_special_tokens" => {
+                        let others: Vec<_> =
+                            others.into_iter().filter(|other| !own.contains(other)).collect();
+                        own.extend(others);
+                    }
+                    (_, value) => drop(settings.insert(key, value)),
                 }
             }
         }
@@ -130,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_that_the_settings_do_not_name_are_those_of_the_map() {
+    fn the_map_replaces_special_tokens_of_the_settings() {
         let folder = tempfile::tempdir().unwrap();
         let from = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/llama");
         for file in ["config.json", "model.safetensors", "tokenizer.json"] {
@@ -141,7 +145,7 @@ mod tests {
         write("special_tokens_map.json", json!({"eos_token": "<map>", "bos_token": {"content": "<start>"}}));
         for (settings, eos, bos) in [
             (json!({}), Some("<map>"), Some("<start>")),
-            (json!({"eos_token": "<own>"}), Some("<own>"), Some("<start>")),
+            (json!({"eos_token": "<own>", "pad_token": "<pad>"}), Some("<map>"), Some("<start>")),
             (json!({"eos_token": null}), Some("<map>"), Some("<start>")),
             (json!({"added_tokens_decoder": null}), Some("<map>"), Some("<start>")),
             // It describes all tokens itself.

@@ -83,6 +83,9 @@ impl Cuts {
             Some(pre) => split(pre, normal.chinese),
         };
         let Some((split, prefix)) = split.filter(|_| known) else { return cuts };
+        if matches!(split, Split::Words { .. }) && !keeps_blanks(inner) {
+            return cuts;
+        }
         for token in inner.added().get_added_tokens_decoder().values() {
             let chars: Vec<char> = token.content.chars().map(folded).collect();
             cuts.joined.extend(chars.windows(2).map(|pair| (pair[0], pair[1])));
@@ -371,6 +374,16 @@ fn split(pre: &PreTokenizerWrapper, chinese: bool) -> Option<(Split, Prefix)> {
             (first, prefix)
         }
         _ => return None,
+    })
+}
+
+/// Whether what the normalizer makes of white space between letters is white space still.
+fn keeps_blanks(inner: &Pipeline) -> bool {
+    let Some(normalizer) = inner.normalizer() else { return true };
+    ["a b", "a  b", "a\nb", "a\tb"].into_iter().all(|text| {
+        let mut normalized = NormalizedString::from(text);
+        let inside = |normal: &str| normal.trim().contains(char::is_whitespace);
+        normalizer.normalize(&mut normalized).is_ok() && inside(normalized.get())
     })
 }
 

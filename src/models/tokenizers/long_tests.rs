@@ -32,7 +32,14 @@ static TOKENIZERS: LazyLock<Vec<Named>> = LazyLock::new(|| {
     let without = serde_json::json!({"type": "Replace", "pattern": {"String": "'"}, "content": ""});
     json["normalizer"] =
         serde_json::json!({"type": "Sequence", "normalizers": [without, json["normalizer"].take()]});
-    add("bert without apostrophes".to_owned(), serde_json::from_value(json).unwrap());
+    add("bert without apostrophes".to_owned(), serde_json::from_value(json.clone()).unwrap());
+    // White space that is none for the pre-tokenizer.
+    for (pattern, content) in [(" +", ""), (" ", "_"), ("\\n", "x")] {
+        json["normalizer"] =
+            serde_json::json!({"type": "Replace", "pattern": {"Regex": pattern}, "content": content});
+        json["pre_tokenizer"] = serde_json::json!({"type": "Whitespace"});
+        add(format!("words with {content:?} for {pattern:?}"), serde_json::from_value(json.clone()).unwrap());
+    }
     for pre in ["gpt-2", "smollm", "qwen2", "llama-bpe"] {
         add(pre.to_owned(), byte_level(pre));
     }

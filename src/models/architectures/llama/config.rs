@@ -109,6 +109,9 @@ impl ConfigParts {
 
     fn is_causal(&self, dialect: &Dialect) -> Result<bool, String> {
         match (self.common.is_causal, self.common.use_bidirectional_attention) {
+            (Some(true), _) if !dialect.causal => {
+                Err("its is_causal is true, and models of its family attend in both directions".into())
+            }
             (Some(true), Some(true)) | (Some(false), Some(false)) => Err(
                 "its config.json contradicts itself: is_causal and use_bidirectional_attention have the same value; remove \
                  the wrong one"
@@ -140,8 +143,10 @@ impl ConfigParts {
                 (false, None) => Mask::FULL,
                 // No text is longer.
                 (false, Some(tokens)) if tokens >= llama.context => Mask::FULL,
-                // Half of the window on each side.
-                (false, Some(tokens)) if dialect.gemma => Mask::local(tokens / 2),
+                // Half of the window on each side, where this key alone says so.
+                (false, Some(tokens)) if dialect.gemma && self.common.is_causal.is_none() => {
+                    Mask::local(tokens / 2)
+                }
                 (false, Some(_)) => return Err("it attends through a window in both directions".into()),
             };
             let rotary = if window.is_some() { &local } else { &full };
@@ -211,7 +216,11 @@ impl ConfigParts {
 
     /// The length of sliding windows, if layers may have one.
     fn window_size(&self, dialect: &Dialect) -> Option<usize> {
-        let flagged = matches!(dialect.windows, Windows::Flagged | Windows::Unrotated);
+        let flagged = match dialect.windows {
+            Windows::Flagged => true,
+            Windows::Unrotated => self.own.layer_types.is_empty(),
+            _ => false,
+        };
         let size = self.own.sliding_window.unwrap_or(dialect.window);
         size.filter(|_| !flagged || self.own.use_sliding_window)
     }

@@ -46,6 +46,15 @@ fn what_is_not_supported_is_named() {
     let sliding =
         json!({"use_sliding_window": true, "sliding_window": 8, "max_window_layers": 0, "is_causal": false});
     assert!(refusal("qwen2", sliding).contains("in both directions"));
+    // transformers computes windows of other lengths where `is_causal` says it.
+    let both =
+        [json!({"is_causal": false}), json!({"is_causal": false, "use_bidirectional_attention": true})];
+    for mut extra in both {
+        extra["sliding_window"] = json!(8);
+        assert!(refusal("gemma3_text", extra.clone()).contains("in both directions"), "{extra}");
+    }
+    assert!(refusal("eurobert", json!({"is_causal": true})).contains("is_causal is true"));
+    assert_eq!(read_as("eurobert", json!({"is_causal": false})).unwrap().attention[0].mask, Mask::FULL);
     let phi3 = json!({"rope_scaling": {"type": "yarn", "factor": 2.0}});
     assert!(refusal("phi3", phi3).contains("yarn"));
 }
@@ -95,6 +104,10 @@ fn windows_are_where_the_family_has_them() {
     let (full, sliding) = ("full_attention", "sliding_attention");
     let listed = json!({"sliding_window": 5, "layer_types": [full, sliding, full, full, full, sliding]});
     assert_eq!(windows("ministral", listed), [0, 5, 0, 0, 0, 5]);
+    // The flag is for files without the list.
+    let listed = json!({"sliding_window": 5, "layer_types": [full, full, full, sliding, full, full]});
+    assert_eq!(windows("smollm3", listed), [0, 0, 0, 5, 0, 0]);
+    assert_eq!(windows("smollm3", json!({"sliding_window": 5})), [0]);
     let both = json!({"sliding_window": 8, "use_bidirectional_attention": true});
     let layers = read_as("gemma3_text", both).unwrap().attention;
     assert_eq!((layers[0].mask, layers[5].mask), (Mask::local(4), Mask::FULL));
@@ -120,6 +133,8 @@ fn absent_keys_have_defaults_and_null_has_none() {
     assert_eq!(caps(json!({})), (Some(50.0), Some(30.0)));
     assert_eq!(caps(json!({"attn_logit_softcapping": null})), (None, Some(30.0)));
     assert_eq!(caps(json!({"final_logit_softcapping": null})), (Some(50.0), None));
+    let head = |model_type: &str| read_as(model_type, json!({"head_dim": null})).unwrap().head;
+    assert_eq!(["qwen3", "glm4", "helium", "gemma"].map(head), [128, 128, 128, 256]);
     let short = json!({"is_causal": false, "max_position_embeddings": 4096});
     assert_eq!(read_as("mistral", short).unwrap().attention[0].mask, Mask::FULL);
 }

@@ -17,7 +17,7 @@ pub(super) enum Windows {
     AllBut(usize),
     /// Those from `max_window_layers` on, with `use_sliding_window`, unless `layer_types` says otherwise.
     Flagged,
-    /// Those without rotary positions, with `use_sliding_window`, unless `layer_types` says otherwise.
+    /// Those without rotary positions, with `use_sliding_window`, unless there are `layer_types`.
     Unrotated,
 }
 
@@ -32,6 +32,17 @@ pub(super) enum ScalingRule {
     Growing,
 }
 
+/// Whether windows have the length that `config.json` would mean by leaving it out, where a GGUF file gives none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum UnsaidWindow {
+    /// There are none.
+    Never,
+    /// In the model of this many layers.
+    OfLayers(usize),
+    /// In all.
+    Always,
+}
+
 /// How the models of one `model_type` differ from Llama.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Dialect {
@@ -44,8 +55,8 @@ pub(super) struct Dialect {
     pub gguf: &'static [GgufFamily],
     /// Metadata that GGUF files of these models have and others do not.
     pub gguf_keys: &'static [&'static str],
-    /// Layers of the model whose GGUF file does not say that it has windows.
-    pub unsaid_window: Option<usize>,
+    /// Whether a GGUF file that does not give the length of windows has them nevertheless.
+    pub unsaid_window: UnsaidWindow,
     /// Layers of the model that divides scores by the root of a head's share of the state, which its GGUF file does not say.
     pub unsaid_scale: Option<usize>,
     /// Form of tensors and norms, with all biases that `attention_bias` does not decide.
@@ -113,7 +124,7 @@ const LLAMA: Dialect = Dialect {
     ignored: &[],
     gguf: &[GgufFamily::generators("llama")],
     gguf_keys: &[],
-    unsaid_window: None,
+    unsaid_window: UnsaidWindow::Never,
     unsaid_scale: None,
     variant: Variant::LLAMA,
     attention_bias: false,
@@ -168,6 +179,8 @@ const GEMMA2: Dialect = Dialect {
     ],
     gguf: &[GgufFamily::generators("gemma2")],
     gguf_keys: &["attention.sliding_window_pattern", "attn_logit_softcapping", "final_logit_softcapping"],
+    // The first converted files lack it; llama.cpp has this length for them.
+    unsaid_window: UnsaidWindow::Always,
     unsaid_scale: Some(46),
     variant: Variant {
         norms: NormNames {
@@ -208,6 +221,7 @@ pub(super) const DIALECTS: [Dialect; 17] = [
     Dialect {
         model_type: "qwen3",
         classes: "Qwen3",
+        head: 128,
         fields: SLIDING,
         gguf: &[GgufFamily { embeds: true, ..GgufFamily::generators("qwen3") }],
         variant: Variant { head_norms: HeadNorms::Each, ..Variant::LLAMA },
@@ -333,6 +347,7 @@ pub(super) const DIALECTS: [Dialect; 17] = [
         ignored: &["_sliding_window_pattern"],
         gguf: &[GgufFamily::generators("gemma3"), GgufFamily::encoders("gemma-embedding")],
         gguf_keys: &["attention.sliding_window_pattern", "rope.freq_base_swa", "final_logit_softcapping"],
+        unsaid_window: UnsaidWindow::Never,
         unsaid_scale: Some(62),
         variant: Variant { head_norms: HeadNorms::Each, ..GEMMA2.variant },
         windows: Windows::AllBut(6),
@@ -379,7 +394,7 @@ pub(super) const DIALECTS: [Dialect; 17] = [
         fields: keys!["sliding_window", "sliding_window_pattern", "layer_types"],
         gguf: &[GgufFamily::generators("exaone4")],
         gguf_keys: &["attention.sliding_window_pattern"],
-        unsaid_window: Some(64),
+        unsaid_window: UnsaidWindow::OfLayers(64),
         variant: Variant { head_norms: HeadNorms::Each, norms: NormNames::AFTER, ..Variant::LLAMA },
         windows: Windows::AllBut(4),
         unrotated_full: true,

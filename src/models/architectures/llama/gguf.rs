@@ -1,6 +1,6 @@
 //! The metadata of GGUF files.
 
-use super::dialect::{DIALECTS, Dialect, ScalingRule, Windows};
+use super::dialect::{DIALECTS, Dialect, ScalingRule, UnsaidWindow, Windows};
 use super::model::{HeadNorms, Llama, NormNames, Variant};
 use crate::Result;
 use crate::compute::{Activation, LONGEST_HEAD, LayerAttention, Mask, QueryGrowth, Rotary};
@@ -116,8 +116,13 @@ fn attention(
     let local = dialect.local_base.map(|base| metadata.float("rope.freq_base_swa").unwrap_or(base));
     let local = local.map(|base| Rotary::new(base, llama.head, dialect.styles[1]));
     let local = local.unwrap_or_else(|| full.clone());
-    let size = metadata.number("attention.sliding_window").filter(|&size| size > 0);
-    let size = size.or(dialect.window.filter(|_| dialect.unsaid_window == Some(llama.layers)));
+    let unsaid = match dialect.unsaid_window {
+        UnsaidWindow::Never => false,
+        UnsaidWindow::OfLayers(layers) => layers == llama.layers,
+        UnsaidWindow::Always => true,
+    };
+    let size = metadata.number("attention.sliding_window").or(dialect.window.filter(|_| unsaid));
+    let size = size.filter(|&size| size > 0);
     let period = metadata.number("attention.sliding_window_pattern");
     let flags = metadata.flags("attention.sliding_window_pattern");
     if flags.as_ref().is_some_and(|flags| flags.len() != llama.layers) {
