@@ -215,3 +215,39 @@ fn rotary(metadata: &Metadata<'_>, llama: &Llama, dialect: &Dialect) -> Result<R
     }
     Ok(rotary)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::models::formats::gguf::tests::{Writer, f32s};
+
+    /// The attention of the layers of a model of four heads of eight, whose states have 64 elements.
+    fn layers(architecture: &str, layers: u32) -> Vec<LayerAttention> {
+        let mut writer = Writer::default().text("general.architecture", architecture);
+        for (key, number) in [
+            ("block_count", layers),
+            ("embedding_length", 64),
+            ("feed_forward_length", 64),
+            ("context_length", 64),
+            ("attention.head_count", 4),
+            ("attention.key_length", 8),
+        ] {
+            writer = writer.number(&format!("{architecture}.{key}"), number);
+        }
+        let (_folder, path) = writer.tensor("token_embd.weight", &[2, 64], 0, &f32s(&[0.0; 128])).write();
+        from_gguf(&Gguf::open(&path).unwrap()).unwrap().describe().attention
+    }
+
+    #[test]
+    fn models_whose_files_leave_something_out_are_known_by_their_layers() {
+        for (architecture, largest) in [("gemma2", 46), ("gemma3", 62)] {
+            assert_eq!(layers(architecture, largest)[0].scale, Some(0.25), "{architecture}");
+            assert_eq!(layers(architecture, largest - 1)[0].scale, None, "{architecture}");
+        }
+        let [exaone, smaller] = [64, 32].map(|count| layers("exaone4", count));
+        assert_eq!((exaone.len(), smaller.len()), (64, 1));
+        assert_eq!((exaone[0].mask, exaone[3].mask), (Mask::sliding(4096), Mask::CAUSAL));
+        assert!(exaone[0].rotary.is_some() && exaone[3].rotary.is_none());
+        assert!(smaller[0].mask == Mask::CAUSAL && smaller[0].rotary.is_some());
+    }
+}
