@@ -27,8 +27,8 @@ pub struct Module {
 pub enum WeightFiles {
     /// `model.safetensors`, or all its shards.
     Safetensors(Vec<PathBuf>),
-    /// `pytorch_model.bin`.
-    Pickle(PathBuf),
+    /// `pytorch_model.bin`, or all its shards.
+    Pickle(Vec<PathBuf>),
     /// A `.gguf` file with everything else in it too, or its parts.
     Gguf(Vec<PathBuf>),
 }
@@ -37,8 +37,7 @@ impl WeightFiles {
     /// The files, in the order of their names.
     pub fn paths(&self) -> &[PathBuf] {
         match self {
-            Self::Safetensors(paths) | Self::Gguf(paths) => paths,
-            Self::Pickle(path) => std::slice::from_ref(path),
+            Self::Safetensors(paths) | Self::Pickle(paths) | Self::Gguf(paths) => paths,
         }
     }
 }
@@ -195,7 +194,12 @@ pub(crate) const SENTENCE_CONFIGS: [&str; 7] = [
     "sentence_xlm-roberta_config.json",
     "sentence_xlnet_config.json",
 ];
-const WEIGHTS: [&str; 3] = ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"];
+const WEIGHTS: [&str; 4] = [
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+];
 
 impl Selection {
     pub(crate) fn new(modules: &[Module], has: &dyn Fn(&str) -> bool) -> Result<Self, Missing> {
@@ -242,15 +246,14 @@ impl Selection {
     /// The weights as files under `root`; reads the index of a sharded model.
     pub(crate) fn weight_files(&self, root: &Path) -> Result<WeightFiles> {
         let path = root.join(&self.weights);
-        if self.weights.ends_with(".bin") {
-            return Ok(WeightFiles::Pickle(path));
-        }
-        if !self.weights.ends_with(".index.json") {
-            return Ok(WeightFiles::Safetensors(vec![path]));
-        }
-        Ok(WeightFiles::Safetensors(
-            shards(&path)?.iter().map(|shard| root.join(&self.transformer).join(shard)).collect(),
-        ))
+        let (name, paths) = match self.weights.strip_suffix(".index.json") {
+            None => (&*self.weights, vec![path]),
+            Some(name) => {
+                let folder = root.join(&self.transformer);
+                (name, shards(&path)?.iter().map(|shard| folder.join(shard)).collect())
+            }
+        };
+        Ok(if name.ends_with(".bin") { WeightFiles::Pickle(paths) } else { WeightFiles::Safetensors(paths) })
     }
 }
 
@@ -270,7 +273,7 @@ impl Missing {
             ),
             Self::Weights => (
                 "model.safetensors".into(),
-                "its shards or pytorch_model.bin would do too, but ONNX, OpenVINO, TensorFlow and Flax copies cannot be \
+                "pytorch_model.bin or the shards of either with their index would do too, but ONNX, OpenVINO, TensorFlow and Flax copies cannot be \
                  read; download the PyTorch weights",
             ),
             Self::Shard(name) => (name, "the index names it; download it again"),
@@ -279,7 +282,7 @@ impl Missing {
     }
 }
 
-/// The shard names of a `model.safetensors.index.json`, sorted, each once.
+/// The shard names of an index, `model.safetensors.index.json` for example, sorted, each once.
 pub(crate) fn shards(index: &Path) -> Result<Vec<PathBuf>> {
     #[derive(Deserialize)]
     struct Index {

@@ -107,21 +107,17 @@ impl Weights {
                     opened.push(file);
                 }
             }
-            WeightFiles::Pickle(path) => {
-                let (file, listed) = open(path, pickle::tensors)?;
-                tensors.extend(listed.into_iter().map(|tensor| {
-                    let (name, shape, dtype) =
-                        (tensor.name.clone(), tensor.shape.clone(), tensor.dtype.clone());
-                    (
-                        name,
-                        TensorEntry {
-                            shape,
-                            dtype,
-                            place: Place::Pickled { file: Arc::clone(&file), tensor },
-                        },
-                    )
-                }));
-                opened.push(file);
+            WeightFiles::Pickle(paths) => {
+                for path in paths {
+                    let (file, listed) = open(path, pickle::tensors)?;
+                    tensors.extend(listed.into_iter().map(|tensor| {
+                        let (name, shape, dtype) =
+                            (tensor.name.clone(), tensor.shape.clone(), tensor.dtype.clone());
+                        let place = Place::Pickled { file: Arc::clone(&file), tensor };
+                        (name, TensorEntry { shape, dtype, place })
+                    }));
+                    opened.push(file);
+                }
             }
         }
         let first = files.paths().first().cloned().unwrap_or_default();

@@ -119,7 +119,7 @@ fn a_pickle_that_is_none() {
         let (folder, _) = raw(b"x");
         let path = folder.path().join("pytorch_model.bin");
         fs::write(&path, bytes).unwrap();
-        let said = reason(&WeightFiles::Pickle(path));
+        let said = reason(&WeightFiles::Pickle(vec![path]));
         assert!(said.contains("safetensors"), "{said}");
     }
 }
@@ -152,7 +152,7 @@ fn damage_is_an_error_that_names_the_file() {
         let whole = fs::read(fixtures.join(name)).unwrap();
         let path = folder.path().join(name.rsplit('/').next().unwrap());
         let files = match name.ends_with(".bin") {
-            true => WeightFiles::Pickle(path.clone()),
+            true => WeightFiles::Pickle(vec![path.clone()]),
             false => WeightFiles::Safetensors(vec![path.clone()]),
         };
         let mut seed = 1u64;

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ENGLISH_TEXT, FIXTURES
+from model_manager import _core
 from model_manager.errors import InvalidFileError, ModelManagerError, NoGeneratorError, UnsupportedModelError
 from safetensors.numpy import load_file, save_file
 
@@ -241,3 +242,49 @@ def test_the_first_use_decides_where_no_file_says(make_manager, tmp_path):
     with pytest.raises(NoGeneratorError):
         manager.generate("a", "embeds")
     assert kind(manager, "embeds") == "embedding"
+
+
+def test_modules_follow_each_other_as_they_are_listed(make_manager, tmp_path):
+    """Not as their `idx` says, as in sentence-transformers."""
+    manager = make_manager()
+    manager.register("m", str(FIXTURES / "bert_dense"))
+    expected = manager.embed(TEXTS, "m")
+    folder = Path(shutil.copytree(FIXTURES / "bert_dense", tmp_path / "m"))
+    modules = json.loads((folder / "modules.json").read_text())
+    others = [{**module, "idx": len(modules) - index} for index, module in enumerate(modules)]
+    (folder / "modules.json").write_text(json.dumps(others))
+    manager.register("other", str(folder))
+    np.testing.assert_array_equal(manager.embed(TEXTS, "other"), expected)
+
+
+def test_a_tensor_of_a_dense_module_that_its_configuration_does_not_announce(make_manager, tmp_path):
+    folder = changed("bert_dense", tmp_path / "m", "2_Dense/config.json", bias=False)
+    manager = make_manager()
+    manager.register("m", folder)
+    with pytest.raises(InvalidFileError, match=r"linear\.bias.*does not announce"):
+        manager.embed(TEXTS, "m")
+
+
+def test_a_tokenizer_whose_added_token_is_empty(tmp_path):
+    """The crate would find it everywhere, until the process has no memory left."""
+    path = tmp_path / "tokenizer.json"
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
+    tokens = [{"id": number, "content": content, **flags} for number, content in ((2, "\n"), (3, "SS"))]
+    normalizers = [
+        {"type": "Replace", "pattern": {"Regex": "."}, "content": "▁"},
+        {"type": "Strip", "strip_left": True, "strip_right": True},
+    ]
+    found = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": tokens,
+        "normalizer": {"type": "Sequence", "normalizers": normalizers},
+        "pre_tokenizer": None,
+        "post_processor": None,
+        "decoder": None,
+        "model": {"type": "WordLevel", "vocab": {"<unk>": 0, "a": 1}, "unk_token": "<unk>"},
+    }
+    path.write_text(json.dumps(found))
+    with pytest.raises(InvalidFileError, match="is empty for its normalizer"):
+        _core._Tokenizer(str(path))

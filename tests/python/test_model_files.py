@@ -277,3 +277,20 @@ def test_nothing_is_written_to_the_terminal():
         command, capture_output=True, text=True, timeout=60, env={**os.environ, "RUST_BACKTRACE": "1"}
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_shards_of_pytorch(make_manager, tmp_path):
+    folder = Path(shutil.copytree(FIXTURES / "bert_bin", tmp_path / "m"))
+    names = [f"pytorch_model-0000{number}-of-00002.bin" for number in (1, 2)]
+    (folder / "pytorch_model.bin").rename(folder / names[1])
+    shutil.copy(FIXTURES / "bge_m3" / "sparse_linear.pt", folder / names[0])
+    index = {"metadata": {}, "weight_map": {"weight": names[0], "embeddings.word_embeddings.weight": names[1]}}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    manager = make_manager()
+    manager.register("m", str(folder))
+    manager.register("whole", str(FIXTURES / "bert_bin"))
+    np.testing.assert_array_equal(manager.embed(ENGLISH_TEXT, "m"), manager.embed(ENGLISH_TEXT, "whole"))
+    manager.unload("m")
+    (folder / names[1]).unlink()
+    with pytest.raises(MissingFileError, match=names[1]):
+        manager.embed("another text", "m")

@@ -101,7 +101,7 @@ impl DenseLayer {
         let files = if safetensors.is_file() {
             WeightFiles::Safetensors(vec![safetensors])
         } else if pickle.is_file() {
-            WeightFiles::Pickle(pickle)
+            WeightFiles::Pickle(vec![pickle])
         } else {
             return Err(Error::MissingFile {
                 model: model.into(),

@@ -143,7 +143,7 @@ pub fn saved_layer(
     if !path.is_file() {
         return Ok(None);
     }
-    let weights = Weights::open(&WeightFiles::Pickle(path.clone()))?;
+    let weights = Weights::open(&WeightFiles::Pickle(vec![path.clone()]))?;
     let rows = outputs.or_else(|| weights.shape("weight").and_then(<[usize]>::first).copied());
     let rows = rows.ok_or_else(|| Error::invalid_file(&path, "it has no tensor \"weight\""))?;
     let weight = weights.matrix("weight", [rows, inputs])?.to_f32()?;
