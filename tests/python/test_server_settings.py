@@ -119,6 +119,10 @@ def test_settings_out_of_range(settings):
         ("OLLAMA_URL", "ftp://gpu"),
         ("OLLAMA_URL", "http://gpu/?key=1"),
         ("OLLAMA_URL", "http://gpu/#a"),
+        # Two keys of a template, both of which are not set: the server would be open to everybody.
+        ("MODEL_MANAGER_SERVER_API_KEYS", ","),
+        ("MODEL_MANAGER_SERVER_API_KEYS", " , ,"),
+        ("MODEL_MANAGER_SERVER_ALLOWED_HOSTS", ","),
     ],
 )
 def test_environment_out_of_range(monkeypatch, name, value):

@@ -118,6 +118,14 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
+def _some_words(text: str) -> tuple[str, ...]:
+    """As `_words`, of a setting that protects the server: commas alone would turn the protection off."""
+    words = _words(text)
+    if not words:
+        raise ValueError("holds nothing between its commas; leave the variable unset for none")
+    return words
+
+
 def _setting(environment: str, default: Any, parse: Callable[[str], Any], doc: str, *, secret: bool = False) -> Any:
     """A field whose default is the value of the environment variable. An empty variable counts as unset."""
 
@@ -197,7 +205,7 @@ class ServerConfig:
     api_keys: tuple[str, ...] = _setting(
         "MODEL_MANAGER_SERVER_API_KEYS",
         (),
-        _words,
+        _some_words,
         "API keys; a client must send one of them. None: open to all clients.",
         secret=True,
     )
@@ -217,7 +225,7 @@ class ServerConfig:
     allowed_hosts: tuple[str, ...] = _setting(
         "MODEL_MANAGER_SERVER_ALLOWED_HOSTS",
         (),
-        _words,
+        _some_words,
         "Allowed names in Host headers, including `*.example.com` and `*`; none: this machine's own names if the "
         "server listens at a loopback address without keys, else all.",
     )
