@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from model_manager import errors
 from model_manager._embedder import Embedder
 from model_manager.semantic import (
     SemanticCache,
+    _fork,
     pairwise_similarity,
 )
 
@@ -182,6 +184,51 @@ def test_threads_store_and_find_at_the_same_time(manager, tmp_path):
     assert len(cache) == 20
     assert len(set(cache._row_of.values())) == 20
     cache.close()
+
+
+def test_copies_reach_every_threshold(manager):
+    """The product of two equal vectors of length 1 may be rounded to a little less."""
+    cache = SemanticCache(manager, threshold=1.0)
+    texts = [f"soru {number}" for number in range(40)]
+    for text in texts:
+        cache.put(text, text)
+    # Blanks at the end do not change the tokens.
+    assert [text for text in texts if cache.get(f"{text} ") is None] == []
+
+
+def test_an_answer_that_another_process_stored_since_stays_in_the_file(manager, tmp_path):
+    clock, path = Clock(), tmp_path / "answers.db"
+    options = {"path": path, "clock": clock, "threshold": 1.0}
+    # It expires in one process, and the other one has computed it again.
+    with SemanticCache(manager, ttl=100, **options) as one, SemanticCache(manager, ttl=100, **options) as other:
+        one.put(QUESTION, "old")
+        assert len(other) == 1
+        clock.now += 150
+        other.put(QUESTION, "new")
+        one.put("başka bir soru", "x")
+        with SemanticCache(manager, ttl=100, **options) as third:
+            assert third.get(QUESTION).answer == "new"
+    # It makes way in one process.
+    with SemanticCache(manager, max_entries=2, **options) as one, SemanticCache(manager, **options) as other:
+        assert (len(one), len(other)) == (2, 2)
+        clock.now += 1
+        other.put(QUESTION, "newer")
+        for number in range(2):
+            one.put(f"soru {number}", number)
+        with SemanticCache(manager, **options) as third:
+            assert third.get(QUESTION).answer == "newer"
+            assert third.get("başka bir soru") is None
+
+
+def test_closing_does_not_set_back_a_later_use(manager, tmp_path):
+    clock, path = Clock(), tmp_path / "answers.db"
+    one, other = (SemanticCache(manager, path=path, clock=clock) for _ in range(2))
+    one.put(QUESTION, "x")
+    clock.now += 10
+    assert other.get(QUESTION)
+    other.close()
+    one.close()
+    assert sqlite3.connect(path).execute("SELECT used FROM answers").fetchall() == [(clock.now,)]
 
 
 def test_entries_survive_the_process(manager, tmp_path):
@@ -452,6 +499,22 @@ def test_a_file_of_something_else_is_refused(manager, tmp_path):
         assert "Remove the file" in str(caught.value)
 
 
+def test_an_answer_that_the_file_does_not_take_is_not_stored(manager, tmp_path, monkeypatch):
+    cache = SemanticCache(manager, path=tmp_path / "answers.db")
+    cache.put(QUESTION, "x")
+
+    def full(*_):
+        raise errors.ModelIOError("the disk is full")
+
+    monkeypatch.setattr(cache._store, "write", full)
+    with pytest.raises(errors.ModelIOError):
+        cache.put("başka bir soru", "y")
+    assert cache.get("başka bir soru") is None
+    assert len(cache) == 1
+    monkeypatch.undo()
+    cache.close()
+
+
 @pytest.mark.chaos
 def test_a_killed_process_loses_no_stored_answer(tmp_path):
     path = tmp_path / "answers.db"
@@ -490,6 +553,65 @@ def test_a_forked_child_opens_its_own_connection(manager, tmp_path):
         assert len(again) == 3
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("held", ["_writing", "_loading", "_lock"])
+def test_a_forked_child_does_not_wait_for_threads_of_its_parent(manager, tmp_path, monkeypatch, held):
+    monkeypatch.setattr(_fork, "_WAIT", 0.1)
+    cache = SemanticCache(manager, path=tmp_path / "answers.db", threshold=1.0)
+    cache.put("bir", 1)
+    holds, leave = threading.Event(), threading.Event()
+
+    def hold():
+        with getattr(cache, held):
+            holds.set()
+            assert leave.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert holds.wait(30)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)  # it ends the child if it hangs
+        try:
+            cache.clear(scope="other")
+            cache.put("iki", 2)
+            os._exit(0 if cache.get("bir").answer == 1 else 2)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    leave.set()
+    thread.join(30)
+    cache.put("üç", 3)
+    cache.close()
+    with SemanticCache(manager, path=tmp_path / "answers.db") as again:
+        assert len(again) == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_waits_until_the_file_is_written(manager, tmp_path):
+    """SQLite's own locks would be held in the child."""
+    cache = SemanticCache(manager, path=tmp_path / "answers.db")
+    writes, go_on, written = threading.Event(), threading.Event(), threading.Event()
+
+    def write():
+        with cache._store.lock:
+            writes.set()
+            assert go_on.wait(30)
+            written.set()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    assert writes.wait(30)
+    threading.Timer(0.1, go_on.set).start()
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if written.is_set() else 2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    thread.join(30)
+    cache.put("bir", 1)
+    cache.close()
+
+
 @pytest.mark.parametrize(
     ("options", "param"),
     [
@@ -513,6 +635,18 @@ def test_wrong_questions_and_answers(manager, tmp_path):
         cache.put("bir", object())
     with pytest.raises(errors.ArgumentError, match="as JSON"):
         cache.put("bir", float("nan"))
+    deep = []
+    for _ in range(100_000):
+        deep = [deep]
+    for answer in ("half an emoji: \ud83d", {"\ud83d": 1}, deep):
+        with pytest.raises(errors.ArgumentError, match="as JSON") as caught:
+            cache.put("bir", answer)
+        assert caught.value.param == "answer"
+        assert cache.get("bir") is None
+    for call in (lambda: cache.put("bir", 1, scope="\ud83d"), lambda: cache.clear(scope="\ud83d")):
+        with pytest.raises(errors.ArgumentError, match=r"scope='.+' holds a lone surrogate") as caught:
+            call()
+        assert caught.value.param == "scope"
     with pytest.raises(TypeError, match="question must be a str"):
         cache.get(3)
     with pytest.raises(TypeError, match="scope must be a str"):

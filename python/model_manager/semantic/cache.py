@@ -13,7 +13,8 @@ import numpy as np
 
 from .._arguments import a_function, a_number, a_text, an_int, argument_error, type_error
 from .._embedder import Embedder
-from .rows import prepare
+from . import _fork
+from .rows import ROUNDING, prepare
 from .store import AnswerStore, Row, Stored
 
 TYPE_CHECKING = False
@@ -114,6 +115,7 @@ class SemanticCache:
         self._model: tuple[str, str] | None = None
         """The `query_model` that made the vectors."""
         self._hits = self._misses = self._evicted = 0
+        _fork.follow(self)
 
     # --- Look up and store -------------------------------------------------------------------------------------------
 
@@ -146,7 +148,8 @@ class SemanticCache:
 
         Raises:
             TypeError: An answer that is read once: a coroutine, a generator.
-            ArgumentError: A blank question; with a `path`, an answer that JSON cannot represent.
+            ArgumentError: A blank question; with a `path`, an answer that JSON cannot represent. Nothing is stored, as
+                after every error.
         """
         self._put(question, answer, scope)
 
@@ -160,10 +163,11 @@ class SemanticCache:
         if self._store is not None:
             try:
                 text = json.dumps(answer, ensure_ascii=False, allow_nan=False)
-            except (TypeError, ValueError) as error:
+                text.encode()  # SQLite takes no lone surrogates
+                # What a later process reads: a tuple is a list from the start.
+                answer = json.loads(text)
+            except (TypeError, ValueError, RecursionError) as error:
                 raise argument_error("answer", f"answer cannot be stored in a file as JSON: {error}") from error
-            # What a later process reads: a tuple is a list from the start.
-            answer = json.loads(text)
         self._load()
         while True:
             vector, model = self._embed_known(question)
@@ -175,9 +179,21 @@ class SemanticCache:
                         gone = self._insert(key, Stored(answer, now, now), vector)
                 if known:
                     if self._store is not None and text is not None:
-                        self._store.write(key, text, now, vector, model[1], gone)
+                        self._write(key, text, now, vector, model[1], gone)
                     return answer
             self._embed_again()
+
+    def _write(
+        self, key: tuple[str, str], text: str, now: float, vector: Vectors, fingerprint: str, gone: dict[Any, float]
+    ) -> None:
+        """Write an entry to the file. One that the file does not take leaves the memory too."""
+        assert self._store is not None
+        try:
+            self._store.write(key, text, now, vector, fingerprint, gone)
+        except BaseException:
+            with self._lock:
+                self._drop(key)
+            raise
 
     def get_or_compute(self, question: str, compute: Callable[[str], Any], *, scope: str = "") -> Any:
         """The stored answer, else `compute(question)`, which is stored as by `put`. An exception of `compute` is raised
@@ -230,7 +246,7 @@ class SemanticCache:
     def clear(self, *, scope: str | None = None) -> None:
         """Remove all entries, or those of one scope; from the file those of other processes too."""
         if scope is not None:
-            a_text("scope", scope)
+            _scope(scope)
         # What is being read of the file must not arrive afterwards.
         with self._loading, self._writing:
             with self._lock:
@@ -276,6 +292,14 @@ class SemanticCache:
             f"<SemanticCache {self._embedder.slot!r}, {stats['entries']} of {self.max_entries} entries,"
             f" threshold {self.threshold}, {stats['hits']} hits, {stats['misses']} misses>"
         )
+
+    def _short_locks(self) -> tuple[threading.Lock, ...]:
+        return (self._lock,) if self._store is None else (self._lock, self._store.lock)
+
+    def _after_fork_child(self) -> None:
+        self._lock, self._loading, self._writing = threading.Lock(), threading.Lock(), threading.Lock()
+        if self._store is not None:
+            self._store.after_fork_child()
 
     # --- Inside ------------------------------------------------------------------------------------------------------
 
@@ -366,7 +390,7 @@ class SemanticCache:
     def _nearest(self, scope: str, vector: Vectors) -> CachedAnswer | None:
         if self._vectors is not None and self._rows:
             scores = self._vectors @ vector
-            similar = np.flatnonzero(scores >= self.threshold)
+            similar = np.flatnonzero(scores >= self.threshold - ROUNDING)
             for row in similar[np.argsort(-scores[similar], kind="stable")]:
                 score = float(scores[row])
                 key = self._rows.get(int(row))
@@ -376,17 +400,17 @@ class SemanticCache:
         self._misses += 1
         return None
 
-    def _insert(self, key: tuple[str, str], entry: Stored, vector: Vectors) -> list[tuple[str, str]]:
-        """Returns the keys that made way."""
+    def _insert(self, key: tuple[str, str], entry: Stored, vector: Vectors) -> dict[tuple[str, str], float]:
+        """Returns the keys that made way, and when their entries were made."""
         self._drop(key)
-        gone = [old for old, stored in self._entries.items() if self._expired(stored)] if self.ttl else []
+        gone = {old: stored.created for old, stored in self._entries.items() if self.ttl and self._expired(stored)}
         for old in gone:
             self._drop(old)
         while len(self._entries) >= self.max_entries:
-            oldest = next(iter(self._entries))
+            oldest, stored = next(iter(self._entries.items()))
             self._drop(oldest)
             self._evicted += 1
-            gone.append(oldest)
+            gone[oldest] = stored.created
         self._place(key, entry, vector)
         return gone
 
@@ -419,7 +443,16 @@ class SemanticCache:
 
 
 def _key(scope: str, question: str) -> tuple[str, str]:
-    return a_text("scope", scope), a_text("question", question)
+    return _scope(scope), a_text("question", question)
+
+
+def _scope(scope: str) -> str:
+    """`scope`, if a file can hold it."""
+    try:
+        a_text("scope", scope).encode()
+    except UnicodeEncodeError:
+        raise argument_error("scope", f"scope={scope!r} holds a lone surrogate, which no UTF-8 text can") from None
+    return scope
 
 
 def _check_answer(answer: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .._arguments import a_number, an_int, argument_error
-from .rows import as_rows, prepare
+from .rows import ROUNDING, as_rows, prepare
 from .search import blocks
 
 TYPE_CHECKING = False
@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 _BLOCK_ROWS = 256
-_ROUNDING = 1e-6
-"""The cosine of two copies is 1 up to this."""
 
 
 def near_duplicates(vectors: ArrayLike, threshold: float = 0.9, min_size: int = 2) -> list[NDArray[np.int64]]:
@@ -69,7 +67,7 @@ def _neighborhoods(
         own = np.arange(len(queries)) + first - start
         inside = (own >= 0) & (own < len(block))
         similar[np.flatnonzero(inside), own[inside]] = np.inf
-        owner, column = np.nonzero(similar >= threshold - _ROUNDING)
+        owner, column = np.nonzero(similar >= threshold - ROUNDING)
         owners.append(owner)
         columns.append(column + start)
         scores.append(similar[owner, column])

@@ -9,7 +9,7 @@ import numpy as np
 
 from .._arguments import a_number, a_text, an_int, an_iterable, argument_error, type_error
 from .._embedder import Embedder
-from .rows import prepare
+from .rows import ROUNDING, prepare
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class IntentClassifier:
         best = max(scores, key=scores.__getitem__)
         own = np.flatnonzero(owner == self.labels.index(best))
         example = self._texts[own[int(np.argmax(cosines[own]))]]
-        return Intent(best if scores[best] >= self.threshold else None, scores[best], example, scores)
+        return Intent(best if scores[best] >= self.threshold - ROUNDING else None, scores[best], example, scores)
 
     def __repr__(self) -> str:
         return f"<IntentClassifier {self._embedder.slot!r}, {len(self.labels)} intents, {len(self._texts)} examples>"

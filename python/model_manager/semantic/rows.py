@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     Measure: TypeAlias = Literal["cosine", "dot"]
 
 MEASURES = ("cosine", "dot")
+ROUNDING = 1e-6
+"""The cosine of two copies is 1 up to this."""
 
 
 def as_rows(vectors: ArrayLike, name: str) -> NDArray[np.floating]:

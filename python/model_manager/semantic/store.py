@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sqlite3
 import threading
 from dataclasses import dataclass
@@ -67,7 +66,8 @@ class AnswerStore:
         self.path = path
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
-        self._process = 0
+        self._inherited: list[sqlite3.Connection] = []
+        """Connections of parent processes. They must not even be closed here: that would drop the parent's locks."""
         with self._open():
             pass
 
@@ -75,11 +75,22 @@ class AnswerStore:
     def _open(self) -> Iterator[sqlite3.Connection]:
         """The connection inside of a transaction."""
         with self._lock, self._errors():
-            if self._connection is None or self._process != os.getpid():
-                # A connection of the parent process must not even be closed here: that would drop the parent's locks.
-                self._connection, self._process = self._connect(), os.getpid()
+            if self._connection is None:
+                self._connection = self._connect()
             with self._connection:
                 yield self._connection
+
+    @property
+    def lock(self) -> threading.Lock:
+        """Held while the file is read or written."""
+        return self._lock
+
+    def after_fork_child(self) -> None:
+        """Leave the lock and the connection to the parent process."""
+        self._lock = threading.Lock()
+        if self._connection is not None:
+            self._inherited.append(self._connection)
+            self._connection = None
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
@@ -156,11 +167,16 @@ class AnswerStore:
         now: float,
         vector: Vectors,
         fingerprint: str,
-        gone: Iterable[tuple[str, str]],
+        gone: Mapping[tuple[str, str], float],
     ) -> None:
-        """Store one entry and remove those that made way."""
+        """Store one entry and remove those that made way: keys, and when they were made. An answer that another
+        process has stored since stays.
+        """
         with self._open() as connection:
-            connection.executemany("DELETE FROM answers WHERE scope = ? AND question = ?", list(gone))
+            connection.executemany(
+                "DELETE FROM answers WHERE scope = ? AND question = ? AND created <= ?",
+                [(*old, created) for old, created in gone.items()],
+            )
             connection.execute(
                 "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (*key, answer, now, now, fingerprint, vector.tobytes()),
@@ -185,13 +201,13 @@ class AnswerStore:
             connection.execute("DELETE FROM answers WHERE ?1 IS NULL OR scope = ?1", (scope,))
 
     def close(self, used: Mapping[tuple[str, str], float]) -> None:
-        """Store when entries were used last, and close the connection."""
+        """Store when entries were used last, unless another process used them later, and close the connection."""
         with self._open() as connection:
             connection.executemany(
-                "UPDATE answers SET used = ? WHERE scope = ? AND question = ?",
+                "UPDATE answers SET used = max(used, ?) WHERE scope = ? AND question = ?",
                 [(when, *key) for key, when in used.items()],
             )
         with self._lock:
-            if self._connection is not None and self._process == os.getpid():
+            if self._connection is not None:
                 self._connection.close()
             self._connection = None
