@@ -331,6 +331,19 @@ def test_workers(process, tmp_path):
     assert "Traceback" not in server.text()
 
 
+def test_workers_end_with_a_supervisor_that_is_killed(process, tmp_path):
+    """They free the port at once, and finish what they have begun."""
+    server = process(script(tmp_path, SERVE, WORKERS=2, MODEL=ENGLISH_MODEL))
+    url = server.url(workers=2)
+    running = begun(url)
+    server.popen.kill()
+    server.popen.wait(SECONDS)
+    until(lambda: refuses(url))
+    assert ended(running).startswith(b"HTTP/1.1 200 ")
+    until(lambda: server.text().count("Application shutdown complete") == 2)
+    assert server.text().count("The process that started this worker has ended") == 2
+
+
 def test_uvicorns_own_command(process, tmp_path):
     figures = tmp_path / "figures"
     figures.mkdir()

@@ -163,13 +163,38 @@ def worker_app(settings: bytes, replaced: Connection) -> FastAPI:
         async with running(target):
             # uvicorn has set its handlers before it starts the application.
             _drain_first(app.state.service, replaced)
-            yield
+            with _ending_with_supervisor():
+                yield
         if app.state.service.ended_requests:
             # Their work may not end: the process does not wait for it.
             end_at_once(signal.SIGTERM)
 
     app.router.lifespan_context = lifespan
     return app
+
+
+@contextlib.contextmanager
+def _ending_with_supervisor() -> Iterator[None]:
+    """Within the block, this worker ends as after SIGTERM when its supervisor has been killed. Nothing would end it
+    otherwise, and it would hold the port and its models. With the supervisor the pipe `replaced` is closed, which reads
+    as a worker that is replaced: it stops listening at once, so that another server can start.
+    """
+    supervisor = multiprocessing.parent_process()
+    if supervisor is None or os.name != "posix":
+        yield  # on Windows a loop cannot wait for a process
+        return
+    loop = asyncio.get_running_loop()
+
+    def ended() -> None:
+        loop.remove_reader(supervisor.sentinel)
+        logger.error("The process that started this worker has ended; the worker ends too")
+        signal.raise_signal(signal.SIGTERM)
+
+    loop.add_reader(supervisor.sentinel, ended)
+    try:
+        yield
+    finally:
+        loop.remove_reader(supervisor.sentinel)
 
 
 def _drain_first(service: Service, replaced: Connection) -> None:
