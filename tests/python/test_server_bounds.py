@@ -8,10 +8,12 @@ import json
 import threading
 
 import pytest
+from conftest import FIXTURES
 from generators import CONTEXT, SLOT, WITHOUT_END, eventually, figures
 from model_manager import ModelManager, _async
 from model_manager.errors import WaitTimeoutError
 from model_manager.server import ServerConfig, bodies
+from model_manager.server.service import _APART
 from servers import SECONDS, until
 
 JSON = {"content-type": "application/json"}
@@ -187,6 +189,52 @@ def test_a_large_body_is_parsed_off_the_loop(serve, monkeypatch):
     body = {"input": "a text", "user": "x" * 2 * bodies.LARGE}
     answer = parsing.while_waiting(lambda: server.client.post("/v1/embeddings", json=body), healthy(server))
     assert answer.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "method"),
+    [
+        ("/v1/embeddings", {"input": ["a", "b"], "instruction": "a " * bodies.LARGE}, "submit_response"),
+        ("/api/embed", {"model": "tiny", "input": "a " * bodies.LARGE}, "submit_response"),
+        ("/v1/rerank", {"query": "a " * bodies.LARGE, "documents": ["b", "c"]}, "_submit_inference"),
+        ("/embed_sparse", {"inputs": ["a", "b" * 2 * bodies.LARGE]}, "_submit_inference"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_large_request_for_vectors_is_started_off_the_loop(serve, monkeypatch, path, body, method):
+    server = serve()
+    server.manager.register("reranker", str(FIXTURES / "rerank_bert"), kind="reranker")
+    server.manager.register("sparse", str(FIXTURES / "splade_bert"), kind="sparse")
+    expected = server.client.post(path, json=body)
+    submitting = Held(monkeypatch, ModelManager, method)
+    answer = submitting.while_waiting(lambda: server.client.post(path, json=body), healthy(server))
+    assert (answer.status_code, expected.status_code) == (200, 200), answer.text
+    numbers = [key for key in ("data", "results", "embeddings") if key in expected.json()]
+    assert [answer.json()[key] for key in numbers] == [expected.json()[key] for key in numbers]
+
+
+def test_a_large_request_that_is_late_is_taken_back(serve, monkeypatch):
+    server = serve(request_timeout=0.3)
+    assert server.embed(input="load the model").status_code == 200
+    released, tickets = threading.Event(), []
+    submit = ModelManager.submit_response
+
+    def held(*args, **options):
+        assert released.wait(SECONDS)
+        tickets.append((submit(*args, **options), options["timeout"]))
+        return tickets[0][0]
+
+    monkeypatch.setattr(ModelManager, "submit_response", held)
+    body = {"input": "a " * bodies.LARGE}
+    answer = server.client.post("/v1/embeddings", json=body)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout")
+    # The thread still counts: the next ones wait.
+    assert server.service._apart._value == _APART - 1
+    released.set()
+    until(lambda: tickets and tickets[0][0].done)
+    until(lambda: server.service._apart._value == _APART)
+    assert 0 < tickets[0][1] <= 0.3
+    assert server.service.waiting == 0
 
 
 def test_values_are_counted_before_they_are_made(serve, monkeypatch):

@@ -246,9 +246,14 @@ class Service:
             end()
 
     async def apart(self, function: Callable[..., Result], *args: Any) -> Result:
-        """The result of `function`, called off the event loop. For large requests; only a few run at the same time."""
-        async with self._apart:
-            return await in_thread(function, *args)
+        """The result of `function`, called off the event loop. For large requests; only a few run at the same time,
+        including those whose callers no longer wait.
+        """
+        free = self._apart
+        await free.acquire()
+        work = in_thread(function, *args)
+        work.add_done_callback(lambda _: free.release())
+        return await asyncio.shield(work)
 
     def spawn(self, work: Any) -> asyncio.Task[Any]:
         """Run a coroutine in the background; it is cancelled with the application."""

@@ -104,7 +104,7 @@ async def _answer(request: Request, service: Service) -> Response:
     elif isinstance(inputs[0], str) and await _takes_instructions(request, service, model, options):
         task = body.get("task") or DEFAULT_TASK
         options["prompt"] = f"{INSTRUCTIONS.get(task) or INSTRUCTIONS[DEFAULT_TASK]}\n"
-    content, _ = await vectors(service, request.receive, model, inputs, count, dimensions, options, _FIELDS)
+    content, _ = await vectors(service, request, model, inputs, count, dimensions, options, _FIELDS)
     return Response(content, media_type="application/json")
 
 
@@ -139,7 +139,7 @@ async def _answer_plainly(request: Request, service: Service) -> Response:
         # Without a name text-embeddings-inference puts nothing in front of a text.
         options["prompt"] = ""
     dimensions = read_dimensions(body.get("dimensions"))
-    content, _ = await vectors(service, request.receive, model, inputs, count, dimensions, options, _FIELDS, "inputs")
+    content, _ = await vectors(service, request, model, inputs, count, dimensions, options, _FIELDS, "inputs")
     return Response(b"[%b]" % await vector_rows(service, content), media_type="application/json")
 
 

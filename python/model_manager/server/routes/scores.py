@@ -178,7 +178,7 @@ async def _scores(
 ) -> tuple[Any, int]:
     """The core's scores and the number of tokens."""
     texts, count = (first, second), len(second if second is not None else first)
-    return await inferred(service, request.receive, "scores", texts, count, slot, options, field, single=single)
+    return await inferred(service, request, "scores", texts, count, slot, options, field, single=single)
 
 
 async def _check_length(

@@ -66,7 +66,7 @@ async def _embed(request: Request, service: Service, body: dict[str, Any]) -> by
         "keep_alive": body.get("keep_alive"),
     }
     found, tokens = await inferred(
-        service, request.receive, "sparse", (texts, None), count, slot, options, field, single=single
+        service, request, "sparse", (texts, None), count, slot, options, field, single=single
     )
     service.metrics.embedded(slot, count, tokens)
     large = sum(len(indices) for indices, _ in found) > _LARGE

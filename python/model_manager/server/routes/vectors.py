@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from starlette.requests import ClientDisconnect
 
-from ..._async import start, start_response
+from ..._async import start
 from ...errors import InputError
-from ..disconnect import watch_disconnect
-from ..errors import ApiError, bad_request, overloaded, refused
+from ..bodies import is_large
+from ..disconnect import unless_disconnected, watch_disconnect
+from ..errors import ApiError, bad_request, overloaded, refused, timed_out
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable, Mapping
 
+    from starlette.requests import Request
     from starlette.types import Receive
 
     from ..._core import Ticket
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     Result = TypeVar("Result")
 
 LATE = "The model was not loaded within the server's request_timeout"
+_BUSY = "The request was not answered within the server's request_timeout"
 _LARGE = 1 << 20
 """Bytes."""
 _MAX_DIMENSIONS = 65_536
@@ -33,7 +37,7 @@ _OWN_NAMES = {"keep_alive": "keep_alive", "prompt_name": "prompt_name", "query":
 
 async def vectors(
     service: Service,
-    receive: Receive,
+    request: Request,
     model: ServedModel,
     inputs: Any,
     count: int,
@@ -48,7 +52,7 @@ async def vectors(
 
     Args:
         service: The server.
-        receive: Of the request.
+        request: The request.
         model: The model that computes.
         inputs: Texts or token ids.
         count: Their number.
@@ -63,7 +67,7 @@ async def vectors(
     if type(inputs[0]) is int:
         inputs, single = [inputs], True
     try:
-        content, tokens = await _compute(service, receive, inputs, count, model.key, options)
+        content, tokens = await _compute(service, request, inputs, count, model.key, options)
     except (InputError, TypeError, OverflowError) as error:
         param = getattr(error, "param", None)
         if dimensions is None and param == "truncate_dim":
@@ -87,16 +91,57 @@ def _rows(content: bytes) -> bytes:
 
 
 async def _compute(
-    service: Service, receive: Receive, inputs: Any, count: int, slot: str, options: dict[str, Any]
+    service: Service, request: Request, inputs: Any, count: int, slot: str, options: dict[str, Any]
 ) -> tuple[bytes, int]:
     """The answer's body and the number of tokens. When the client disconnects, its texts leave the queue."""
-    future, ticket = start_response(service.manager, inputs, slot, **options)
-    return await awaited(service, receive, future, ticket, count)
+
+    def submit(on_done: Callable[..., None], options: dict[str, Any]) -> Ticket:
+        def on_body(body: bytes | None, tokens: int, error: BaseException | None) -> None:
+            on_done((body, tokens), error)
+
+        return service.manager.submit_response(inputs, on_body, slot, **options)
+
+    return await awaited(service, request.receive, *await _submitted(service, request, submit, options), count)
+
+
+async def _submitted(
+    service: Service, request: Request, submit: Callable[..., Ticket], options: dict[str, Any]
+) -> tuple[asyncio.Future[Any], Ticket]:
+    """The future of a result, and the ticket that cancels it. The core compares inputs with its cache before `submit`
+    returns; for a large request another thread waits for that.
+
+    Args:
+        service: The server.
+        request: The request.
+        submit: Gets a callback, as in `start`, and `options`.
+        options: Arguments of the core with a `timeout`, of which the wait for that thread is a part.
+    """
+    if not is_large(request):
+        return start(lambda on_done: submit(on_done, options))
+    future, on_done = start(lambda on_done: on_done)
+    began, tickets = time.monotonic(), []
+
+    def submit_late() -> None:
+        left = options["timeout"] - (time.monotonic() - began)
+        tickets.append(submit(on_done, {**options, "timeout": max(0.001, left)}))
+        if future.cancelled():
+            tickets[0].cancel()
+
+    deadline = asyncio.get_running_loop().time() + options["timeout"]
+    try:
+        await unless_disconnected(request.receive, service.apart(submit_late), deadline, timed_out(_BUSY))
+    except BaseException:
+        # The thread looks at the future after it has the ticket.
+        future.cancel()
+        for ticket in tickets:
+            ticket.cancel()
+        raise
+    return future, tickets[0]
 
 
 async def inferred(
     service: Service,
-    receive: Receive,
+    request: Request,
     kind: Literal["scores", "sparse"],
     texts: tuple[Any, Any],
     count: int,
@@ -110,14 +155,15 @@ async def inferred(
     `single`: the request's `field` holds one text.
     """
 
-    def submit(on_done: Callable[..., None]) -> Ticket:
+    def submit(on_done: Callable[..., None], options: dict[str, Any]) -> Ticket:
         def on_results(results: Any, tokens: int, error: BaseException | None) -> None:
             on_done((results, tokens), error)
 
         return service.manager._submit_inference(kind, on_results, *texts, slot, **options)
 
     try:
-        found: tuple[Any, int] = await awaited(service, receive, *start(submit), count)
+        submitted = await _submitted(service, request, submit, options)
+        found: tuple[Any, int] = await awaited(service, request.receive, *submitted, count)
     except (InputError, TypeError, OverflowError) as error:
         raise refused(error, _OWN_NAMES, field, single=single) from error
     return found

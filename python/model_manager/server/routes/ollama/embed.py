@@ -53,7 +53,7 @@ def add_routes(routes: Routes, service: Service) -> None:
         texts, count = read_inputs(texts, service.config.max_inputs)
         durations = Durations(service, model.key)
         content, tokens = await vectors(
-            service, request.receive, model, texts, count, dimensions, {**options, "served_model": name}, _FIELDS
+            service, request, model, texts, count, dimensions, {**options, "served_model": name}, _FIELDS
         )
         figures = {**durations.figures(), "prompt_eval_count": tokens}
         head, end = orjson.dumps({"model": name})[:-1], orjson.dumps(figures)[1:]
@@ -73,7 +73,7 @@ def add_routes(routes: Routes, service: Service) -> None:
         if prompt.isspace():
             raise bad_request("prompt is blank", "prompt", "empty_input")
         content, _ = await vectors(
-            service, request.receive, model, prompt, 1, None, {**options, "served_model": name}, _FIELDS, "prompt"
+            service, request, model, prompt, 1, None, {**options, "served_model": name}, _FIELDS, "prompt"
         )
         rows = await vector_rows(service, content)
         return Response(b'{"embedding":%b}' % rows, media_type="application/json")
