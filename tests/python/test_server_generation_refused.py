@@ -86,6 +86,8 @@ BOTH = [
     ({"seed": 1.5}, "seed"),
     ({"seed": "7"}, "seed"),
     ({"seed": 2**64}, "seed"),
+    ({"seed": -(2**63) - 1}, "seed"),
+    ({"seed": 1e18}, "seed"),
     ({"stop": 5}, "stop"),
     ({"stop": [5]}, "stop"),
     ({"stop": [None]}, "stop"),

@@ -6,7 +6,7 @@ import json
 
 import pytest
 from model_manager.errors import ConfigError
-from model_manager.server import ServedModel, ServerConfig
+from model_manager.server import ServedModel, ServerConfig, create_app, router
 from servers import MODELS
 
 
@@ -90,6 +90,12 @@ def test_settings_travel_to_worker_processes():
         {"api_keys": [""]},
         {"api_keys": ["şifre"]},
         {"open_paths": ["health"]},
+        {"cors_origins": ["example.com"]},
+        {"cors_origins": ["https://example.com/"]},
+        {"cors_origins": ["https://Example.com"]},
+        {"cors_origins": ["https://*.example.com"]},
+        {"cors_origins": ["https://example.com:443"]},
+        {"cors_origins": ["http://example.com:80"]},
         {"models": []},
         {"token_ids": "maybe"},
         {"max_choices": 0},
@@ -103,6 +109,39 @@ def test_settings_out_of_range(settings):
     with pytest.raises(ConfigError, match=name) as raised:
         ServerConfig(**settings)
     assert raised.value.param == name
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["*", "null", "https://a.example", "http://localhost:3000", "https://a:80", "http://[::1]:8080", "app://-"],
+)
+def test_origins(origin):
+    assert ServerConfig(cors_origins=[origin]).cors_origins == (origin,)
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("/nope", None),
+        ("/v1/*", None),
+        ("/metrics/", "/metrics"),
+        ("/models", "/v1/models"),
+        ("/v1/v1/models", "/v1/models"),
+    ],
+)
+@pytest.mark.parametrize("make", [create_app, router])
+def test_open_paths_that_no_endpoint_has(make_manager, make, path, meant):
+    with pytest.raises(ConfigError, match=r"^open_paths: ") as raised:
+        make(ServerConfig(models=MODELS, open_paths=["/health", path]), make_manager())
+    assert repr(path) in str(raised.value)
+    assert (f"did you mean {meant}?" in str(raised.value)) is (meant is not None)
+    assert raised.value.param == "open_paths"
+
+
+@pytest.mark.parametrize("make", [create_app, router])
+def test_open_paths(make_manager, make):
+    paths = ["/", "/health", "/v1/models/{model_id}", "/docs", "/openapi.json"]
+    make(ServerConfig(models=MODELS, open_paths=paths), make_manager())
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from starlette.routing import Route
 from .. import __version__
 from ..compat import model_manager
 from . import errors
-from .config import ServerConfig
+from .config import ServerConfig, config_error
 from .errors import ApiError
 from .middleware import Endpoint
 from .routes import (
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 _PARTS = (embeddings, sparse, scores, generation, responses, ollama, models, health, metrics, admin, status)
 """Modules with endpoints. A request goes to the first endpoint that matches."""
+_DOCUMENTS = {"/docs", "/openapi.json"}
+"""Endpoints of the framework."""
 
 
 def _add_all(target: APIRouter, service: Service) -> None:
@@ -100,6 +102,18 @@ def _meant(path: str, known: Iterable[str]) -> str | None:
     return max((one for one in known if path.endswith(one)), key=len, default=None)
 
 
+def _check_open_paths(target: APIRouter, service: Service) -> None:
+    """Refuse an open path that no endpoint has: the one that was meant would need a key."""
+    known = {getattr(route, "path", "").replace(":path}", "}") for route in target.routes} | _DOCUMENTS
+    # A slash at the end changes nothing for a request, but the endpoint has one name.
+    known = {path for path in known if path == "/" or not path.endswith("/")}
+    for path in service.config.open_paths:
+        if path not in known:
+            meant = path.rstrip("/") if path.rstrip("/") in known else _meant(path, known - {"/"})
+            hint = f"did you mean {meant}?" if meant else "GET / lists them"
+            raise config_error("open_paths", f"open_paths: {path!r} is the path of no endpoint; {hint}")
+
+
 class _RootPath:
     """Puts the prefix under which a proxy serves the application into the scopes of its requests."""
 
@@ -135,7 +149,7 @@ def create_app(config: ServerConfig | None = None, manager: ModelManager | None 
         manager: None: a new manager with a larger cache, which is closed with the application.
 
     Raises:
-        ConfigError: A setting is out of range.
+        ConfigError: A setting is out of range, or names a path that no endpoint has.
         InputError: A served model has neither a source nor a slot.
     """
     config = config or ServerConfig()
@@ -159,6 +173,7 @@ def create_app(config: ServerConfig | None = None, manager: ModelManager | None 
     _guard_document(app, service)
     _add_all(app.router, service)
     _answer_unknown_paths(app, service)
+    _check_open_paths(app.router, service)
     if config.root_path:
         # FastAPI's own parameter is deprecated in favour of an option of its command.
         app.add_middleware(_RootPath, root_path=config.root_path)
@@ -192,4 +207,5 @@ def router(config: ServerConfig | None = None, manager: ModelManager | None = No
 
     target = APIRouter(lifespan=_running(service))
     _add_all(target, service)
+    _check_open_paths(target, service)
     return target

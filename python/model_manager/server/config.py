@@ -23,6 +23,9 @@ DEFAULT_DIMENSIONS = 1024
 """The length of its vectors."""
 
 _MIB = 1 << 20
+_ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://([a-z0-9_.-]+|\[[0-9a-f:.]+\])(:[0-9]+)?").fullmatch
+"""An origin as browsers write it."""
+_DEFAULT_PORT = re.compile("https://.*:443|http://.*:80").fullmatch
 _HOST = re.compile(r"\*|(\*\.)?[\w-]+(\.[\w-]+)*\.?", re.ASCII).fullmatch
 
 
@@ -334,6 +337,14 @@ class ServerConfig:
                     "allowed_hosts",
                     f"allowed_hosts: {host!r} must be '*', a name such as example.com, or *.example.com, without a"
                     " port",
+                )
+        for origin in self.cors_origins:
+            if not isinstance(origin, str) or _ORIGIN(origin) is None or _DEFAULT_PORT(origin):
+                raise config_error(
+                    "cors_origins",
+                    f"cors_origins: {origin!r} must be '*' or an origin as browsers write it, such as"
+                    " https://app.example.com or http://localhost:3000: in small letters, without a path and without"
+                    " the default port",
                 )
         for path in self.open_paths:
             if not isinstance(path, str) or not path.startswith("/"):

@@ -222,12 +222,19 @@ def flag(body: Mapping[str, Any], name: str, default: bool = False) -> bool:
     return value
 
 
+_EXACT = 2**53
+"""The largest float up to which each whole number has a float of its own."""
+
+
 def whole(body: dict[str, Any], name: str, least: int | None = None, most: int | None = None) -> int | None:
     """A whole number; None without it. Raises `ApiError` 400 for other values, and for numbers out of bounds."""
     value = body.get(name)
     if value is None:
         return None
     if isinstance(value, float) and value.is_integer():
+        # The parser makes floats of integers beyond 64 bits: they are no longer the number that was sent.
+        if abs(value) > _EXACT:
+            raise bad_request(f"{name} must be a whole number of at most 64 bits, written with digits alone", name)
         value = int(value)
     if not isinstance(value, int) or isinstance(value, bool) or (least is not None and value < least):
         limit = "" if least is None else f" of at least {least}"
