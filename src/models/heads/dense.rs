@@ -259,9 +259,12 @@ mod tests {
         assert_eq!((dense.inputs(), dense.outputs(), dense.memory_bytes()), (2, 1, 12));
         assert_eq!(dense.apply(&[0.25, 0.5, 1.0, 1.0]), [0.5f32.tanh(), 1.5f32.tanh()]);
         let identity = module(
-            r#"{"in_features":2,"out_features":1,"bias":false,"activation_function":"torch.nn.modules.linear.Identity"}"#,
+            r#"{"in_features":2,"out_features":1,"activation_function":"torch.nn.modules.linear.Identity"}"#,
         );
-        assert_eq!(DenseLayer::load("m", identity.path()).unwrap().apply(&[1.0, 1.0]), [1.0]);
+        assert_eq!(DenseLayer::load("m", identity.path()).unwrap().apply(&[1.0, 1.0]), [1.5]);
+        let without = module(r#"{"in_features":2,"out_features":1,"bias":false}"#);
+        let error = DenseLayer::load("m", without.path()).unwrap_err().to_string();
+        assert!(error.contains("it holds \"linear.bias\""), "{error}");
     }
 
     #[test]

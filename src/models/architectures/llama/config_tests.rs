@@ -107,7 +107,7 @@ fn windows_are_where_the_family_has_them() {
     // The flag is for files without the list.
     let listed = json!({"sliding_window": 5, "layer_types": [full, full, full, sliding, full, full]});
     assert_eq!(windows("smollm3", listed), [0, 0, 0, 5, 0, 0]);
-    assert_eq!(windows("smollm3", json!({"sliding_window": 5})), [0]);
+    assert_eq!(windows("smollm3", json!({"sliding_window": 5})), [0; 6]);
     let both = json!({"sliding_window": 8, "use_bidirectional_attention": true});
     let layers = read_as("gemma3_text", both).unwrap().attention;
     assert_eq!((layers[0].mask, layers[5].mask), (Mask::local(4), Mask::FULL));
