@@ -269,7 +269,8 @@ def test_every_word_exists_in_both_languages(visit, busy):
     used = page.tab.evaluate(
         "[...document.querySelectorAll('[data-t], [data-aria]')].map(node => node.dataset.t ?? node.dataset.aria)"
     )
-    assert set(used) <= set(english)
+    kinds = {"embedding", "reranker", "classifier", "sparse", "generator", "object"}
+    assert {*used, *kinds} <= set(english)
 
 
 CONTRAST = """
@@ -413,6 +414,22 @@ def test_a_key_is_asked_for_once(visit, serve):
     other = page.context.new_page()
     other.goto(server.url)
     other.get_by_role("dialog").wait_for()
+
+
+def test_the_question_for_a_key_cannot_be_closed(visit, serve):
+    """The browser closes it with the second Escape, and the page has nothing else."""
+    page = visit(serve(api_keys=["two words"]))
+    page.wait("#state", "Locked")
+    dialog = page.tab.get_by_role("dialog")
+    for _ in range(4):
+        page.tab.keyboard.press("Escape")
+        page.tab.wait_for_function("() => document.getElementById('key-dialog').open")
+        assert dialog.is_visible()
+    page.wait("#state", "Locked")
+    page.tab.get_by_label("API key").fill("two words")
+    page.tab.keyboard.press("Enter")
+    shown(page)
+    assert dialog.is_hidden()
 
 
 def test_a_server_that_is_gone(visit, busy):

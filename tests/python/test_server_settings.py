@@ -89,6 +89,8 @@ def test_settings_travel_to_worker_processes():
         {"api_keys": "secret"},
         {"api_keys": [""]},
         {"api_keys": ["şifre"]},
+        {"api_keys": ["a\tb"]},
+        {"api_keys": ["key\n"]},
         {"open_paths": ["health"]},
         {"cors_origins": ["example.com"]},
         {"cors_origins": ["https://example.com/"]},

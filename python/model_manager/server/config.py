@@ -26,6 +26,7 @@ _MIB = 1 << 20
 _ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://([a-z0-9_.-]+|\[[0-9a-f:.]+\])(:[0-9]+)?").fullmatch
 """An origin as browsers write it."""
 _DEFAULT_PORT = re.compile("https://.*:443|http://.*:80").fullmatch
+_KEY = re.compile(r"[!-~]([ -~]*[!-~])?").fullmatch
 _HOST = re.compile(r"\*|(\*\.)?[\w-]+(\.[\w-]+)*\.?", re.ASCII).fullmatch
 
 
@@ -329,8 +330,10 @@ class ServerConfig:
             raise config_error(
                 "root_path", f"root_path={self.root_path!r}: must begin with a slash and not end with one"
             )
-        if not all(isinstance(key, str) and key.isascii() and key.strip() == key != "" for key in self.api_keys):
-            raise config_error("api_keys", "api_keys: each must be ASCII text without spaces around it")
+        if not all(isinstance(key, str) and _KEY(key) for key in self.api_keys):
+            raise config_error(
+                "api_keys", "api_keys: each must be printable ASCII text without spaces around it, as a header holds it"
+            )
         for host in self.allowed_hosts:
             if not isinstance(host, str) or _HOST(host) is None:
                 raise config_error(

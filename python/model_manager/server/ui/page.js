@@ -337,11 +337,13 @@ $("copy").addEventListener("click", async () => {
   }
 });
 $("key-dialog").addEventListener("cancel", event => event.preventDefault());
+/* Browsers let a page veto that only once; the second time they close the dialog without asking. */
+$("key-dialog").addEventListener("close", () => { if (key === null) askForKey(); });
 $("key-form").addEventListener("submit", event => {
   event.preventDefault();
   const given = $("key").value.trim();
   /* Other characters cannot stand in a header. */
-  if (!/^[!-~]+$/.test(given)) return put($("key-error"), words.keyWrong);
+  if (!/^[ -~]+$/.test(given)) return put($("key-error"), words.keyWrong);
   setKey(given);
   $("key-dialog").close();
   poll();
