@@ -15,6 +15,7 @@ import yaml
 from conftest import ROOT
 from model_manager import Config
 from model_manager.server import ServerConfig
+from model_manager.server.service import GRACE
 
 DEPLOY = ROOT / "deploy"
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
@@ -65,7 +66,10 @@ def test_the_parts_of_the_manifests_fit_together():
     assert {mount["name"] for mount in container["volumeMounts"]} == set(volumes)
     assert volumes["models"]["persistentVolumeClaim"]["claimName"] in by_kind["PersistentVolumeClaim"]
     # The server drains for as long as its setting says before it is killed.
-    assert pod["spec"]["terminationGracePeriodSeconds"] > ServerConfig().drain_timeout
+    # Requests still arrive for a moment after the pod's end was decided.
+    pause = pod["spec"]["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert pause >= 5
+    assert pod["spec"]["terminationGracePeriodSeconds"] > pause + ServerConfig().drain_timeout + GRACE
 
 
 def test_every_variable_is_a_setting():
@@ -113,6 +117,15 @@ def test_the_proxy_waits_as_long_as_the_server_computes():
     limits = re.findall(r"^\s+timeout (client|server) (\d+)s$", text, re.MULTILINE)
     assert [name for name, _ in limits] == ["client", "server"]
     assert all(int(seconds) > ServerConfig().request_timeout for _, seconds in limits)
+
+
+def test_the_proxy_limits_the_time_for_headers_as_the_server_does():
+    found = dict(re.findall(r"^\s+timeout (\S+) (\d+)s$", (DEPLOY / "haproxy.cfg").read_text(), re.MULTILINE))
+    config = ServerConfig()
+    assert (int(found["http-request"]), int(found["http-keep-alive"])) == (
+        config.header_timeout,
+        config.keep_alive_timeout,
+    )
 
 
 def check(schema, path):

@@ -127,6 +127,20 @@ if __name__ == "__main__":
 """
 
 
+def test_an_idle_connection_stays_open(process, tmp_path):
+    """As long as its own setting says, which is longer than the headers may take."""
+    path = tmp_path / "serve.py"
+    path.write_text(SLOW.replace("1.5", "0.2, keep_alive_timeout=2").replace("MODEL", repr(ENGLISH_MODEL)))
+    with connected(process(str(path)).url()) as connection:
+        connection.sendall(HEAD.format("GET /health", "").encode())
+        received = b""
+        while not received.endswith(b"}"):
+            received += connection.recv(65536)
+        answered = time.monotonic()
+        assert connection.recv(65536) == b"", "it is closed without a word"
+        assert time.monotonic() - answered > 1.5
+
+
 def test_headers_that_never_end(process, tmp_path):
     path = tmp_path / "serve.py"
     path.write_text(SLOW.replace("MODEL", repr(ENGLISH_MODEL)))

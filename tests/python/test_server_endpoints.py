@@ -257,6 +257,9 @@ def test_a_path_prefix(serve):
         assert isinstance(server.client.get(f"{prefix}/api/nothing").json()["error"], str)
         assert "/px/openapi.json" in server.client.get(f"{prefix}/docs").text
     assert server.client.get("/openapi.json").json()["servers"] == [{"url": "/px"}]
+    for path in ("/px", "/px/", "/"):
+        page = server.client.get(path, headers={"accept": "text/html"})
+        assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
 
 
 async def test_an_application_that_was_not_started_says_so(manager, caplog):

@@ -133,7 +133,8 @@ def test_start_and_stop(process, tmp_path):
     assert "Traceback" not in server.text()
 
 
-def test_requests_under_way_are_finished(process, tmp_path):
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_requests_under_way_are_finished(process, tmp_path, name):
     server = process(script(tmp_path, SLOW, MODEL=ENGLISH_MODEL))
     url = server.url()
     answers = []
@@ -144,7 +145,7 @@ def test_requests_under_way_are_finished(process, tmp_path):
         )
         request.start()
         until(lambda: "loading" in server.text())
-        server.popen.terminate()
+        server.popen.send_signal(getattr(signal, name))
         request.join(SECONDS)
     assert answers[0].status_code == 200
     assert answers[0].json()["loaded"] is True

@@ -115,13 +115,18 @@ def _check_open_paths(target: APIRouter, service: Service) -> None:
 
 
 class _RootPath:
-    """Puts the prefix under which a proxy serves the application into the scopes of its requests."""
+    """Puts the prefix under which a proxy serves the application into the scopes of its requests. The prefix alone is
+    the path of the status page.
+    """
 
     def __init__(self, app: ASGIApp, root_path: str) -> None:
         self.app, self.root_path = app, root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.app({**scope, "root_path": self.root_path}, receive, send)
+        scope = {**scope, "root_path": self.root_path}
+        if scope.get("path") == self.root_path:
+            scope["path"] += "/"
+        await self.app(scope, receive, send)
 
 
 def _running(service: Service) -> Callable[[Any], AbstractAsyncContextManager[None]]:

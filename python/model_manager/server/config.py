@@ -257,6 +257,12 @@ class ServerConfig:
         _duration,
         "Seconds for a client to send the headers of a request.",
     )
+    keep_alive_timeout: float = _setting(
+        "MODEL_MANAGER_SERVER_KEEP_ALIVE_TIMEOUT",
+        75.0,
+        _duration,
+        "Seconds that an idle connection stays open between two requests: longer than a proxy in front keeps it.",
+    )
     body_timeout: float = _setting(
         "MODEL_MANAGER_SERVER_BODY_TIMEOUT", 30.0, _duration, "Seconds for a client to send the whole request body."
     )
@@ -324,7 +330,7 @@ class ServerConfig:
             "max_waiting",
         ):
             _whole(name, getattr(self, name), 1)
-        for name in ("header_timeout", "body_timeout", "request_timeout", "drain_timeout"):
+        for name in ("header_timeout", "keep_alive_timeout", "body_timeout", "request_timeout", "drain_timeout"):
             _seconds(name, getattr(self, name))
         if self.root_path and (not self.root_path.startswith("/") or self.root_path.endswith("/")):
             raise config_error(

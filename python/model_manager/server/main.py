@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import orjson
@@ -75,6 +76,7 @@ def run(config: ServerConfig | None = None, manager: ModelManager | None = None)
         "access_log": config.access_log,
         # What runs has been waited for, see `Service.drain`.
         "timeout_graceful_shutdown": GRACE,
+        "timeout_keep_alive": config.keep_alive_timeout,
         "server_header": False,
         "ws": "none",
         "http": functools.partial(BoundedHeaders, header_timeout=config.header_timeout),
@@ -254,14 +256,21 @@ class DrainingServer(uvicorn.Server):
         """Whether requests were ended after `drain_timeout`."""
         # A handler of the application gets the signal after the drain.
         self._sigterm_is_ours = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        self._hangs_up = False
+        """Whether it handles SIGHUP, which uvicorn leaves alone."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start to listen."""
         await super().startup(sockets)
         self._loop = asyncio.get_running_loop()
+        # Not where it is ignored, as by `nohup`, or has a handler.
+        on_main_thread = threading.current_thread() is threading.main_thread()
+        if on_main_thread and os.name == "posix" and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+            signal.signal(signal.SIGHUP, self.handle_exit)
+            self._hangs_up = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Handle SIGINT and SIGTERM."""
+        """Handle SIGINT, SIGTERM and SIGHUP."""
         if self._signalled:
             end_at_once(sig)
         self._signalled = self._service.draining = True
@@ -271,7 +280,7 @@ class DrainingServer(uvicorn.Server):
             self._loop.call_soon_threadsafe(_drain, self._service, lambda: self._exit(sig))
 
     def _exit(self, sig: int) -> None:
-        if sig == signal.SIGTERM and self._sigterm_is_ours:
+        if (sig == signal.SIGTERM and self._sigterm_is_ours) or (self._hangs_up and sig == signal.SIGHUP):
             # uvicorn would raise it again after the drain; process managers take an exit code of 0 for a clean stop.
             self.should_exit = True
         else:
@@ -281,6 +290,9 @@ class DrainingServer(uvicorn.Server):
         """Stop to listen, and close all connections."""
         await super().shutdown(sockets)
         self.cut_off = self._service.ended_requests
+        if self._hangs_up:
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)
+            self._hangs_up = False
 
 
 class Supervisor(Multiprocess):
