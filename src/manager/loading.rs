@@ -147,7 +147,14 @@ impl ModelLoader {
 
     /// Loads the model of a slot. Runs on the slot's loader thread.
     pub(super) fn load(&self, slot: &LoadFor<'_>) -> Result<Loaded<LoadedModel>> {
-        match slot.spec.decide(|spec| self.kind_of(spec))? {
+        let spec = slot.spec.decide(|spec| self.kind_of(spec))?;
+        let loaded = self.load_as(slot, &spec)?;
+        slot.spec.settle(spec);
+        Ok(loaded)
+    }
+
+    fn load_as(&self, slot: &LoadFor<'_>, spec: &Spec) -> Result<Loaded<LoadedModel>> {
+        match spec {
             Spec::Open(_) => Err(Error::internal("loading", "the kind of a model is not decided")),
             Spec::Generator(spec) => {
                 let options = self.resolve_options(spec.revision.as_ref());

@@ -1,6 +1,7 @@
 //! What a name stands for: where its model comes from, and how it is kept.
 
 use std::any::Any;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -137,11 +138,23 @@ impl SlotSpec {
     /// What it is, for a load: an open one asks `kind` what its files say.
     ///
     /// # Errors
-    /// Those of `kind`; nothing is decided then.
-    pub(super) fn decide(&self, kind: impl FnOnce(&ModelSpec) -> Result<Option<ModelKind>>) -> Result<&Spec> {
-        let Spec::Open(open) = self.get() else { return Ok(self.get()) };
-        let found = kind(open)?;
-        Ok(self.decided.get_or_init(|| open.decided(found)))
+    /// Those of `kind`.
+    pub(super) fn decide(
+        &self,
+        kind: impl FnOnce(&ModelSpec) -> Result<Option<ModelKind>>,
+    ) -> Result<Cow<'_, Spec>> {
+        Ok(match self.get() {
+            Spec::Open(open) => Cow::Owned(open.decided(kind(open)?)),
+            known => Cow::Borrowed(known),
+        })
+    }
+
+    /// A load of `decided` has succeeded: that is what it is from now on. One that fails settles nothing, since files that
+    /// cannot be read do not say what they are.
+    pub(super) fn settle(&self, decided: Cow<'_, Spec>) {
+        if let Cow::Owned(decided) = decided {
+            let _ = self.decided.set(decided);
+        }
     }
 }
 

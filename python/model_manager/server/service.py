@@ -45,7 +45,6 @@ _APART = 2
 _CACHE: dict[str, Any] = {"cache_policy": "ttl", "cache_ttl": 600.0, "cache_size": 10_000}
 """Defaults of the server's own manager; the environment overrides them."""
 
-"""Keywords of `register` that decide a slot's kind."""
 _INSTRUCTED = "qwen3-embedding"
 """A part of the source of models that take instructions. It decides without a load, and for models of other servers."""
 

@@ -9,7 +9,7 @@ use crate::models::keys::refusal;
 use crate::models::manifest::ModelFiles;
 
 /// `tokenizer_config.json`: what transformers puts over `tokenizer.json`. `special_tokens_map.json` replaces the special
-/// tokens that both name, unless the former describes all added tokens itself.
+/// tokens that both name and adds to the list of the others, unless the former describes all added tokens itself.
 #[derive(Debug, Default)]
 pub(crate) struct TokenizerConfig(Map<String, Value>);
 
@@ -31,17 +31,36 @@ impl TokenizerConfig {
                 "special tokens in texts are not divided here",
             ));
         }
+        // The former name counts where the list of the present one is empty.
+        let is_empty = |value: &Value| match value {
+            Value::Null => true,
+            Value::Array(list) => list.is_empty(),
+            Value::Object(named) => named.is_empty(),
+            _ => false,
+        };
+        if settings.get(EXTRA).is_none_or(is_empty)
+            && let Some(former) = settings.remove(FORMER_EXTRA)
+        {
+            settings.insert(EXTRA.to_owned(), former);
+        }
+        settings.get_mut(EXTRA).into_iter().for_each(as_list);
         if !settings.get("added_tokens_decoder").is_some_and(Value::is_object) {
-            for (key, value) in read("special_tokens_map.json")? {
-                match (settings.get_mut(&key), value) {
-                    (Some(Value::Array(own)), Value::Array(others)) if key == "extra_special_tokens" => {
-                        let others: Vec<_> =
-                            others.into_iter().filter(|other| !own.contains(other)).collect();
-                        own.extend(others);
+            for (key, mut value) in read("special_tokens_map.json")? {
+                let own = if key == EXTRA { settings.get_mut(EXTRA) } else { None };
+                match (own, &mut value) {
+                    (Some(Value::Array(own)), Value::Array(others)) => {
+                        others.retain(|other| !own.contains(other));
+                        own.append(others);
                     }
-                    (_, value) => drop(settings.insert(key, value)),
+                    _ => {
+                        as_list(&mut value);
+                        settings.insert(key, value);
+                    }
                 }
             }
+        }
+        if settings.contains_key(EXTRA) {
+            settings.remove(FORMER_EXTRA);
         }
         Ok(Self(settings))
     }
@@ -84,7 +103,7 @@ impl TokenizerConfig {
 
     /// Special tokens without a name of their own.
     pub(crate) fn additional(&self) -> Vec<AddedToken> {
-        let lists = ["additional_special_tokens", "extra_special_tokens"];
+        let lists = [FORMER_EXTRA, EXTRA];
         let listed = lists.iter().filter_map(|key| self.0.get(*key)?.as_array()).flatten();
         listed.filter_map(|value| added_token(value, true)).collect()
     }
@@ -93,6 +112,19 @@ impl TokenizerConfig {
     pub(crate) fn max_length(&self) -> Option<usize> {
         let length = self.0.get("model_max_length")?.as_f64()?;
         (1.0..1e9).contains(&length).then_some(length as usize)
+    }
+}
+
+/// Special tokens without an attribute of their own, and what the key was called before transformers 5.
+const EXTRA: &str = "extra_special_tokens";
+const FORMER_EXTRA: &str = "additional_special_tokens";
+
+/// Tokens by names that a model gives them, as a list of them.
+fn as_list(value: &mut Value) {
+    if let Value::Object(named) = value
+        && named.values().all(|token| added_token(token, true).is_some())
+    {
+        *value = named.values().cloned().collect();
     }
 }
 
@@ -155,6 +187,37 @@ mod tests {
             let read = TokenizerConfig::read(&files).unwrap();
             let found = (read.word("eos_token"), read.word("bos_token"));
             assert_eq!((found.0.as_deref(), found.1.as_deref()), (eos, bos), "{settings}");
+        }
+    }
+
+    /// As transformers 5.23 has them.
+    #[test]
+    fn special_tokens_without_a_name_are_those_of_both_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let from = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/llama");
+        for file in ["config.json", "model.safetensors", "tokenizer.json"] {
+            fs::copy(from.join(file), folder.path().join(file)).unwrap();
+        }
+        let files = ModelFiles::open("m", folder.path()).unwrap();
+        for (settings, map, expected) in [
+            (json!({FORMER_EXTRA: ["a"]}), json!({}), &["a"][..]),
+            (json!({}), json!({FORMER_EXTRA: ["b"]}), &["b"]),
+            (json!({FORMER_EXTRA: ["a"]}), json!({FORMER_EXTRA: ["b"]}), &["a"]),
+            (json!({FORMER_EXTRA: ["a"]}), json!({FORMER_EXTRA: []}), &["a"]),
+            (json!({FORMER_EXTRA: ["a"]}), json!({FORMER_EXTRA: null}), &["a"]),
+            (json!({FORMER_EXTRA: ["a"], EXTRA: []}), json!({}), &["a"]),
+            (json!({FORMER_EXTRA: ["a"]}), json!({EXTRA: ["b", "a"]}), &["a", "b"]),
+            (json!({EXTRA: ["a"]}), json!({EXTRA: ["b"]}), &["a", "b"]),
+            (json!({EXTRA: ["a"]}), json!({FORMER_EXTRA: ["b"]}), &["a"]),
+            (json!({EXTRA: {"foo_token": "a"}}), json!({EXTRA: ["b"]}), &["a", "b"]),
+            (json!({EXTRA: ["a"]}), json!({EXTRA: {"foo_token": "b"}}), &["b"]),
+        ] {
+            for (name, json) in [("tokenizer_config.json", &settings), ("special_tokens_map.json", &map)] {
+                fs::write(folder.path().join(name), json.to_string()).unwrap();
+            }
+            let found = TokenizerConfig::read(&files).unwrap().additional();
+            let found: Vec<_> = found.iter().map(|token| &*token.content).collect();
+            assert_eq!(found, expected, "{settings} {map}");
         }
     }
 }
