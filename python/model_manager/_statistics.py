@@ -151,8 +151,8 @@ class SlotStatistics(TypedDict):
     kind: str
     """``embedding``, ``sparse``, ``reranker``, ``classifier``, ``generator`` or ``object``."""
     kind_known: bool
-    """False while `kind` is a guess: the slot was registered without one, its model is not on this machine, and its
-    files will say it at the first load.
+    """False while `kind` is a guess: the slot was registered without one, and the files of its model will say it at the
+    first load.
     """
     pinned: bool
     keep_alive: float | None

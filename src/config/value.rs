@@ -43,6 +43,8 @@ impl fmt::Display for SettingValue {
             Self::None => f.write_str("None"),
             Self::Text(value) => write!(f, "{value:?}"),
             Self::Other(kind) => write!(f, "<{kind}>"),
+            // With its point: 1.0 is no whole number where one is asked for.
+            Self::Float(value) => write!(f, "{value:?}"),
             _ => f.write_str(&self.plain()),
         }
     }

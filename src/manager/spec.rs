@@ -111,6 +111,15 @@ impl Spec {
         }
     }
 
+    /// Whether what it is for is known before it is loaded.
+    pub(super) fn is_kind_known(&self) -> bool {
+        match self {
+            Self::Embedding(spec) => spec.kind.is_some(),
+            Self::Open(_) => false,
+            Self::Generator(_) | Self::Object(_) => true,
+        }
+    }
+
     /// What users call such a model, as far as that is known before it is loaded. Most models are for embedding.
     pub(super) fn kind_name(&self) -> &'static str {
         match self {

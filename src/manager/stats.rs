@@ -9,7 +9,6 @@ use super::device::ComputeDevice;
 use super::model::{LoadedModel, ModelHandle};
 use super::parts::Parts;
 use super::registry::NamedSlot;
-use super::spec::Spec;
 use crate::batching::WorkDone;
 use crate::cache::CacheStatistics;
 use crate::cache::tiers::TierStatistics;
@@ -211,7 +210,7 @@ pub struct SlotReport {
     pub source: Option<String>,
     /// embedding, reranker, classifier, sparse, generator or object
     pub kind: &'static str,
-    /// Whether that is known. The files of a model that was registered without a kind say it at its first load.
+    /// Whether that is known, or the first load will show it.
     pub kind_known: bool,
     /// What text generators of this name have done and do; `None` before the first.
     pub generation: Option<GenerationReport>,
@@ -376,7 +375,7 @@ fn slot(parts: &Parts, entry: &NamedSlot) -> SlotReport {
         },
         source: source.map(|source| shown(&source).into_owned()),
         kind: info.as_ref().map_or(entry.spec().kind_name(), |info| info.facts.shapes.kind_name()),
-        kind_known: info.is_some() || !matches!(entry.spec(), Spec::Open(_)),
+        kind_known: info.is_some() || entry.spec().is_kind_known(),
         generation,
         remote: health.map(|health| health.report()),
         pinned: status.options.pinned,

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::architectures::{ModelKind, check_tensors};
+use super::architectures::{ModelKind, check_masked, check_tensors};
 use super::config::ModelConfig;
 use super::encoder::Encoder;
 use super::formats::gguf::Gguf;
@@ -80,7 +80,13 @@ impl Facts {
             let model = settings.config.describe();
             (model.hidden, model.vocabulary)
         };
-        let (head, _) = settings.head(&weights, &settings.tokenizer()?, width)?;
+        if let Some(masked) = settings.config.family.masked_lm.filter(|_| kind == ModelKind::Sparse) {
+            check_masked(&weights, masked, [vocabulary, width])?;
+        }
+        let tokenizer = settings.tokenizer()?;
+        let (head, _) = settings.head(&weights, &tokenizer, width)?;
+        // It shortens what a text may have.
+        settings.late_texts(&tokenizer, overrides)?;
         let EncoderSettings { config, sentence, .. } = settings;
         let shapes = Some(head.shapes(width, vocabulary, true));
         Ok(Self { config, sentence: Some(sentence), shapes, weights: Some(weights) })

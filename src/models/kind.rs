@@ -86,6 +86,11 @@ pub(super) fn classifies(class: &Value) -> bool {
     class.as_str().is_some_and(|class| class.ends_with("ForSequenceClassification"))
 }
 
+/// Whether a class of transformers is a masked language model.
+pub(super) fn fills_gaps(class: &Value) -> bool {
+    class.as_str().is_some_and(|class| class.ends_with("ForMaskedLM"))
+}
+
 fn writes(class: &Value) -> bool {
     class.as_str().is_some_and(|class| class.ends_with("ForCausalLM") || class.ends_with("LMHeadModel"))
 }

@@ -1,6 +1,6 @@
 //! What the files of a sentence model and the caller say of it, and what is made of that once the weights are there.
 
-use serde_json::Map;
+use serde_json::{Map, Value};
 
 use super::architectures::ModelKind;
 use super::config::ModelConfig;
@@ -118,21 +118,26 @@ impl<'a> EncoderSettings<'a> {
         }
     }
 
-    /// Refuses a model for scores whose `config.json` names another class: its weights have no layer for them.
+    /// Refuses a model for scores or sparse vectors whose `config.json` names another class: its weights have no layers for
+    /// them.
     ///
     /// # Errors
     /// [`Error::Unsupported`].
     pub(super) fn check_class(&self) -> Result<()> {
-        let classes = self.config.json["architectures"].as_array().map_or(&[][..], Vec::as_slice);
-        let Some(class) = classes.first().filter(|_| self.kind == ModelKind::Classifier && !self.judges)
-        else {
-            return Ok(());
+        let (suits, what): (fn(&Value) -> bool, _) = match self.kind {
+            ModelKind::Classifier if !self.judges => (kind::classifies, "scores"),
+            ModelKind::Sparse => (kind::fills_gaps, "sparse vectors"),
+            _ => return Ok(()),
         };
-        if classes.iter().any(kind::classifies) {
-            return Ok(());
+        let classes = self.config.json["architectures"].as_array().map_or(&[][..], Vec::as_slice);
+        match classes.first() {
+            Some(class) if !classes.iter().any(suits) => {
+                let reason =
+                    format!("its config.json names the class {class}, which has no layers for {what}");
+                Err(Error::Unsupported { model: self.files.model.clone(), reason })
+            }
+            _ => Ok(()),
         }
-        let reason = format!("its config.json names the class {class}, which has no layer for scores");
-        Err(Error::Unsupported { model: self.files.model.clone(), reason })
     }
 
     /// As transformers counts them: a label for each name, else as many as the number says, else two.

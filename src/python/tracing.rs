@@ -118,8 +118,9 @@ pub(super) fn begin_generation(
     if samples && params.top_k > 0 {
         values.push(("top_k", Parameter::Int(params.top_k as i64)));
     }
-    // Attributes have 63 bits and a sign.
-    values.extend(params.seed.map(|seed| ("seed", Parameter::Int(seed.cast_signed()))));
+    // A larger one is no integer of OpenTelemetry.
+    let seed = params.seed.and_then(|seed| i64::try_from(seed).ok());
+    values.extend(seed.map(|seed| ("seed", Parameter::Int(seed))));
     values.extend(params.max_new_tokens.map(|tokens| ("max_tokens", Parameter::Int(tokens as i64))));
     begin_traced(py, operation, Some(model.unwrap_or(GENERATOR)), 1, values)
 }

@@ -171,15 +171,17 @@ def test_a_model_is_the_same_before_and_after_its_load(make_manager, name):
     assert found["tasks"] == described["tasks"]
     assert found["kind"] == manager.stats()["slots"]["m"]["kind"]
     assert found["prompts"] == described["prompts"]
+    if name != "static_embedding":  # it has none
+        assert found["max_length"] == described["max_length"]
 
 
-def test_an_embedding_model_does_not_run_as_a_reranker(command):
-    folder = str(FIXTURES / "bert_plain")
-    done = command("doctor", folder, "--kind", "reranker")
+@pytest.mark.parametrize(("kind", "runs"), [("reranker", "rerank_bert"), ("sparse", "splade_bert")])
+def test_an_embedding_model_does_not_run_as_another(command, kind, runs):
+    done = command("doctor", str(FIXTURES / "bert_plain"), "--kind", kind)
     assert done.code == 1
     assert "It does not run" in done.err
     assert "its files are those of an embedding model" in done.err
-    assert command("doctor", str(FIXTURES / "rerank_bert"), "--kind", "reranker").code == 0
+    assert command("doctor", str(FIXTURES / runs), "--kind", kind).code == 0
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,7 @@ def test_an_encoder_is_what_its_files_say(make_manager):
     manager = make_manager()
     for fixture, kind in [("rerank_bert", "reranker"), ("splade_bert", "sparse"), ("qwen3", "embedding")]:
         manager.register(fixture, str(FIXTURES / fixture), kind="encoder")
+        assert state(manager, fixture) == ("embedding", False)
         manager.load(fixture)
         assert state(manager, fixture) == (kind, True)
 

@@ -222,8 +222,8 @@ def test_the_temperature_is_that_of_the_call(spans, make_writer, temperature):
 
 def test_what_a_call_draws_with_is_in_its_span(spans, make_writer):
     manager = make_writer()
-    manager.complete(TEXT, max_new_tokens=1, temperature=0.7, top_p=0.9, top_k=7, seed=2**64 - 1)
-    manager.complete(TEXT, max_new_tokens=1, temperature=0.7, top_k=0)
+    manager.complete(TEXT, max_new_tokens=1, temperature=0.7, top_p=0.9, top_k=7, seed=2**63 - 1)
+    manager.complete(TEXT, max_new_tokens=1, temperature=0.7, top_k=0, seed=2**63)
     manager.complete(TEXT, max_new_tokens=1, **GREEDY)
     found = [
         {key.removeprefix("gen_ai.request."): value for key, value in span.attributes.items() if ".request." in key}
@@ -232,7 +232,7 @@ def test_what_a_call_draws_with_is_in_its_span(spans, make_writer):
     ]
     shared = {"model": SLOT, "max_tokens": 1}
     assert found == [
-        {**shared, "temperature": 0.7, "top_p": 0.9, "top_k": 7, "seed": -1},
+        {**shared, "temperature": 0.7, "top_p": 0.9, "top_k": 7, "seed": 2**63 - 1},
         {**shared, "temperature": 0.7},
         {**shared, "temperature": 0.0},
     ]

@@ -18,6 +18,24 @@ pub(super) struct MaskedLm<B: Backend> {
     strips: Vec<B::Linear>,
 }
 
+/// Checks that the tensors of the head are there and have its shapes, for a model of this vocabulary and width.
+///
+/// # Errors
+/// When a tensor is missing or of another shape.
+pub fn check_masked(
+    tensors: &dyn Tensors,
+    head: &MaskedHead,
+    [vocabulary, hidden]: [usize; 2],
+) -> Result<()> {
+    tensors.matrix(&format!("{}.weight", head.dense), [hidden, hidden])?;
+    for name in [head.dense, head.norm] {
+        tensors.vector(&format!("{name}.bias"), hidden)?;
+    }
+    tensors.vector(&format!("{}.weight", head.norm), hidden)?;
+    let bias = if tensors.contains(head.decoder_bias) { head.decoder_bias } else { head.bias };
+    tensors.vector(bias, vocabulary).map(drop)
+}
+
 impl<B: Backend> MaskedLm<B> {
     pub(super) fn load(
         backend: &B,

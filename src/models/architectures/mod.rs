@@ -35,6 +35,7 @@ pub use family::{
     ConfigFields, ConfigFile, Family, FieldsOf, GgufFamily, ModelKind, ReadConfig, ReadGguf, keys_of,
 };
 pub(crate) use gguf_tensors::GgufTensors;
+pub use masked::check_masked;
 pub use registry::{example, families, find, find_config, find_gguf, register};
 pub(crate) use registry::{gguf_names, names};
 pub use tensors::{ConvolutionTensors, EmbeddingTensors, LayerTensors, MixerTensors, NormTensors, Tensors};

@@ -23,8 +23,6 @@ const FIRST_REST: Duration = Duration::from_secs(1);
 const LONGEST_REST: Duration = Duration::from_secs(60);
 /// In the scheme of an address, it says that the server is a node of a cluster: `redis+cluster://`, `rediss+cluster://`.
 const CLUSTER: &str = "+cluster://";
-/// The remedy for a node that is named as a single server.
-const OF_CLUSTER: &str = " (it is a node of a cluster: write redis+cluster:// in the place of redis://)";
 /// Connections that are kept.
 const MOST_IDLE: usize = 4;
 
@@ -160,7 +158,7 @@ impl RedisServer {
                     self.keep(connection);
                 }
                 TierCounts::add(&counts.errors, 1);
-                let reason = self.reason(&error);
+                let reason = self.reason(&error, true);
                 let known = self.rest.lock().refused.replace(reason.clone());
                 if known.as_ref() != Some(&reason) {
                     log::warn!("the cache at {} refuses to store: {reason}", self.name);
@@ -169,7 +167,7 @@ impl RedisServer {
             }
             Err(error) => {
                 self.idle.lock().clear();
-                self.report(counts, &error);
+                self.report(counts, &error, connection.is_some());
                 None
             }
         }
@@ -183,8 +181,9 @@ impl RedisServer {
         self.wake();
         if self.ask(counts, true, |connection| connection.remove(prefix)).is_some() {
             return match self.ask(counts, false, RedisConnection::is_node) {
-                Some(true) => Err(format!("its other nodes were not asked{OF_CLUSTER}")),
-                _ => Ok(()),
+                Some(false) => Ok(()),
+                Some(true) => Err(format!("its other nodes were not asked{}", self.of_cluster())),
+                None => Err("it does not say whether it is a node of a cluster".into()),
             };
         }
         let state = self.rest.lock();
@@ -200,12 +199,12 @@ impl RedisServer {
     }
 
     /// Counts a failure and reports it, unless the latest one was the same. The server is not asked for a while.
-    fn report(&self, counts: &TierCounts, error: &redis::RedisError) {
+    fn report(&self, counts: &TierCounts, error: &redis::RedisError, connected: bool) {
         TierCounts::add(&counts.errors, 1);
         let mut state = self.rest.lock();
         state.length = if state.length.is_zero() { FIRST_REST } else { (state.length * 2).min(LONGEST_REST) };
         state.until = self.clock.now().checked_add(state.length);
-        let reason = self.reason(error);
+        let reason = self.reason(error, connected);
         if state.reported.as_ref() != Some(&reason) {
             state.reported = Some(reason.clone());
             drop(state);
@@ -214,15 +213,16 @@ impl RedisServer {
     }
 
     /// What went wrong, with the remedy if there is one. Of several commands that failed together, the first says it.
-    fn reason(&self, error: &redis::RedisError) -> String {
+    /// `connected`: the server has answered before, so that it speaks TLS or does not.
+    fn reason(&self, error: &redis::RedisError, connected: bool) -> String {
         if let Some(error) = io_error(error) {
             let (plain, tls) = ("write redis:// in the place of rediss://", self.name.starts_with("rediss"));
             return tls::io_refusal(error, plain).unwrap_or_else(|| {
                 let remedy = match (error.kind(), tls) {
-                    (io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock, true) => {
+                    (io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock, true) if !connected => {
                         format!(" (does it speak TLS? {plain} for a port without it)")
                     }
-                    (io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof, false) => {
+                    (io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof, false) if !connected => {
                         " (does it speak TLS? write rediss:// in the place of redis://)".to_owned()
                     }
                     _ => String::new(),
@@ -234,7 +234,17 @@ impl RedisServer {
             Some([(_, first), ..]) => first.to_string(),
             _ => error.to_string(),
         };
-        if is_of_cluster(error) { words + OF_CLUSTER } else { words }
+        if is_of_cluster(error) { words + &self.of_cluster() } else { words }
+    }
+
+    /// The remedy for a node that is named as a single server.
+    fn of_cluster(&self) -> String {
+        match self.name.split_once("://") {
+            Some((scheme, _)) if !self.name.contains(CLUSTER) => {
+                format!(" (it is a node of a cluster: write {scheme}{CLUSTER} in the place of {scheme}://)")
+            }
+            _ => String::new(),
+        }
     }
 }
 
