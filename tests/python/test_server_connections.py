@@ -383,11 +383,33 @@ def test_an_upgrade_without_a_body_is_a_request_as_any_other(serve):
     assert after == b""
 
 
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01",
+        HEAD.format("POST /v1/embeddings", "content-length: 2\r\ncontent-length: 3\r\n").encode(),
+        HEAD.format("POST /v1/embeddings", "transfer-encoding: chunked\r\n").encode() + b"zz\r\n",
+    ],
+    ids=["HTTP/2", "TLS", "two lengths", "chunk"],
+)
+def test_bytes_that_are_no_request_get_an_error_of_the_same_form(serve, sent):
+    with connected(serve().url) as connection:
+        connection.sendall(sent)
+        status, head, body = answer_of(rest(connection))
+    assert status == 400
+    assert body["error"]["type"] == "invalid_request_error"
+    assert body["error"]["code"] == "invalid_http"
+    assert b"content-type: application/json" in head
+    assert b"connection: close" in head
+
+
 def test_a_damaged_body_after_an_upgrade_is_refused(serve):
     server = serve()
     framing = UPGRADE + "transfer-encoding: chunked\r\ncontent-type: application/json\r\n"
     with connected(server.url) as connection:
         connection.sendall(HEAD.format("POST /v1/embeddings", framing).encode() + b"zz\r\n")
         received = rest(connection)
-    assert received.startswith(b"HTTP/1.1 400 ")
-    assert b"connection: close" in received
+    status, head, body = answer_of(received)
+    assert (status, body["error"]["code"]) == (400, "invalid_http")
+    assert b"connection: close" in head

@@ -484,7 +484,7 @@ def test_a_served_model_needs_a_source_or_a_slot(manager):
 
 
 @pytest.mark.parametrize("there", [{"source": PROMPTS_MODEL}, {"loader": object}])
-def test_a_served_model_whose_slot_holds_another_is_refused(make_manager, there):
+def test_a_served_model_whose_slot_holds_another_is_refused(make_manager, monkeypatch, there):
     manager = make_manager()
     manager.register("taken", **there)
     source = MODELS[0].source
@@ -492,6 +492,11 @@ def test_a_served_model_whose_slot_holds_another_is_refused(make_manager, there)
     with pytest.raises(InputError, match=message):
         create_app(ServerConfig(models=[ServedModel("taken", source=source)]), manager)
     create_app(ServerConfig(models=[ServedModel("taken")]), manager)
+    # Of the one that the environment describes, the name is the name of the slot.
+    monkeypatch.setenv("OLLAMA_MODEL_NAME", "taken")
+    monkeypatch.setenv("MODEL_MANAGER_SERVER_MODEL", source)
+    with pytest.raises(InputError, match=r"holds .*; choose another OLLAMA_MODEL_NAME$"):
+        create_app(ServerConfig(), manager)
     # The source that was registered, whichever of its chain is loaded.
     manager.register("chain", "/no/such/model", fallback=[source])
     manager.embed("a", "chain")

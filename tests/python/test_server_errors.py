@@ -6,7 +6,8 @@ import json
 import socket
 
 import pytest
-from conftest import DIMENSION
+from conftest import DIMENSION, FIXTURES
+from generators import SLOT
 from model_manager import errors
 from model_manager.server.errors import from_exception
 from model_manager.server.schemas import ErrorBody
@@ -150,6 +151,34 @@ def test_unknown_model(server):
     assert "gpt-5" in message
     assert "tiny" in message
     checked(server.client.get("/v1/models/a/b"), 404, "not_found_error", "model", "model_not_found")
+
+
+def test_a_model_for_another_use(make_writer, serve):
+    """It is served: the error says what it is for. Lists of models go on to name all that are."""
+    manager = make_writer()
+    manager.register("judge", str(FIXTURES / "rerank_bert"), kind="reranker")
+    manager.register("splade", str(FIXTURES / "splade_bert"), kind="sparse")
+    server = serve(manager)
+    for name, what in (
+        ("judge", "a reranker"),
+        (str(FIXTURES / "rerank_bert"), "a reranker"),
+        ("reranker", "a reranker"),
+        ("splade", "a model of sparse vectors"),
+        (SLOT, "a text generator"),
+    ):
+        answer = server.embed(input="a", model=name)
+        message = checked(answer, 400, "invalid_request_error", "model")
+        assert message == f"{name!r} is {what}: it does not support embeddings"
+    for name, what in (("judge:latest", "a reranker"), ("tiny", "an embedding model")):
+        ask = {"model": name, "messages": [{"role": "user", "content": "a"}]}
+        answer = server.client.post("/v1/chat/completions", json=ask)
+        message = checked(answer, 400, "invalid_request_error", "model")
+        assert message == f"{name!r} is {what}: it does not support text generation"
+    message = checked(server.client.get("/v1/models/judge"), 404, "not_found_error", "model", "model_not_found")
+    assert SLOT in message
+    message = server.client.post("/api/show", json={"model": "nothing"}).json()["error"]
+    assert SLOT in message
+    assert "tiny" in message
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 
 import openai
@@ -131,6 +132,24 @@ def test_a_stream_that_cannot_begin_has_a_status(gpt2_server):
     assert answer.json()["error"]["code"] == "context_length_exceeded"
 
 
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ([1, "a"], r"^prompt\[1\] must be a token id, .*, not a string$"),
+        ([1, -1], r"^prompt\[1\] must be a token id, a whole number from 0 to 4294967295$"),
+        ([[1], [2, None]], r"^prompt\[1\]\[1\] must be a token id, .*, not null$"),
+        ([[]], r"^prompt\[0\] is an empty list: send at least one token id$"),
+        ([[1], "a"], r"^prompt\[1\] must be a list of token ids like the others, not a string$"),
+        (["a", [1]], r"^prompt\[1\] must be a text like the others, not a list$"),
+        ([{"text": "a"}], r"^prompt\[0\] must be a text or a list of token ids, not an object$"),
+    ],
+)
+def test_the_item_at_fault_is_named(gpt2_server, prompt, message):
+    answer = gpt2_server.client.post("/v1/completions", json={"prompt": prompt})
+    assert answer.status_code == 400
+    assert re.search(message, answer.json()["error"]["message"]), answer.text
+
+
 def test_an_unknown_model(gpt2_server, sdk):
     with pytest.raises(openai.NotFoundError, match="gpt-5") as raised:
         sdk.chat.completions.create(model="gpt-5", **ASK)
@@ -159,7 +178,9 @@ def test_a_slot_that_is_no_generator(make_writer, serve):
     manager = make_writer()
     manager.register("vectors", ENGLISH_MODEL)
     server = serve(manager, generators=(SLOT, "vectors"))
-    assert server.client.post("/v1/completions", json={"prompt": TEXT, "model": "vectors"}).status_code == 404
+    answer = server.client.post("/v1/completions", json={"prompt": TEXT, "model": "vectors"})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"] == "'vectors' is an embedding model: it does not support text generation"
 
 
 @pytest.mark.parametrize("loaded_first", [False, True])

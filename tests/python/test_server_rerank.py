@@ -147,7 +147,8 @@ def test_an_embedding_model_says_what_it_does(scorers):
     response = scorers.client.post("/v1/rerank", json={"model": "tiny", "query": QUERY, "documents": DOCUMENTS})
     assert "gives no scores" in response.json()["error"]["message"]
     refused = scorers.embed(input="a", model="rerank")
-    assert refused.status_code == 404
+    assert refused.status_code == 400
+    assert refused.json()["error"]["message"] == "'rerank' is a reranker: it does not support embeddings"
 
 
 @pytest.mark.parametrize("path", ["/v1/embeddings/sparse", "/embed_sparse"])

@@ -167,13 +167,17 @@ class BoundedHeaders(HttpToolsProtocol):
     def _refuse_headers(self) -> None:
         self._refuse(431, f"The headers are larger than {MAX_HEADER_BYTES} bytes", "headers_too_large")
 
+    def send_400_response(self, msg: str) -> None:
+        """Answer bytes that are no request. uvicorn's own answer is plain text."""
+        self._refuse(400, "These bytes are not a valid HTTP/1.1 request", "invalid_http")
+
     def _refuse(self, status: int, message: str, code: str) -> None:
         """Send an error without a request, and close the connection."""
         self._disarm()
         if self.transport.is_closing():
             return
         body = orjson.dumps(ApiError(status, message, code=code).to_dict())
-        reason = {408: b"Request Timeout", 431: b"Request Header Fields Too Large"}[status]
+        reason = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large"}[status]
         self.transport.write(
             b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
             % (status, reason, len(body), body)

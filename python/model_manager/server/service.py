@@ -22,6 +22,7 @@ from .config import DEFAULT_DIMENSIONS, DEFAULT_SOURCE, ServedModel, ServerConfi
 from .errors import ApiError, unknown_model
 from .hosts import Hosts
 from .prometheus import Metrics, check_shared_folder
+from .uses import other_use
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -165,9 +166,15 @@ class Service:
             return  # the default source: it is for a manager without such a slot
         there = self.source(model.key)
         held = "an object of its own" if there is None else repr(there)
+        # The one of the environment has the name of its slot.
+        remedy = (
+            "choose another OLLAMA_MODEL_NAME"
+            if model.name == model.key == os.environ.get("OLLAMA_MODEL_NAME", "").strip()
+            else "give ServedModel another slot, or leave its source out to serve that one"
+        )
         raise InputError(
             f"the served model {model.name!r} has the source {without_key(model.source)!r}, and the manager's slot"
-            f" {model.key!r} holds {held}; give ServedModel another slot, or leave its source out to serve that one"
+            f" {model.key!r} holds {held}; {remedy}"
         )
 
     async def start(self) -> None:
@@ -352,7 +359,8 @@ class Service:
         by_word = self._by_word.get(plain)
         if by_word is not None:
             return by_word
-        raise unknown_model(name, [model.name for model in self.models()])
+        other = other_use(name, self.manager.stats()["slots"], "embedding", "embeddings")
+        raise other or unknown_model(name, [model.name for model in self.models()])
 
     def source(self, slot: str) -> str | None:
         """The source of a slot as it was registered, without its key; None for one with a loader of its own, and for a

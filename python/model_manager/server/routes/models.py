@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..errors import unknown_model
+from ..errors import ApiError, unknown_model
 from ..middleware import to_json
 from ..schemas import Model, ModelList
 
@@ -88,7 +88,10 @@ def find_model(service: Service, name: str) -> dict[str, Any]:
         about = model["capabilities"]
         if about["kind"] == "generator" and (name.removesuffix(":latest") == model["id"] or name == about["source"]):
             return model
-    public = service.served(name).name
+    try:
+        public = service.served(name).name
+    except ApiError:
+        public = None
     for model in models:
         if model["id"] == public:
             return model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ...errors import bad_request
 from ...fields import unknown, unsupported
@@ -113,11 +113,16 @@ def completion_prompts(body: dict[str, Any]) -> list[str | list[int]]:
     prompts = [prompt] if isinstance(prompt, str) or _is_ids(prompt) else prompt
     if not isinstance(prompts, list) or not prompts:
         raise bad_request("prompt must be a text, a list of texts, token ids, or a list of lists of them", "prompt")
+    if type(prompts[0]) is int:
+        _refuse_ids(prompts, "prompt")
     kind = str if isinstance(prompts[0], str) else list
     for index, one in enumerate(prompts):
-        if not (isinstance(one, str) if kind is str else _is_ids(one)):
+        if not isinstance(one, kind):
             what = "a text" if kind is str else "a list of token ids"
-            raise bad_request(f"prompt[{index}] must be {what} like the others", "prompt")
+            what = f"{what} like the others" if index else "a text or a list of token ids"
+            raise bad_request(f"prompt[{index}] must be {what}, not {json_kind(one)}", "prompt")
+        if kind is list and not _is_ids(one):
+            _refuse_ids(one, f"prompt[{index}]")
         if one == "":
             where = "prompt" if prompts is not prompt else f"prompt[{index}]"
             raise bad_request(f"{where} is empty: send a text that is not", "prompt", "empty_input")
@@ -125,7 +130,20 @@ def completion_prompts(body: dict[str, Any]) -> list[str | list[int]]:
 
 
 def _is_ids(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(type(one) is int and 0 <= one < 2**32 for one in value)
+    return isinstance(value, list) and bool(value) and all(map(_is_id, value))
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**32
+
+
+def _refuse_ids(ids: list[Any], where: str) -> NoReturn:
+    """Raise the error for a list that is no list of token ids."""
+    if not ids:
+        raise bad_request(f"{where} is an empty list: send at least one token id", "prompt", "empty_input")
+    bad = next(index for index, one in enumerate(ids) if not _is_id(one))
+    given = "" if type(ids[bad]) is int else f", not {json_kind(ids[bad])}"
+    raise bad_request(f"{where}[{bad}] must be a token id, a whole number from 0 to {2**32 - 1}{given}", "prompt")
 
 
 def choices(body: dict[str, Any], prompts: int, most: int) -> int:
@@ -233,7 +251,7 @@ def whole(body: dict[str, Any], name: str, least: int | None = None, most: int |
         return None
     if isinstance(value, float) and value.is_integer():
         # The parser makes floats of integers beyond 64 bits: they are no longer the number that was sent.
-        if abs(value) > _EXACT:
+        if abs(value) > _EXACT and (most is None or value <= most):
             raise bad_request(f"{name} must be a whole number of at most 64 bits, written with digits alone", name)
         value = int(value)
     if not isinstance(value, int) or isinstance(value, bool) or (least is not None and value < least):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ....errors import InputError
 from ...errors import ApiError, bad_request, refused, unknown_model
+from ...uses import other_use
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
@@ -28,7 +29,7 @@ def generator(service: Service, name: Any, no_names: Collection[str] = ()) -> st
     """The slot for requests with the model `name`: a slot's name or its source. None, or one of `no_names`: the first
     generator, unless a slot has that name.
 
-    Raises `ApiError` 404 with the names that are served.
+    Raises `ApiError` 404 with the names that are served, or 400 for a model that is for another use.
     """
     if name is not None and not isinstance(name, str):
         raise bad_request("model must be a string", "model")
@@ -45,7 +46,13 @@ def generator(service: Service, name: Any, no_names: Collection[str] = ()) -> st
             return slot
     if name in no_names:
         return served[0]
-    raise unknown_model(name, served)
+    if (other := other_use(name, service.manager.stats()["slots"], "generator", "text generation")) is not None:
+        raise other
+    try:
+        service.served(name)
+    except ApiError:
+        raise unknown_model(name, served) from None
+    raise bad_request(f"{name!r} is an embedding model: it does not support text generation", "model")
 
 
 async def check_length(
