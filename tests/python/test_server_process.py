@@ -339,10 +339,11 @@ def test_workers_end_with_a_supervisor_that_is_killed(process, tmp_path):
     running = begun(url)
     server.popen.kill()
     server.popen.wait(SECONDS)
-    until(lambda: refuses(url))
+    until(lambda: server.text().count("the other workers answer new ones") == 2)
     assert ended(running).startswith(b"HTTP/1.1 200 ")
     until(lambda: server.text().count("Application shutdown complete") == 2)
     assert server.text().count("The process that started this worker has ended") == 2
+    assert refuses(url)
 
 
 def test_uvicorns_own_command(process, tmp_path):

@@ -121,7 +121,7 @@ def completion_prompts(body: dict[str, Any]) -> list[str | list[int]]:
             what = "a text" if kind is str else "a list of token ids"
             what = f"{what} like the others" if index else "a text or a list of token ids"
             raise bad_request(f"prompt[{index}] must be {what}, not {json_kind(one)}", "prompt")
-        if kind is list and not _is_ids(one):
+        if not isinstance(one, str) and not _is_ids(one):
             _refuse_ids(one, f"prompt[{index}]")
         if one == "":
             where = "prompt" if prompts is not prompt else f"prompt[{index}]"
@@ -252,7 +252,8 @@ def whole(body: dict[str, Any], name: str, least: int | None = None, most: int |
     if isinstance(value, float) and value.is_integer():
         # The parser makes floats of integers beyond 64 bits: they are no longer the number that was sent.
         if abs(value) > _EXACT and (most is None or value <= most):
-            raise bad_request(f"{name} must be a whole number of at most 64 bits, written with digits alone", name)
+            reason = "must be a whole number of at most 64 bits, written with digits alone"
+            raise bad_request(f"{name}={value:.0f}: {reason}", name)
         value = int(value)
     if not isinstance(value, int) or isinstance(value, bool) or (least is not None and value < least):
         limit = "" if least is None else f" of at least {least}"
