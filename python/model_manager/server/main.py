@@ -165,7 +165,7 @@ def worker_app(settings: bytes, replaced: Connection) -> FastAPI:
         async with running(target):
             # uvicorn has set its handlers before it starts the application.
             _drain_first(app.state.service, replaced)
-            with _ending_with_supervisor():
+            with _ending_with_supervisor(replaced):
                 yield
         if app.state.service.ended_requests:
             # Their work may not end: the process does not wait for it.
@@ -176,7 +176,7 @@ def worker_app(settings: bytes, replaced: Connection) -> FastAPI:
 
 
 @contextlib.contextmanager
-def _ending_with_supervisor() -> Iterator[None]:
+def _ending_with_supervisor(replaced: Connection) -> Iterator[None]:
     """Within the block, this worker ends as after SIGTERM when its supervisor has been killed. Nothing would end it
     otherwise, and it would hold the port and its models. With the supervisor the pipe `replaced` is closed, which reads
     as a worker that is replaced: it stops listening at once, so that another server can start.
@@ -190,6 +190,7 @@ def _ending_with_supervisor() -> Iterator[None]:
     def ended() -> None:
         loop.remove_reader(supervisor.sentinel)
         logger.error("The process that started this worker has ended; the worker ends too")
+        replaced.poll(1)  # it may be closed a moment later
         signal.raise_signal(signal.SIGTERM)
 
     loop.add_reader(supervisor.sentinel, ended)
