@@ -453,8 +453,8 @@ class Manager:
             kind: The kind of model in `source`. None: its files decide, at the first load if they are not on this
                 machine yet (a pooling or a ``modules.json`` makes an embedding model, a class for sequence
                 classification a reranker or classifier, any other language model is a generator). ``encoder``: the
-                same, except that a language model embeds. Without a kind ``text_generator`` is a generator, ``reranker``
-                a reranker, and the two sentence slots embed.
+                same, except that a language model embeds. Without a kind ``text_generator`` is a generator,
+                ``reranker`` a reranker, and the two sentence slots embed.
             cache: How its results are cached: False is not at all, a dict says what differs from all models.
             cold_start_price: With `keep_alive="auto"`, seconds in memory that one load is worth.
             replace: Allow an existing slot with that name; its model is unloaded. The built-in slots (two for

@@ -210,7 +210,7 @@ pub struct SlotReport {
     pub source: Option<String>,
     /// embedding, reranker, classifier, sparse, generator or object
     pub kind: &'static str,
-    /// Whether that is known, or the first load will show it.
+    /// False while it is a guess, which the first load replaces by what the files say.
     pub kind_known: bool,
     /// What text generators of this name have done and do; `None` before the first.
     pub generation: Option<GenerationReport>,

@@ -88,7 +88,7 @@ pub(super) fn classifies(class: &Value) -> bool {
 
 /// Whether a class of transformers is a masked language model.
 pub(super) fn fills_gaps(class: &Value) -> bool {
-    class.as_str().is_some_and(|class| class.ends_with("ForMaskedLM"))
+    class.as_str().is_some_and(|class| class.ends_with("ForMaskedLM") || class.ends_with("ForPreTraining"))
 }
 
 fn writes(class: &Value) -> bool {

@@ -342,6 +342,31 @@ def test_memory_and_file_change_in_one_order(manager, tmp_path, second):
     assert [found and found.answer for found in (in_memory, in_file)] == [expected, expected]
 
 
+def test_what_the_file_does_not_take_changes_nothing_in_memory(manager, tmp_path, monkeypatch):
+    with SemanticCache(manager, path=tmp_path / "answers.db", max_entries=2) as cache:
+        cache.put("bir", "A")
+        cache.put("iki", "B")
+        before = cache.stats()
+
+        def full(*_):
+            raise errors.ModelIOError("no space left")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(cache._store, "write", full)
+            for question in ("bir", "üç"):  # one is replaced, and one makes way
+                with pytest.raises(errors.ModelIOError):
+                    cache.put(question, "C")
+        assert {name: cache.stats()[name] for name in ("entries", "evicted")} == {
+            name: before[name] for name in ("entries", "evicted")
+        }
+        found = [cache.get(question) for question in ("bir", "iki")]
+        assert [one.answer for one in found] == ["A", "B"]
+        assert cache.get("üç") is None
+        # The least recently used one is that of before.
+        cache.put("üç", "C")
+        assert cache.get("bir") is None
+
+
 def test_a_folder_that_cannot_be_made_is_named(manager, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(errors.ModelIOError, match=r"file/folder cannot be made: .*Name a folder that can be written"):

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from .._core import Manager
     from .rows import Vectors
 
+    Gone = dict[tuple[str, str], tuple[Stored, Vectors]]
+    """Entries that were removed from memory, with their vectors."""
+
 _FIRST_ROWS = 64
 _SAME = 0.999
 """The least cosine of two vectors of a text that are those of one model. Other hardware and batches change less."""
@@ -184,15 +187,22 @@ class SemanticCache:
             self._embed_again()
 
     def _write(
-        self, key: tuple[str, str], text: str, now: float, vector: Vectors, fingerprint: str, gone: dict[Any, float]
+        self, key: tuple[str, str], text: str, now: float, vector: Vectors, fingerprint: str, gone: Gone
     ) -> None:
-        """Write an entry to the file. One that the file does not take leaves the memory too."""
+        """Write an entry to the file. Where the file does not take it, the memory is as before too."""
         assert self._store is not None
         try:
-            self._store.write(key, text, now, vector, fingerprint, gone)
+            others = {old: stored.created for old, (stored, _) in gone.items() if old != key}
+            self._store.write(key, text, now, vector, fingerprint, others)
         except BaseException:
             with self._lock:
                 self._drop(key)
+                for old, (stored, former) in gone.items():
+                    self._place(old, stored, former)
+                    self._evicted -= old != key and not self._expired(stored)
+                # They had been used least recently, and what was to be replaced was in use.
+                first = {old: stored for old, (stored, _) in gone.items() if old != key}
+                self._entries = first | {old: stored for old, stored in self._entries.items() if old not in first}
             raise
 
     def get_or_compute(self, question: str, compute: Callable[[str], Any], *, scope: str = "") -> Any:
@@ -400,19 +410,26 @@ class SemanticCache:
         self._misses += 1
         return None
 
-    def _insert(self, key: tuple[str, str], entry: Stored, vector: Vectors) -> dict[tuple[str, str], float]:
-        """Returns the keys that made way, and when their entries were made."""
-        self._drop(key)
-        gone = {old: stored.created for old, stored in self._entries.items() if self.ttl and self._expired(stored)}
-        for old in gone:
-            self._drop(old)
+    def _insert(self, key: tuple[str, str], entry: Stored, vector: Vectors) -> Gone:
+        """Returns what it replaces and what made way."""
+        gone: Gone = {}
+        if key in self._entries:
+            gone[key] = self._take(key)
+        for old in [old for old, stored in self._entries.items() if self._expired(stored)] if self.ttl else ():
+            gone[old] = self._take(old)
         while len(self._entries) >= self.max_entries:
-            oldest, stored = next(iter(self._entries.items()))
-            self._drop(oldest)
+            oldest = next(iter(self._entries))
+            gone[oldest] = self._take(oldest)
             self._evicted += 1
-            gone[oldest] = stored.created
         self._place(key, entry, vector)
         return gone
+
+    def _take(self, key: tuple[str, str]) -> tuple[Stored, Vectors]:
+        """Remove an entry, and return it with its vector."""
+        assert self._vectors is not None
+        taken = self._entries[key], self._vectors[self._row_of[key]].copy()
+        self._drop(key)
+        return taken
 
     def _place(self, key: tuple[str, str], entry: Stored, vector: Vectors) -> None:
         row = self._free_row(len(vector))

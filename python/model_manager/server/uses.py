@@ -32,7 +32,8 @@ def other_use(name: str, slots: Mapping[str, SlotStatistics], kind: str, wanted:
         wanted: What it asks for.
     """
     plain = name.removesuffix(":latest")
-    found = {state["kind"] for slot, state in slots.items() if plain == slot or name in (slot, state["source"])}
+    named = (state for slot, state in slots.items() if plain == slot or name in (slot, state["source"]))
+    found = {state["kind"] for state in named if state["kind_known"]}
     if not found and plain == RERANKER:
         found = {RERANKER}  # the built-in slot appears with its first use
     known = [_KINDS[one] for one in found if one in _KINDS]

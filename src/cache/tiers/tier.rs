@@ -45,6 +45,11 @@ pub trait Tier: Send + Sync + 'static {
 
     /// Whether it takes part now; false while its circuit is open, or after an error that switched it off.
     fn is_working(&self) -> bool;
+
+    /// Whether its latest request succeeded, for reports. A tier that may be asked again after a failure has not answered yet.
+    fn answers(&self) -> bool {
+        self.is_working()
+    }
 }
 
 /// What a tier has done so far.
@@ -95,7 +100,7 @@ pub struct TierStatistics {
     pub entries: Option<usize>,
     /// Bytes now, where the tier knows them.
     pub bytes: Option<u64>,
-    /// Whether it takes part now.
+    /// Whether it takes part, and its latest request succeeded.
     pub working: bool,
 }
 
@@ -115,7 +120,7 @@ impl TierStatistics {
             read_ahead: read(&counts.read_ahead),
             entries,
             bytes,
-            working: tier.is_working(),
+            working: tier.answers(),
         }
     }
 }

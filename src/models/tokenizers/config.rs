@@ -43,24 +43,26 @@ impl TokenizerConfig {
         {
             settings.insert(EXTRA.to_owned(), former);
         }
-        settings.get_mut(EXTRA).into_iter().for_each(as_list);
         if !settings.get("added_tokens_decoder").is_some_and(Value::is_object) {
             for (key, mut value) in read("special_tokens_map.json")? {
-                let own = if key == EXTRA { settings.get_mut(EXTRA) } else { None };
+                let own = settings.get_mut(EXTRA).filter(|_| key == EXTRA && value.is_array()).map(as_list);
                 match (own, &mut value) {
                     (Some(Value::Array(own)), Value::Array(others)) => {
                         others.retain(|other| !own.contains(other));
                         own.append(others);
                     }
-                    _ => {
-                        as_list(&mut value);
-                        settings.insert(key, value);
-                    }
+                    _ => drop(settings.insert(key, value)),
                 }
             }
         }
-        if settings.contains_key(EXTRA) {
-            settings.remove(FORMER_EXTRA);
+        // The former name counts with tokens that have names, and not with a list.
+        if let Some(mut extra) = settings.remove(EXTRA) {
+            let named = extra.is_object();
+            let former = settings.remove(FORMER_EXTRA).filter(|_| named);
+            if let (Value::Array(extra), Some(Value::Array(former))) = (as_list(&mut extra), former) {
+                extra.extend(former);
+            }
+            settings.insert(EXTRA.to_owned(), extra);
         }
         Ok(Self(settings))
     }
@@ -120,12 +122,11 @@ const EXTRA: &str = "extra_special_tokens";
 const FORMER_EXTRA: &str = "additional_special_tokens";
 
 /// Tokens by names that a model gives them, as a list of them.
-fn as_list(value: &mut Value) {
-    if let Value::Object(named) = value
-        && named.values().all(|token| added_token(token, true).is_some())
-    {
+fn as_list(value: &mut Value) -> &mut Value {
+    if let Value::Object(named) = value {
         *value = named.values().cloned().collect();
     }
+    value
 }
 
 /// A token as an object describes it, or its text alone. `special` where the object does not say.
@@ -211,6 +212,7 @@ mod tests {
             (json!({EXTRA: ["a"]}), json!({FORMER_EXTRA: ["b"]}), &["a"]),
             (json!({EXTRA: {"foo_token": "a"}}), json!({EXTRA: ["b"]}), &["a", "b"]),
             (json!({EXTRA: ["a"]}), json!({EXTRA: {"foo_token": "b"}}), &["b"]),
+            (json!({EXTRA: {"foo_token": "a"}}), json!({FORMER_EXTRA: ["b"]}), &["a", "b"]),
         ] {
             for (name, json) in [("tokenizer_config.json", &settings), ("special_tokens_map.json", &map)] {
                 fs::write(folder.path().join(name), json.to_string()).unwrap();

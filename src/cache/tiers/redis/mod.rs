@@ -215,4 +215,8 @@ impl Tier for Redis {
     fn is_working(&self) -> bool {
         self.hosts.iter().any(RedisServer::is_working)
     }
+
+    fn answers(&self) -> bool {
+        self.hosts.iter().any(RedisServer::answers)
+    }
 }

@@ -106,8 +106,14 @@ impl RedisServer {
         CONNECT.max(self.timeout).saturating_add(self.timeout)
     }
 
+    /// Whether it may be asked: it does not rest after a failure.
     pub(super) fn is_working(&self) -> bool {
         self.rest.lock().until.is_none_or(|until| self.clock.now() >= until)
+    }
+
+    /// Whether it has not failed since its latest answer.
+    pub(super) fn answers(&self) -> bool {
+        self.rest.lock().length.is_zero()
     }
 
     /// Ends a rest after a failure.
