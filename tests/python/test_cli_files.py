@@ -123,6 +123,32 @@ def test_columns_that_differ_are_named_before_anything_is_computed(command, monk
     )
 
 
+VECTORS = pa.array([[0.5]])
+
+
+@pytest.mark.parametrize(
+    ("first", "other", "message"),
+    [
+        ("text embedding x x", "text embedding x", "the number of columns 'x' is 1, not 2"),
+        ("text x", "text x x", "the number of columns 'x' is 2, not 1"),
+        ("text x x", "text x", "the number of columns 'x' is 1, not 2"),
+        ("embedding text", "text", "there is no 'embedding'"),
+        ("text x", "text embedding x", "'embedding' is only there"),
+        ("text embedding x", "text x y", "'y' is only there"),
+        ("text embedding x", "text x embedding", "'x' comes before 'embedding'"),
+    ],
+)
+def test_columns_of_one_name_and_of_vectors_are_compared(command, first, other, message):
+    for file, names in (("one.parquet", first.split()), ("other.parquet", other.split())):
+        columns = [VECTORS if name == "embedding" else pa.array(["a"]) for name in names]
+        pq.write_table(pa.Table.from_arrays(columns, names=names), file)
+    done = command("embed", "one.parquet", "other.parquet", "-o", "out.parquet")
+    assert (done.code, done.err) == (
+        1,
+        f"Error: other.parquet: its columns differ from those of one.parquet: {message}\n",
+    )
+
+
 def test_a_column_without_texts_is_named_with_its_file(command):
     pq.write_table(pa.table({"body": [1, 2]}), "in.parquet")
     done = command("embed", "in.parquet", "--column", "body", "-o", "out.parquet")

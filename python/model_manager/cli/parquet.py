@@ -78,6 +78,7 @@ def _check_files(files: Sequence[str], column: str, into: str, *, may_replace: b
 
     rows = 0
     first: Any = None
+    first_read: Any = None
     # Each file is open while it is read: there may be more of them than a process may open.
     for name in files:
         with _source(name) as source:
@@ -89,17 +90,18 @@ def _check_files(files: Sequence[str], column: str, into: str, *, may_replace: b
         for one in (column, into):
             if schema.names.count(one) > 1:
                 raise click.ClickException(f"{name}: it has several columns {one!r}; rename all but one")
-        index, vectors = schema.get_field_index(into), pa.field(into, pa.null())
+        read, index, vectors = schema, schema.get_field_index(into), pa.field(into, pa.null())
         if index >= 0 and not may_replace and not _is_vectors(schema.field(index).type):
             raise click.ClickException(
                 f"{name}: its column {into!r} ({schema.field(index).type}) holds no vectors and would be replaced;"
                 " --vector-column names another, or this one"
             )
         schema = schema.append(vectors) if index < 0 else schema.set(index, vectors)
-        first = schema if first is None else first
+        if first is None:
+            first, first_read = schema, read
         if not schema.equals(first):
             raise click.ClickException(
-                f"{name}: its columns differ from those of {files[0]}: {_difference(first, schema)}"
+                f"{name}: its columns differ from those of {files[0]}: {_difference(first_read, read, into)}"
             )
     return rows
 
@@ -111,17 +113,26 @@ def _is_vectors(kind: Any) -> bool:
     return is_list and types.is_floating(kind.value_type)
 
 
-def _difference(first: Any, schema: Any) -> str:
-    """What another schema has instead of the first one's."""
-    if missing := [name for name in first.names if name not in schema.names]:
-        return f"there is no {missing[0]!r}"
-    if added := [name for name in schema.names if name not in first.names]:
-        return f"{added[0]!r} is only there"
-    for one, other in zip(first, schema, strict=True):
-        if one.name != other.name:
-            return f"{other.name!r} comes before {one.name!r}"
-        if not one.equals(other):
-            return f"{one.name!r} is {_kind(other)}, not {_kind(one)}"
+def _difference(first: Any, schema: Any, into: str) -> str:
+    """What another schema has instead of the first one's. The column of vectors `into` is looked at last: its type is
+    no difference, and a file may lack it.
+    """
+    for ignored in (into, None):
+        ones, others = ([field for field in fields if field.name != ignored] for fields in (first, schema))
+        names, other_names = [field.name for field in ones], [field.name for field in others]
+        for name in names + other_names:
+            count, other_count = names.count(name), other_names.count(name)
+            if not other_count:
+                return f"there is no {name!r}"
+            if not count:
+                return f"{name!r} is only there"
+            if count != other_count:
+                return f"the number of columns {name!r} is {other_count}, not {count}"
+        for one, other in zip(ones, others, strict=True):
+            if one.name != other.name:
+                return f"{other.name!r} comes before {one.name!r}"
+            if not one.equals(other):
+                return f"{one.name!r} is {_kind(other)}, not {_kind(one)}"
     raise AssertionError(first)
 
 
