@@ -209,8 +209,15 @@ def test_a_large_request_for_vectors_is_started_off_the_loop(serve, monkeypatch,
     submitting = Held(monkeypatch, ModelManager, method)
     answer = submitting.while_waiting(lambda: server.client.post(path, json=body), healthy(server))
     assert (answer.status_code, expected.status_code) == (200, 200), answer.text
-    numbers = [key for key in ("data", "results", "embeddings") if key in expected.json()]
-    assert [answer.json()[key] for key in numbers] == [expected.json()[key] for key in numbers]
+    assert numbers(answer.json()) == numbers(expected.json())
+
+
+def numbers(answer):
+    """The results of an answer, without its times. Those of sparse vectors are the answer."""
+    if isinstance(answer, list):
+        return answer
+    (key,) = {"data", "results", "embeddings"} & answer.keys()
+    return answer[key]
 
 
 def test_a_large_request_that_is_late_is_taken_back(serve, monkeypatch):
