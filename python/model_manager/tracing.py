@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 SCOPE = "model_manager"
 """The name of the instrumentation scope, and of the provider in spans."""
 
-_SUPPRESSED = "suppress_instrumentation"
-"""What OpenTelemetry's own code has in its context while it wants no spans."""
-
 _calls: _Calls | None = None
 
 
@@ -82,14 +79,27 @@ def inject(headers: MutableMapping[str, str]) -> None:
         propagate.inject(headers)
 
 
+def _is_suppressed() -> bool:
+    """Whether the current context wants no spans.
+
+    OpenTelemetry has two keys for it: a plain one of its instrumentations, and one of its SDK, which is set while spans
+    are exported. An exporter that embeds them would else trace itself.
+    """
+    from opentelemetry import context
+
+    plain = "suppress_instrumentation"
+    keys = (plain, getattr(context, "_SUPPRESS_INSTRUMENTATION_KEY", plain))
+    return any(context.get_value(key) for key in keys)
+
+
 class _Calls:
     """The tracer that the core calls: when a call begins, and when it has ended."""
 
     def __init__(self, tracer: Tracer) -> None:
-        from opentelemetry import context, propagate, trace
+        from opentelemetry import propagate, trace
 
         self.tracer = tracer
-        self._inject, self._value = propagate.inject, context.get_value
+        self._inject = propagate.inject
         self._in_context = trace.set_span_in_context
         self._internal, self._client = trace.SpanKind.INTERNAL, trace.SpanKind.CLIENT
         self._error = trace.StatusCode.ERROR
@@ -98,7 +108,7 @@ class _Calls:
         self, operation: str, model: str | None, inputs: int, parameters: list[tuple[str, float | int]], start: int
     ) -> tuple[tuple[Span, Context, str], list[tuple[str, str]]] | None:
         """The span of a call, and the headers that carry it on; None when nothing listens, or is to."""
-        if self._value(_SUPPRESSED):
+        if _is_suppressed():
             return None
         attributes: dict[str, Any] = {"gen_ai.provider.name": SCOPE}
         if operation != "load":

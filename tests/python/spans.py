@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from model_manager import tracing
-from opentelemetry import trace
+from opentelemetry import context, trace
 from opentelemetry.sdk.trace import TracerProvider, sampling
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -12,6 +12,11 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 EMBED = "english_sentence"
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 TRACE_ID, PARENT_ID = 0x0AF7651916CD43DD8448EB211C80319C, 0xB7AD6B7169203331
+SUPPRESSING = {
+    "instrumentations": "suppress_instrumentation",
+    "the SDK": context._SUPPRESS_INSTRUMENTATION_KEY,
+}
+"""The keys of a context that wants no spans, by what sets them."""
 
 
 class Spans:

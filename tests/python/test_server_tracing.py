@@ -14,13 +14,13 @@ from generation_servers import leave
 from generators import SLOT, TEXT, figures
 from model_manager import errors, tracing
 from model_manager.server import ServerConfig, create_app, router
-from opentelemetry import propagate
+from opentelemetry import context, propagate
 from opentelemetry.context import Context
 from opentelemetry.propagators.textmap import default_getter
 from opentelemetry.sdk.trace import sampling
 from opentelemetry.trace import SpanKind, StatusCode
 from servers import MODELS, running, until
-from spans import PARENT_ID, TRACE_ID, TRACEPARENT
+from spans import PARENT_ID, SUPPRESSING, TRACE_ID, TRACEPARENT
 
 
 def test_a_request_continues_the_trace_of_its_client(provider, serve):
@@ -269,6 +269,26 @@ def test_an_application_with_spans_of_its_own_gets_no_second_one(provider, manag
     assert "embeddings tiny" in provider.children(provider.named("own"))
     mine = [span for span in provider.all() if span.instrumentation_scope.name == "model_manager"]
     assert SpanKind.SERVER not in {span.kind for span in mine}
+
+
+@pytest.mark.parametrize("of", SUPPRESSING)
+def test_an_application_that_wants_no_spans_gets_none(provider, manager, of):
+    app = FastAPI()
+    app.include_router(router(ServerConfig(models=MODELS), manager))
+
+    @app.middleware("http")
+    async def around(request, call_next):
+        token = context.attach(context.set_value(SUPPRESSING[of], True))
+        try:
+            return await call_next(request)
+        finally:
+            context.detach(token)
+
+    with running(app) as server:
+        answer = server.client.post("/v1/embeddings", json={"model": "tiny", "input": "x"})
+        assert answer.status_code == 200
+    mine = [span.name for span in provider.all() if span.instrumentation_scope.name == "model_manager"]
+    assert mine == []
 
 
 def test_requests_go_to_the_provider_of_their_calls(spans, serve):

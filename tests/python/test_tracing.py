@@ -17,7 +17,7 @@ from opentelemetry import context
 from opentelemetry.sdk.trace import sampling
 from opentelemetry.trace import SpanKind, StatusCode
 from servers import SECONDS, until
-from spans import EMBED, Spans, traceparent
+from spans import EMBED, SUPPRESSING, Spans, traceparent
 
 # --- Calls -----------------------------------------------------------------------------------------------------------
 
@@ -167,8 +167,9 @@ def test_a_load_by_hand_has_a_span(spans, manager):
     assert spans.named("load broken").status.status_code is StatusCode.ERROR
 
 
-def test_a_caller_that_wants_no_spans_gets_none(spans, manager):
-    token = context.attach(context.set_value("suppress_instrumentation", True))
+@pytest.mark.parametrize("of", SUPPRESSING)
+def test_a_caller_that_wants_no_spans_gets_none(spans, manager, of):
+    token = context.attach(context.set_value(SUPPRESSING[of], True))
     try:
         manager.embed("one text", EMBED)
     finally:

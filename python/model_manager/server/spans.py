@@ -49,7 +49,7 @@ class RequestSpans:
 
     def _begin(self, scope: Scope, route: str) -> RequestSpan | None:
         current = trace.get_current_span().get_span_context()
-        if (current.is_valid and current != self._around) or context.get_value(tracing._SUPPRESSED):
+        if (current.is_valid and current != self._around) or tracing._is_suppressed():
             return None
         headers: dict[str, list[str]] = {}
         for name, value in scope["headers"]:
