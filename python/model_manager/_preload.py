@@ -81,8 +81,13 @@ def read_texts(path: str | os.PathLike[str]) -> list[str]:
         InputError: A line holds no text, or the file is another table, whose lines are rows.
     """
     name = os.fspath(path)
-    with Path(name).open("rb") as file:
-        return [line.text for line in _text_files.texts(name, file, "text") if line.text.strip()]
+    try:
+        with Path(name).open("rb") as file:
+            return [line.text for line in _text_files.texts(name, file, "text") if line.text.strip()]
+    except _text_files.FormatError as error:
+        raise _text_files.FormatError(
+            f"{error}; to take its lines as they are, give `preload` a list of them"
+        ) from None
 
 
 def _is_unicode(text: str) -> bool:

@@ -105,7 +105,9 @@ def rows(
 
 def _decoded(name: str, file: IO[bytes], newline: str | None) -> Iterator[str]:
     """The lines of a UTF-8 file; `newline` as in `open`."""
+    start, following = 0, 0
     for number, raw in enumerate(file, 1):
+        start, following = following, following + len(raw)
         if number == 1:
             for encoding, marks in _MARKS.items():
                 if raw.startswith(marks):
@@ -117,10 +119,13 @@ def _decoded(name: str, file: IO[bytes], newline: str | None) -> Iterator[str]:
         if not text:  # a mark of UTF-8, and nothing after it
             continue
         if "\0" in text:
-            encoding = "UTF-32" if "\0\0\0" in text else "UTF-16"
+            encoding, width = ("UTF-32", 4) if "\0\0\0" in text else ("UTF-16", 2)
+            # The high byte of most characters is 0. In the other order they would become other characters.
+            first, last = (raw[(place - start) % width :: width].count(0) for place in (0, width - 1))
+            order = "BE" if first > last else "LE"
             raise InputError(
                 f"{name}:{number}: holds a NUL character, as texts in {encoding} do; remove it, or convert the file:"
-                f" iconv -f {encoding}LE -t UTF-8"
+                f" iconv -f {encoding}{order} -t UTF-8"
             )
         if "\r" in text:  # alone it ends a line too
             yield from io.StringIO(text, newline=newline)

@@ -87,3 +87,23 @@ def test_a_row_without_a_text_is_a_document_that_failed(command, tmp_path):
     done = command("index", "a.csv", "-c", "notes")
     assert (done.code, done.out[:30]) == (1, "1 indexed, 0 skipped, 1 failed")
     assert "a.csv:2: has fewer fields than the header" in done.err
+
+
+@pytest.mark.parametrize("content", ["ab\nc\n", "\nab\n", "Āa\n", "a\n"])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_the_remedy_names_the_order_of_bytes(tmp_path, encoding, content):
+    """The other order would make other characters, which are valid in UTF-16."""
+    file = tmp_path / "a.txt"
+    file.write_bytes(content.encode(encoding))
+    with pytest.raises(InputError) as refused:
+        preloaded(file)
+    assert f": iconv -f {encoding.upper().replace('-LE', 'LE').replace('-BE', 'BE')} -t UTF-8" in str(refused.value)
+
+
+def test_preload_says_how_lines_of_json_are_texts(tmp_path):
+    file = tmp_path / "a.log"
+    file.write_text('["a"]\nb\n')
+    with pytest.raises(InputError, match=r"; to take its lines as they are, give `preload` a list of them$"):
+        preloaded(file)
+    with tiny() as manager:
+        assert manager.preload(file.read_text().splitlines(), SLOT, when="first_load").total == 2
