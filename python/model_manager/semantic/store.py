@@ -67,7 +67,8 @@ class AnswerStore:
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
         self._inherited: list[sqlite3.Connection] = []
-        """Connections of parent processes. They must not even be closed here: that would drop the parent's locks."""
+        """Connections of parent processes. They must not even be closed here: that may roll back a transaction that the
+        parent has open, or delete its log."""
         with self._open():
             pass
 
