@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 
+import httptools
 import pytest
 import uvicorn
 from conftest import ENGLISH_MODEL
@@ -347,6 +348,22 @@ def test_a_client_that_offers_http_2_goes_on_with_http_1(serve, pieces, chunked)
         # Several requests in one piece.
         connection.sendall(offer + body + plain + body + offer + body)
         assert answers(connection, 3) == ([(200, expected)] * 3, b"")
+
+
+def test_an_older_httptools_has_no_leniencies(serve, monkeypatch):
+    """As uvicorn, which works with it."""
+
+    class Parser(httptools.HttpRequestParser):
+        @property
+        def set_dangerous_leniencies(self):
+            raise AttributeError
+
+    monkeypatch.setattr(httptools, "HttpRequestParser", Parser)
+    server = serve()
+    framing = f"content-type: application/json\r\ncontent-length: {len(TEXT_BODY)}\r\n"
+    with connected(server.url) as connection:
+        connection.sendall(HEAD.format("POST /v1/embeddings", UPGRADE + framing).encode() + TEXT_BODY)
+        assert answers(connection, 1)[0][0][0] == 200
 
 
 @pytest.mark.parametrize("protocol", ["h2c", "websocket", "x"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,8 @@ class _UpgradeIgnored:
             after = _AfterHeaders(self._protocol)
             self._parser = httptools.HttpRequestParser(after)
             # As uvicorn's: a request that follows the last one is ignored, and no error.
-            self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            with contextlib.suppress(AttributeError):  # before httptools 0.6.3
+                self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
             self._parser.feed_data(b"POST / HTTP/1.1\r\n" + headers + b"\r\n")
             after.headers_complete = True
 
