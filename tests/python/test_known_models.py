@@ -8,7 +8,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from conftest import run_python
 from model_manager import _core
+from model_manager.cli import known
 
 pytestmark = pytest.mark.usefixtures("command_settings")
 
@@ -54,6 +56,16 @@ def test_the_table():
         assert all(part == "" or float(part) > 0 for part in (row["millions"], row["dimensions"], row["tokens"]))
     page = models_table.PAGE.read_text(encoding="utf-8")
     assert models_table.page() == page, "run make models-table"
+
+
+def test_examples_that_are_no_ids_are_translated():
+    examples = {family["example"] for family in _core._families()}
+    assert known._TURKISH_EXAMPLES.keys() == {example for example in examples if " " in (example or "")}
+    code = "from model_manager.cli import run; run(['models', '--known'])"
+    settings = {"LANGUAGE": "", "LC_ALL": "tr_TR.UTF-8", "PYTHONIOENCODING": "utf-8", "COLUMNS": "250"}
+    shown = run_python(code, **settings).stdout
+    for english, turkish in known._TURKISH_EXAMPLES.items():
+        assert (english in shown, turkish in shown) == (False, True)
 
 
 def test_the_examples_of_families_that_are_in_the_table_run():

@@ -26,6 +26,13 @@ _TURKISH_KINDS = {
 }
 
 
+_TURKISH_EXAMPLES = {
+    "a GTE model that transformers has saved": "transformers'ın kaydettiği bir GTE modeli",
+    "the model without its adapters": "uyarlayıcıları olmadan model",
+}
+"""The examples that are no ids of models."""
+
+
 def show_known(as_json: bool) -> None:
     """The families of models that run, each with an example."""
     families = _families()
@@ -38,7 +45,7 @@ def show_known(as_json: bool) -> None:
             family["model_type"],
             ", ".join(map(_kind, family["kinds"])),
             ", ".join(f"{name} ({', '.join(map(_kind, kinds))})" for name, kinds in family["gguf"].items()),
-            family["example"],
+            say(family["example"], _TURKISH_EXAMPLES.get(family["example"], family["example"])),
         )
         for family in families
     )

@@ -1,7 +1,7 @@
 """The language of the command line: Turkish for a Turkish locale, else English.
 
-Each output is in one language. Help and the results of a few commands are translated; errors and warnings are English,
-because those of the core are, and so is a report that quotes them.
+Help and the results of a few commands are translated. Errors and warnings are English, because those of the core are,
+and so is the report of the machine, which quotes them; the Turkish `doctor MODEL` quotes the reason of the core.
 """
 
 from __future__ import annotations
