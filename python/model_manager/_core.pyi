@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeAlias, final, overload
 
@@ -928,7 +929,7 @@ def _after_fork_parent() -> None:
 def _after_fork_child() -> None:
     """Called after `os.fork` in the child: release the locks and reset the threads, which do not survive fork."""
 
-def _hub_cache(config: Config) -> str:
+def _hub_cache(config: Config) -> Path:
     """The folder of the hub's models with these settings."""
 
 def _families() -> list[dict[str, Any]]:

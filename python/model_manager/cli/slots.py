@@ -105,7 +105,7 @@ def warmup(slots: Sequence[str], as_json: bool) -> None:
 
 def hub_cache(config: Config) -> Path:
     """The folder of downloaded models."""
-    return Path(_hub_cache(config))
+    return _hub_cache(config)
 
 
 def _cached(config: Config) -> list[tuple[str, int]]:
