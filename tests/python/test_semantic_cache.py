@@ -343,7 +343,7 @@ def test_memory_and_file_change_in_one_order(manager, tmp_path, second):
 
 
 def test_what_the_file_does_not_take_changes_nothing_in_memory(manager, tmp_path, monkeypatch):
-    with SemanticCache(manager, path=tmp_path / "answers.db", max_entries=2) as cache:
+    with SemanticCache(manager, path=tmp_path / "answers.db", max_entries=2, threshold=0.9999) as cache:
         cache.put("bir", "A")
         cache.put("iki", "B")
         before = cache.stats()
