@@ -297,7 +297,7 @@ fn settings(url: &str, environment: &dyn Host) -> Result<ConnectionInfo> {
         refused("cache_url", &without_password(url), reason)
     })?;
     if plain.starts_with("rediss://") {
-        // The client trusts nobody where the file holds no certificate, and does not say so.
+        // The client trusts no server where the file holds no certificate, and does not say so.
         tls::trust(environment)?;
     }
     let settings = info.redis_settings().clone();
