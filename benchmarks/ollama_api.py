@@ -143,7 +143,7 @@ async def compare(arguments: argparse.Namespace) -> None:
 def llama_cpp(model: str) -> Server:
     """llama.cpp's server on the same model."""
     python = environment.peers_python(environment.peers_location("-llama"), "requirements-llama.txt")
-    script, file = str(Path(__file__).with_name("llama_cpp.py")), f"{tempfile.mkdtemp()}/model.gguf"
+    script, file = str(Path(__file__).with_name("llama_server.py")), f"{tempfile.mkdtemp()}/model.gguf"
     subprocess.run([str(python), script, model, file], check=True)
     return Server([str(python), script, file])
 

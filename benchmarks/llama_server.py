@@ -1,7 +1,7 @@
 """llama.cpp's server with a sentence model, for `ollama_api.py --relay`; it runs in an environment of its own.
 
-python benchmarks/llama_cpp.py FOLDER FILE.gguf     # writes the BERT of FOLDER as GGUF in float16, as Ollama has it
-python benchmarks/llama_cpp.py FILE.gguf            # serves it with two threads and one slot
+python benchmarks/llama_server.py FOLDER FILE.gguf     # writes the BERT of FOLDER as GGUF in float16, as Ollama has it
+python benchmarks/llama_server.py FILE.gguf            # serves it with two threads and one slot
 """
 
 import json
