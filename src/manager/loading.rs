@@ -24,7 +24,7 @@ use crate::generation::{ComputeTarget, Generator, TextFiles, TextModel};
 use crate::lifecycle::{Budget, Charge, Loaded};
 use crate::models::{
     ContentId, Encoder, ModelConfig, ModelFiles, ModelKind, Overrides, Progress, ResolveOptions, Source,
-    Weights, installed_kind, on_cpu, on_device, resolve, writes_text,
+    Weights, installed_kind, kind_of_files, on_cpu, on_device, resolve,
 };
 use crate::remote::{Address, Link, RemoteEncoder, RemoteSettings, shown};
 use crate::size::size_text;
@@ -177,12 +177,11 @@ impl ModelLoader {
 
     /// What the files of `spec` are made for; `None` where they do not show it. Downloads them if need be.
     fn kind_of(&self, spec: &ModelSpec) -> Result<Option<ModelKind>> {
-        let source = Source::parse(&spec.source.current(self.host()))?;
-        if !matches!(source, Source::Server(_)) {
-            let options = self.resolve_options(spec.revision.as_ref());
-            resolve(&source, &options, &mut self.log_progress())?;
-        }
-        Ok(self.installed_kind(spec))
+        let options = self.resolve_options(spec.revision.as_ref());
+        Ok(match Source::parse(&spec.source.current(self.host()))? {
+            Source::Server(_) => Some(ModelKind::Embedding),
+            local => kind_of_files(&resolve(&local, &options, &mut self.log_progress())?),
+        })
     }
 
     /// What the files of `spec` are made for; `None` when they are not on this machine, or do not show it. Downloads nothing.
@@ -265,7 +264,7 @@ impl ModelLoader {
             Source::Server(address) => return Ok((self.connect(source, &address, spec)?, None)),
             local => resolve(&local, options, &mut self.log_progress())?,
         };
-        if spec.kind.is_none() && writes_text(&files) {
+        if spec.kind.is_none() && kind_of_files(&files) == Some(ModelKind::Generator) {
             log::warn!(
                 "{name}: the files of {:?} are those of a text generator; only models that were trained for it embed well",
                 shown(source)

@@ -11,9 +11,9 @@ use super::encoder::Encoder;
 use super::formats::gguf::Gguf;
 use super::hub::{Hub, Progress};
 use super::json::read_json_with_nulls;
-use super::kind;
+use super::kind::kind_of_files;
 use super::manifest::{ModelFiles, WeightFiles};
-use super::resolve::{ResolveOptions, gguf_file, resolve};
+use super::resolve::{ResolveOptions, resolve};
 use super::sentence::SentenceConfig;
 use super::settings::{EncoderSettings, Overrides};
 use super::source::Source;
@@ -192,16 +192,11 @@ impl Inspected {
             sizes.sum::<Option<u64>>()
         };
         let weight_bytes = remote_bytes.unwrap_or_else(on_disk);
-        let gguf = gguf_file(source, options)?;
-        if let Some(form) = if gguf.is_none() { files.static_form()? } else { None } {
+        if let Some(form) = files.static_form()? {
             let found = StaticInspection::of(&files, form, kind, local)?;
             return Ok(Self::Static(Box::new(StaticInspection { weight_bytes, ..found })));
         }
-        let found = match gguf {
-            Some(path) => kind::of_gguf(&path),
-            None => kind::of_folder(&files.root),
-        };
-        let kind = kind.or(found).unwrap_or(ModelKind::Embedding);
+        let kind = kind.or_else(|| kind_of_files(&files)).unwrap_or(ModelKind::Embedding);
         let Facts { config, sentence, shapes, weights } = match kind {
             ModelKind::Generator => Facts::of_generator(&files, local)?,
             _ => Facts::of_encoder(&files, kind, local)?,

@@ -32,7 +32,7 @@ pub fn installed_kind(source: &Source, options: &ResolveOptions) -> Option<Model
     }
 }
 
-pub(super) fn of_gguf(path: &Path) -> Option<ModelKind> {
+fn of_gguf(path: &Path) -> Option<ModelKind> {
     let gguf = Gguf::open(path).ok()?;
     let architecture = gguf.text("general.architecture")?;
     let pooled = gguf.number(&format!("{architecture}.pooling_type")).is_some_and(|pooling| pooling > 0);
@@ -42,17 +42,16 @@ pub(super) fn of_gguf(path: &Path) -> Option<ModelKind> {
     architectures::find_gguf(architecture, ModelKind::Generator).map(|_| ModelKind::Generator)
 }
 
-/// Whether the files are those of a language model that writes text.
-pub fn writes_text(files: &ModelFiles) -> bool {
-    let kind = match &files.weights {
+/// The kind of the model of these files; `None` where they do not show it.
+pub fn kind_of_files(files: &ModelFiles) -> Option<ModelKind> {
+    match &files.weights {
         WeightFiles::Gguf(parts) => parts.first().and_then(|path| of_gguf(path)),
         _ => of_folder(&files.root),
-    };
-    kind == Some(ModelKind::Generator)
+    }
 }
 
 /// The kind of the model in a folder.
-pub(super) fn of_folder(folder: &Path) -> Option<ModelKind> {
+fn of_folder(folder: &Path) -> Option<ModelKind> {
     if folder.join("modules.json").is_file() {
         let saved: Value = read_json(&folder.join("config_sentence_transformers.json")).unwrap_or_default();
         let modules = read_modules(&folder.join("modules.json")).unwrap_or_default();

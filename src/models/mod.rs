@@ -59,7 +59,7 @@ pub use heads::pooling::normalize;
 pub use heads::{Pooling, SentenceEncoder};
 pub use hub::{Progress, ResolveOptions};
 pub use inspect::{Inspected, Inspection, StaticInspection, StaticTable};
-pub use kind::{installed_kind, writes_text};
+pub use kind::{installed_kind, kind_of_files};
 pub use manifest::ModelFiles;
 pub use pairing::PairStart;
 pub use resolve::resolve;

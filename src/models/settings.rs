@@ -31,7 +31,7 @@ pub struct Overrides {
 impl Overrides {
     /// What the model of `files` is used for: as given, else as the files say.
     pub fn kind_of(&self, files: &ModelFiles) -> ModelKind {
-        let found = || kind::of_folder(&files.root).filter(|kind| *kind != ModelKind::Generator);
+        let found = || kind::kind_of_files(files).filter(|kind| *kind != ModelKind::Generator);
         self.kind.or_else(found).unwrap_or(ModelKind::Embedding)
     }
 }

@@ -67,7 +67,7 @@ def test_a_server_that_asks_for_a_certificate(redis_server, authority, trusted, 
     assert "ask for no certificate of ours" in said
 
 
-def test_nobody_listens(caplog):
+def test_a_port_without_a_server(caplog):
     assert "the connection was refused: no server listens there" in reported(caplog, "redis://127.0.0.1:1")
 
 

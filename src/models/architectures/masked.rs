@@ -32,8 +32,15 @@ pub fn check_masked(
         tensors.vector(&format!("{name}.bias"), hidden)?;
     }
     tensors.vector(&format!("{}.weight", head.norm), hidden)?;
-    let bias = if tensors.contains(head.decoder_bias) { head.decoder_bias } else { head.bias };
-    tensors.vector(bias, vocabulary).map(drop)
+    if tensors.contains(head.decoder) {
+        tensors.matrix(head.decoder, [vocabulary, hidden])?;
+    }
+    tensors.vector(bias_of(tensors, head), vocabulary).map(drop)
+}
+
+/// Two names of one vector, unless a file has both: then the layer itself has the first.
+fn bias_of(tensors: &dyn Tensors, head: &MaskedHead) -> &'static str {
+    if tensors.contains(head.decoder_bias) { head.decoder_bias } else { head.bias }
 }
 
 impl<B: Backend> MaskedLm<B> {
@@ -53,9 +60,7 @@ impl<B: Backend> MaskedLm<B> {
             true => tensors.matrix(head.decoder, [vocabulary, hidden])?,
             false => embeddings.words,
         };
-        // Two names of one vector, unless a file has both: then the layer itself has the first.
-        let bias = if tensors.contains(head.decoder_bias) { head.decoder_bias } else { head.bias };
-        let bias = tensors.vector(bias, vocabulary)?.to_f32()?;
+        let bias = tensors.vector(bias_of(tensors, head), vocabulary)?.to_f32()?;
         let Matrix::Plain(decoder) = decoder else {
             let (place, reason) = ("masked".into(), "a quantized vocabulary is not divided".into());
             return Err(Error::Internal { place, reason });

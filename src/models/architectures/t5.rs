@@ -210,6 +210,10 @@ impl Architecture for T5 {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use serde_json::{Value, json};
+
     use super::*;
 
     #[test]
@@ -235,10 +239,9 @@ mod tests {
             }
         }
     }
+
     #[test]
     fn the_function_that_transformers_made_counts() {
-        use serde_json::{Value, json};
-        use std::path::Path;
         let activation = |extra: Value| {
             let mut json =
                 json!({"model_type": "t5", "vocab_size": 10, "d_model": 8, "d_ff": 8, "num_layers": 1});

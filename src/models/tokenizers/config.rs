@@ -153,6 +153,17 @@ mod tests {
 
     use super::*;
 
+    /// A model whose tokenizer has no settings.
+    fn model() -> (tempfile::TempDir, ModelFiles) {
+        let folder = tempfile::tempdir().unwrap();
+        let from = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/llama");
+        for file in ["config.json", "model.safetensors", "tokenizer.json"] {
+            fs::copy(from.join(file), folder.path().join(file)).unwrap();
+        }
+        let files = ModelFiles::open("m", folder.path()).unwrap();
+        (folder, files)
+    }
+
     #[test]
     fn the_length_that_stands_for_none_is_none() {
         let length = |value: Value| TokenizerConfig::of(&json!({"model_max_length": value})).max_length();
@@ -168,12 +179,7 @@ mod tests {
 
     #[test]
     fn the_map_replaces_special_tokens_of_the_settings() {
-        let folder = tempfile::tempdir().unwrap();
-        let from = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/llama");
-        for file in ["config.json", "model.safetensors", "tokenizer.json"] {
-            fs::copy(from.join(file), folder.path().join(file)).unwrap();
-        }
-        let files = ModelFiles::open("m", folder.path()).unwrap();
+        let (folder, files) = model();
         let write = |name: &str, json: Value| fs::write(folder.path().join(name), json.to_string()).unwrap();
         write("special_tokens_map.json", json!({"eos_token": "<map>", "bos_token": {"content": "<start>"}}));
         for (settings, eos, bos) in [
@@ -194,12 +200,7 @@ mod tests {
     /// As transformers 5.23 has them.
     #[test]
     fn special_tokens_without_a_name_are_those_of_both_files() {
-        let folder = tempfile::tempdir().unwrap();
-        let from = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/llama");
-        for file in ["config.json", "model.safetensors", "tokenizer.json"] {
-            fs::copy(from.join(file), folder.path().join(file)).unwrap();
-        }
-        let files = ModelFiles::open("m", folder.path()).unwrap();
+        let (folder, files) = model();
         for (settings, map, expected) in [
             (json!({FORMER_EXTRA: ["a"]}), json!({}), &["a"][..]),
             (json!({}), json!({FORMER_EXTRA: ["b"]}), &["b"]),
