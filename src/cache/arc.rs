@@ -6,21 +6,18 @@
 //!                                           ←── target ──→
 //! ```
 
-use std::hash::BuildHasher as _;
-
-use lru::{DefaultHasher, LruCache};
+use lru::LruCache;
 
 use super::entry::CacheEntry;
-use super::key::{AnyKey, Key};
+use super::key::{AnyKey, BuildKeyHasher, Key};
 
 /// Entries by key. A ghost is the 64-bit hash of a key whose entry was removed: two keys of equal hashes make the balance
 /// a little worse, never a result wrong.
 pub(super) struct ArcPolicy {
-    recent: LruCache<Key, CacheEntry>,
-    frequent: LruCache<Key, CacheEntry>,
-    recent_ghosts: LruCache<u64, ()>,
-    frequent_ghosts: LruCache<u64, ()>,
-    hasher: DefaultHasher,
+    recent: LruCache<Key, CacheEntry, BuildKeyHasher>,
+    frequent: LruCache<Key, CacheEntry, BuildKeyHasher>,
+    recent_ghosts: LruCache<u64, (), BuildKeyHasher>,
+    frequent_ghosts: LruCache<u64, (), BuildKeyHasher>,
     /// Entries that `recent` should have.
     target: usize,
     arriving: Arriving,
@@ -37,11 +34,10 @@ enum Arriving {
 impl Default for ArcPolicy {
     fn default() -> Self {
         Self {
-            recent: LruCache::unbounded(),
-            frequent: LruCache::unbounded(),
-            recent_ghosts: LruCache::unbounded(),
-            frequent_ghosts: LruCache::unbounded(),
-            hasher: DefaultHasher::default(),
+            recent: LruCache::unbounded_with_hasher(BuildKeyHasher::default()),
+            frequent: LruCache::unbounded_with_hasher(BuildKeyHasher::default()),
+            recent_ghosts: LruCache::unbounded_with_hasher(BuildKeyHasher::default()),
+            frequent_ghosts: LruCache::unbounded_with_hasher(BuildKeyHasher::default()),
             target: 0,
             arriving: Arriving::New,
         }
@@ -67,7 +63,7 @@ impl ArcPolicy {
 
     /// An entry with `key`, which is not here, will be inserted: learns from its ghost, of a cache of `capacity` entries.
     pub(super) fn expect(&mut self, key: &dyn AnyKey, capacity: usize) {
-        let ghost = self.hasher.hash_one(key);
+        let ghost = key.hashed();
         let (recent, frequent) = (self.recent_ghosts.len(), self.frequent_ghosts.len());
         self.arriving = if self.recent_ghosts.pop(&ghost).is_some() {
             self.target = capacity.min(self.target + (frequent / recent).max(1));
@@ -94,12 +90,12 @@ impl ArcPolicy {
             // A cache in which nothing was used twice has no room for ghosts.
             if !(self.arriving == Arriving::New && self.frequent.is_empty() && self.recent_ghosts.is_empty())
             {
-                self.recent_ghosts.put(self.ghost(&key), ());
+                self.recent_ghosts.put(key.hashed(), ());
             }
             return Some(entry);
         }
         let (key, entry) = self.frequent.pop_lru()?;
-        self.frequent_ghosts.put(self.ghost(&key), ());
+        self.frequent_ghosts.put(key.hashed(), ());
         Some(entry)
     }
 
@@ -114,9 +110,5 @@ impl ArcPolicy {
     /// All entries, in no order.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&Key, &CacheEntry)> {
         self.recent.iter().chain(self.frequent.iter())
-    }
-
-    fn ghost(&self, key: &Key) -> u64 {
-        self.hasher.hash_one(key as &dyn AnyKey)
     }
 }

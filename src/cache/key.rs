@@ -1,7 +1,7 @@
 //! What a cached result is the result of.
 
 use std::borrow::Borrow;
-use std::hash::{Hash, Hasher};
+use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::sync::Arc;
 
 use crate::Result;
@@ -46,8 +46,15 @@ impl Content<'_> {
     }
 }
 
+/// A key with its hash: a long prompt is hashed once, before the cache's lock is taken.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct HashedKey<'a> {
+    pub(super) key: KeyRef<'a>,
+    pub(super) hash: u64,
+}
+
 /// The owned form.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(super) struct Key {
     content: Owned,
     prompt: Box<str>,
@@ -55,9 +62,10 @@ pub(super) struct Key {
     dimensions: Option<usize>,
     normalized: bool,
     kind: OutputKind,
+    hash: u64,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 enum Owned {
     Text(Box<str>),
     Tokens(Box<[u32]>),
@@ -69,8 +77,8 @@ impl Key {
     ///
     /// # Errors
     /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
-    pub(super) fn copy(key: &KeyRef<'_>) -> Result<Self> {
-        let KeyRef { content, prompt, model, dimensions, normalized, kind } = *key;
+    pub(super) fn copy(key: &HashedKey<'_>) -> Result<Self> {
+        let HashedKey { key: KeyRef { content, prompt, model, dimensions, normalized, kind }, hash } = *key;
         let content = match content {
             Content::Text(text) => Owned::Text(joined(&[text])?.into_boxed_str()),
             Content::Tokens(ids) => {
@@ -85,24 +93,20 @@ impl Key {
             ])),
         };
         let prompt = joined(&[prompt])?.into_boxed_str();
-        Ok(Self { content, prompt, model: Arc::clone(model), dimensions, normalized, kind })
-    }
-}
-
-impl Hash for Key {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.borrowed().hash(state);
+        Ok(Self { content, prompt, model: Arc::clone(model), dimensions, normalized, kind, hash })
     }
 }
 
 /// Both forms of a key. Maps of owned keys are asked through `dyn AnyKey`, which either form can be seen as.
 pub(super) trait AnyKey {
     fn borrowed(&self) -> KeyRef<'_>;
+    /// Equal for equal keys of one cache.
+    fn hashed(&self) -> u64;
 }
 
 impl AnyKey for Key {
     fn borrowed(&self) -> KeyRef<'_> {
-        let Self { content, prompt, model, dimensions, normalized, kind } = self;
+        let Self { content, prompt, model, dimensions, normalized, kind, hash: _ } = self;
         let content = match content {
             Owned::Text(text) => Content::Text(text),
             Owned::Tokens(ids) => Content::Tokens(ids),
@@ -110,17 +114,25 @@ impl AnyKey for Key {
         };
         KeyRef { content, prompt, model, dimensions: *dimensions, normalized: *normalized, kind: *kind }
     }
+
+    fn hashed(&self) -> u64 {
+        self.hash
+    }
 }
 
-impl AnyKey for KeyRef<'_> {
+impl AnyKey for HashedKey<'_> {
     fn borrowed(&self) -> KeyRef<'_> {
-        *self
+        self.key
+    }
+
+    fn hashed(&self) -> u64 {
+        self.hash
     }
 }
 
 impl PartialEq for dyn AnyKey + '_ {
     fn eq(&self, other: &Self) -> bool {
-        self.borrowed() == other.borrowed()
+        self.hashed() == other.hashed() && self.borrowed() == other.borrowed()
     }
 }
 
@@ -128,7 +140,21 @@ impl Eq for dyn AnyKey + '_ {}
 
 impl Hash for dyn AnyKey + '_ {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.borrowed().hash(state);
+        state.write_u64(self.hashed());
+    }
+}
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        self as &dyn AnyKey == other as &dyn AnyKey
+    }
+}
+
+impl Eq for Key {}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self as &dyn AnyKey).hash(state);
     }
 }
 
@@ -141,5 +167,26 @@ impl<'a> Borrow<dyn AnyKey + 'a> for Key {
 impl<'a> Borrow<dyn AnyKey + 'a> for Arc<Key> {
     fn borrow(&self) -> &(dyn AnyKey + 'a) {
         &**self
+    }
+}
+
+/// Makes the hasher of maps by [`Key`].
+pub(super) type BuildKeyHasher = BuildHasherDefault<KeyHasher>;
+
+/// Hands on the hash that a key has.
+#[derive(Default)]
+pub(super) struct KeyHasher(u64);
+
+impl Hasher for KeyHasher {
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        unreachable!("a key writes its hash alone, not {} bytes", bytes.len());
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
     }
 }

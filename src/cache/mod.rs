@@ -15,6 +15,7 @@ mod tests;
 pub mod tiers;
 
 use std::collections::HashMap;
+use std::hash::BuildHasher as _;
 use std::time::Duration;
 
 use lru::{DefaultHasher, LruCache};
@@ -24,7 +25,7 @@ use crate::sync::Mutex;
 use crate::{Error, Result};
 
 use entry::CacheEntry;
-use key::{AnyKey, Key};
+use key::{AnyKey, BuildKeyHasher, HashedKey, Key};
 use store::{Lfu, Store};
 
 pub use item::CachedItem;
@@ -127,13 +128,15 @@ pub struct CacheStatistics {
 pub struct EmbeddingCache {
     settings: CacheSettings,
     clock: Clock,
+    /// Of keys, with a secret of its own.
+    hasher: DefaultHasher,
     state: Mutex<CacheState>,
 }
 
 struct CacheState {
     store: Store,
     /// Entries that never leave because the cache is full. They count in both bounds.
-    pinned: HashMap<Key, CacheEntry, DefaultHasher>,
+    pinned: HashMap<Key, CacheEntry, BuildKeyHasher>,
     bytes: u64,
     /// Since construction or the latest clearing.
     counts: CacheCounts,
@@ -153,7 +156,8 @@ impl EmbeddingCache {
     /// An empty cache.
     #[must_use]
     pub fn new(settings: CacheSettings, clock: Clock) -> Self {
-        Self { settings, clock, state: Mutex::new(CacheState::new(settings.policy)) }
+        let state = Mutex::new(CacheState::new(settings.policy));
+        Self { settings, clock, hasher: DefaultHasher::default(), state }
     }
 
     /// The bounds.
@@ -166,6 +170,7 @@ impl EmbeddingCache {
     #[must_use]
     pub fn get(&self, key: &KeyRef<'_>) -> Option<CachedItem> {
         let now = self.settings.time_to_live.map(|_| self.clock.now());
+        let key = &self.hashed(key);
         let mut state = self.state.lock();
         let Some(entry) = state.find(key) else {
             state.counts.misses += 1;
@@ -205,11 +210,12 @@ impl EmbeddingCache {
         if self.settings.max_entries == 0 {
             return;
         }
+        let bytes = entry_bytes(key, &item);
+        let key = &self.hashed(key);
         let Ok(owned) = Key::copy(key) else {
             self.state.lock().counts.rejections += 1;
             return;
         };
-        let bytes = entry_bytes(key, &item);
         let max_bytes = self.settings.max_bytes.unwrap_or(u64::MAX);
         let expires = self.settings.time_to_live.and_then(|age| self.clock.now().checked_add(age));
         let mut gone = Vec::new();
@@ -249,6 +255,10 @@ impl EmbeddingCache {
         }
         drop(state);
         drop(gone);
+    }
+
+    fn hashed<'a>(&self, key: &KeyRef<'a>) -> HashedKey<'a> {
+        HashedKey { key: *key, hash: self.hasher.hash_one(key) }
     }
 
     /// Removes entries that are too old to be returned. Returns how many.
@@ -295,7 +305,7 @@ impl EmbeddingCache {
 impl CacheState {
     fn new(policy: Policy) -> Self {
         let store = match policy {
-            Policy::Lru => Store::Lru(LruCache::unbounded()),
+            Policy::Lru => Store::Lru(LruCache::unbounded_with_hasher(BuildKeyHasher::default())),
             Policy::Lfu => Store::Lfu(Lfu::default()),
             Policy::Arc => Store::Arc(Box::default()),
         };
@@ -309,14 +319,14 @@ impl CacheState {
     }
 
     /// The entry, counted as used.
-    fn find(&mut self, key: &KeyRef<'_>) -> Option<&CacheEntry> {
+    fn find(&mut self, key: &HashedKey<'_>) -> Option<&CacheEntry> {
         if self.pinned.is_empty() {
             return self.store.get(key);
         }
         self.pinned.get(key as &dyn AnyKey).or_else(|| self.store.get(key))
     }
 
-    fn pop(&mut self, key: &KeyRef<'_>) -> Option<CacheEntry> {
+    fn pop(&mut self, key: &HashedKey<'_>) -> Option<CacheEntry> {
         let entry = self.pinned.remove(key as &dyn AnyKey).or_else(|| self.store.pop(key))?;
         self.bytes -= entry.bytes;
         Some(entry)

@@ -3,16 +3,16 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use lru::{DefaultHasher, LruCache};
+use lru::LruCache;
 
 use super::arc::ArcPolicy;
 use super::entry::CacheEntry;
-use super::key::{AnyKey, Key};
+use super::key::{AnyKey, BuildKeyHasher, Key};
 
 /// Entries by key, in their order of leaving.
 pub(super) enum Store {
     /// Least recently used first.
-    Lru(LruCache<Key, CacheEntry>),
+    Lru(LruCache<Key, CacheEntry, BuildKeyHasher>),
     /// Least frequently used first; the least recently used of those.
     Lfu(Lfu),
     /// By a balance of both that follows the use.
@@ -22,7 +22,7 @@ pub(super) enum Store {
 /// An exact LFU: O(log n) per operation.
 #[derive(Default)]
 pub(super) struct Lfu {
-    entries: HashMap<Arc<Key>, (CacheEntry, Rank), DefaultHasher>,
+    entries: HashMap<Arc<Key>, (CacheEntry, Rank), BuildKeyHasher>,
     order: BTreeMap<Rank, Arc<Key>>,
     ticks: u64,
 }

@@ -10,7 +10,7 @@ use crate::{Error, Result};
 /// Bytes of a text above which it is tokenized part by part.
 const LONG_TEXT: usize = 64 << 10;
 
-/// How many tokens before an answer are decoded with it, so that its first word keeps its leading space.
+/// How many tokens of text before an answer are decoded with it, so that its first word keeps its leading space.
 const CONTEXT_TOKENS: usize = 8;
 
 /// The tokenizer of a generator.
@@ -75,6 +75,15 @@ impl TextTokens {
         guarded(|| self.tokenizer.inner().decode(ids, true)).map_err(|e| Error::internal("detokenizing", e))
     }
 
+    /// The last tokens of `ids` that are text, as context of what follows: special tokens show nothing.
+    fn context(&self, ids: &[u32]) -> Vec<u32> {
+        let added = self.tokenizer.inner().get_added_vocabulary().get_added_tokens_decoder();
+        let is_text = |id: &u32| added.get(id).is_none_or(|token| !token.special);
+        let mut context: Vec<u32> = ids.iter().copied().rev().filter(is_text).take(CONTEXT_TOKENS).collect();
+        context.reverse();
+        context
+    }
+
     /// The id of a token as it is spelt in the vocabulary.
     pub fn id(&self, token: &str) -> Option<u32> {
         self.tokenizer.id(token)
@@ -104,8 +113,8 @@ pub struct Detokenizer {
 
 impl Detokenizer {
     /// Continues the text of `prompt`; an empty prompt starts a text of its own.
-    pub fn new(prompt: &[u32]) -> Self {
-        let context = prompt[prompt.len().saturating_sub(CONTEXT_TOKENS)..].to_vec();
+    pub fn new(tokens: &TextTokens, prompt: &[u32]) -> Self {
+        let context = tokens.context(prompt);
         Self { read: context.len(), ids: context, shown: 0 }
     }
 

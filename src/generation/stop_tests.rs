@@ -48,7 +48,7 @@ fn sentence_piece() -> TextTokens {
 }
 
 fn streamed(tokens: &TextTokens, ids: &[u32]) -> Vec<String> {
-    let mut detokenizer = Detokenizer::new(&[]);
+    let mut detokenizer = Detokenizer::new(tokens, &[]);
     let mut pieces: Vec<_> = ids.iter().map(|&id| detokenizer.push(tokens, id).unwrap()).collect();
     pieces.push(detokenizer.finish(tokens).unwrap());
     pieces
@@ -123,17 +123,30 @@ fn a_character_does_not_wait_for_the_next_one() {
 #[test]
 fn the_answer_keeps_its_leading_space() {
     let tokens = sentence_piece();
-    let mut continued = Detokenizer::new(&[257]);
+    let mut continued = Detokenizer::new(&tokens, &[257]);
     assert_eq!(continued.push(&tokens, 258).unwrap(), " dünya");
-    let mut fresh = Detokenizer::new(&[]);
+    let mut fresh = Detokenizer::new(&tokens, &[]);
     assert_eq!(fresh.push(&tokens, 258).unwrap(), "dünya");
     assert_eq!(fresh.push(&tokens, 257).unwrap(), " Merhaba");
+}
+
+/// Special tokens show nothing, however many stand between the text of the prompt and the answer.
+#[test]
+fn special_tokens_before_the_answer_take_no_space_from_it() {
+    let tokens = sentence_piece();
+    let end = tokens.id("<end>").unwrap();
+    let prompt: Vec<u32> = [257].into_iter().chain([end; 20]).collect();
+    let mut continued = Detokenizer::new(&tokens, &prompt);
+    assert_eq!(continued.push(&tokens, 258).unwrap(), " dünya");
+    assert_eq!(tokens.decode(&[&*prompt, &[258]].concat()).unwrap(), "Merhaba dünya");
+    let mut first = Detokenizer::new(&tokens, &[end; 20]);
+    assert_eq!(first.push(&tokens, 258).unwrap(), "dünya");
 }
 
 #[test]
 fn an_incomplete_character_waits_and_ends_as_a_replacement() {
     let tokens = sentence_piece();
-    let mut detokenizer = Detokenizer::new(&[]);
+    let mut detokenizer = Detokenizer::new(&tokens, &[]);
     assert_eq!(detokenizer.push(&tokens, 0xc5).unwrap(), "");
     assert_eq!(detokenizer.push(&tokens, 0x9f).unwrap(), "ş");
     assert_eq!(detokenizer.push(&tokens, 0xe2).unwrap(), "");

@@ -113,6 +113,30 @@ def test_nulls_mean_absent(make_manager, tmp_path, name):
     np.testing.assert_array_equal(manager.embed(TEXTS, "nulls"), manager.embed(TEXTS, "same"))
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "default"),
+    [
+        ("mpnet", "hidden_act", "gelu"),
+        ("mpnet", "layer_norm_eps", 1e-12),
+        ("distilbert", "activation", "gelu"),
+        ("albert", "hidden_act", "gelu_new"),
+        ("albert", "layer_norm_eps", 1e-12),
+        ("bert_cls", "hidden_act", "gelu"),
+        ("bert_cls", "layer_norm_eps", 1e-12),
+    ],
+)
+def test_an_absent_key_has_the_default_of_transformers(make_manager, tmp_path, name, key, default):
+    said = changed(name, tmp_path / "said", "config.json", **{key: default})
+    absent = Path(changed(name, tmp_path / "absent", "config.json"))
+    config = json.loads((absent / "config.json").read_text())
+    del config[key]
+    (absent / "config.json").write_text(json.dumps(config))
+    manager = make_manager()
+    for slot, source in (("said", said), ("absent", str(absent))):
+        manager.register(slot, source)
+    assert np.array_equal(manager.embed(TEXTS, "absent"), manager.embed(TEXTS, "said"))
+
+
 @pytest.mark.parametrize("kept", [8, 10_000, None])
 def test_a_saved_truncate_dim_is_the_default(make_manager, tmp_path, kept):
     """As in sentence-transformers: cut after the model's own normalization; a call may ask for another length."""

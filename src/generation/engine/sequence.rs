@@ -44,12 +44,19 @@ pub(super) struct Sequence<C> {
 
 impl<C> Sequence<C> {
     /// Admits a request; the cache has the first `reused` tokens of its prompt.
-    pub(super) fn new(entry: QueuedRequest, cache: C, room: Room, reused: usize, long: bool) -> Self {
+    pub(super) fn new(
+        entry: QueuedRequest,
+        cache: C,
+        room: Room,
+        reused: usize,
+        long: bool,
+        tokens: &TextTokens,
+    ) -> Self {
         let QueuedRequest { request, deadline, budget, on_event, cancelled, submitted } = entry;
         let params = request.params;
         let context: &[u32] = if request.continues { &request.prompt } else { &[] };
         Self {
-            detokenizer: Detokenizer::new(context),
+            detokenizer: Detokenizer::new(tokens, context),
             prompt: request.prompt.len(),
             tokens: request.prompt,
             cache,

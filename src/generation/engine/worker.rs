@@ -226,7 +226,7 @@ impl<'a, D: Decoder> Run<'a, D> {
                 totals.reused_tokens += reused as u64;
                 drop(totals);
                 let long = is_long(&*self.work.decoder, prompt.len());
-                self.active.push(Sequence::new(entry, cache, room, reused, long));
+                self.active.push(Sequence::new(entry, cache, room, reused, long, &self.work.tokens));
             }
             Err(error) => self.refuse(entry, error),
         }

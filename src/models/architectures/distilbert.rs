@@ -38,7 +38,12 @@ struct DistilBertConfig {
     n_heads: usize,
     hidden_dim: usize,
     max_position_embeddings: usize,
+    #[serde(default = "gelu")]
     activation: String,
+}
+
+fn gelu() -> String {
+    "gelu".into()
 }
 
 /// A DistilBERT whose configuration was checked.

@@ -29,10 +29,20 @@ struct MpnetConfig {
     num_attention_heads: usize,
     intermediate_size: usize,
     max_position_embeddings: usize,
+    #[serde(default = "gelu")]
     hidden_act: String,
+    #[serde(default = "epsilon")]
     layer_norm_eps: f32,
     #[serde(default = "buckets")]
     relative_attention_num_buckets: usize,
+}
+
+fn gelu() -> String {
+    "gelu".into()
+}
+
+fn epsilon() -> f32 {
+    1e-12
 }
 
 fn buckets() -> usize {
