@@ -31,6 +31,9 @@ SCOPE = "model_manager"
 
 _calls: _Calls | None = None
 
+_servers: set[object] = set()
+"""Servers that tracing was enabled for; empty where the application has enabled it."""
+
 
 def enable(tracer_provider: TracerProvider | None = None) -> None:
     """Trace the calls of all managers of this process.
@@ -42,6 +45,11 @@ def enable(tracer_provider: TracerProvider | None = None) -> None:
         ModuleNotFoundError: The package opentelemetry-api is missing.
         TypeError: `tracer_provider` is none.
     """
+    _start(tracer_provider)
+    _servers.clear()
+
+
+def _start(tracer_provider: TracerProvider | None) -> None:
     global _calls
     with extra("otel"):
         from opentelemetry import trace
@@ -56,6 +64,24 @@ def disable() -> None:
     global _calls
     _calls = None
     _core._set_tracer(None)
+    _servers.clear()
+
+
+def _enable_for(server: object) -> None:
+    """Trace until the last of such servers stops. Where the application has enabled tracing, that goes on as it is."""
+    if not is_enabled():
+        _start(None)
+    elif not _servers:
+        return
+    _servers.add(server)
+
+
+def _disable_for(server: object) -> None:
+    """`server` stops."""
+    if server in _servers:
+        _servers.remove(server)
+        if not _servers:
+            disable()
 
 
 def is_enabled() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import sys
 
@@ -304,6 +305,28 @@ def test_the_setting_decides(provider, serve):
     assert not tracing.is_enabled()
     with pytest.raises(errors.ConfigError, match="tracing='yes'"):
         serve(tracing="yes")
+
+
+def test_the_last_server_that_stops_ends_tracing(provider):
+    """Two servers in one process, in any order; tracing that the application enabled goes on."""
+    for order in ((0, 1), (1, 0)):
+        with contextlib.ExitStack() as first, contextlib.ExitStack() as second:
+            stacks = (first, second)
+            for stack in stacks:
+                stack.enter_context(running(create_app(ServerConfig(models=MODELS))))
+            stacks[order[0]].close()
+            assert tracing.is_enabled()
+            stacks[order[1]].close()
+            assert not tracing.is_enabled()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(running(create_app(ServerConfig(models=MODELS))))
+        tracing.enable()
+        stack.close()
+        assert tracing.is_enabled()
+        with running(create_app(ServerConfig(models=MODELS))):
+            pass
+        assert tracing.is_enabled()
+        tracing.disable()
 
 
 def test_without_a_provider_nothing_is_traced(serve):

@@ -123,7 +123,6 @@ class Service:
         self.body_bytes = 0
         self.hosts = Hosts(config) if check_hosts else None
         self.spans: RequestSpans | None = None
-        self._enabled_tracing = False
         self.quiet = asyncio.Event()
         self.drained: asyncio.Future[None] | None = None
         self._apart = asyncio.Semaphore(_APART)
@@ -199,11 +198,9 @@ class Service:
         """Trace requests, and the calls that they make, as the settings say."""
         wanted = self.config.tracing
         if wanted == "off" or (wanted == "auto" and not tracing.is_enabled() and not tracing.has_provider()):
-            self.spans, self._enabled_tracing = None, False
+            self.spans = None
             return
-        self._enabled_tracing = not tracing.is_enabled()
-        if self._enabled_tracing:
-            tracing.enable()
+        tracing._enable_for(self)
         from .spans import RequestSpans
 
         self.spans = RequestSpans()
@@ -216,8 +213,7 @@ class Service:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self.owns_manager:
             await in_thread(self.manager.close)
-        if self._enabled_tracing:
-            tracing.disable()
+        tracing._disable_for(self)
         self.metrics.leave()
 
     async def drain(self) -> None:
