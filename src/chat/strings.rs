@@ -83,10 +83,20 @@ fn casefold(s: &str) -> TemplateResult<String> {
 }
 
 fn swapcase(s: &str) -> String {
-    let swapped = |c: char| {
-        if c.is_uppercase() { c.to_lowercase().to_string() } else { c.to_uppercase().to_string() }
-    };
-    s.chars().map(swapped).collect()
+    // Of the whole text: a sigma at the end of a word has a form of its own.
+    let lowercase = s.to_lowercase();
+    let mut lowercase = lowercase.chars();
+    let mut swapped = String::with_capacity(s.len());
+    for c in s.chars() {
+        let lower = lowercase.by_ref().take(c.to_lowercase().count());
+        if c.is_uppercase() {
+            swapped.extend(lower);
+        } else {
+            lower.for_each(drop);
+            if c.is_lowercase() { swapped.extend(c.to_uppercase()) } else { swapped.push(c) }
+        }
+    }
+    swapped
 }
 
 /// Fills up to a width. `left` says how many of the missing characters, and of which width, stand in front.

@@ -21,6 +21,17 @@ fn a_conversation_is_rendered_as_trained() {
     assert_eq!(render(TURNS_TEMPLATE).unwrap(), "Merhaba <b></s>");
 }
 
+/// As Python: a sigma knows where its word ends, and what has no case stays.
+#[test]
+fn cases_are_swapped() {
+    for (source, expected) in [
+        ("{{ 'ΑΣ ΣΑΣ Σ ας'.swapcase() }}", "ας σας σ ΑΣ"),
+        ("{{ 'İIıi ß Ab1ǅ'.swapcase() }}", "i\u{307}iII SS aB1ǅ"),
+    ] {
+        assert_eq!(render(source).unwrap(), expected);
+    }
+}
+
 #[test]
 fn no_messages_are_no_chat() {
     let error = ChatTemplate::new("m", "x", Vec::new()).render(&Conversation::of(&[]).unwrap()).unwrap_err();

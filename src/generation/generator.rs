@@ -107,11 +107,6 @@ impl Generator {
         self.engine.settings()
     }
 
-    /// Drops prefixes of earlier prompts until `bytes` bytes are free or none is left. Returns the bytes freed.
-    pub fn reclaim(&self, bytes: u64) -> u64 {
-        self.engine.reclaim(bytes)
-    }
-
     /// What the generators that count together have done.
     pub fn totals(&self) -> GenerationTotals {
         self.engine.totals()

@@ -13,6 +13,13 @@ const LONG_TEXT: usize = 64 << 10;
 /// How many tokens of text before an answer are decoded with it, so that its first word keeps its leading space.
 const CONTEXT_TOKENS: usize = 8;
 
+/// Tokens without a complete character after which fewer are decoded again with each further one. A character has four
+/// bytes at most.
+const MOST_HELD: usize = 64;
+
+/// How many of them then go on being decoded.
+const LOOK_BACK: usize = 16;
+
 /// The tokenizer of a generator.
 #[derive(Debug)]
 pub struct TextTokens {
@@ -77,11 +84,20 @@ impl TextTokens {
 
     /// The last tokens of `ids` that are text, as context of what follows: special tokens show nothing.
     fn context(&self, ids: &[u32]) -> Vec<u32> {
-        let added = self.tokenizer.inner().get_added_vocabulary().get_added_tokens_decoder();
-        let is_text = |id: &u32| added.get(id).is_none_or(|token| !token.special);
-        let mut context: Vec<u32> = ids.iter().copied().rev().filter(is_text).take(CONTEXT_TOKENS).collect();
+        let text = ids.iter().copied().rev().filter(|&id| self.is_text(id));
+        let mut context: Vec<u32> = text.take(CONTEXT_TOKENS).collect();
         context.reverse();
         context
+    }
+
+    /// Whether a token is part of a decoded text: it is no special one, and no row of a table that is larger than the
+    /// vocabulary.
+    fn is_text(&self, id: u32) -> bool {
+        let inner = self.tokenizer.inner();
+        match inner.get_added_vocabulary().get_added_tokens_decoder().get(&id) {
+            Some(added) => !added.special,
+            None => inner.id_to_token(id).is_some(),
+        }
     }
 
     /// The id of a token as it is spelt in the vocabulary.
@@ -123,6 +139,9 @@ impl Detokenizer {
     /// # Errors
     /// As [`TextTokens::decode`].
     pub fn push(&mut self, tokens: &TextTokens, id: u32) -> Result<String> {
+        if !tokens.is_text(id) {
+            return Ok(String::new());
+        }
         self.ids.push(id);
         self.advance(tokens, false)
     }
@@ -143,15 +162,48 @@ impl Detokenizer {
             // Byte fallback turns a whole run of bytes into U+FFFD when one of them is wrong, also those already shown.
             None => tokens.decode(&self.ids[self.read..])?,
         };
-        let whole = if last { &*piece } else { piece.trim_end_matches('\u{fffd}') };
-        let new = whole.get(self.shown..).unwrap_or_default().to_owned();
-        if whole.len() < piece.len() {
-            self.shown = self.shown.max(whole.len());
+        let many = self.ids.len() - self.read > MOST_HELD;
+        let mut whole = if last { piece.len() } else { piece.trim_end_matches('\u{fffd}').len() };
+        if many && whole < piece.len() {
+            // So many are no characters: only the last one may still become one.
+            whole = piece.len() - '\u{fffd}'.len_utf8();
+        }
+        let mut new = piece.get(self.shown..whole).unwrap_or_default().to_owned();
+        if whole < piece.len() {
+            self.shown = self.shown.max(whole);
+            if many {
+                new.push_str(self.shorten(tokens, &piece)?);
+            }
         } else if !piece.is_empty() {
-            self.ids.drain(..self.read);
-            (self.read, self.shown) = (self.ids.len(), 0);
+            self.begin_anew();
+        } else if many {
+            self.ids.truncate(self.read);
         }
         Ok(new)
+    }
+
+    /// Everything so far is text.
+    fn begin_anew(&mut self) {
+        self.ids.drain(..self.read);
+        (self.read, self.shown) = (self.ids.len(), 0);
+    }
+
+    /// From now on decodes the last tokens alone, if they give the end of `piece`. If the decoder looks further back, all
+    /// of `piece` is text, and what was not shown of it is returned.
+    fn shorten<'p>(&mut self, tokens: &TextTokens, piece: &'p str) -> Result<&'p str> {
+        let unseen = piece.get(self.shown..).unwrap_or_default();
+        let last = &self.ids[self.ids.len() - LOOK_BACK..];
+        let text = tokens.decode(last)?;
+        // The first token may end a character that began before it.
+        let half = text.char_indices().map(|(at, _)| at).find(|&at| at >= text.len() / 2);
+        let end = &text[half.unwrap_or(0)..];
+        if end.len() >= unseen.len() && piece.ends_with(end) {
+            let last = last.to_vec();
+            (self.ids, self.read, self.shown) = (last, 0, text.len() - unseen.len());
+            return Ok("");
+        }
+        self.begin_anew();
+        Ok(unseen)
     }
 }
 

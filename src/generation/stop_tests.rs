@@ -61,6 +61,16 @@ proptest! {
         prop_assert_eq!(streamed(&tokens, &ids).concat(), tokens.decode(&ids).unwrap());
     }
 
+    /// Long runs of bytes that are no characters, and of tokens that begin in the middle of one.
+    #[test]
+    fn long_runs_of_incomplete_characters_are_the_whole(
+        runs in prop::collection::vec((prop::collection::vec(0u32..262, 1..4), 1usize..120), 1..5)
+    ) {
+        let tokens = byte_level();
+        let ids: Vec<u32> = runs.iter().flat_map(|(run, times)| run.repeat(*times)).collect();
+        prop_assert_eq!(streamed(&tokens, &ids).concat(), tokens.decode(&ids).unwrap());
+    }
+
     #[test]
     fn pieces_of_sentence_piece_tokens_are_the_whole(
         parts in prop::collection::vec(prop_oneof![(256u32..264).prop_map(Ok), any::<char>().prop_map(Err)], 0..20)
@@ -157,6 +167,39 @@ fn an_incomplete_character_waits_and_ends_as_a_replacement() {
 fn wrong_bytes_do_not_hold_up_what_follows() {
     let tokens = sentence_piece();
     assert_eq!(streamed(&tokens, &[0x21, 0xc2, 257, 0x21]), ["!", "", "\u{fffd} Merhaba", "!", ""]);
+}
+
+/// A step takes the same time however long nothing becomes complete.
+#[test]
+fn what_is_decoded_again_is_bounded() {
+    let (bytes, words) = (byte_level(), sentence_piece());
+    let lone = bytes.id("ÿ").unwrap();
+    let (first, second) = (bytes.id("Å").unwrap(), bytes.id("Ł").unwrap());
+    let end = bytes.id("<end>").unwrap();
+    for (tokens, run, exact) in [
+        (&bytes, vec![lone], true),
+        (&bytes, vec![lone, first], true),
+        (&bytes, vec![end, 100_000], true),
+        (&words, vec![0xff], true),
+        (&words, vec![0xff, 0xc5, 0x9f], false),
+        (&words, vec![256, 256, 0xc5], true),
+    ] {
+        let ids = run.repeat(600 / run.len());
+        let mut detokenizer = Detokenizer::new(tokens, &[]);
+        let mut text = String::new();
+        for &id in &ids {
+            text += &detokenizer.push(tokens, id).unwrap();
+            assert!(detokenizer.ids.len() <= 2 * MOST_HELD + 2, "{run:?}");
+        }
+        let shown = text.chars().count();
+        text += &detokenizer.finish(tokens).unwrap();
+        assert!(text.chars().count() - shown <= MOST_HELD, "{run:?}: it is shown as it comes");
+        assert!(!exact || text == tokens.decode(&ids).unwrap(), "{run:?}");
+    }
+    // A character after all that is whole.
+    let mut ids = vec![lone; 200];
+    ids.extend([first, second]);
+    assert_eq!(streamed(&bytes, &ids).concat(), "\u{fffd}".repeat(200) + "ş");
 }
 
 #[test]

@@ -1,10 +1,12 @@
 //! How much memory models may take together, and which are unloaded when another one needs memory.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use super::managed::{HeldCharge, Idle, Managed, UnloadReason};
+use crate::sync::Mutex;
 use crate::{Error, Result};
 
 /// The memory that all models of a manager may take. A cheap-clone handle: clones are the same budget.
@@ -17,14 +19,17 @@ pub struct Budget {
     ledger: Arc<Ledger>,
 }
 
-#[derive(Debug)]
 struct Ledger {
     /// `u64::MAX` is none.
     limit: u64,
     used: AtomicU64,
     /// Of those, bytes that become free when the calls under way end.
     passing: AtomicU64,
+    lent: Mutex<Vec<Arc<Reclaim>>>,
 }
+
+/// Frees up to so many bytes that are charged and that nobody needs. Returns how many; `None` when it has ended.
+type Reclaim = dyn Fn(u64) -> Option<u64> + Send + Sync;
 
 /// Bytes taken out of a budget; dropping gives them back.
 #[derive(Debug)]
@@ -32,6 +37,12 @@ pub struct Charge {
     ledger: Arc<Ledger>,
     bytes: AtomicU64,
     passing: bool,
+}
+
+impl fmt::Debug for Ledger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ledger").field("limit", &self.limit).field("used", &self.used).finish_non_exhaustive()
+    }
 }
 
 /// All the slots that hold one charge, each of them idle: unloading all of them gives it back.
@@ -45,7 +56,8 @@ impl Budget {
     #[must_use]
     pub fn new(limit: Option<u64>) -> Self {
         let limit = limit.unwrap_or(u64::MAX);
-        Self { ledger: Arc::new(Ledger { limit, used: AtomicU64::new(0), passing: AtomicU64::new(0) }) }
+        let (used, passing, lent) = Default::default();
+        Self { ledger: Arc::new(Ledger { limit, used, passing, lent }) }
     }
 
     /// The limit in bytes; `None` is none.
@@ -60,10 +72,26 @@ impl Budget {
         self.ledger.used.load(Ordering::Acquire)
     }
 
-    /// Bytes that must become free before `needed` more fit.
-    #[must_use]
-    pub fn missing(&self, needed: u64) -> u64 {
-        self.used().saturating_add(needed).saturating_sub(self.ledger.limit)
+    /// `reclaim` is asked for memory before a slot is unloaded: it frees up to so many bytes that are charged and that
+    /// nobody needs, returns how many, and `None` when it has ended.
+    pub fn lend(&self, reclaim: impl Fn(u64) -> Option<u64> + Send + Sync + 'static) {
+        // Those that have ended are forgotten.
+        self.reclaim(0);
+        self.ledger.lent.lock().push(Arc::new(reclaim));
+    }
+
+    /// Frees up to `bytes` bytes of what was lent. Returns how many.
+    fn reclaim(&self, bytes: u64) -> u64 {
+        // Not under the lock: it takes the locks of others.
+        let lent = self.ledger.lent.lock().clone();
+        let mut freed = 0;
+        for reclaim in lent {
+            match reclaim(bytes.saturating_sub(freed)) {
+                Some(more) => freed += more,
+                None => self.ledger.lent.lock().retain(|other| !Arc::ptr_eq(other, &reclaim)),
+            }
+        }
+        freed
     }
 
     /// Whether `needed` bytes fit once the calls under way have ended.
@@ -73,26 +101,37 @@ impl Budget {
         self.used().saturating_sub(passing).saturating_add(needed) <= self.ledger.limit
     }
 
-    /// Takes `needed` bytes for `model`, unloading idle ones of `slots` if it has to: those of the lowest priority first,
-    /// none that is not needed, and none at all when that would not free enough.
+    /// Takes `needed` bytes for `model` that are free already.
+    ///
+    /// # Errors
+    /// [`Error::Budget`] when there are too few.
+    pub fn take(&self, model: &str, needed: u64) -> Result<Charge> {
+        self.ledger.take(needed).ok_or_else(|| self.short(model, needed, self.used()))
+    }
+
+    fn short(&self, model: &str, needed: u64, in_use: u64) -> Error {
+        Error::Budget { model: model.into(), needed, budget: self.ledger.limit, in_use }
+    }
+
+    /// Takes `needed` bytes for `model`. What was lent is freed if it has to be, then idle ones of `slots` are unloaded:
+    /// those of the lowest priority first, none that is not needed, and none at all when that would not free enough.
     ///
     /// # Errors
     /// [`Error::Budget`] when models in use, pinned or loading leave too little.
     pub fn make_room(&self, model: &str, needed: u64, slots: &[Arc<dyn Managed>]) -> Result<Charge> {
-        // Another caller may take what was freed here; each round unloads something or ends.
+        // Another caller may take what was freed here; each round frees something or ends.
         loop {
             if let Some(charge) = self.ledger.take(needed) {
                 return Ok(charge);
             }
             let (limit, used) = (self.ledger.limit, self.used());
             let missing = used.saturating_add(needed).saturating_sub(limit);
+            if self.reclaim(missing) > 0 {
+                continue;
+            }
             let idle = slots.iter().filter_map(|slot| Some((slot, slot.idle()?)));
-            let victims = choose(holders(idle), missing).map_err(|evictable| Error::Budget {
-                model: model.into(),
-                needed,
-                budget: limit,
-                in_use: used.saturating_sub(evictable),
-            })?;
+            let victims = choose(holders(idle), missing)
+                .map_err(|evictable| self.short(model, needed, used.saturating_sub(evictable)))?;
             for (slot, idle) in victims {
                 slot.unload_idle(&idle, UnloadReason::Evicted);
             }
@@ -229,17 +268,47 @@ mod tests {
         let budget = Budget::new(Some(100));
         let _model = budget.make_room("m", 40, &[]).unwrap();
         let mut call = budget.make_room("m", 50, &[]).unwrap().passing();
-        assert_eq!((budget.missing(10), budget.missing(25)), (0, 15));
+        assert!(budget.take("m", 10).is_ok() && budget.take("m", 25).is_err());
         assert!(budget.will_fit(60) && !budget.will_fit(61));
         call.shrink(20);
-        assert_eq!((budget.used(), budget.missing(60)), (60, 20));
+        assert_eq!(budget.used(), 60);
         assert!(budget.will_fit(60) && !budget.will_fit(61));
         drop(call);
-        assert_eq!((budget.used(), budget.missing(60)), (40, 0));
+        assert_eq!(budget.used(), 40);
+        assert!(budget.take("m", 60).is_ok());
         assert!(budget.will_fit(60) && !budget.will_fit(61));
     }
 
     /// A slot used `age` seconds after `now`, which holds `bytes` of the charge `id` as one of `holders`.
+    /// Memory that is lent counts as used, and is given back before a call is refused.
+    #[test]
+    fn what_is_lent_makes_room() {
+        let budget = Budget::new(Some(100));
+        let kept = Arc::new(Mutex::new(vec![budget.take("m", 30).unwrap(), budget.take("m", 40).unwrap()]));
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let (lent, log) = (Arc::downgrade(&kept), Arc::clone(&asked));
+        budget.lend(move |bytes| {
+            let kept = lent.upgrade()?;
+            log.lock().push(bytes);
+            let mut freed = 0;
+            while freed < bytes
+                && let Some(charge) = kept.lock().pop()
+            {
+                freed += charge.bytes();
+            }
+            Some(freed)
+        });
+        assert!(budget.take("m", 50).is_err(), "it takes what is free alone");
+        let first = budget.make_room("m", 50, &[]).unwrap();
+        assert_eq!((budget.used(), kept.lock().len()), (80, 1));
+        let error = budget.make_room("m", 60, &[]).unwrap_err();
+        assert!(matches!(error, Error::Budget { in_use: 50, .. }), "{error}");
+        assert_eq!(*asked.lock(), [20, 40, 10], "so many bytes are missing");
+        drop((first, kept));
+        budget.lend(|_| Some(0));
+        assert_eq!(budget.ledger.lent.lock().len(), 1, "what has ended is forgotten");
+    }
+
     fn idle(now: Instant, age: u64, id: usize, bytes: u64, holders: usize) -> Idle {
         let since = now + Duration::from_secs(age);
         let charge = Some(HeldCharge { bytes, id, holders });

@@ -6,7 +6,7 @@ use super::device::ComputeDevice;
 use super::model::LoadedModel;
 use super::registry::{NamedSlot, NamedSlots};
 use crate::compute::memory;
-use crate::generation::engine::{Allowance, KvMemory};
+use crate::generation::engine::{Allowance, KvMemory, Reclaim};
 use crate::lifecycle::{
     Budget, Charge, Managed, MemoryProbe, UnloadReason, in_leaving_order, is_loading_ahead,
 };
@@ -38,21 +38,12 @@ pub(super) fn make_room(
     on_card: bool,
 ) -> Result<Charge> {
     if is_loading_ahead() {
-        return budget.make_room(name, needed, &[]);
+        return budget.take(name, needed);
     }
-    let mut missing = budget.missing(needed);
     let all = entries.all();
     let in_same = |entry: &&Arc<NamedSlot>| {
         entry.slot.inspect(LoadedModel::is_on_card).is_none_or(|model| model == on_card)
     };
-    for entry in all.iter().filter(in_same) {
-        if missing == 0 {
-            break;
-        }
-        let reclaim = |generator: &crate::generation::Generator| generator.reclaim(missing);
-        let freed = entry.slot.inspect(|model| model.text_generator().map_or(0, reclaim));
-        missing = missing.saturating_sub(freed.unwrap_or(0));
-    }
     let others: Vec<Arc<dyn Managed>> = all
         .iter()
         .filter(in_same)
@@ -103,6 +94,10 @@ impl KvMemory for KvShare {
             Err(Error::Budget { .. }) if self.budget.will_fit(bytes) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    fn lend(&self, kept: Weak<dyn Reclaim>) {
+        self.budget.lend(move |bytes| Some(kept.upgrade()?.reclaim(bytes)));
     }
 }
 

@@ -46,7 +46,9 @@ fn prompt(prompt: &Bound<'_, PyAny>) -> PyResult<OwnedPrompt> {
     if messages.is_empty() {
         return Err(to_py(prompt.py(), &Error::argument("prompt", " must not be an empty list")));
     }
-    if messages.get_item(0)?.is_instance_of::<PyInt>() {
+    let first = messages.get_item(0)?;
+    // Numbers of numpy are no int, but say which one they are.
+    if first.is_instance_of::<PyInt>() || first.extract::<i64>().is_ok() {
         return ids(messages).map(OwnedPrompt::Tokens);
     }
     Ok(OwnedPrompt::Chat(chat::turns(messages)?))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import queue
 import threading
 import time
 
@@ -11,6 +12,14 @@ from generators import GREEDY, SLOT, WITHOUT_END, eventually, figures
 from model_manager.errors import InputError, OverloadedError, WaitTimeoutError
 
 TEXT = "Merhaba dünya"
+
+
+def ends_within(call, seconds=30.0):
+    """Whether a call returns; one that never returns must not hold up the other tests."""
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return not thread.is_alive()
 
 
 def test_a_timeout_bounds_the_whole_answer(endless):
@@ -162,6 +171,72 @@ def test_what_is_kept_of_prompts_makes_room_for_a_model(make_writer, endless_mod
     manager.load("english_sentence")
     assert manager.is_loaded(SLOT)
     assert figures(manager)["prefix_bytes"] == 0
+
+
+def two_models(make_writer, model, tokens):
+    """A manager whose budget holds two copies of a model, and keys and values of so many tokens."""
+    with make_writer(generator_model=str(model)) as probe:
+        token = probe.describe_generator()["kv_bytes_per_token"]
+    size = sum(file.stat().st_size for file in model.glob("*.safetensors"))
+    manager = make_writer(generator_model=str(model), memory_budget=2 * size + tokens * token)
+    manager.register("other", str(model), kind="generator", pinned=True)
+    return manager
+
+
+@pytest.mark.parametrize("leave", ["unload", "replace", "unregister"])
+def test_what_a_model_keeps_makes_room_after_it_has_left(make_writer, endless_model, leave):
+    """An answer of a model that has left its slot goes on, with the memory that the model keeps of earlier answers."""
+    manager = two_models(make_writer, endless_model, tokens=900)
+    manager.register("writer", str(endless_model), kind="generator")
+    manager.complete("Eski " + TEXT, model="writer", **GREEDY, max_new_tokens=250, min_new_tokens=250)
+    stream = manager.stream(TEXT, model="writer", **GREEDY, max_new_tokens=700, min_new_tokens=700)
+    next(stream)
+    if leave == "unload":
+        manager.unload("writer")
+    elif leave == "replace":
+        manager.register("writer", str(endless_model), kind="generator", replace=True)
+    else:
+        manager.unregister("writer")
+    manager.load("other")
+    assert ends_within(lambda: list(stream))
+    assert stream.completion["completion_tokens"] == 700
+
+
+def test_a_stream_object_keeps_no_memory_of_a_model_that_left(make_writer, endless_model):
+    """Neither one whose answer is complete and not read to its end, nor one that is read."""
+    manager = two_models(make_writer, endless_model, tokens=600)
+    options = {**GREEDY, "max_new_tokens": 400, "min_new_tokens": 400}
+    unread = manager.stream(TEXT, **options)
+    next(unread)
+    eventually(lambda: figures(manager)["completed"] == 1)
+    manager.unload(SLOT)
+    answers = []
+    assert ends_within(lambda: answers.append(manager.complete("Yeni " + TEXT, **options)))
+    assert answers[0]["completion_tokens"] == 400
+    unread.cancel()
+    read = manager.stream(TEXT, **options)
+    list(read)
+    manager.unload(SLOT)
+    assert ends_within(lambda: answers.append(manager.complete("Daha yeni " + TEXT, **options)))
+    assert answers[1]["completion_tokens"] == read.completion["completion_tokens"] == 400
+
+
+def test_a_callback_cannot_wait_for_its_own_generator(make_writer):
+    manager = make_writer()
+    found: queue.Queue[BaseException | str] = queue.Queue()
+
+    def on_event(piece, completion, error):
+        if piece is None:
+            for call in (manager.generate, lambda *a, **k: list(manager.stream(*a, **k))):
+                try:
+                    found.put(str(call(TEXT, max_new_tokens=2)))
+                except InputError as error:
+                    found.put(error)
+
+    manager.submit_generation(TEXT, on_event, **GREEDY, max_new_tokens=2)
+    for _ in range(2):
+        assert "use submit_generation" in str(found.get(timeout=30))
+    assert manager.complete(TEXT, **GREEDY, max_new_tokens=2)["completion_tokens"] == 2
 
 
 def test_beginnings_are_reused_only_in_their_scope(make_writer):

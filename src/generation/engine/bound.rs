@@ -36,6 +36,10 @@ impl Bound {
         let Some((setting, bytes)) = self.setting.filter(|_| prompt >= self.tokens) else { return Ok(()) };
         let tokens = self.tokens;
         let limit = match bytes {
+            Some(left) if setting == "memory_budget" => {
+                let left = size_text(left);
+                format!("the weights leave {left} of {setting}, which hold the keys and values of {tokens}")
+            }
             Some(bytes) => format!("{setting} ({}) holds the keys and values of {tokens}", size_text(bytes)),
             None => format!("{setting} allows {tokens}"),
         };

@@ -1,10 +1,12 @@
 //! Deadlines, memory and scopes of requests.
 
+use std::sync::Weak;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::tests::{Bench, ENDLESS, UNLUCKY, bench, bench_of, bench_with, request, slow_bench, unchecked};
 use super::*;
+use crate::sync::Mutex;
 
 fn with_deadline(mut request: Request, milliseconds: u64) -> Request {
     request.deadline = Deadline::after(Duration::from_millis(milliseconds));
@@ -38,6 +40,18 @@ fn a_deadline_ends_writing_and_waiting() {
         bench.run(with_deadline(request(vec![3], 5), 600_000)).unwrap().tokens,
         bench.expected(&[3], 5)
     );
+}
+
+/// A step, or a callback of another answer, that goes on far beyond the deadline.
+#[test]
+fn a_caller_does_not_wait_beyond_its_deadline_for_the_engine() {
+    let bench = bench();
+    let held = bench.decoder.gate.lock();
+    let mut answer = bench.engine.stream(with_deadline(request(vec![1], 5), 10)).unwrap();
+    assert_eq!(finish(&mut answer), Err(late(10)));
+    drop(held);
+    bench.until(|state, totals| state.active == 0 && totals.completed == 0);
+    assert_eq!(bench.run(request(vec![3], 5)).unwrap().tokens, bench.expected(&[3], 5));
 }
 
 #[test]
@@ -109,14 +123,21 @@ fn memory_bounds_a_prompt_and_its_answer() {
 
 #[test]
 fn what_is_kept_for_reuse_makes_room_for_requests() {
-    let bench = bench_with(|settings| settings.kv_bytes = 400);
+    let elsewhere = Arc::new(Elsewhere::default());
+    let bench = bench_with(|settings| {
+        settings.kv_bytes = 400;
+        settings.kv_memory = Some(Arc::clone(&elsewhere) as _);
+    });
     bench.run(request(vec![1; 60], 1)).unwrap();
     bench.until(|state, _| (state.kv_bytes, state.prefix_bytes) == (0, 240));
     assert_eq!(bench.run(request(vec![2; 60], 1)).unwrap().tokens, bench.expected(&[2; 60], 1));
     bench.until(|state, _| (state.kv_bytes, state.prefix_bytes) == (0, 240));
-    assert_eq!(bench.engine.reclaim(1), 240);
+    let kept = elsewhere.lent.lock().take().unwrap();
+    assert_eq!(kept.upgrade().unwrap().reclaim(1), 240);
     let state = bench.engine.state();
     assert_eq!((state.kv_bytes, state.prefix_bytes), (0, 0));
+    drop(bench);
+    assert!(kept.upgrade().is_none(), "it ends with the engine");
 }
 
 /// Memory that others hold for a while.
@@ -124,6 +145,7 @@ fn what_is_kept_for_reuse_makes_room_for_requests() {
 struct Elsewhere {
     refusals: AtomicUsize,
     used: Arc<AtomicU64>,
+    lent: Mutex<Option<Weak<dyn Reclaim>>>,
 }
 
 #[derive(Debug)]
@@ -141,6 +163,10 @@ impl KvMemory for Elsewhere {
         }
         self.used.fetch_add(bytes, Ordering::AcqRel);
         Ok(Some(Box::new(Taken(Arc::clone(&self.used), bytes))))
+    }
+
+    fn lend(&self, kept: Weak<dyn Reclaim>) {
+        *self.lent.lock() = Some(kept);
     }
 }
 

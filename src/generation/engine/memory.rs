@@ -1,8 +1,8 @@
 //! The memory of keys and values.
 
 use std::fmt::Debug;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use crate::Result;
 
@@ -13,6 +13,9 @@ pub trait KvMemory: Debug + Send + Sync {
     /// # Errors
     /// When they will not be free.
     fn take(&self, bytes: u64) -> Result<Option<Box<dyn Allowance>>>;
+
+    /// From now on `kept` may hold memory that was taken here, and frees it when it is asked to.
+    fn lend(&self, kept: Weak<dyn Reclaim>);
 }
 
 /// Bytes taken from a [`KvMemory`]; dropping gives them back.
@@ -22,9 +25,9 @@ pub trait Allowance: Debug + Send {
 }
 
 /// Memory that is kept only while no request needs it.
-pub(super) trait Reclaim {
+pub trait Reclaim: Send + Sync {
     /// Frees `bytes` bytes, or all that there are. Returns how many.
-    fn reclaim(&mut self, bytes: u64) -> u64;
+    fn reclaim(&self, bytes: u64) -> u64;
 }
 
 /// The keys and values of one engine.

@@ -23,10 +23,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 
 use self::bound::Bound;
-pub use self::memory::{Allowance, KvMemory};
+pub use self::memory::{Allowance, KvMemory, Reclaim};
 pub use self::request::{Completion, Deadline, Event, FinishReason, OnEvent, PrefixScope, Request};
 pub use self::settings::{EngineSettings, EngineState, GenerationTotals, SharedTotals};
 use self::state::{QueuedRequest, RequestQueue};
+use self::stream::EngineId;
 pub use self::stream::{EngineTicket, Stream};
 use super::stop::TextTokens;
 use crate::models::decoder::Decoder;
@@ -36,6 +37,7 @@ use crate::{Error, Result};
 /// A running generator. Dropping it ends its requests with [`Error::Closed`] and waits for the step under way. The caller
 /// must not hold a lock that a callback takes.
 pub struct Engine {
+    id: EngineId,
     worker: Worker<RequestQueue>,
     settings: EngineSettings,
     context: Bound,
@@ -64,10 +66,11 @@ impl Engine {
         let context = Bound::of(&*decoder, &settings);
         // Of many tokens, because memory is divided into panels of several.
         let token_bytes = decoder.cache_bytes(1024) / 1024;
-        let work = worker::Decoding { decoder, tokens, settings: settings.clone() };
+        let id = EngineId::new();
+        let work = worker::Decoding { id, decoder, tokens, settings: settings.clone() };
         let worker = Worker::new("generate", Arc::new(work));
         worker.start()?;
-        Ok(Self { worker, settings, context, vocabulary, token_bytes })
+        Ok(Self { id, worker, settings, context, vocabulary, token_bytes })
     }
 
     /// Most tokens of prompt and answer: the least of the model's own limit and those of the settings.
@@ -78,12 +81,6 @@ impl Engine {
     /// Bytes of keys and values for each token of a prompt and its answer.
     pub fn token_bytes(&self) -> u64 {
         self.token_bytes
-    }
-
-    /// Frees kept beginnings of prompts until `bytes` bytes are free or none is left. Returns the bytes freed.
-    pub fn reclaim(&self, bytes: u64) -> u64 {
-        let prefixes = self.worker.look(|state| state.shared.prefixes.lock().clone());
-        prefixes.map_or(0, |prefixes| prefixes.lock().reclaim(bytes))
     }
 
     /// What the engine was started with.
@@ -157,8 +154,9 @@ impl Engine {
             // A receiver that is dropped has cancelled the request already.
             drop(sender.send(event));
         };
+        let deadline = request.deadline;
         let ticket = self.submit(request, Box::new(on_event))?;
-        Ok(Stream::new(events, ticket))
+        Ok(Stream::new(events, ticket, self.id, deadline, self.settings.model.clone()))
     }
 
     /// The whole answer. `check` is called about every 50 ms; an error from it cancels the request and is returned.

@@ -5,6 +5,7 @@ use super::request::PrefixScope;
 use super::sequence::Finished;
 use crate::Result;
 use crate::models::decoder::KvCache;
+use crate::sync::Mutex;
 
 /// A prompt that shares fewer tokens than this computes them: copying a cache costs as much.
 pub(super) const WORTH_REUSING: usize = 8;
@@ -100,18 +101,23 @@ impl<C: KvCache> Prefixes<C> {
         self.reclaim(bytes.saturating_sub(freed));
     }
 
-    fn bytes(&self) -> u64 {
-        self.kept.iter().map(|kept| kept.cache.bytes()).sum()
-    }
-}
-
-impl<C: KvCache> Reclaim for Prefixes<C> {
+    /// Frees `bytes` bytes, or all: the oldest first. Returns how many.
     fn reclaim(&mut self, bytes: u64) -> u64 {
         let mut freed = 0;
         while freed < bytes && !self.kept.is_empty() {
             freed += self.kept.remove(0).room.bytes();
         }
         freed
+    }
+
+    fn bytes(&self) -> u64 {
+        self.kept.iter().map(|kept| kept.cache.bytes()).sum()
+    }
+}
+
+impl<C: KvCache> Reclaim for Mutex<Prefixes<C>> {
+    fn reclaim(&self, bytes: u64) -> u64 {
+        self.lock().reclaim(bytes)
     }
 }
 

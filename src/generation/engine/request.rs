@@ -55,6 +55,11 @@ impl Deadline {
         Instant::now() >= self.at
     }
 
+    /// Whether it has been over for as long as `time`.
+    pub(super) fn is_over_by(&self, time: Duration) -> bool {
+        self.at.elapsed() >= time
+    }
+
     /// What is left; zero when it is over.
     pub fn left(&self) -> Duration {
         self.at.saturating_duration_since(Instant::now())

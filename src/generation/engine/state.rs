@@ -6,10 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use super::memory::{KvPool, Reclaim};
+use super::memory::KvPool;
 use super::request::{Completion, Deadline, Event, FinishReason, OnEvent, Request};
 use crate::Result;
-use crate::sync::Mutex;
 
 /// A request that waits for the engine's thread.
 pub(super) struct QueuedRequest {
@@ -33,8 +32,6 @@ pub(super) struct EngineShared {
     /// Sequences that were begun and have not ended.
     pub(super) active: AtomicUsize,
     pub(super) pool: Arc<KvPool>,
-    /// The memory of kept beginnings of prompts, which other threads may free.
-    pub(super) prefixes: Mutex<Option<Arc<Mutex<dyn Reclaim + Send>>>>,
 }
 
 impl QueuedRequest {

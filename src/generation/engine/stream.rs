@@ -1,13 +1,14 @@
 //! One answer as its caller sees it: pieces, and the means to cancel it.
 
+use std::cell::Cell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
 #[cfg(doc)]
 use super::request::FinishReason;
-use super::request::{Completion, Event};
+use super::request::{Completion, Deadline, Event};
 use super::state::RequestQueue;
 use crate::sync::Monitor;
 use crate::sync::fork::Process;
@@ -15,6 +16,35 @@ use crate::{Error, Result};
 
 /// How often a waiting caller checks whether it should give up.
 const CHECK_EVERY: Duration = Duration::from_millis(50);
+
+/// How long after its deadline an answer is given up by its caller. The engine ends it earlier, unless a callback of
+/// another answer holds its thread.
+const GRACE: Duration = Duration::from_millis(250);
+
+thread_local! {
+    /// The engine whose thread this is.
+    static ENGINE: Cell<Option<EngineId>> = const { Cell::new(None) };
+}
+
+/// Which engine it is, in this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct EngineId(u64);
+
+impl EngineId {
+    pub(super) fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// This thread is the engine's.
+    pub(super) fn take_thread(self) {
+        ENGINE.set(Some(self));
+    }
+
+    fn is_here(self) -> bool {
+        ENGINE.get() == Some(self)
+    }
+}
 
 /// The means to give up a request. Dropping it does nothing.
 #[derive(Debug, Clone)]
@@ -50,18 +80,29 @@ pub struct Stream {
     over: bool,
     /// Where the engine works on the answer. In a child of a fork nothing does.
     process: Process,
+    engine: EngineId,
+    deadline: Option<Deadline>,
+    model: String,
 }
 
 impl Stream {
-    pub(super) fn new(events: mpsc::Receiver<Event>, ticket: EngineTicket) -> Self {
-        Self { events, ticket, completion: None, over: false, process: Process::current() }
+    pub(super) fn new(
+        events: mpsc::Receiver<Event>,
+        ticket: EngineTicket,
+        engine: EngineId,
+        deadline: Option<Deadline>,
+        model: String,
+    ) -> Self {
+        let process = Process::current();
+        Self { events, ticket, completion: None, over: false, process, engine, deadline, model }
     }
 
     /// The next piece; `None` at the end and ever after, also after an error. `check` is called before each wait and about
     /// every 50 ms of it; its error cancels the request and is returned.
     ///
     /// # Errors
-    /// Those of `check`, what went wrong in the computation, and [`Error::Forked`].
+    /// Those of `check`, what went wrong in the computation, [`Error::Forked`], [`Error::Timeout`] when the deadline is over,
+    /// and [`Error::Input`] on the engine's own thread, which would wait for itself.
     pub fn next(&mut self, check: &mut dyn FnMut() -> Result<()>) -> Result<Option<String>> {
         let outcome = if self.over { Ok(None) } else { self.wait(check) };
         if !matches!(outcome, Ok(Some(_))) {
@@ -82,7 +123,20 @@ impl Stream {
                     self.completion = Some(completion?);
                     return Ok(None);
                 }
-                Err(mpsc::RecvTimeoutError::Timeout) => {}
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    if self.engine.is_here() {
+                        self.ticket.cancel();
+                        return Err(Error::Input(format!(
+                            "a callback cannot wait for another answer of model {:?}, which is written after the callback \
+                             has returned; use submit_generation, or another thread",
+                            self.model
+                        )));
+                    }
+                    if let Some(late) = self.deadline.filter(|deadline| deadline.is_over_by(GRACE)) {
+                        self.ticket.cancel();
+                        return Err(late.error(&self.model));
+                    }
+                }
                 Err(mpsc::RecvTimeoutError::Disconnected) => {
                     return Err(Error::internal("generation", "the answer was lost"));
                 }

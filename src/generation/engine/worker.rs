@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::memory::KvPool;
@@ -12,6 +12,7 @@ use super::request::FinishReason;
 use super::sequence::{Finished, Sequence};
 use super::settings::{EngineSettings, GenerationTotals};
 use super::state::{EngineShared, QueuedRequest, RequestQueue};
+use super::stream::EngineId;
 use crate::compute::memory::try_resized;
 use crate::generation::stop::TextTokens;
 use crate::models::decoder::{Decoder, KvCache, Step};
@@ -33,6 +34,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// The work of the engine's thread.
 pub(super) struct Decoding<D: Decoder> {
+    pub(super) id: EngineId,
     pub(super) decoder: Arc<D>,
     pub(super) tokens: Arc<TextTokens>,
     pub(super) settings: EngineSettings,
@@ -41,11 +43,12 @@ pub(super) struct Decoding<D: Decoder> {
 impl<D: Decoder> Work<RequestQueue> for Decoding<D> {
     fn fresh(&self) -> RequestQueue {
         let pool = KvPool::new(self.settings.kv_bytes, self.settings.kv_memory.clone());
-        let shared = Arc::new(EngineShared { active: AtomicUsize::new(0), pool, prefixes: Mutex::default() });
+        let shared = Arc::new(EngineShared { active: AtomicUsize::new(0), pool });
         RequestQueue { waiting: VecDeque::new(), shared }
     }
 
     fn run(&self, thread: &WorkerThread<'_, RequestQueue>) {
+        self.id.take_thread();
         Run::new(self, thread).run();
     }
 
@@ -106,8 +109,11 @@ impl<'a, D: Decoder> Run<'a, D> {
         let settings = &work.settings;
         let prefixes =
             Arc::new(Mutex::new(Prefixes::new(settings.kept_prefixes, settings.kept_prefix_bytes)));
+        if let Some(memory) = &settings.kv_memory {
+            let kept: Weak<Mutex<Prefixes<D::Cache>>> = Arc::downgrade(&prefixes);
+            memory.lend(kept);
+        }
         let shared = thread.lock().shared.clone();
-        *shared.prefixes.lock() = Some(Arc::clone(&prefixes) as _);
         Self {
             work,
             thread,
