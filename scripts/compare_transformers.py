@@ -62,6 +62,7 @@ PAIRS = [(TEXTS[1], TEXTS[3]), (TEXTS[0], TEXTS[4]), (TEXTS[4], TEXTS[1]), (TEXT
 # Names of the sizes, where they are not those of BERT and Llama.
 SIZES = {
     "gpt2": ["n_embd", "n_layer", "n_head", "", "n_positions"],
+    "gptj": ["n_embd", "n_layer", "n_head", "", "n_positions"],
     "falcon": ["hidden_size", "num_hidden_layers", "num_attention_heads", "ffn_hidden_size", "max_position_embeddings"],
     "distilbert": ["dim", "n_layers", "n_heads", "hidden_dim", "max_position_embeddings"],
     "t5": ["d_model", "num_layers", "num_heads", "d_ff", ""],
@@ -93,7 +94,7 @@ def config(draw: random.Random, family: str, options: Options, tokens: Options) 
     widths = [8, 16] if family in ("gpt_neox", "phi", "stablelm", "glm4") else [4, 6, 12]
     values = [heads * draw.choice(widths), layers, heads, draw.choice([5, 16, 33]), CONTEXT]
     found: Options = {name: value for name, value in zip(SIZES.get(family, COMMON), values, strict=True) if name}
-    if family in DECODERS and family not in ("gpt2", "gpt_neox", "phi", "falcon"):
+    if family in DECODERS and family not in ("gpt2", "gptj", "gpt_neox", "phi", "falcon"):
         found["num_key_value_heads"] = draw.choice([kv for kv in (1, 2, 4) if heads % kv == 0])
     for key, choices in options.items():
         value = draw.choice(choices)

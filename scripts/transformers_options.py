@@ -65,6 +65,12 @@ DECODERS: dict[str, Options] = {
     "gpt2": {"n_inner": [None, 20], "activation_function": ["gelu_new", "gelu", "relu"]},
     "lfm2": LFM2,
     "falcon": {"rope_parameters": [ROPE], **flags("new_decoder_architecture", "bias", "multi_query")},
+    "gptj": {
+        "rotary_dim": [2, 4, 6],
+        "n_inner": [None, 20],
+        "activation_function": ["gelu_new", "gelu", "relu", "silu"],
+        "layer_norm_epsilon": [1e-5, 1e-2],
+    },
 }
 BERT: Options = {"hidden_act": ACTIVATIONS, "type_vocab_size": [1, 2], "layer_norm_eps": [1e-12, 1e-5, 1e-1]}
 ROBERTA: Options = {**BERT, "pad_token_id": [0, 1, 3]}

@@ -196,7 +196,7 @@ const SENTENCES: [(&str, &str); 4] =
     [("bert_plain", "bert"), ("qwen3_embedding", "qwen3"), ("deberta_v2", "deberta-v2"), ("t5", "t5")];
 
 /// Generators, and their families.
-const GENERATORS: [(&str, &str); 22] = [
+const GENERATORS: [(&str, &str); 23] = [
     ("gpt2", "gpt2"),
     ("llama", "llama"),
     ("qwen2", "qwen2"),
@@ -219,6 +219,7 @@ const GENERATORS: [(&str, &str); 22] = [
     ("starcoder2", "starcoder2"),
     ("lfm2", "lfm2"),
     ("falcon", "falcon"),
+    ("gptj", "gptj"),
 ];
 
 /// A configuration as that of the models of the family that it names, or of two models if it names none.

@@ -46,7 +46,7 @@ struct Chat {
 
 const NAMES: &str = "gpt2 gpt2_bin llama qwen2 qwen3 mistral ministral ministral3 smollm3 granite phi3 \
     gemma gemma2 gemma3_text glm4 olmo2 gemma3 mistral3 exaone4 helium gpt_neox phi phi_norms stablelm \
-    stablelm_parallel starcoder2 falcon falcon_new falcon_serial lfm2 lfm2_biased";
+    stablelm_parallel starcoder2 falcon falcon_new falcon_serial gptj lfm2 lfm2_biased";
 
 fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
@@ -506,6 +506,7 @@ fn sizes_beyond_the_file_take_no_memory() {
         ("llama", ["head_dim", "hidden_size", "num_hidden_layers", "vocab_size"]),
         ("gpt2", ["n_embd", "n_layer", "n_inner", "n_positions"]),
         ("falcon_new", ["hidden_size", "num_kv_heads", "vocab_size", "ffn_hidden_size"]),
+        ("gptj", ["n_embd", "rotary_dim", "n_inner", "vocab_size"]),
     ] {
         for key in keys {
             for size in [1u64 << 27, 1 << 40, 1 << 62, u64::MAX] {

@@ -170,6 +170,21 @@ OTHERS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
         "activation": "gelu_pytorch_tanh",
     },
+    "gptj": {
+        "model_type": "gptj",
+        "n_embd": HIDDEN,
+        "n_layer": 2,
+        "n_head": 2,
+        "n_inner": 48,
+        "n_positions": POSITIONS,
+        "rotary": True,
+        "rotary_dim": 8,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-5,
+        "scale_attn_weights": True,
+        "tie_word_embeddings": False,
+        **dict.fromkeys(("hidden_size", "num_attention_heads", "max_position_embeddings"), ABSENT),
+    },
 }
 
 
@@ -177,7 +192,8 @@ def other(name: str, vocabulary: int) -> dict[str, Any]:
     end = vocabulary - 3
     sizes = {"hidden_size": HIDDEN, "num_attention_heads": 4, "vocab_size": vocabulary}
     tokens = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
-    return {**sizes, **tokens, "max_position_embeddings": POSITIONS, **OTHERS[name]}
+    found = {**sizes, **tokens, "max_position_embeddings": POSITIONS, **OTHERS[name]}
+    return {key: value for key, value in found.items() if value is not ABSENT}
 
 
 def config(name: str, vocabulary: int) -> dict[str, Any]:

@@ -68,6 +68,8 @@ def test_a_tensor_without_a_place_is_refused(make_manager, tmp_path, fixture, na
         ("qwen3_embedding", "lm_head.weight"),
         ("llama", "model.layers.0.self_attn.rotary_emb.inv_freq"),
         ("gpt2", "transformer.h.0.attn.masked_bias"),
+        ("gptj", "transformer.h.0.attn.masked_bias"),
+        ("gptj", "transformer.h.1.attn.bias"),
     ],
 )
 def test_parts_that_a_use_does_without_may_be_there(make_manager, tmp_path, fixture, name):

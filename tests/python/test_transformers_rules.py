@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TOLERANCE = {"rtol": 0, "atol": 2e-5}
-UNTIED = ("llama", "qwen2", "gpt_neox", "falcon_serial", "lfm2_biased")
+UNTIED = ("llama", "qwen2", "gpt_neox", "falcon_serial", "gptj", "lfm2_biased")
 
 
 def changed(name: str, folder: Path, file: str = "config.json", **keys: Any) -> Path:

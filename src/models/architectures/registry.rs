@@ -68,6 +68,7 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("stablelm", "stabilityai/stablelm-2-zephyr-1_6b"),
     ("starcoder2", "bigcode/starcoder2-3b"),
     ("falcon", "tiiuae/falcon-7b-instruct"),
+    ("gptj", "asafaya/kanarya-750m"),
     ("gpt2", "ytu-ce-cosmos/turkish-gpt2-large"),
     ("lfm2", "LiquidAI/LFM2-350M"),
     ("lfm2_bidirectional", "LiquidAI/LFM2.5-Embedding-350M"),

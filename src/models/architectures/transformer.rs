@@ -3,7 +3,7 @@
 //! ```text
 //! norm first (GPT-2, Llama, Qwen):  x += output(attention(rope(qkv(norm(x)))));  x += down(activation(up(norm(x))))
 //! norm last (BERT):                 x = norm(x + output(attention(qkv(x))));     x = norm(x + down(activation(up(x))))
-//! parallel (GPT-NeoX, Phi, Falcon): x += output(attention(rope(qkv(norm(x))))) + down(activation(up(norm(x))))
+//! parallel (GPT-NeoX, GPT-J, Phi): x += output(attention(rope(qkv(norm(x))))) + down(activation(up(norm(x))))
 //! ```
 //! Of "norm first", some families normalize what is added too (Gemma 2), or that alone (OLMo 2), and some layers have a gated
 //! convolution in the place of attention (LFM2).

@@ -1,12 +1,14 @@
-//! GPTs with rotary positions and layer normalization: GPT-NeoX, Phi, StableLM, StarCoder 2 and Falcon.
+//! GPTs with rotary positions and layer normalization: GPT-NeoX, Phi, StableLM, StarCoder 2, Falcon and GPT-J.
 //!
 //! Black et al., "GPT-NeoX-20B: An Open-Source Autoregressive Language Model", 2022; Li et al., "Textbooks Are All You Need II:
 //! phi-1.5 technical report", 2023; Bellagente et al., "Stable LM 2 1.6B Technical Report", 2024; Lozhkov et al.,
-//! "StarCoder 2 and The Stack v2: The Next Generation", 2024. Falcon has a page of its own for its configuration.
+//! "StarCoder 2 and The Stack v2: The Next Generation", 2024. Falcon and GPT-J have files of their own
+//! for their configurations.
 
 mod config;
 mod falcon;
 mod gguf;
+mod gptj;
 mod model;
 
 use self::config::{RotaryGptConfig, VariantConfig, read};
@@ -14,7 +16,7 @@ use self::gguf::from_gguf;
 use super::family::{ConfigFields, Family, GgufFamily, keys_of};
 use super::rope_scaling::RopeConfig;
 
-/// The keys that all families but Falcon read.
+/// The keys that all families but Falcon and GPT-J read.
 const COMMON: ConfigFields = ConfigFields::All(keys_of::<RotaryGptConfig>);
 
 /// GPT-NeoX has its own names for two numbers; `rope_theta` and `partial_rotary_factor` may repeat them.
@@ -76,6 +78,8 @@ pub(super) const FAMILIES: &[Family] = &[
         read: falcon::read,
         ..family("falcon", "Falcon", &[GgufFamily::generators("falcon")])
     },
+    // No converter writes GGUF files of it.
+    Family { fields: gptj::FIELDS, read: gptj::read, read_gguf: None, ..family("gptj", "GPTJ", &[]) },
 ];
 
 const fn family(model_type: &'static str, classes: &'static str, gguf: &'static [GgufFamily]) -> Family {
