@@ -79,7 +79,9 @@ pub(crate) unsafe fn quantize<S: Simd>(s: S, row: &mut QuantizedRow<'_>) {
         }
         let most = s.largest(largest);
         let scale = most / 127.0;
-        let inverse = s.splat(if most > 0.0 { 127.0 / most } else { 0.0 });
+        // Of zeros, and of numbers so small that they are zeros here, it is not finite.
+        let inverse = Some(127.0 / most).filter(|inverse| inverse.is_finite());
+        let inverse = s.splat(inverse.unwrap_or(0.0));
         let mut halves = [zero; 2];
         for (i, value) in values.iter().enumerate().take(registers) {
             let quant = s.round(s.mul(*value, inverse));

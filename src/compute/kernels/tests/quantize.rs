@@ -62,6 +62,21 @@ fn activations_are_rounded_to_eight_bits() {
     }
 }
 
+/// The factor from such values to quants would be infinite.
+#[test]
+fn values_next_to_zero_become_zeros() {
+    for kernels in all() {
+        for small in [1e-38, 1e-40, f32::from_bits(1)] {
+            let mut x = random(2 * GROUP, 31);
+            x[..GROUP].fill(small);
+            x[3] = 0.0;
+            let (quants, scales, sums, offsets) = quantized(kernels, &x);
+            assert_eq!((&quants[..GROUP], &sums[..2], offsets[0]), (&[0; GROUP][..], &[0, 0][..], -0.0));
+            assert!(scales[0] <= small && scales[1] > 0.0, "{kernels:?} {small:e}");
+        }
+    }
+}
+
 #[test]
 fn values_in_bf16_are_rounded_like_the_same_in_f32() {
     for kernels in all() {
