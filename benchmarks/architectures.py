@@ -1,4 +1,4 @@
-"""Texts a second of ModernBERT-base, GTE-base and DeBERTa-v3-base, with random weights, here and in their peers.
+"""Texts a second of ModernBERT-base, GTE-base, DeBERTa-v3-base and ConvBERT-base, random weights, here and in peers.
 
     python benchmarks/architectures.py DIR [MODEL ...] [--rounds N]
 
@@ -35,6 +35,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "position_biased_input": False,
         "type_vocab_size": 0,
     },
+    "convbert": {"num_hidden_layers": 12, "intermediate_size": 3072, "max_position_embeddings": 512},
 }
 ALL_LENGTHS = {18: 128, 77: 48, 256: 16, 1024: 4}  # words of a text, and texts of a round
 REFERENCE = "torch float32"

@@ -91,6 +91,13 @@ DEBERTA: Options = {
     "norm_rel_ebd": ["none", "layer_norm"],
     "conv_kernel_size": [0, 3],
 }
+CONVBERT: Options = {
+    **BERT,
+    "embedding_size": [None, 7, 24],
+    "head_ratio": [1, 2, 3, 9],
+    "conv_kernel_size": [1, 3, 5, 9, 31],
+    "num_groups": [1, 1, 2, 3],
+}
 GROUPS: Options = {"num_hidden_groups": [1, 2], "inner_group_num": [1, 2]}
 ENCODERS: dict[str, tuple[str, Options]] = {
     "bert": ("uncased", BERT),
@@ -104,6 +111,7 @@ ENCODERS: dict[str, tuple[str, Options]] = {
     "modernbert": ("bytes", MODERNBERT),
     "gte": ("unigram", {"hidden_act": ACTIVATIONS, "type_vocab_size": [1, 2], "rope_parameters": [ROPE]}),
     "deberta-v2": ("deberta", DEBERTA),
+    "convbert": ("cased", CONVBERT),
     "llama": ("qwen", DECODERS["llama"]),
     "qwen2": ("qwen", DECODERS["qwen2"]),
     "qwen3": ("qwen", DECODERS["qwen3"]),
@@ -116,5 +124,5 @@ ENCODERS: dict[str, tuple[str, Options]] = {
     "mt5": ("t5", T5),
     "lfm2": ("bytes", {**LFM2, **flags("is_causal")}),
 }
-SCORED = list(ENCODERS)[:14]
+SCORED = list(ENCODERS)[:15]
 SPARSE = ["bert", "xlm-roberta", "roberta", "camembert", "distilbert"]

@@ -192,8 +192,13 @@ fn sentence(model: &str, name: &str, data: &[u8]) {
 }
 
 /// Sentence models, and their families.
-const SENTENCES: [(&str, &str); 4] =
-    [("bert_plain", "bert"), ("qwen3_embedding", "qwen3"), ("deberta_v2", "deberta-v2"), ("t5", "t5")];
+const SENTENCES: [(&str, &str); 5] = [
+    ("bert_plain", "bert"),
+    ("qwen3_embedding", "qwen3"),
+    ("deberta_v2", "deberta-v2"),
+    ("t5", "t5"),
+    ("convbert_grouped", "convbert"),
+];
 
 /// Generators, and their families.
 const GENERATORS: [(&str, &str); 23] = [

@@ -191,6 +191,17 @@ def deberta_plain(sizes: Sizes) -> Config:
     return {**deberta(sizes), **own, "type_vocab_size": 2, "conv_kernel_size": 3, "conv_act": "tanh"}
 
 
+def convbert(sizes: Sizes, **others: Any) -> Config:
+    """As the Turkish models have it: half as many heads, and convolutions over nine tokens."""
+    shape = {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "type_vocab_size": 2, "embedding_size": sizes["hidden"]}
+    return common(sizes, **{**shape, "head_ratio": 2, "conv_kernel_size": 9, "num_groups": 1, **others})
+
+
+def convbert_grouped(sizes: Sizes) -> Config:
+    """Narrow embeddings, perceptrons of two groups, as many heads as there are, and a short convolution."""
+    return convbert(sizes, embedding_size=20, num_groups=2, head_ratio=1, conv_kernel_size=5, hidden_act="gelu_new")
+
+
 def t5(sizes: Sizes, **others: Any) -> Config:
     """Heads that are wider together than states are."""
     return {
@@ -239,6 +250,8 @@ CONFIGS: dict[str, tuple[str, Callable[[Sizes], Config]]] = {
     "deberta_c2p": ("DebertaV2Model", deberta_c2p),
     "deberta_p2c": ("DebertaV2Model", deberta_p2c),
     "deberta_plain": ("DebertaV2Model", deberta_plain),
+    "convbert": ("ConvBertModel", convbert),
+    "convbert_grouped": ("ConvBertModel", convbert_grouped),
     "t5": ("T5EncoderModel", t5),
     "t5_gated": ("MT5EncoderModel", t5_gated),
 }
@@ -249,7 +262,7 @@ def config(architecture: str, sizes: Sizes, dtype: torch.dtype) -> Config:
     model_type = (
         "deberta-v2"
         if architecture.startswith("deberta")
-        else architecture.removesuffix("_silu").removesuffix("_bidirectional")
+        else architecture.removesuffix("_silu").removesuffix("_bidirectional").removesuffix("_grouped")
     )
     model_type = "mt5" if architecture == "t5_gated" else model_type
     dtype_name = str(dtype).removeprefix("torch.")

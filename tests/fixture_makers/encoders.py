@@ -87,6 +87,10 @@ ENCODERS = (
     ),
     Encoder("deberta_v3", 61, architecture="deberta_v3", tokenizer="deberta", heads=3),
     Encoder("deberta_v2", 62, architecture="deberta_v2", tokenizer="deberta", heads=4, pooling="cls"),
+    Encoder("convbert", 66, architecture="convbert", tokenizer="cased", hidden=40, heads=4),
+    Encoder(
+        "convbert_grouped", 67, architecture="convbert_grouped", hidden=36, heads=3, intermediate=52, pooling="cls"
+    ),
     Encoder("t5", 64, architecture="t5", tokenizer="t5", dense=40, dense_to=20),
     Encoder("mt5", 65, architecture="t5_gated", tokenizer="t5", heads=3),
     Encoder("deberta_c2p", 63, architecture="deberta_c2p", tokenizer="deberta", normalize=False),

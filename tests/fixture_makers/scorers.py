@@ -88,6 +88,7 @@ SCORERS = (
         Encoder("nli_deberta", 59, architecture="deberta_plain", tokenizer="deberta", layout="plain", positions=31),
         labels=NLI,
     ),
+    Scorer(Encoder("rerank_convbert", 60, architecture="convbert", tokenizer="cased", layout="plain", positions=31)),
     Scorer(Encoder("rerank_mpnet", 57, architecture="mpnet", tokenizer="mpnet", layout="plain", positions=31)),
 )
 

@@ -81,10 +81,11 @@ def test_tokens_that_fill_a_query_are_seen_by_no_other(make_manager, name):
             np.testing.assert_array_equal(alone, vectors)
 
 
-def test_a_family_that_does_not_compute_such_tokens_as_transformers_is_refused(make_manager, tmp_path):
+@pytest.mark.parametrize("family", ["deberta_v3", "rerank_convbert"])
+def test_a_family_that_does_not_compute_such_tokens_as_transformers_is_refused(make_manager, tmp_path, family):
     folder = shutil.copytree(FOLDER, tmp_path / "m")
     for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(FIXTURES / "deberta_v3" / name, folder / name)
+        shutil.copy(FIXTURES / family / name, folder / name)
     manager = make_manager()
     manager.register("colbert", str(folder))
     with pytest.raises(UnsupportedModelError, match=r"tokens to which none attends.*attend_to_expansion_tokens"):

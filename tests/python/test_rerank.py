@@ -15,7 +15,9 @@ from model_manager import CrossEncoder, RerankResult
 from model_manager.errors import ArgumentError, InputError, InputTypeError, TaskError, UnsupportedModelError
 
 RERANKERS = ("rerank_bert", "rerank_xlmr", "rerank_qwen3")
-FAMILIES = tuple(f"rerank_{name}" for name in ("distilbert", "electra", "modernbert", "gte", "albert", "mpnet"))
+FAMILIES = tuple(
+    f"rerank_{name}" for name in ("distilbert", "electra", "modernbert", "gte", "albert", "mpnet", "convbert")
+)
 NAMES = (*RERANKERS, "nli_bert", *FAMILIES, "nli_modernbert")
 TOLERANCE = {"rtol": 0, "atol": 2e-5}
 DOCUMENTS = ["Ankara başkenttir.", "The fox jumps.", "İade yedi gün içinde yapılır.", "Ankara başkenttir."]

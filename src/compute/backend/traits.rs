@@ -300,6 +300,45 @@ pub trait Pass<B: Backend> {
         Err(lacking("short_convolution"))
     }
 
+    /// Takes back the memory of states that no further operation needs. Operations that consume states do so themselves.
+    fn discard(&mut self, _x: Self::States) {}
+
+    /// The convolution of each column of whole sequences, without gates.
+    ///
+    /// # Errors
+    /// As [`im2col`](Self::im2col).
+    fn depthwise_convolution(
+        &mut self,
+        _x: &Self::States,
+        _convolution: &B::ShortConvolution,
+    ) -> Result<Self::States> {
+        Err(lacking("depthwise_convolution"))
+    }
+
+    /// Multiplies each row by the first columns of that of `by`.
+    ///
+    /// # Errors
+    /// As [`im2col`](Self::im2col).
+    fn multiply(&mut self, _x: Self::States, _by: &Self::States) -> Result<Self::States> {
+        Err(lacking("multiply"))
+    }
+
+    /// Each row of `x`, followed by a convolution of `values` whose factors that row has of its own: for each of `heads` equal
+    /// parts of the columns, the softmax of as many `scores` as it sees rows, of which its own is the middle one. Rows beyond
+    /// the ends of the sequence are zero.
+    ///
+    /// # Errors
+    /// As [`im2col`](Self::im2col).
+    fn dynamic_convolution(
+        &mut self,
+        _x: Self::States,
+        _scores: Self::States,
+        _values: Self::States,
+        _heads: usize,
+    ) -> Result<Self::States> {
+        Err(lacking("dynamic_convolution"))
+    }
+
     /// Each row with those around it in its sequence, side by side: `size` rows, of which it is the middle one. Beyond the
     /// ends of the sequence they are zero. The operand of a convolution.
     ///

@@ -10,8 +10,8 @@ mod state;
 
 use std::ops::Range;
 
-pub(crate) use self::rows::GatedRows;
 use self::rows::MOST_COLUMNS;
+pub(crate) use self::rows::{GatedRows, SeenRows, SequenceRows};
 pub use self::state::ShortConvolutionShape;
 pub(crate) use self::state::{SNAPSHOT, ShortConvolutionState};
 use crate::compute::isa::DType;
@@ -113,7 +113,7 @@ impl ShortConvolution {
     /// # Safety
     ///
     /// - No other code accesses row `to` of `out` during the call.
-    pub(crate) unsafe fn write(&self, rows: &GatedRows<'_>, index: usize, out: &Target<'_>, to: usize) {
+    pub(crate) unsafe fn write(&self, rows: &impl SeenRows, index: usize, out: &Target<'_>, to: usize) {
         let mut sums = [0.0; MOST_COLUMNS];
         for first in (0..self.columns).step_by(MOST_COLUMNS) {
             let columns = first..self.columns.min(first + MOST_COLUMNS);
@@ -130,7 +130,7 @@ impl ShortConvolution {
     }
 
     /// Some columns of the output of row `index`.
-    fn sum(&self, rows: &GatedRows<'_>, index: usize, columns: Range<usize>, sums: &mut [f32]) {
+    fn sum(&self, rows: &impl SeenRows, index: usize, columns: Range<usize>, sums: &mut [f32]) {
         match &self.shift {
             Some(shift) => sums.copy_from_slice(&shift[columns.clone()]),
             None => sums.fill(0.0),
@@ -142,8 +142,9 @@ impl ShortConvolution {
             let products = factors[columns.clone()].iter().zip(&*other);
             sums.iter_mut().zip(products).for_each(|(sum, (factor, x))| *sum += factor * x);
         }
-        rows.read_gate(index, columns, other);
-        sums.iter_mut().zip(other).for_each(|(sum, gate)| *sum *= *gate);
+        if rows.read_gate(index, columns, other) {
+            sums.iter_mut().zip(other).for_each(|(sum, gate)| *sum *= *gate);
+        }
     }
 }
 

@@ -2,7 +2,9 @@
 
 use std::fmt::Debug;
 
-use super::tensors::{ConvolutionTensors, EmbeddingTensors, LayerTensors, NormTensors, Tensors};
+use super::tensors::{
+    ConvolutionTensors, DynamicConvolutionTensors, EmbeddingTensors, LayerTensors, NormTensors, Tensors,
+};
 
 use crate::compute::{
     Activation, DistanceBias, Heads, LayerAttention, Matrix, Positions, RelativeLayers, RelativeTable, Weight,
@@ -140,6 +142,18 @@ pub trait Architecture: Debug + Send + Sync {
         Ok(None)
     }
 
+    /// The convolution whose outputs stand next to those of layer `index`'s attention, if it has one.
+    ///
+    /// # Errors
+    /// When a tensor is missing or of another shape.
+    fn dynamic_convolution(
+        &self,
+        _tensors: &dyn Tensors,
+        _index: usize,
+    ) -> Result<Option<DynamicConvolutionTensors>> {
+        Ok(None)
+    }
+
     /// Whether it computes texts with tokens that the others do not see, as transformers does.
     fn hides_tokens(&self) -> bool {
         true
@@ -181,6 +195,7 @@ pub fn check_tensors(architecture: &dyn Architecture, tensors: &dyn Tensors, wri
     for index in layers.filter(|&index| architecture.same_as(index) == index) {
         architecture.layer(tensors, index)?;
         architecture.relative_layers(tensors, index)?;
+        architecture.dynamic_convolution(tensors, index)?;
     }
     architecture.final_norm(tensors)?;
     if writes {

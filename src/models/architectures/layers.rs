@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::architecture::{Architecture, Description, misuse};
+use super::dynamic_convolution::DynamicConvolution;
 use super::tensors::{MixerTensors, NormTensors, Tensors};
 use crate::Result;
 use crate::compute::{
@@ -20,6 +21,8 @@ pub(super) enum Mixer<B: Backend> {
         rotary: Option<usize>,
         attention: LayerAttention,
         relative: Option<B::Relative>,
+        /// Its outputs follow those of attention.
+        dynamic: Option<DynamicConvolution<B>>,
     },
     ShortConvolution {
         /// The three parts of its rows side by side.
@@ -177,7 +180,13 @@ impl<B: Backend> LayerLoader<'_, B> {
             Some([queries, keys]) => Some((self.norm(&queries)?, self.norm(&keys)?)),
             None => None,
         };
-        Ok(Mixer::Attention { qkv: self.backend.linear(qkv)?, head_norms, rotary, attention, relative })
+        let dynamic = self.architecture.dynamic_convolution(self.tensors, index)?;
+        if dynamic.is_some() && self.description.norm_first {
+            return Err(misuse("a convolution next to attention is for blocks that end with their norm"));
+        }
+        let dynamic = dynamic.map(|dynamic| DynamicConvolution::load(self.backend, dynamic)).transpose()?;
+        let qkv = self.backend.linear(qkv)?;
+        Ok(Mixer::Attention { qkv, head_norms, rotary, attention, relative, dynamic })
     }
 
     fn short_convolution(

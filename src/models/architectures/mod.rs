@@ -7,9 +7,11 @@
 mod albert;
 mod architecture;
 mod bert;
+mod convbert;
 mod convolution;
 mod deberta_v2;
 mod distilbert;
+mod dynamic_convolution;
 mod family;
 mod gguf_keys;
 mod gguf_tensors;
@@ -25,6 +27,7 @@ mod registry;
 mod rope_scaling;
 mod rotary_bert;
 mod rotary_gpt;
+
 mod t5;
 mod tensors;
 mod transformer;
@@ -38,5 +41,8 @@ pub(crate) use gguf_tensors::GgufTensors;
 pub use masked::check_masked;
 pub use registry::{example, families, find, find_config, find_gguf, register};
 pub(crate) use registry::{gguf_names, names};
-pub use tensors::{ConvolutionTensors, EmbeddingTensors, LayerTensors, MixerTensors, NormTensors, Tensors};
+pub use tensors::{
+    ConvolutionTensors, DynamicConvolutionTensors, EmbeddingTensors, LayerTensors, MixerTensors, NormTensors,
+    Tensors,
+};
 pub use transformer::Transformer;

@@ -4,15 +4,16 @@ use serde_json::Value;
 
 use super::family::{Family, GgufFamily, ModelKind, ReadGguf};
 use super::{
-    albert, bert, deberta_v2, distilbert, gpt2, jina_bert, lfm2, llama, modernbert, mpnet, rotary_bert,
-    rotary_gpt, t5,
+    albert, bert, convbert, deberta_v2, distilbert, gpt2, jina_bert, lfm2, llama, modernbert, mpnet,
+    rotary_bert, rotary_gpt, t5,
 };
 use crate::sync::Mutex;
 use crate::{Error, Result};
 
 /// The families of this crate.
-static BUILT_IN: [&[Family]; 13] = [
+static BUILT_IN: [&[Family]; 14] = [
     bert::FAMILIES,
+    convbert::FAMILIES,
     modernbert::FAMILIES,
     rotary_bert::FAMILIES,
     jina_bert::FAMILIES,
@@ -34,6 +35,7 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("roberta", "sentence-transformers/all-distilroberta-v1"),
     ("camembert", "dangvantuan/sentence-camembert-base"),
     ("electra", "dbmdz/electra-base-turkish-cased-discriminator"),
+    ("convbert", "dbmdz/convbert-base-turkish-cased"),
     ("modernbert", "Alibaba-NLP/gte-modernbert-base"),
     ("new", "Alibaba-NLP/gte-multilingual-base"),
     ("gte", "a GTE model that transformers has saved"),

@@ -110,6 +110,20 @@ pub struct ConvolutionTensors {
     pub norm: NormTensors,
 }
 
+/// A convolution along the text whose factors each row makes of its query and of the rows around it. Its outputs follow those
+/// of attention.
+#[derive(Debug)]
+pub struct DynamicConvolutionTensors {
+    /// Of each column of the layer's input.
+    pub depthwise: ShortConvolutionFactors,
+    /// From its outputs to what is multiplied by the queries.
+    pub keys: Biased,
+    /// From these products to the scores of each head, one for each row that it sees.
+    pub scores: Biased,
+    /// From the layer's input to what the factors multiply.
+    pub values: Biased,
+}
+
 /// What a layer mixes the rows of a text with.
 #[derive(Debug)]
 pub enum MixerTensors {

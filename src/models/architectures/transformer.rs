@@ -180,22 +180,28 @@ impl<B: Backend> Transformer<B> {
         }
     }
 
-    /// What the mixer of a layer makes of `x`, which its input gave.
+    /// What the mixer of a layer makes of `x`, which its input gave of `states`.
     fn mix<'a>(
         &self,
         pass: &mut B::Pass<'a>,
+        states: &<B::Pass<'a> as Pass<B>>::States,
         x: <B::Pass<'a> as Pass<B>>::States,
         PlacedLayer { layer, cache_index }: &PlacedLayer<B>,
         ropes: &[RopeTable<'_>],
     ) -> Result<<B::Pass<'a> as Pass<B>>::States> {
         match &layer.mixer {
-            Mixer::Attention { head_norms, rotary, attention, relative, .. } => {
+            Mixer::Attention { head_norms, rotary, attention, relative, dynamic, .. } => {
                 let heads = self.description.heads;
+                let scores = dynamic.as_ref().map(|dynamic| dynamic.scores(pass, states, &x)).transpose()?;
                 let x = match *rotary {
                     Some(rotary) => pass.rotate(x, heads, head_norms.as_ref(), &ropes[rotary])?,
                     None => x,
                 };
-                pass.attention(*cache_index, x, heads, attention, relative.as_ref())
+                let attended = pass.attention(*cache_index, x, heads, attention, relative.as_ref())?;
+                match dynamic.as_ref().zip(scores) {
+                    Some((dynamic, scores)) => dynamic.append(pass, states, attended, scores, heads.heads),
+                    None => Ok(attended),
+                }
             }
             Mixer::ShortConvolution { convolution, .. } => {
                 pass.short_convolution(*cache_index, x, convolution)
@@ -242,7 +248,7 @@ impl<B: Backend> Transformer<B> {
             (&placed.layer, self.description.activation, self.description.factors.residual);
         let norm = layer.attention_norm.as_ref();
         let input = pass.norm_linear(&x, norm, layer.mixer.input(), Activation::Identity)?;
-        let mut mixed = self.mix(pass, input, placed, ropes)?;
+        let mut mixed = self.mix(pass, &x, input, placed, ropes)?;
         if let Some(row) = row {
             (mixed, x) = (pass.gather_rows(mixed, row)?, pass.gather_rows(x, row)?);
         }
@@ -276,7 +282,7 @@ impl<B: Backend> Transformer<B> {
             let (attention_norm, mlp_norm) =
                 norms.ok_or_else(|| misuse("a block has no norm to end with"))?;
             let input = pass.linear(&x, layer.mixer.input(), Activation::Identity)?;
-            let mut mixed = self.mix(pass, input, placed, ropes)?;
+            let mut mixed = self.mix(pass, &x, input, placed, ropes)?;
             if let Some(row) = row.filter(|_| index + 1 == self.layers.placed.len()) {
                 // From here on no row looks at another.
                 (mixed, x) = (pass.gather_rows(mixed, row)?, pass.gather_rows(x, row)?);

@@ -135,6 +135,10 @@ impl Tensors for Made {
     fn vector(&self, name: &str, length: usize) -> Result<Weight> {
         Weight::from_f32(&made(name, length), &[length])
     }
+
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Weight> {
+        Weight::from_f32(&made(name, shape.iter().product()), shape)
+    }
 }
 
 fn attention(mask: Mask, width: usize, style: RopeStyle) -> Vec<LayerAttention> {
@@ -463,6 +467,9 @@ mod variants;
 
 #[path = "transformer_short_convolution_tests.rs"]
 mod short_convolutions;
+
+#[path = "transformer_dynamic_convolution_tests.rs"]
+mod dynamic_convolutions;
 
 #[path = "transformer_device_tests.rs"]
 mod devices;

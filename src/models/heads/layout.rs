@@ -147,6 +147,18 @@ pub const ELECTRA: ClassifierHead = ClassifierHead {
         layer(&["classifier.out_proj"], HeadActivation::Identity),
     ],
 };
+/// Of ConvBERT.
+pub const CONVBERT: ClassifierHead = ClassifierHead {
+    state: HeadState::First,
+    layers: &[
+        HeadLayer {
+            names: &["classifier.dense"],
+            activation: LayerActivation::Configured("hidden_act"),
+            norm: None,
+        },
+        layer(&["classifier.out_proj"], HeadActivation::Identity),
+    ],
+};
 /// Of DeBERTa-v2.
 pub const DEBERTA: ClassifierHead = ClassifierHead {
     state: HeadState::First,

@@ -21,6 +21,7 @@ const FIXTURES: &[&str] = &[
     "rerank_mpnet",
     "rerank_deberta",
     "nli_deberta",
+    "rerank_convbert",
 ];
 
 fn load(name: &str) -> (Encoder, Value) {

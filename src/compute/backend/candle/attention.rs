@@ -169,6 +169,13 @@ fn compared(
     Ok(parts)
 }
 
+/// The softmax over the last dimension.
+pub(super) fn softmax(scores: &Tensor) -> candle_core::Result<Tensor> {
+    // The largest score of a query that sees a key is finite, and its sum at least 1. Others get zeros.
+    let e = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?.maximum(-1e30f32)?)?.exp()?;
+    e.broadcast_div(&e.sum_keepdim(D::Minus1)?.maximum(1e-30f32)?)
+}
+
 /// The values of each sequence, weighted by the softmax of its scores. Queries are `[sequences, rows, heads, width]`, keys
 /// and values `[sequences, length, kv_heads, width]`; `additions` are broadcast to `[sequences, heads, rows, length]`.
 fn weighted_sums(
@@ -194,10 +201,7 @@ fn weighted_sums(
     for addition in additions {
         scores = scores.broadcast_add(addition)?;
     }
-    // The largest score of a query that sees a key is finite, and its sum at least 1. Others get zeros.
-    let e = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?.maximum(-1e30f32)?)?.exp()?;
-    let sum = e.sum_keepdim(D::Minus1)?.maximum(1e-30f32)?;
-    let p = e.broadcast_div(&sum)?.reshape((both, group * rows, length))?;
+    let p = softmax(&scores)?.reshape((both, group * rows, length))?;
     let sums = p.matmul(&values)?.reshape((sequences, kv_heads, group, rows, width))?;
     sums.permute((0, 3, 1, 2, 4))?.contiguous()?.reshape((sequences, rows, count * width))
 }

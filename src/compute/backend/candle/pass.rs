@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use candle_core::{D, Tensor};
 
-use super::attention::{apply_rope, attend, attend_packed, split_heads};
+use super::attention::{apply_rope, attend, attend_packed, softmax, split_heads};
 use super::device::{Candle, failed};
 use super::groups::AttentionGroups;
 use super::tensors::{TensorCache, TensorLinear, TensorNorm, TensorRelative, TensorShortConvolution};
@@ -30,6 +30,13 @@ pub struct CandlePass<'a> {
 impl<'a> CandlePass<'a> {
     pub(super) fn new(backend: &'a Candle, rows: PassRows<'a>, cache: Option<&'a mut TensorCache>) -> Self {
         Self { backend, rows, groups: AttentionGroups::default(), cache, delivered: false }
+    }
+
+    /// What `make` makes of the rows of each sequence that has some, below each other.
+    fn joined(&self, make: &dyn Fn(&Range<usize>) -> candle_core::Result<Tensor>) -> Result<Option<Tensor>> {
+        let sequences = self.rows.sequences.iter().filter(|rows| !rows.is_empty()).map(make);
+        let joined = sequences.collect::<candle_core::Result<Vec<_>>>().and_then(|all| Tensor::cat(&all, 0));
+        joined.map(Some).map_err(failed)
     }
 
     /// Copies `x` to memory, and calls `each` with the rows of each sequence.
@@ -173,6 +180,34 @@ impl Pass<Candle> for CandlePass<'_> {
         joined.map(Some).map_err(failed)
     }
 
+    fn depthwise_convolution(
+        &mut self,
+        x: &Option<Tensor>,
+        convolution: &TensorShortConvolution,
+    ) -> Result<Option<Tensor>> {
+        let Some(x) = x else { return Ok(None) };
+        self.joined(&|rows| convolution.without_gates(&x.narrow(0, rows.start, rows.len())?))
+    }
+
+    fn multiply(&mut self, x: Option<Tensor>, by: &Option<Tensor>) -> Result<Option<Tensor>> {
+        x.zip(by.as_ref()).map(|(x, by)| x.mul(&by.narrow(1, 0, x.dim(1)?)?)).transpose().map_err(failed)
+    }
+
+    fn dynamic_convolution(
+        &mut self,
+        x: Option<Tensor>,
+        scores: Option<Tensor>,
+        values: Option<Tensor>,
+        heads: usize,
+    ) -> Result<Option<Tensor>> {
+        let (Some(x), Some(scores), Some(values)) = (x, scores, values) else { return Ok(None) };
+        let convolved = self.joined(&|rows| {
+            let own = |all: &Tensor| all.narrow(0, rows.start, rows.len());
+            convolved_dynamically(&own(&scores)?, &own(&values)?, heads)
+        })?;
+        convolved.map(|convolved| Tensor::cat(&[x, convolved], 1)).transpose().map_err(failed)
+    }
+
     fn im2col(&mut self, x: &Option<Tensor>, size: usize) -> Result<Option<Tensor>> {
         let Some(x) = x else { return Ok(None) };
         let side_by_side = |rows: &Range<usize>| {
@@ -181,9 +216,7 @@ impl Pass<Candle> for CandlePass<'_> {
             let places = (0..size).map(|place| own.narrow(0, place, length));
             Tensor::cat(&places.collect::<candle_core::Result<Vec<_>>>()?, 1)?.reshape((length, size * width))
         };
-        let sequences = self.rows.sequences.iter().filter(|rows| !rows.is_empty()).map(side_by_side);
-        let joined = sequences.collect::<candle_core::Result<Vec<_>>>().and_then(|all| Tensor::cat(&all, 0));
-        joined.map(Some).map_err(failed)
+        self.joined(&side_by_side)
     }
 
     fn add_norm(
@@ -308,6 +341,20 @@ impl Pass<Candle> for CandlePass<'_> {
         }
         Ok(())
     }
+}
+
+/// The sums of the rows of one sequence around each, `[rows, columns]`, with the softmax of its `scores` as factors.
+fn convolved_dynamically(scores: &Tensor, values: &Tensor, heads: usize) -> candle_core::Result<Tensor> {
+    let ((rows, taps), columns) = (scores.dims2()?, values.dim(1)?);
+    let (size, width) = (taps / heads, columns / heads);
+    let factors = softmax(&scores.reshape((rows, heads, size))?)?;
+    let seen = values.pad_with_zeros(0, size / 2, size - 1 - size / 2)?;
+    let mut sum = Tensor::zeros((rows, heads, width), values.dtype(), values.device())?;
+    for tap in 0..size {
+        let value = seen.narrow(0, tap, rows)?.reshape((rows, heads, width))?;
+        sum = (sum + value.broadcast_mul(&factors.narrow(2, tap, 1)?)?)?;
+    }
+    sum.reshape((rows, columns))
 }
 
 fn normed(x: Option<Tensor>, norm: Option<&TensorNorm>) -> Result<Option<Tensor>> {

@@ -81,15 +81,26 @@ impl TensorShortConvolution {
             None => gated.pad_with_zeros(0, self.before, 0)?,
         };
         let later = seen.narrow(0, rows, self.before)?.force_contiguous()?;
+        Ok(((self.sum(&seen, rows)? * part(1)?)?, later))
+    }
+
+    /// The outputs for all rows of a sequence, without gates.
+    pub(super) fn without_gates(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        self.sum(&x.pad_with_zeros(0, self.before, 0)?, x.dim(0)?)
+    }
+
+    /// The sums of `rows` rows; `seen` begins with the first row that the first of them sees.
+    fn sum(&self, seen: &Tensor, rows: usize) -> candle_core::Result<Tensor> {
         let seen = seen.pad_with_zeros(0, 0, self.factors.len() - 1 - self.before)?;
+        let shape = (rows, seen.dim(1)?);
         let mut sum = match &self.shift {
-            Some(shift) => shift.broadcast_as((rows, columns))?.contiguous()?,
-            None => gated.zeros_like()?,
+            Some(shift) => shift.broadcast_as(shape)?.contiguous()?,
+            None => Tensor::zeros(shape, seen.dtype(), seen.device())?,
         };
         for (row, factors) in self.factors.iter().enumerate() {
             sum = (sum + seen.narrow(0, row, rows)?.broadcast_mul(factors)?)?;
         }
-        Ok(((sum * part(1)?)?, later))
+        Ok(sum)
     }
 }
 

@@ -13,6 +13,7 @@ mod plan;
 #[cfg(test)]
 mod relative_tests;
 mod run;
+mod sequence_convolution;
 mod short_convolution;
 mod states;
 #[cfg(test)]

@@ -236,6 +236,29 @@ impl Pass<Cpu> for CpuPass<'_> {
         self.convolve_rows(layer, x, convolution)
     }
 
+    fn discard(&mut self, x: States) {
+        // The method of the type, not this one.
+        CpuPass::discard(self, x);
+    }
+
+    fn depthwise_convolution(&mut self, x: &States, convolution: &ShortConvolution) -> Result<States> {
+        self.convolve_depthwise(x, convolution)
+    }
+
+    fn multiply(&mut self, x: States, by: &States) -> Result<States> {
+        self.multiply_rows(x, by)
+    }
+
+    fn dynamic_convolution(
+        &mut self,
+        x: States,
+        scores: States,
+        values: States,
+        heads: usize,
+    ) -> Result<States> {
+        self.convolve_dynamically(x, scores, values, heads)
+    }
+
     fn im2col(&mut self, x: &States, size: usize) -> Result<States> {
         let matrix = self.im2col_rows(x.operand(self.cpu.dtype)?, size)?;
         Ok(self.operand(matrix))
