@@ -18,6 +18,7 @@ import asyncio
 from model_manager import Config, ModelManager, model_manager, tracing
 from model_manager.batch import BatchEmbedder
 from model_manager.errors import OverloadedError
+from model_manager.server import ServedModel, ServerConfig, create_app
 
 manager = ModelManager(Config(threads=1), cache_size=10)
 reveal_type(manager.embed(["one", "two"], "english_sentence", normalize=False))
@@ -31,6 +32,7 @@ reveal_type(OverloadedError.transient)
 reveal_type(BatchEmbedder("model").column)
 reveal_type(tracing.is_enabled())
 reveal_type(model_manager)
+reveal_type(create_app(ServerConfig(models=[ServedModel("one", aliases=["two"])], api_keys=["key"])))
 manager.embed("one", modle="english")
 manager.embed(1.5)
 Config(thread=1)
@@ -47,6 +49,7 @@ TYPES = [
     "str",
     "bool",
     "ModelManager",
+    "FastAPI",
 ]
 MISTAKES = ['No overloads for "embed"', 'cannot be assigned to parameter "texts"', 'No parameter named "thread"']
 

@@ -348,7 +348,8 @@ def search(
         if least is None:
             click.echo("Nothing matches.", err=True)
         else:
-            click.echo(f"Nothing reaches a score of {least:g}; --score-threshold lowers it.", err=True)
+            chosen = " that --where selects" if where else ""
+            click.echo(f"Nothing{chosen} reaches a score of {least:g}; --score-threshold lowers it.", err=True)
 
 
 def _filters(where: Sequence[str]) -> dict[str, list[Any]]:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ServedModel", "ServerConfig"]
 
+Texts = tuple[str, ...] | list[str]
+"""What a setting of several texts may be given as; it is a tuple afterwards."""
 DEFAULT_SOURCE = "Qwen/Qwen3-Embedding-0.6B"
 """The model that is served when the environment names none."""
 DEFAULT_DIMENSIONS = 1024
@@ -50,7 +52,7 @@ class ServedModel:
     _: KW_ONLY
     slot: str | None = None
     source: str | None = None
-    aliases: tuple[str, ...] = ()
+    aliases: Texts = ()
     dimensions: int | None = None
     instructions: Literal["auto", "on", "off"] = "auto"
 
@@ -206,27 +208,27 @@ class ServerConfig:
         str,
         "Path prefix under which a proxy serves this server, such as /embeddings.",
     )
-    api_keys: tuple[str, ...] = _setting(
+    api_keys: Texts = _setting(
         "MODEL_MANAGER_SERVER_API_KEYS",
         (),
         _some_words,
         "API keys; a client must send one of them. None: open to all clients.",
         secret=True,
     )
-    open_paths: tuple[str, ...] = _setting(
+    open_paths: Texts = _setting(
         "MODEL_MANAGER_SERVER_OPEN_PATHS",
         ("/", "/health", "/ready"),
         _words,
         "Paths that need no key, for example /metrics.",
     )
     admin: bool = _setting("MODEL_MANAGER_SERVER_ADMIN", True, _flag, "Whether clients may load and unload models.")
-    cors_origins: tuple[str, ...] = _setting(
+    cors_origins: Texts = _setting(
         "MODEL_MANAGER_SERVER_CORS_ORIGINS",
         (),
         _words,
         "Origins whose pages may call the server from a browser; none: CORS is off.",
     )
-    allowed_hosts: tuple[str, ...] = _setting(
+    allowed_hosts: Texts = _setting(
         "MODEL_MANAGER_SERVER_ALLOWED_HOSTS",
         (),
         _some_words,
@@ -286,7 +288,7 @@ class ServerConfig:
         "Load the served embedding models at start instead of with the first request.",
     )
     access_log: bool = _setting("MODEL_MANAGER_SERVER_ACCESS_LOG", False, _flag, "Log every request.")
-    generators: tuple[str, ...] = _setting(
+    generators: Texts = _setting(
         "MODEL_MANAGER_SERVER_GENERATORS", ("text_generator",), _words, "Slots of the served text generators."
     )
     max_choices: int = _setting(
@@ -304,7 +306,7 @@ class ServerConfig:
         str,
         "Spans of OpenTelemetry for requests: on, off, or auto: where the process has set a tracer provider.",
     )
-    models: tuple[ServedModel, ...] = field(default_factory=default_models)
+    models: tuple[ServedModel, ...] | list[ServedModel] = field(default_factory=default_models)
 
     def __post_init__(self) -> None:
         warn(self.fields, SERVER_PREFIX)
