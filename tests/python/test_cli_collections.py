@@ -144,7 +144,8 @@ def test_nothing_found(command, tmp_path):
         assert (done.code, done.out, done.err) == (0, "", "Nothing matches.\n"), options
     for options in (("--mode", "dense", "--sparse", "bm25"), ()):
         done = command("search", "parcel", "-c", "faq", "-w", "lang=tr", *options)
-        assert done.err == "Nothing that --where selects reaches a score of 0.7; --score-threshold lowers it.\n", options
+        nothing = "Nothing that --where selects reaches a score of 0.7; --score-threshold lowers it.\n"
+        assert done.err == nothing, options
     above = command("search", "lunch", "-c", "faq", "--sparse", "bm25", "--mode", "sparse", "-s", "1000")
     assert above.err == "Nothing reaches a score of 1000; --score-threshold lowers it.\n"
     missing = command("search", "parcel", "-c", "other")

@@ -113,6 +113,13 @@ def test_settings_out_of_range(settings):
     assert raised.value.param == name
 
 
+def test_one_text_as_aliases():
+    """Its letters would be the names."""
+    with pytest.raises(ConfigError, match="aliases must be a list, not one text") as raised:
+        ServedModel("a", source="x", aliases="qwen3")
+    assert raised.value.param == "aliases"
+
+
 @pytest.mark.parametrize(
     "origin",
     ["*", "null", "https://a.example", "http://localhost:3000", "https://a:80", "http://[::1]:8080", "app://-"],

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ServedModel", "ServerConfig"]
 
-Texts = tuple[str, ...] | list[str]
-"""What a setting of several texts may be given as; it is a tuple afterwards."""
 DEFAULT_SOURCE = "Qwen/Qwen3-Embedding-0.6B"
 """The model that is served when the environment names none."""
 DEFAULT_DIMENSIONS = 1024
@@ -52,13 +50,15 @@ class ServedModel:
     _: KW_ONLY
     slot: str | None = None
     source: str | None = None
-    aliases: Texts = ()
+    aliases: tuple[str, ...] | list[str] = ()
     dimensions: int | None = None
     instructions: Literal["auto", "on", "off"] = "auto"
 
     def __post_init__(self) -> None:
         _text("ServedModel.name", self.name)
         object.__setattr__(self, "slot", self.slot or self.name)
+        if isinstance(self.aliases, str):
+            raise config_error("aliases", "ServedModel.aliases must be a list, not one text")
         object.__setattr__(self, "aliases", tuple(_text("ServedModel.aliases", alias) for alias in self.aliases))
         if self.dimensions is not None:
             _whole("ServedModel.dimensions", self.dimensions, 1)
@@ -193,6 +193,8 @@ def default_models() -> tuple[ServedModel, ...]:
 class ServerConfig:
     """Settings of the server. Each is the keyword, else the environment variable, else the default.
 
+    A setting of several values may be given as a list, and is a tuple afterwards.
+
     Raises:
         ConfigError: A value of the wrong type or out of range; the message names it.
     """
@@ -208,27 +210,27 @@ class ServerConfig:
         str,
         "Path prefix under which a proxy serves this server, such as /embeddings.",
     )
-    api_keys: Texts = _setting(
+    api_keys: tuple[str, ...] | list[str] = _setting(
         "MODEL_MANAGER_SERVER_API_KEYS",
         (),
         _some_words,
         "API keys; a client must send one of them. None: open to all clients.",
         secret=True,
     )
-    open_paths: Texts = _setting(
+    open_paths: tuple[str, ...] | list[str] = _setting(
         "MODEL_MANAGER_SERVER_OPEN_PATHS",
         ("/", "/health", "/ready"),
         _words,
         "Paths that need no key, for example /metrics.",
     )
     admin: bool = _setting("MODEL_MANAGER_SERVER_ADMIN", True, _flag, "Whether clients may load and unload models.")
-    cors_origins: Texts = _setting(
+    cors_origins: tuple[str, ...] | list[str] = _setting(
         "MODEL_MANAGER_SERVER_CORS_ORIGINS",
         (),
         _words,
         "Origins whose pages may call the server from a browser; none: CORS is off.",
     )
-    allowed_hosts: Texts = _setting(
+    allowed_hosts: tuple[str, ...] | list[str] = _setting(
         "MODEL_MANAGER_SERVER_ALLOWED_HOSTS",
         (),
         _some_words,
@@ -288,7 +290,7 @@ class ServerConfig:
         "Load the served embedding models at start instead of with the first request.",
     )
     access_log: bool = _setting("MODEL_MANAGER_SERVER_ACCESS_LOG", False, _flag, "Log every request.")
-    generators: Texts = _setting(
+    generators: tuple[str, ...] | list[str] = _setting(
         "MODEL_MANAGER_SERVER_GENERATORS", ("text_generator",), _words, "Slots of the served text generators."
     )
     max_choices: int = _setting(
