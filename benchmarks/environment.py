@@ -17,12 +17,14 @@ ISA_FLAGS = (
 )  # fmt: skip
 PYTHONS = {"requirements.txt": ((3, 11), (3, 14)), "requirements-server.txt": ((3, 11), (3, 12))}
 """The Pythons for which all of the listed versions have wheels."""
+PEERS_VENV = os.environ.pop("MODEL_MANAGER_PEERS_VENV", "")
+"""Taken out of the environment: model_manager warns of a variable of this prefix that is no setting of its own."""
 PACKAGES = ("torch", "sentence-transformers", "onnxruntime", "openvino")
 
 
 def peers_location(suffix: str = "") -> Path:
     """The peers' environment: MODEL_MANAGER_PEERS_VENV, else .venv-peers, plus `suffix`."""
-    location = Path(os.environ.get("MODEL_MANAGER_PEERS_VENV") or HERE.parent / ".venv-peers")
+    location = Path(PEERS_VENV or HERE.parent / ".venv-peers")
     return location.with_name(location.name + suffix)
 
 

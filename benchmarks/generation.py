@@ -131,7 +131,7 @@ def has_llama_cpp(python: Path) -> bool:
 
 def gpt2(python: Path, work: Path) -> Path:
     """The folder of the GPT-2 with random weights, made when it is not there."""
-    folder = work / "gpt2-124m-random"
+    folder = work / "gpt2-124m-random-words"
     if not (folder / "model.safetensors").is_file():
         print(f"{folder}: making random weights ...", flush=True)
         subprocess.run([str(python), str(HERE / "make_gpt2.py"), str(folder)], check=True)
@@ -154,6 +154,8 @@ def compare_isas(args: argparse.Namespace, results: Path) -> None:
         json.dumps({"machine": machine, "quick": args.quick, args.model.name: found}, indent=2) + "\n", "utf-8"
     )
     print(path)
+    if failed := report.left_out(names, found):
+        sys.exit(failed)
 
 
 def arguments() -> argparse.Namespace:
@@ -196,6 +198,7 @@ def main() -> None:
     print(f"{machine['cpu']}, {machine['threads']} threads, {' '.join(machine['isa'])}")
     file_mb = args.model.stat().st_size / 1e6
     wanted = targets.quantized(file_mb, read_rate(machine["threads"]))
+    failed = []
     path = results / time.strftime("generation-%Y%m%d-%H%M%S.json")
     for title, pythons, model, baseline, limits in (
         (f"{args.model.name} ({file_mb:.0f} MB)", quantized, args.model, targets.LLAMA_CPP, wanted),
@@ -206,9 +209,12 @@ def main() -> None:
             medians = medians_of(found)
             print(f"\n{title}\n\n{render(medians, baseline)}\n\n{targets.render(medians, limits)}\n", flush=True)
         record[title] = found
+        failed += [f"{title}: {names}" for names in [report.left_out(pythons, found)] if names]
         # After each table: what was measured is kept when the next one fails.
         path.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
     print(path)
+    if failed:
+        sys.exit("\n".join(failed))
 
 
 if __name__ == "__main__":

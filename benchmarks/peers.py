@@ -197,8 +197,9 @@ def main() -> None:
         args.contenders,
         args.rounds or (1 if args.quick and not args.qwen3 else 5),
     )
+    failed = report.left_out(args.contenders, found)
     if not found:
-        sys.exit("no contender ran")
+        sys.exit(failed or "no contender ran")
 
     summary = {
         name: report.medians(rounds) | {key: facts[name][key] for key in ("min_cosine", "max_difference")}
@@ -214,6 +215,8 @@ def main() -> None:
     path = results / time.strftime("peers-%Y%m%d-%H%M%S.json")
     path.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
     print(f"\n{path}")
+    if failed:
+        sys.exit(failed)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """From the measurements of every round to one table with ratios."""
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 # Column → (heading, decimals, whether more is better; None: no ratio).
@@ -30,6 +30,12 @@ def ratio(value: float, base: float, more_is_better: bool) -> float:
     if min(value, base) <= 0:
         return float("nan")
     return value / base if more_is_better else base / value
+
+
+def left_out(wanted: Iterable[str], found: Iterable[str]) -> str:
+    """What a run must fail with: the contenders of this project that are not in its results; empty without any."""
+    missing = sorted({name for name in wanted if name.startswith("model_manager")} - set(found))
+    return f"left out of the results: {', '.join(missing)}; the reason stands above" if missing else ""
 
 
 def table(rows: list[list[str]]) -> str:
