@@ -52,11 +52,18 @@ def peers_python(location: Path, requirements: str = "requirements.txt") -> Path
     return python
 
 
+def output_of(command: list[str], **variables: str) -> str:
+    """What a process prints. If it fails, this one ends with the end of its stderr."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | variables)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stderr.strip()[-2000:]}")
+    return done.stdout
+
+
 def versions(python: Path) -> dict[str, str]:
     """Of the peers, and of the model_manager that this Python has."""
     code = f"from importlib.metadata import version\nfor p in {PACKAGES}: print(p, version(p))"
-    lines = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True).stdout
-    found = dict(line.split() for line in lines.splitlines())
+    found = dict(line.split() for line in output_of([str(python), "-c", code]).splitlines())
     try:
         return {"model-manager-rs": metadata.version("model-manager-rs"), **found}
     except metadata.PackageNotFoundError:
@@ -69,10 +76,7 @@ def prepare(python: Path, model: Path, work: Path, quick: bool, onnx: bool = Tru
     subprocess.run(command + ["--quick"] * quick, check=True)
     if onnx and not (work / "int8.onnx").is_file():
         print("exporting the model to ONNX ...", flush=True)
-        command = [str(python), str(HERE / "export_onnx.py"), str(model), str(work)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            sys.exit(f"the ONNX export failed:\n{done.stderr}")
+        output_of([str(python), str(HERE / "export_onnx.py"), str(model), str(work)])
 
 
 def machine() -> dict[str, Any]:

@@ -19,7 +19,6 @@ import importlib
 import json
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -133,7 +132,7 @@ def summaries(commands: dict[str, list[list[str]]], runs: int) -> dict[str, dict
     found: dict[str, list[dict[str, float]]] = {package: [] for package in commands}
     for _ in range(runs):
         for package, parts in commands.items():
-            answers = [subprocess.run(command, check=True, capture_output=True).stdout for command in parts]
+            answers = [environment.output_of(command) for command in parts]
             found[package].append({name: figure for one in answers for name, figure in json.loads(one).items()})
 
     def summary(name: str, figures: list[float]) -> float:
@@ -151,7 +150,7 @@ def with_graph(model: Path, python: str, folder: Path) -> str:
         return str(model)
     if not (folder / "model.onnx").is_file():
         command = [python, str(Path(__file__).with_name("export_onnx.py")), str(model), str(folder)]
-        subprocess.run(command, check=True, capture_output=True)
+        environment.output_of(command)
     for file in model.glob("*.json"):
         shutil.copy(file, folder)
     return str(folder)

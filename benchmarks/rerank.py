@@ -14,7 +14,6 @@ import json
 import os
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -170,11 +169,7 @@ def main() -> None:
             python = sys.executable if name.startswith("model_manager") else str(peers)
             sizes = ["--passages", str(given.passages), "--layers", str(given.layers)]
             command = [python, __file__, "--work", name, folder, *sizes]
-            variables = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
-            done = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
-            if done.returncode:
-                raise SystemExit(f"{name}: {done.stderr.strip()[-2000:]}")
-            return done.stdout
+            return environment.output_of(command, HF_HUB_OFFLINE="1", PYTHONWARNINGS="ignore")
 
         run("make")
         seconds: dict[str, list[float]] = {name: [] for name in given.contenders}

@@ -12,10 +12,8 @@ import argparse
 import ctypes
 import hashlib
 import json
-import os
 import statistics
 import struct
-import subprocess
 import sys
 import tempfile
 import time
@@ -120,9 +118,7 @@ def sentencepiece_model(path: Path, out: Path) -> None:
 
 def made_files(folder: Path, peers: str) -> dict[str, Path]:
     """Texts, and files of the sizes of models that are not here."""
-    made = subprocess.run(
-        [peers, str(HERE / "tokenizer_files.py"), str(folder), str(TEXTS)], check=True, capture_output=True, text=True
-    ).stdout
+    made = environment.output_of([peers, str(HERE / "tokenizer_files.py"), str(folder), str(TEXTS)])
     return {name: Path(path) for name, path in json.loads(made.splitlines()[-1]).items()}
 
 
@@ -132,8 +128,7 @@ def runs_of(contenders: dict[str, tuple[str, Path]], texts: Path, rounds: int) -
     for _ in range(rounds):
         for contender, (python, path) in contenders.items():
             command = [python, __file__, "--one", contender, str(path), str(texts)]
-            variables = os.environ | {"TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
-            answer = subprocess.run(command, check=True, capture_output=True, text=True, env=variables).stdout
+            answer = environment.output_of(command, TOKENIZERS_PARALLELISM="false", PYTHONWARNINGS="ignore")
             found[contender].append(json.loads(answer.splitlines()[-1]))
     # Of the hash of ids, which is the same in every round, the median is one of them.
     return {

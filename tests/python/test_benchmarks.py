@@ -61,6 +61,13 @@ def test_a_row_of_ours_that_is_missing_is_named(imported):
     assert found == "left out of the results: model_manager-int8; the reason stands above"
 
 
+def test_a_process_that_fails_is_shown(imported):
+    output_of = imported("environment").output_of
+    assert output_of([sys.executable, "-c", "import os; print(os.environ['SAID'])"], SAID="this").split() == ["this"]
+    with pytest.raises(SystemExit, match=r"failed:(.|\n)*ValueError: no such model$"):
+        output_of([sys.executable, "-c", "raise ValueError('no such model')"])
+
+
 def test_a_writer_of_ours_that_fails_is_the_exit_status(imported, monkeypatch, tmp_path, capsys):
     generation, peers = imported("generation"), imported("peers")
 
