@@ -9,9 +9,9 @@ Tokens are counted with the model's own tokenizer, the two special ones included
     python benchmarks/corpus.py MODEL OUT.json [--quick]
 """
 
+import argparse
 import json
 import random
-import sys
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -124,4 +124,9 @@ def main(model: Path, out: Path, quick: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), "--quick" in sys.argv[3:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--quick", action="store_true", help="few texts")
+    given = parser.parse_args()
+    main(given.model, given.out, given.quick)

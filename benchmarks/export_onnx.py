@@ -6,7 +6,7 @@ weights and activations quantized as sentence-transformers does for AVX-512 VNNI
 Inputs input_ids and attention_mask, int64 (batch, tokens); output: states, float32 (batch, tokens, hidden).
 """
 
-import sys
+import argparse
 import warnings
 from pathlib import Path
 
@@ -58,4 +58,8 @@ def main(model: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("folder", type=Path)
+    given = parser.parse_args()
+    main(given.model, given.folder)

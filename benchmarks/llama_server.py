@@ -4,8 +4,8 @@ python benchmarks/llama_server.py FOLDER FILE.gguf     # writes the BERT of FOLD
 python benchmarks/llama_server.py FILE.gguf            # serves it with two threads and one slot
 """
 
+import argparse
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -86,7 +86,11 @@ def serve(file: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3:
-        write(Path(sys.argv[1]), sys.argv[2])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", help="the folder, or the file to serve")
+    parser.add_argument("file", nargs="?", help="where the folder's model is written")
+    given = parser.parse_args()
+    if given.file:
+        write(Path(given.source), given.file)
     else:
-        serve(sys.argv[1])
+        serve(given.source)

@@ -6,7 +6,7 @@ Its tokenizer knows the 256 bytes. The other tokens are words of letters with a 
 was written reads back as the same tokens: a prompt with an answer in it has no more tokens than the two had.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -28,11 +28,13 @@ def tokenizer(size: int) -> Tokenizer:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    out = parser.parse_args().folder
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
     from transformers.utils import logging
 
-    out = Path(sys.argv[1])
     logging.disable_progress_bar()
     torch.manual_seed(0)
     config = GPT2Config()

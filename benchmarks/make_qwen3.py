@@ -6,8 +6,8 @@
 256 bytes and the end token, which it puts behind every text; the vocabulary is cut to 1,000, for a table costs no time.
 """
 
+import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ def write(path: Path, content: Any) -> None:
 
 
 def main() -> None:
-    out = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    out = parser.parse_args().folder
     logging.disable_progress_bar()
     torch.manual_seed(0)
     config = Qwen3Config(

@@ -3,11 +3,15 @@
 The vocabulary and merges of the real models are not here. These have as many pieces and merges as they do, and the same
 normalizers, pre-tokenizers, decoders and kinds of added tokens: the first pieces are learnt from the repository's
 documentation and sources, the rest joins known pieces at random.
+
+    python benchmarks/tokenizer_files.py FOLDER TEXTS
+
+Writes so many short texts, too: FOLDER/texts.json. Prints one line of JSON, the path of each file by its name.
 """
 
+import argparse
 import json
 import random
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +159,11 @@ def sentences(count: int) -> list[str]:
 
 
 if __name__ == "__main__":
-    target = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("texts", type=int)
+    given = parser.parse_args()
+    target = given.folder
     made = {name: str(path) for name, path in make(target).items()}
-    (target / "texts.json").write_text(json.dumps(sentences(int(sys.argv[2]))), encoding="utf-8")
+    (target / "texts.json").write_text(json.dumps(sentences(given.texts)), encoding="utf-8")
     print(json.dumps(made))

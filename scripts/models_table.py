@@ -5,9 +5,9 @@ python scripts/models_table.py [--check]
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +94,11 @@ def page() -> str:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing, and fail where the page has another table")
+    given = parser.parse_args()
     made = page()
-    if "--check" not in sys.argv[1:]:
+    if not given.check:
         PAGE.write_text(made, encoding="utf-8")
     elif made != PAGE.read_text(encoding="utf-8"):
         raise SystemExit("the table in docs/models.md is not that of the registry; run make models-table")

@@ -9,6 +9,7 @@ Public are the modules that the documentation names, their names without an unde
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -162,7 +163,9 @@ def signature(line: str) -> tuple[list[tuple[str, bool]], dict[str, bool], list[
 
 
 def main() -> None:
-    if sys.argv[1:] != ["--check"]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="fail where something of docs/api.txt is broken")
+    if not parser.parse_args().check:
         print("\n".join(listing()))
         return
     problems = broken(LISTING.read_text(encoding="utf-8").splitlines(), listing())

@@ -7,6 +7,7 @@ mkdocs loads this file as a hook. The pages are those of the modules that `publi
 
 from __future__ import annotations
 
+import argparse
 import logging
 import sys
 from pathlib import Path
@@ -188,7 +189,9 @@ def on_files(files, config):
 
 
 def main() -> None:
-    folder = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in pages().items():
         (folder / f"{name}.md").write_text(content, encoding="utf-8")

@@ -14,7 +14,7 @@ from conftest import FIXTURES, ROOT
 from model_manager import ModelManager
 
 FOLDER = ROOT / "benchmarks"
-NEEDS_PYTORCH = {"compare_transformers.py"}
+NEEDS_PYTORCH = {"compare_transformers.py", "export_onnx.py", "make_qwen3.py"}
 """Scripts whose module imports PyTorch, which is not among the tools of the tests."""
 SCRIPTS = sorted(
     f"{path.parent.name}/{path.name}"
