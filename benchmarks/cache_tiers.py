@@ -462,6 +462,8 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=0)
     parser.add_argument("--only", choices=PARTS, action="append")
     args = parser.parse_args()
+    if "kills" in (args.only or ()) and not args.kills:
+        parser.error("--only kills needs --kills N")
     texts = [
         f"text number {number} about the weather in the city, the river and the old town"
         for number in range(args.texts)
