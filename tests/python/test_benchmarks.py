@@ -16,8 +16,8 @@ from model_manager import ModelManager
 FOLDER = ROOT / "benchmarks"
 NEEDS_PYTORCH = {"compare_transformers.py", "export_onnx.py", "make_qwen3.py"}
 """Scripts whose module imports PyTorch, which is not among the tools of the tests."""
-NEEDS = {"server.py": "uvloop", "ollama_api.py": "uvloop"}
-"""Packages that are not on all systems."""
+NEEDS = {"server.py": "uvloop", "ollama_api.py": "uvloop", "pipelines.py": "resource"}
+"""Modules that are not on all systems."""
 SCRIPTS = sorted(
     f"{path.parent.name}/{path.name}"
     for folder in (FOLDER, ROOT / "scripts")
