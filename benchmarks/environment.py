@@ -15,7 +15,12 @@ ISA_FLAGS = (
     "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8",
     "asimd", "asimddp", "bf16", "i8mm",
 )  # fmt: skip
-PYTHONS = {"requirements.txt": ((3, 11), (3, 14)), "requirements-server.txt": ((3, 11), (3, 12))}
+PYTHONS = {
+    "requirements.txt": ((3, 11), (3, 14)),
+    "requirements-server.txt": ((3, 11), (3, 12)),
+    "requirements-fastembed.txt": ((3, 11), (3, 14)),
+    "requirements-llama.txt": ((3, 10), (3, 14)),
+}
 """The Pythons for which all of the listed versions have wheels."""
 PEERS_VENV = os.environ.pop("MODEL_MANAGER_PEERS_VENV", "")
 """Taken out of the environment: model_manager warns of a variable of this prefix that is no setting of its own."""
@@ -45,7 +50,8 @@ def peers_python(location: Path, requirements: str = "requirements.txt") -> Path
             )
         print(f"{location}: making the peers' virtual environment", flush=True)
         venv.create(location, with_pip=True)
-    print(f"{location}: installing benchmarks/{requirements} (several GB with PyTorch) ...", flush=True)
+    size = " (several GB with PyTorch)" if b"torch==" in listed.read_bytes() else ""
+    print(f"{location}: installing benchmarks/{requirements}{size} ...", flush=True)
     command = [str(python), "-m", "pip", "install", "--quiet", "--requirement", str(listed)]
     subprocess.run(command, check=True)
     stamp.write_text(wanted)

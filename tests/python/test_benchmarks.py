@@ -57,6 +57,19 @@ def test_all_contenders_are_there(imported):
         assert name in writers.WRITERS
 
 
+def test_every_environment_of_peers_has_its_pythons(imported, monkeypatch, tmp_path):
+    """A first use makes the environment."""
+    environment, made = imported("environment"), []
+    monkeypatch.setattr(environment.venv, "create", lambda location, **_: made.append(location))
+    monkeypatch.setattr(environment, "PYTHONS", dict.fromkeys(environment.PYTHONS, ((3, 10), (3, 99))))
+    monkeypatch.setattr(environment.subprocess, "run", lambda *_, **__: made[-1].mkdir())
+    listed = {path.name for path in FOLDER.glob("requirements*.txt")}
+    assert set(environment.PYTHONS) == listed
+    for name in listed:
+        environment.peers_python(tmp_path / name, name)
+    assert len(made) == len(listed)
+
+
 def test_a_row_of_ours_that_is_missing_is_named(imported):
     left_out = imported("report").left_out
     assert left_out(["model_manager", "other"], ["model_manager"]) == ""
