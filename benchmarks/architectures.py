@@ -1,6 +1,6 @@
 """Texts a second of ModernBERT-base, GTE-base, DeBERTa-v3-base and ConvBERT-base, random weights, here and in peers.
 
-    python benchmarks/architectures.py DIR [MODEL ...] [--rounds N]
+    python benchmarks/architectures.py DIR [MODEL ...] [--rounds N] [--quick]
 
 Needs torch, transformers, sentence-transformers, onnx, onnxruntime and this package. Each engine runs in a process of
 its own once a round, alone, on all cores; the order turns by one each round. Each peer gets the batch size that is best
@@ -38,6 +38,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "convbert": {"num_hidden_layers": 12, "intermediate_size": 3072, "max_position_embeddings": 512},
 }
 ALL_LENGTHS = {18: 128, 77: 48, 256: 16, 1024: 4}  # words of a text, and texts of a round
+QUICK_LENGTHS = {18: 4}
 REFERENCE = "torch float32"
 ENGINES = (
     "here bfloat16",
@@ -88,10 +89,14 @@ def make(model: str, directory: Path) -> None:
     (directory / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": longest}))
 
 
-def lengths(model: str) -> dict[int, int]:
+def lengths(model: str, quick: bool) -> dict[int, int]:
     """Those whose longest texts the model reads whole."""
     longest = SHAPES[model]["max_position_embeddings"]
-    return {words: count for words, count in ALL_LENGTHS.items() if words * 5 // 4 + 2 <= longest}
+    return {
+        words: count
+        for words, count in (QUICK_LENGTHS if quick else ALL_LENGTHS).items()
+        if words * 5 // 4 + 2 <= longest
+    }
 
 
 def texts(words: int, count: int) -> list[str]:
@@ -164,16 +169,16 @@ def timed(encode: Encode, batch: list[str], size: int) -> float:
     return time.perf_counter() - start
 
 
-def measure(engine: str, model: str, directory: Path) -> None:
+def measure(engine: str, model: str, directory: Path, quick: bool) -> None:
     """In this process: seconds of each length (best of three), and the vectors that are compared."""
     import numpy as np
 
     name, dtype = engine.split()
     encode = {"here": here, "torch": torch_, "onnxruntime": onnxruntime}[name](directory, dtype)
-    vectors = [encode(texts(words, COMPARED), COMPARED) for words in lengths(model)]
+    vectors = [encode(texts(words, COMPARED), COMPARED) for words in lengths(model, quick)]
     np.save(directory / f"{engine}.npy", np.concatenate([np.asarray(some, dtype=np.float64) for some in vectors]))
     found = {}
-    for words, count in lengths(model).items():
+    for words, count in lengths(model, quick).items():
         if engine == REFERENCE:
             break
         batch = texts(words, count)
@@ -198,9 +203,9 @@ def distances(engine: str, directory: Path) -> tuple[float, float]:
     return float((ours * theirs).sum(axis=1).min()), float(errors.max())
 
 
-def table(model: str, directory: Path, rounds: dict[str, list[dict[str, float]]]) -> str:
+def table(model: str, directory: Path, rounds: dict[str, list[dict[str, float]]], quick: bool) -> str:
     """Markdown: one line an engine."""
-    counts = lengths(model)
+    counts = lengths(model, quick)
     tokens = {words: sum(len(text.split()) + 2 for text in texts(words, count)) for words, count in counts.items()}
     lines = [f"| {model}: words of a text | " + " | ".join(map(str, counts)) + " | tokens/s of all | cosine | error |"]
     lines.append("|---" * (len(counts) + 4) + "|")
@@ -218,20 +223,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Texts a second of whole models, here and in their peers.")
     parser.add_argument("directory", type=Path)
     parser.add_argument("models", nargs="*", default=list(SHAPES))
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, help="default 3, with --quick 1")
+    parser.add_argument("--quick", action="store_true", help="few texts, one round: does everything run?")
     parser.add_argument("--engine", choices=[*ENGINES, REFERENCE], help="measure this one alone, in this process")
     args = parser.parse_args()
     for model in args.models:
         directory = args.directory / model
         if args.engine:
-            measure(args.engine, model, directory)
+            measure(args.engine, model, directory, args.quick)
             continue
         if not (directory / "modules.json").exists():
             directory.mkdir(parents=True, exist_ok=True)
             make(model, directory)
 
         def run(engine: str, model: str = model) -> dict[str, float]:
-            command = [sys.executable, __file__, str(args.directory), model, "--engine", engine]
+            command = [
+                sys.executable,
+                __file__,
+                str(args.directory),
+                model,
+                "--engine",
+                engine,
+                *(["--quick"] * args.quick),
+            ]
             line = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
             print(line, flush=True)
             seconds: dict[str, float] = json.loads(line)["seconds"]
@@ -239,11 +253,11 @@ def main() -> None:
 
         run(REFERENCE)
         rounds: dict[str, list[dict[str, float]]] = {engine: [] for engine in ENGINES}
-        for turn in range(args.rounds):
+        for turn in range(args.rounds or (1 if args.quick else 3)):
             first = turn % len(ENGINES)
             for engine in ENGINES[first:] + ENGINES[:first]:
                 rounds[engine].append(run(engine))
-        print(f"\n{table(model, directory, rounds)}\n", flush=True)
+        print(f"\n{table(model, directory, rounds, args.quick)}\n", flush=True)
 
 
 if __name__ == "__main__":
