@@ -215,7 +215,7 @@ impl Link {
             }
             if failed == ATTEMPTS {
                 return Err(lasting(
-                    self.error(format!("{reason}, {ATTEMPTS} times in a row; {}", remedy(server))),
+                    self.error(format!("{reason}, {ATTEMPTS} times in a row. {}", remedy(server))),
                 ));
             }
             let pause = pause(failed, after, chance());
