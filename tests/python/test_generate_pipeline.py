@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import shutil
 from types import MappingProxyType
 
 import pytest
 from conftest import ENGLISH_MODEL, FIXTURES
-from generators import CONTEXT, GREEDY, SLOT, TEXT, WITHOUT_END, figures
+from generators import CONTEXT, GREEDY, SLOT, TEXT, WITHOUT_END, eventually, figures
+from model_manager import ModelManager
 from model_manager.errors import ArgumentError, InputError, NoGeneratorError
 from model_manager.handles.text_generator import NEW_TOKENS, TextGenerator
 from servers import until
@@ -138,6 +140,63 @@ def test_a_prompt_that_leaves_no_room(pipeline):
     for prompt in ("", "word " * CONTEXT):
         with pytest.raises(InputError, match="prompt"):
             pipeline(prompt, max_length=5, truncation=True)
+
+
+CALLS = {
+    "sync": lambda handle: handle,
+    "asyncio": lambda handle: lambda *args, **more: asyncio.run(handle.acall(*args, **more)),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_counting_a_full_prompt_stays_in_the_scope_of_the_call(make_writer, name):
+    manager = make_writer()
+    prompt = "Merhaba dünya, bugün hava çok güzel"
+    call = CALLS[name](manager.text_generator)
+    assert call(prompt, max_length=5, truncation=True, prefix_scope="a") == [{"generated_text": prompt}]
+    reused = [
+        manager.complete(prompt, **GREEDY, max_new_tokens=2, prefix_scope=scope)["reused_tokens"]
+        for scope in (None, "a")
+    ]
+    assert reused[0] == 0 < reused[1]
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_counting_a_full_prompt_has_the_options_of_the_call(make_writer, monkeypatch, name):
+    asked = []
+    for method in ("complete", "submit_generation"):
+        original = getattr(ModelManager, method)
+
+        def record(self, *args, original=original, **params):
+            asked.append(params)
+            return original(self, *args, **params)
+
+        monkeypatch.setattr(ModelManager, method, record)
+    manager = make_writer()
+    call = CALLS[name](manager.text_generator)
+    given = {"timeout": 60.0, "keep_alive": 0, "prefix_scope": "a", "user": "u"}
+    assert call(TEXT, max_length=5, truncation=True, **given) == [{"generated_text": TEXT}]
+    assert given.items() <= asked[-1].items()
+    eventually(lambda: not manager.is_loaded(SLOT))
+    # What the call's options say is not swallowed by an empty answer.
+    with pytest.raises(InputError, match="temperature"):
+        call(TEXT, max_length=5, truncation=True, temperature=-1)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_full_prompt_is_counted_as_its_template_makes_it(make_writer, tmp_path, name):
+    folder = tmp_path / "model"
+    shutil.copytree(FIXTURES / "gpt2", folder)
+    (folder / "chat_template.jinja").write_text(
+        "{{ messages[0]['content'] }}{% if long %}{{ ' dünya' * 4 }}{% endif %}"
+    )
+    manager = make_writer(generator_model=str(folder))
+    long = {"chat_template_kwargs": {"long": True}}
+    length = manager.complete(TURN, **GREEDY, max_new_tokens=1)["prompt_tokens"] + 2
+    assert manager.complete(TURN, **GREEDY, max_new_tokens=1, **long)["prompt_tokens"] > length
+    call = CALLS[name](manager.text_generator)
+    (answer,) = call(TURN, max_length=length, truncation=True, return_full_text=False, **long)
+    assert answer == {"generated_text": ""}
 
 
 @pytest.mark.parametrize("prompt", [None, 7, b"bytes", {"role": "user"}, [7], [None]])

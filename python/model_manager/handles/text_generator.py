@@ -179,7 +179,7 @@ class TextGenerator:
             except InputError:
                 if not call.truncates:
                     raise
-                probe = await acomplete(self._manager, prompt, self.name, **_PROBE, **ending)
+                probe = await acomplete(self._manager, prompt, self.name, **call.probe(), **ending)
                 if probe["prompt_tokens"] < params["max_length"]:
                     raise
                 call.log_full_prompt()
@@ -188,7 +188,7 @@ class TextGenerator:
         return found
 
     def _prompt_tokens(self, prompt: str | Messages, call: _Call) -> int:
-        return self._manager.complete(prompt, self.name, **_PROBE, **call.ending(prompt))["prompt_tokens"]
+        return self._manager.complete(prompt, self.name, **call.probe(), **call.ending(prompt))["prompt_tokens"]
 
     def describe(self) -> GeneratorDescription:
         """The model's description; loads the model."""
@@ -216,10 +216,6 @@ class TextGenerator:
         from ..integrations.jupyter import generator_html
 
         return generator_html(self._manager, self.name)
-
-
-_PROBE: dict[str, Any] = {"max_new_tokens": 1, "do_sample": False}
-"""The cheapest generation. Its result counts the prompt's tokens."""
 
 
 class _Call:
@@ -269,6 +265,13 @@ class _Call:
         seed = self.params.get("seed")
         for number in range(self.count):
             yield self.params if seed is None else {**self.params, "seed": _later(seed, number)}
+
+    def probe(self) -> dict[str, Any]:
+        """The core's parameters of the cheapest generation, whose result counts the prompt's tokens. All but its length
+        are those of the call: its scope, its limits, and the variables that make the prompt.
+        """
+        length = {"max_length": None, "min_new_tokens": None, "max_new_tokens": 1}
+        return {**self.params, **length}
 
     def ending(self, prompt: str | Messages) -> dict[str, Any]:
         """The core's parameter for where the prompt ends: a last message of the assistant is continued, because few
