@@ -301,11 +301,12 @@ class _Pieces:
             self.waiter.set_result(None)
 
     def close(self) -> None:
-        """Drop what is left of the answer."""
+        """Drop what is left of the answer, also of one that is complete."""
+        self.pieces.clear()
+        self.error = None
         if not self.ended:
             self.generation.abandon()
             self.ended = True
-            self.pieces.clear()
             self.wake()
 
     def raise_error(self) -> None:

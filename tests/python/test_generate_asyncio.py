@@ -100,6 +100,22 @@ async def test_aclose_stops(endless):
     await stopped(endless)
 
 
+async def test_aclose_stops_an_answer_that_is_complete(gpt2):
+    stream = gpt2.astream(TEXT, **GREEDY, max_new_tokens=20)
+    await stream.__anext__()
+    await asyncio.to_thread(eventually, lambda: stream.completion is not None)
+    await stream.aclose()
+    assert [piece async for piece in stream] == []
+    assert stream.completion["finish_reason"] == "length"
+
+
+async def test_aclose_drops_an_error_that_was_not_read(gpt2):
+    stream = gpt2.astream("")
+    await asyncio.to_thread(eventually, lambda: stream._pieces.ended)
+    await stream.aclose()
+    assert [piece async for piece in stream] == []
+
+
 async def test_a_stream_let_go_stops(endless):
     async for _ in endless.astream(TEXT, **WITHOUT_END):
         break
