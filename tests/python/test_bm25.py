@@ -133,8 +133,60 @@ def test_a_code_has_one_form_in_every_language(text):
 def test_codes_keep_their_parts():
     assert terms("SKF 6204-2RS/C3", "turkish") == ["skf", "62042rsc3", "6204", "2rs", "c3"]
     assert terms("saat 08:30'da", "turkish") == ["saat", "0830", "08", "30"]
-    assert terms("B12'nin", "turkish") == ["b12"]
+    assert terms("B12'nin", "turkish") == ["b12", "b", "12"]
     assert terms("e-mail", "english") == ["e", "mail"]
+    # A joint at an end joins nothing.
+    assert terms("_x __init__", "english") == ["x", "init"]
+
+
+@pytest.mark.parametrize("language", ["turkish", "english", "auto"])
+def test_a_code_is_found_however_its_joint_is_written(language):
+    forms = ["E-104 yağ", "e104 su", "E 104 hava", "kutu"]
+    index = BM25Index(forms, language)
+    for query in ("E-104", "e104", "E 104"):
+        assert sorted(match.index for match in index.search(query)) == [0, 1, 2]
+        assert BM25Index(["E-105", query, "e106"], language).search("e104")[0].index == 1
+    assert terms("e104 2RS M8", "english") == ["e104", "e", "104", "2rs", "2", "rs", "m8", "m", "8"]
+    # Several places where a joint may stand belong to a hash or a key.
+    assert terms("B2B a1b2c3", "english") == ["b2b", "a1b2c3"]
+
+
+@pytest.mark.parametrize("language", ["turkish", "english", "auto"])
+def test_names_with_an_apostrophe(language):
+    texts = ["Call Mr. O'Brien.", "Call Mr. O'Neill.", "Mr. Brien is out.", "L'Oréal order", "L'Occitane order"]
+    index = BM25Index(texts, language)
+    found = {
+        query: {match.index for match in index.search(query)} for query in ("O'Brien", "O’Brien", "Brien", "O'Neill")
+    }
+    assert found == {"O'Brien": {0, 2}, "O’Brien": {0, 2}, "Brien": {0, 2}, "O'Neill": {1}}
+    assert index.search("O'Brien")[0].index == 0
+    assert index.search("L'Oréal")[0].index == 3
+    assert [match.index for match in index.search("oréal")] == [3]
+    assert [match.index for match in BM25Index(["rock", "rock'n'roll", "caz"], language).search("rock'n'roll")] == [
+        1,
+        0,
+    ]
+    assert terms("5'10", language) == ["510", "5", "10"]
+
+
+def test_apostrophes_before_suffixes():
+    for one, other in (("İstanbul'dan", "İstanbul"), ("O'Brien'ın", "O'Brien"), ("Smith-O'Brien'ı", "Smith-O'Brien")):
+        assert terms(one, "turkish") == terms(other, "turkish")
+    assert terms("2024'te E-104'ün 3'e", "turkish") == ["2024", "e104", "e", "104", "3"]
+    # After one letter the suffix may be a name. The letter stays a word, as in "the language C".
+    assert terms("C'de", "turkish") == ["cde", "c"]
+    for one, other in (("pump's", "pump"), ("O'BRIEN'S", "O'Brien"), ("they'd've", "they"), ("B12's", "B12")):
+        assert terms(one, "english", stop_words=False) == terms(other, "english", stop_words=False)
+    assert terms("I'm sure we're late, don't you'll it's", "english") == ["sure", "late", "don"]
+    assert terms("L'Oréal o'clock", "english") == ["loréal", "oréal", "oclock", "clock"]
+
+
+@pytest.mark.parametrize("language", ["turkish", "english", "auto"])
+def test_lone_surrogates_are_no_letters(language):
+    text = "\ud800 faturalar gecikti çünkü \udfff"
+    assert terms(text, language) == terms("faturalar gecikti çünkü", language)
+    assert [match.index for match in BM25Index(["iyi", text], language).search("faturalar \ud800")] == [1]
+    assert BM25(language).document(text).indices.size > 0
 
 
 @pytest.mark.parametrize(

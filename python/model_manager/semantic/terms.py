@@ -38,7 +38,10 @@ STOP_WORDS = {"turkish": frozenset(_TURKISH.split()), "english": frozenset(_ENGL
 _SELECTORS = dict.fromkeys([*range(0xFE00, 0xFE10), *range(0x20DD, 0x20E5)])
 """Characters that only choose how the one before them is drawn, as in emoji. They are removed."""
 _APOSTROPHE = re.compile("['’ʼ]")
+_ENGLISH_ENDINGS = frozenset({"s", "t", "re", "ve", "ll", "d", "m"})
+"""What follows an apostrophe in English without being a part of the word: pump's, don't, we've."""
 _JOINTS = re.compile(r"[-./:_]+")
+_TWO_RUNS = re.compile(r"(\d+)(\D+)|(\D+)(\d+)")
 _ONE_I = str.maketrans("Iİı", "iii")
 _TURKISH_CASE = str.maketrans({"I": "ı", "İ": "i"})
 _STEM_ROUNDS = 4
@@ -59,8 +62,11 @@ def terms(text: str, language: Language, *, stop_words: bool = True) -> list[str
     """The terms of `text` in their order, with repetitions. ``auto`` takes the detector's language, and both
     where a capital I is the only sign of Turkish.
 
-    A word with a digit is a code: E-104 has the terms ``e104``, ``e`` and ``104``, is no stop word and has no stem. The
-    letters I, İ, ı and i are the same in a code, because a code has no language.
+    A word with a digit is a code: it is no stop word and has no stem. E-104 and E104 have the terms ``e104``, ``e`` and
+    ``104``. The letters I, İ, ı and i are the same in a code, because a code has no language.
+
+    An apostrophe ends a word before its suffixes (İstanbul'da, pump's). Elsewhere it is a joint: O'Brien has the terms
+    ``obrien`` and ``brien``.
     """
     text = unicodedata.normalize("NFKC", text)
     if not text.isascii():
@@ -70,12 +76,13 @@ def terms(text: str, language: Language, *, stop_words: bool = True) -> list[str
     stems = [(one, _stemmer(one), STOP_WORDS[one] if stop_words else frozenset()) for one in languages]
     found: list[str] = []
     for match in _words_of(text).finditer(text):
-        word = _APOSTROPHE.split(match[0], maxsplit=1)[0]
-        parts = _JOINTS.split(word)
-        if any(map(str.isdigit, word)):
-            parts = [part.translate(_ONE_I).lower() for part in parts]
-            found += ["".join(parts), *parts] if len(parts) > 1 else parts
+        pieces = _without_suffixes(_APOSTROPHE.split(match[0]), languages[0])
+        parts = [part for piece in pieces for part in _JOINTS.split(piece) if part]
+        if any(map(str.isdigit, "".join(parts))):
+            found += _of_code([part.translate(_ONE_I).lower() for part in parts])
             continue
+        if len(pieces) > 1:
+            parts = _of_name(parts, len(pieces), languages[0])
         for part in parts:
             smalls = [(_lower(part, one), stem, ignored) for one, stem, ignored in stems]
             if len(stems) > 1 and "I" in part and _lower(part, "english") in STOP_WORDS["english"]:
@@ -84,8 +91,40 @@ def terms(text: str, language: Language, *, stop_words: bool = True) -> list[str
     return found
 
 
+def _without_suffixes(pieces: list[str], language: str) -> list[str]:
+    """The pieces of a word between its apostrophes, without those that are suffixes."""
+    if language == "english":
+        while len(pieces) > 1 and pieces[-1].lower() in _ENGLISH_ENDINGS:
+            pieces.pop()
+    elif len(pieces) > 1:
+        # After one letter stands a name more often than a suffix (O'Brien, L'Oréal), and no suffix has digits (5'10).
+        before = _JOINTS.split(pieces[-2])[-1]
+        if not (len(before) == 1 and before.isalpha()) and not pieces[-1][0].isdigit():
+            pieces.pop()
+    return pieces
+
+
+def _of_code(parts: list[str]) -> list[str]:
+    """The terms of a code: the whole, and what stands between its joints. Without a joint it may stand where digits
+    begin or end, so that E104 and "E 104" meet. More than one such place is no part number, but a hash or a key.
+    """
+    if len(parts) == 1 and (runs := _TWO_RUNS.fullmatch(parts[0])) is not None:
+        parts = [run for run in runs.groups() if run is not None]
+    return ["".join(parts), *parts] if len(parts) > 1 else parts
+
+
+def _of_name(parts: list[str], joined: int, language: str) -> list[str]:
+    """The parts of a word of which apostrophes join the last ones, and these as one. One letter is a word of its own in
+    Turkish only: C'de.
+    """
+    front, name = parts[:-joined], parts[-joined:]
+    return [*front, "".join(name), *(part for part in name if language == "turkish" or len(part) > 1)]
+
+
 def _languages(text: str) -> tuple[Language, ...]:
     """The language of a text, or both if a capital I is its only sign of Turkish: INVOICE, ISI."""
+    # The detector refuses lone surrogates, which are no letters of any language.
+    text = text.encode("utf-8", "replace").decode()
     if not is_turkish(text):
         return ("english",)
     if "I" not in text or is_turkish(text.replace("I", "i")):
@@ -101,7 +140,7 @@ def _words_of(text: str) -> re.Pattern[str]:
 
 @functools.lru_cache(maxsize=64)
 def _words(marks: str) -> re.Pattern[str]:
-    # Words, and words joined as in E-104 or 6204-2RS/C3. An apostrophe ends the word of Turkish before its suffixes.
+    # Words, and words joined as in E-104, 6204-2RS/C3 or O'Brien.
     word = rf"\w[\w{marks}]*"
     return re.compile(rf"{word}(?:[-./:_]{word})*(?:['’ʼ]{word})*")
 
