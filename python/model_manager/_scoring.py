@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 RERANKER = "reranker"
 """The slot of calls that name none."""
 
+_OF_ONE_LABEL = ("identity", "sigmoid", "probabilities")
+_CONSTANT = " for a model of one label, whose softmax is always 1"
+
 
 class ScoringManager(Manager):
     """`Manager` and the methods that score texts and pairs of texts."""
@@ -70,13 +73,13 @@ class ScoringManager(Manager):
         Raises:
             TypeError: A query that is not text.
             InputTypeError: A document that is not text.
-            ArgumentError: A blank query, a `top_n` below 1.
+            ArgumentError: A blank query, a `top_n` below 1, another `activation`: the softmax of one label is always 1.
             InputError: A text that cannot be read: too long with ``truncate=False``, a lone surrogate.
             TaskError: The slot's model gives no scores, or one for each of several labels.
             UnknownModelError, WaitTimeoutError, OverloadedError, NotFiniteError, ClosedError: See `errors.py`.
             ModelManagerError: The errors of loading the model.
         """
-        texts = _checked(query, documents, top_n, return_documents, batch_size)
+        texts = _checked(query, documents, top_n, return_documents, batch_size, activation)
         if not texts:
             return []
         scores, _ = self._infer(
@@ -108,7 +111,7 @@ class ScoringManager(Manager):
         """`rerank` for asyncio: same arguments (except `progress`), result and errors. Cancelling the task cancels the
         work.
         """
-        texts = _checked(query, documents, top_n, return_documents, batch_size)
+        texts = _checked(query, documents, top_n, return_documents, batch_size, options.get("activation"))
         if not texts:
             return []
         scores, _ = await ainfer(self, "scores", query, texts, model or RERANKER, **options)
@@ -142,7 +145,7 @@ class ScoringManager(Manager):
 
         Raises:
             InputTypeError: An item that is neither a text nor a pair.
-            ArgumentError: Texts and pairs in one call.
+            ArgumentError: Texts and pairs in one call, the softmax of a model of one label.
             TaskError: The slot's model gives no scores.
             ModelManagerError: As for `rerank`.
         """
@@ -158,6 +161,7 @@ class ScoringManager(Manager):
             timeout=timeout,
             keep_alive=keep_alive,
         )
+        check_softmax(scores, "activation", activation)
         found = classified(scores, self._labels(slot))
         return found[0] if single else found
 
@@ -167,8 +171,22 @@ class ScoringManager(Manager):
         slot = model or RERANKER
         options["activation"] = options.get("activation") or "probabilities"
         scores, _ = await ainfer(self, "scores", first, second, slot, **options)
+        check_softmax(scores, "activation", options["activation"])
         found = classified(scores, self._labels(slot))
         return found[0] if single else found
+
+
+def check_activation(name: str, given: Any) -> None:
+    """Refuse what is no activation for a ranking. The core refuses what is no str."""
+    if isinstance(given, str) and given not in _OF_ONE_LABEL:
+        reason = _CONSTANT if given == "softmax" else ""
+        raise argument_error(name, f"{name}={given!r}: expected identity or sigmoid{reason}")
+
+
+def check_softmax(scores: NDArray[np.float32], name: str, given: Any) -> None:
+    """Refuse the softmax where the scores have one label."""
+    if isinstance(given, str) and given == "softmax" and scores.shape[1] == 1:
+        raise argument_error(name, f"{name}='softmax': expected identity or sigmoid{_CONSTANT}")
 
 
 def ranked(
@@ -235,7 +253,12 @@ def scored(texts: str | Iterable[Scored]) -> tuple[Any, list[str] | None, bool]:
 
 
 def _checked(
-    query: str, documents: Iterable[Document], top_n: int | None, return_documents: bool, batch_size: int | None
+    query: str,
+    documents: Iterable[Document],
+    top_n: int | None,
+    return_documents: bool,
+    batch_size: int | None,
+    activation: Any,
 ) -> list[str]:
     if not a_text("query", query).strip():
         raise argument_error("query", "query is blank: there is nothing to compare the documents with")
@@ -244,4 +267,5 @@ def _checked(
     a_flag("return_documents", return_documents)
     if batch_size is not None:
         an_int("batch_size", batch_size, 1)
+    check_activation("activation", activation)
     return document_texts(documents)

@@ -69,6 +69,25 @@ def test_the_softmax_follows_the_activation(rerankers):
         np.testing.assert_array_equal(several.predict(PAIRS[0], activation_fn=activation, apply_softmax=True), found[0])
 
 
+def test_the_softmax_of_one_label_is_refused(rerankers):
+    model = rerankers.get("rerank_bert")
+    for param, call in (
+        ("activation", lambda: asyncio.run(rerankers.arerank("q", ["a"], activation="softmax"))),
+        ("activation", lambda: rerankers.classify(["a"], "rerank_bert", activation="softmax")),
+        ("activation", lambda: asyncio.run(rerankers.aclassify("a", "rerank_bert", activation="softmax"))),
+        ("activation_fn", lambda: model.predict(PAIRS, activation_fn="softmax")),
+        ("activation_fn", lambda: model.rank("q", ["a"], activation_fn="softmax")),
+    ):
+        with pytest.raises(ArgumentError, match=f"^{param}='softmax': expected identity or sigmoid") as error:
+            call()
+        assert error.value.param == param
+    (found,) = rerankers.classify([PAIRS[0]], "nli_bert", activation="softmax")
+    assert sum(found.scores.values()) == pytest.approx(1)
+    np.testing.assert_allclose(
+        rerankers.get("nli_bert").predict(PAIRS, activation_fn="softmax").sum(axis=1), [1, 1], **TOLERANCE
+    )
+
+
 @pytest.mark.parametrize("name", ["rerank_bert", "nli_bert"])
 def test_one_pair_has_no_first_dimension_in_any_form(rerankers, name, monkeypatch):
     model = rerankers.get(name)
@@ -295,7 +314,9 @@ def test_another_task_is_refused_by_name(rerankers):
         ("a", ["b", 7], {}, InputTypeError, r"documents\[1\] must be a str or a mapping .*'text', not int$"),
         ("a", [{"body": "b"}], {}, InputTypeError, r"documents\[0\] must be .*'text', not dict$"),
         ("a", ["b"], {"top_n": 0}, ArgumentError, "top_n=0"),
-        ("a", ["b"], {"activation": "tanh"}, ArgumentError, "softmax"),
+        ("a", ["b"], {"activation": "tanh"}, ArgumentError, "expected identity or sigmoid$"),
+        ("a", ["b"], {"activation": "softmax"}, ArgumentError, "expected identity or sigmoid .*softmax is always 1"),
+        ("a", [], {"activation": "softmax"}, ArgumentError, "softmax is always 1"),
         ("a", ["b", {"text": "\ud800"}], {}, ArgumentError, r"^documents\[1\] holds a lone surrogate"),
         ("\ud800", ["a"], {}, ArgumentError, "^query holds a lone surrogate"),
     ],

@@ -21,7 +21,7 @@ from .._arguments import (
     type_error,
     unexpected,
 )
-from .._scoring import document_texts
+from .._scoring import check_activation, check_softmax, document_texts
 from ..errors import InputError
 from ._results import returned
 from .sentence_model import _Progress, check_progress, either, state_of
@@ -96,6 +96,7 @@ class CrossEncoder:
 
         Raises:
             InputTypeError: An item is not a pair of texts.
+            ArgumentError: ``"softmax"`` for a model of one label: it is always 1.
             ValueError: The errors of `Manager.rerank`.
         """
         check_progress(batch_size, show_progress_bar)
@@ -127,6 +128,7 @@ class CrossEncoder:
                 raise
         if not named:
             scores = _applied(activation_fn, scores)
+        check_softmax(scores, "activation_fn", activation_fn)
         if apply_softmax and scores.ndim > 1 and scores.shape[1] > 1:
             scores = _softmax(scores)
         if scores.ndim > 1 and scores.shape[1] == 1:
@@ -158,6 +160,7 @@ class CrossEncoder:
             an_int("top_k", top_k, 1)
         texts = document_texts(documents)
         activation = _activation(options["activation_fn"])
+        check_activation("activation_fn", activation)
         named = activation is None or isinstance(activation, str)
         found = self._manager.rerank(
             query,
