@@ -71,7 +71,7 @@ def to_scipy(vectors: Sequence[SparseVector], width: int) -> Any:
 
 def maxsim(query: NDArray[np.floating], documents: Sequence[NDArray[np.floating]]) -> NDArray[np.float32]:
     """The late interaction of ColBERT, for each document: for each token of the query its greatest dot product with a
-    token of the document, summed. A document without tokens scores 0, and a NaN makes a NaN.
+    token of the document, summed. A document without tokens has the score -inf, so that it comes last.
 
     Arrays of other types than float32 are converted; products and sums are in float32. The products run on all cores,
     without the GIL.
@@ -84,22 +84,32 @@ def maxsim(query: NDArray[np.floating], documents: Sequence[NDArray[np.floating]
         float32, one score for each document.
 
     Raises:
-        ArgumentError: Arrays that have not two dimensions, or vectors of different lengths.
+        ArgumentError: Arrays that have not two dimensions, vectors of different lengths, or a score that is no number
+            or infinite.
     """
     import numpy as np
 
+    from ._arguments import argument_error
     from ._core import _maxsim
 
     def rows(vectors: Any, param: str, what: str) -> NDArray[np.float32]:
         array = np.ascontiguousarray(vectors, np.float32)
         if array.ndim != 2:
-            from .errors import ArgumentError
-
-            error = ArgumentError(f"{what} must have the shape (tokens, dim), not {array.shape}")
-            error.param = param
-            raise error
+            raise argument_error(param, f"{what} must have the shape (tokens, dim), not {array.shape}")
         return array
 
     asked = rows(query, "query", "query")
     found = [rows(document, "documents", f"documents[{number}]") for number, document in enumerate(documents)]
-    return _maxsim(asked, found)
+    scores = _maxsim(asked, found)
+    finite = np.isfinite(scores)
+    if not finite.all():
+        bad = int(np.argmin(finite))
+        if not np.isfinite(asked).all():
+            raise argument_error("query", "query holds NaN or infinity; embed its text again")
+        what = "holds NaN or infinity; leave it out or embed its text again"
+        if np.isfinite(found[bad]).all():
+            what = "has a score beyond float32; scale its vectors or those of the query down"
+        raise argument_error("documents", f"documents[{bad}] {what}")
+    if len(asked):
+        scores[[len(document) == 0 for document in found]] = -np.inf
+    return scores

@@ -11,8 +11,10 @@ from model_manager.errors import ArgumentError
 
 
 def naive(query, document):
-    if len(document) == 0 or len(query) == 0:
+    if len(query) == 0:
         return 0.0
+    if len(document) == 0:
+        return -np.inf
     return float((query.astype(np.float64) @ document.astype(np.float64).T).max(axis=1).sum())
 
 
@@ -45,13 +47,28 @@ def test_other_types_and_orders_are_converted():
     np.testing.assert_array_equal(maxsim(query, [frozen, document]), [want[0], want[0]])
 
 
-def test_nothing_and_numbers_that_are_none():
+def test_nothing():
     query = np.ones((2, 4), np.float32)
+    empty = query[:0]
     assert maxsim(query, []).shape == (0,)
-    assert maxsim(query[:0], [query]).tolist() == [0]
-    document = np.ones((3, 4), np.float32)
-    document[1, 2] = np.nan
-    assert np.isnan(maxsim(query, [document, query])).tolist() == [True, False]
+    assert maxsim(empty, [query, empty]).tolist() == [0, 0]
+    # No token of the document: any other document comes before it.
+    assert maxsim(query, [empty, -query]).tolist() == [-np.inf, -8]
+
+
+def test_numbers_that_are_none_are_refused():
+    query, document = np.ones((2, 4), np.float32), np.ones((3, 4), np.float32)
+    for wrong in (np.nan, np.inf):
+        document[1, 2] = wrong
+        with pytest.raises(ArgumentError, match=r"^documents\[1\] holds NaN or infinity") as error:
+            maxsim(query, [query, document])
+        assert error.value.param == "documents"
+        with pytest.raises(ArgumentError, match=r"^query holds NaN or infinity") as error:
+            maxsim(document, [query])
+        assert error.value.param == "query"
+    with pytest.raises(ArgumentError, match=r"^documents\[1\] has a score beyond float32"):
+        maxsim(query * 1e20, [query, query * 1e20])
+    # A token that is no token's greatest product changes nothing.
     document[1, 2] = -np.inf
     assert maxsim(query, [document]).tolist() == [8]
 

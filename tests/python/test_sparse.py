@@ -99,7 +99,7 @@ def test_maxsim():
     generator = np.random.default_rng(5)
     query = generator.standard_normal((4, 8)).astype(np.float32)
     documents = [generator.standard_normal((count, 8)).astype(np.float32) for count in (3, 0, 1, 7)]
-    want = [(query @ document.T).max(axis=1).sum() if len(document) else 0 for document in documents]
+    want = [(query @ document.T).max(axis=1).sum() if len(document) else -np.inf for document in documents]
     np.testing.assert_allclose(maxsim(query, documents), want, rtol=1e-5)
     assert maxsim(query, []).shape == (0,)
     np.testing.assert_array_equal(maxsim(query[:0], documents), np.zeros(4))
