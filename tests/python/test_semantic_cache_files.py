@@ -54,6 +54,28 @@ def test_closing_does_not_set_back_a_later_use(manager, tmp_path):
     assert sqlite3.connect(path).execute("SELECT used FROM answers").fetchall() == [(clock.now,)]
 
 
+def test_entries_are_counted_before_the_file_is_read(make_manager, tmp_path):
+    manager, clock, path = make_manager(), Clock(), tmp_path / "answers.db"
+    options = {"path": path, "clock": clock}
+    with SemanticCache(manager, **options) as cache:
+        assert cache.stats()["entries"] == 0
+        cache.put("eski", "x")
+        clock.now += 60
+        for number in range(3):
+            cache.put(f"soru {number}", number, scope="tr")
+        assert cache.stats()["entries"] == 4
+    manager.unload(cache._embedder.slot)
+    for more, count in (({}, 4), ({"ttl": 60}, 3), ({"max_entries": 2}, 2)):
+        again = SemanticCache(manager, **options, **more)
+        assert again.stats() == {"entries": count, "hits": 0, "misses": 0, "evicted": 0}
+        assert "file not read yet" in repr(again)
+        assert not manager.is_loaded(cache._embedder.slot), "counting loads no model"
+        again.close()
+    with SemanticCache(manager, **options) as again:
+        assert again.stats()["entries"] == len(again) == again.stats()["entries"] == 4
+        assert "4 of 10000 entries" in repr(again)
+
+
 def test_entries_survive_the_process(manager, tmp_path):
     path = tmp_path / "folder" / "answers.db"
     with SemanticCache(manager, threshold=0.5, path=path) as cache:

@@ -268,10 +268,15 @@ class SemanticCache:
     # --- The object --------------------------------------------------------------------------------------------------
 
     def stats(self) -> dict[str, int]:
-        """Counts since the start: ``hits``, ``misses``, ``evicted``; and ``entries`` now."""
+        """Counts since the start: ``hits``, ``misses``, ``evicted``; and ``entries`` now. Loads no model: before the
+        first use the entries of the file are counted.
+        """
+        unread = 0
+        if self._store is not None and not self._loaded:
+            unread = self._store.count(self.max_entries, self._oldest())
         with self._lock:
             return {
-                "entries": len(self._entries),
+                "entries": len(self._entries) if self._loaded else unread,
                 "hits": self._hits,
                 "misses": self._misses,
                 "evicted": self._evicted,
@@ -297,11 +302,13 @@ class SemanticCache:
             return len(self._entries)
 
     def __repr__(self) -> str:
-        stats = self.stats()
-        return (
-            f"<SemanticCache {self._embedder.slot!r}, {stats['entries']} of {self.max_entries} entries,"
-            f" threshold {self.threshold}, {stats['hits']} hits, {stats['misses']} misses>"
-        )
+        # What prints the object need not read its file, which may fail.
+        with self._lock:
+            entries = f"{len(self._entries)} of {self.max_entries} entries" if self._loaded else "file not read yet"
+            return (
+                f"<SemanticCache {self._embedder.slot!r}, {entries}, threshold {self.threshold},"
+                f" {self._hits} hits, {self._misses} misses>"
+            )
 
     def _short_locks(self) -> tuple[threading.Lock, ...]:
         return (self._lock,) if self._store is None else (self._lock, self._store.lock)
@@ -356,7 +363,7 @@ class SemanticCache:
         with self._loading:
             if self._loaded or self._store is None:
                 return
-            rows = self._store.read(self.max_entries, None if self.ttl is None else self._clock() - self.ttl)
+            rows = self._store.read(self.max_entries, self._oldest())
             while True:
                 model = self._embedder.query_model
                 own = [row for row in rows if row.fingerprint == model[1]]
@@ -377,6 +384,10 @@ class SemanticCache:
                         self._insert(row.key, Stored(row.answer, row.created, row.used), row.vector)
                 self._evicted = 0
             self._loaded = True
+
+    def _oldest(self) -> float | None:
+        """Entries that were made then or before have expired."""
+        return None if self.ttl is None else self._clock() - self.ttl
 
     def _is_own(self, row: Row) -> bool:
         """Whether the model gives the stored vector of a question."""

@@ -161,6 +161,13 @@ class AnswerStore:
                 found.append(Row((scope, question), json.loads(answer), created, used, fingerprint, values))
         return found
 
+    def count(self, limit: int, oldest: float | None) -> int:
+        """How many entries `read` would leave; it removes none."""
+        with self._open() as connection:
+            query = "SELECT count(*) FROM answers WHERE ?1 IS NULL OR created > ?1"
+            found: int = connection.execute(query, (oldest,)).fetchone()[0]
+        return min(found, limit)
+
     def write(
         self,
         key: tuple[str, str],
