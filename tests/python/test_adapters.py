@@ -258,6 +258,20 @@ def test_copied_components_share_their_manager(make_manager):
     assert manager.stats()["queue"]["texts"] == 2
 
 
+@pytest.mark.parametrize(
+    ("field", "value"), [("dimensions", 8), ("model_name", "another"), ("embeddings_cache", object())]
+)
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_copied_llamaindex_embedding_keeps_what_its_vectors_depend_on(manager, field, value, deep):
+    model = llamaindex(manager)
+    with pytest.raises(ArgumentError, match=f"a copy keeps its {field}; make a new ModelManagerEmbedding"):
+        model.model_copy(update={field: value}, deep=deep)
+    same = model.model_copy(update={field: getattr(model, field), "embed_batch_size": 5}, deep=deep)
+    assert same.embed_batch_size == 5
+    assert same.get_query_embedding("a") == model.get_query_embedding("a")
+    assert same._embedder.manager is manager
+
+
 def test_a_misspelt_keyword_is_refused(manager):
     from model_manager.integrations import langchain as chain, llamaindex as index
 

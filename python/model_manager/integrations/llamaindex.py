@@ -23,6 +23,8 @@ with package("llama-index-core"):
 from ._rerank import RerankerFields
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from typing_extensions import Self
 
     from .._core import Manager
@@ -87,6 +89,21 @@ class ModelManagerEmbedding(BaseEmbedding):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         _restore(self, state)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with the same manager. Fields that decide on the vectors cannot be updated.
+
+        Raises:
+            ArgumentError: `update` has another `model_name`, `dimensions` or `embeddings_cache`.
+        """
+        for name, value in (update or {}).items():
+            field = type(self).model_fields.get(name)
+            if field is not None and field.frozen and value != getattr(self, name):
+                raise argument_error(
+                    "update",
+                    f"update={{{name!r}: {value!r}}}: a copy keeps its {name}; make a new {type(self).__name__}",
+                )
+        return super().model_copy(update=update, deep=deep)
 
     @classmethod
     def class_name(cls) -> str:
