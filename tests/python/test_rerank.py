@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import re
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -86,6 +88,20 @@ def test_the_softmax_of_one_label_is_refused(rerankers):
     np.testing.assert_allclose(
         rerankers.get("nli_bert").predict(PAIRS, activation_fn="softmax").sum(axis=1), [1, 1], **TOLERANCE
     )
+
+
+def test_a_file_cannot_ask_for_the_softmax_of_one_label(make_manager, tmp_path):
+    manager = make_manager()
+    softmax = {"activation_fn": "torch.nn.modules.activation.Softmax"}
+    for name in ("rerank_bert", "nli_bert"):
+        shutil.copytree(FIXTURES / name, tmp_path / name)
+        config = tmp_path / name / "config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text()), "sentence_transformers": softmax}))
+        manager.register(name, str(tmp_path / name), kind="reranker")
+    with pytest.raises(UnsupportedModelError, match="softmax of one label is always 1"):
+        manager.load("rerank_bert")
+    found = manager.get("nli_bert").predict(PAIRS)
+    np.testing.assert_allclose(found.sum(axis=1), [1, 1], **TOLERANCE)
 
 
 @pytest.mark.parametrize("name", ["rerank_bert", "nli_bert"])

@@ -108,9 +108,14 @@ impl ScoreConfig {
                 match class.and_then(|class| class.rsplit('.').next()) {
                     Some("Sigmoid") => ScoreActivation::Sigmoid,
                     Some("Identity") => ScoreActivation::Identity,
-                    Some("Softmax") => ScoreActivation::Softmax,
-                    _ => {
-                        let reason = "supported are torch.nn's Sigmoid, Identity and Softmax";
+                    Some("Softmax") if labels > 1 => ScoreActivation::Softmax,
+                    other => {
+                        let reason = match other {
+                            Some("Softmax") => {
+                                "the softmax of one label is always 1; supported are Sigmoid and Identity"
+                            }
+                            _ => "supported are torch.nn's Sigmoid, Identity and Softmax",
+                        };
                         return Err(refusal(&files.model, path, key, value, reason));
                     }
                 }
