@@ -8,11 +8,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from httpx import InvalidURL
 from qdrant_client import QdrantClient
 
-from ..._arguments import argument_error
+from ..._arguments import a_text, argument_error
+from ..._embedder import without_key
 from ..._extras import tqdm_class
-from ...errors import InputError
+from ...errors import ArgumentError, InputError
 from .store import StoreError
 
 if TYPE_CHECKING:
@@ -32,12 +34,13 @@ def connect(path: str | os.PathLike[str] | None, url: str | None, api_key: str |
     name = "url" if url else "QDRANT_URL"
     url = url or (os.environ.get("QDRANT_URL") if path is None else None)
     if url:
-        parts = urlsplit(url if "//" in url else f"//{url}")
-        if not parts.hostname:
-            raise argument_error(name, f"{name}={url!r}: must look like http://localhost:6333")
-        # The first request shows whether the versions fit; the check would connect now.
-        key = api_key or os.environ.get("QDRANT_API_KEY") or None
-        return QdrantClient(url=url, api_key=key, timeout=_REQUEST_SECONDS, check_compatibility=False)
+        key = _key(api_key)
+        address = _address(name, url, key)
+        try:
+            # The first request shows whether the versions fit; the check would connect now.
+            return QdrantClient(url=address, api_key=key, timeout=_REQUEST_SECONDS, check_compatibility=False)
+        except (ValueError, InvalidURL):  # urllib3 and httpx read it more strictly
+            raise _no_address(name, url) from None
     folder = os.fspath(path) if path is not None else DEFAULT_PATH
     try:
         if folder == ":memory:":
@@ -46,6 +49,36 @@ def connect(path: str | os.PathLike[str] | None, url: str | None, api_key: str |
         return QdrantClient(path=folder, force_disable_check_same_thread=True)
     except (RuntimeError, OSError, ValueError) as error:
         raise StoreError(f"the embedded Qdrant in {folder!r} cannot be opened: {error}") from error
+
+
+def _key(given: str | None) -> str | None:
+    """The key of the server, without the line end of a mounted secret. An error does not show it."""
+    name = "api_key" if given else "QDRANT_API_KEY"
+    key = a_text(name, given or os.environ.get("QDRANT_API_KEY") or "").strip()
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise argument_error(name, f"{name} (hidden): a key holds only printable ASCII characters")
+    return key or None
+
+
+def _address(name: str, url: str, key: str | None) -> str:
+    """The address with a scheme. Without one the client takes the host for the scheme; a key is sent encrypted then, as
+    the client does for ``localhost:6333``.
+    """
+    address = a_text(name, url).strip()
+    if "//" not in address:
+        address = f"{'http' if key is None else 'https'}://{address}"
+    try:
+        parts = urlsplit(address)
+        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets, or a port that is none
+        fits = False
+    if not fits:
+        raise _no_address(name, url)
+    return address
+
+
+def _no_address(name: str, url: str) -> ArgumentError:
+    return argument_error(name, f"{name}={without_key(url)!r}: must look like http://localhost:6333")
 
 
 @contextmanager

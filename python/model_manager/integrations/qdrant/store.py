@@ -7,10 +7,12 @@ import logging
 import threading
 import time
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from httpx import LocalProtocolError
 from qdrant_client import QdrantClient, models
-from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
+from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from ... import tracing
@@ -399,6 +401,8 @@ class Store:
                 f"{_remedy(error)}"
             )
             failure.transient = transient
+            if _is_unsendable(error):
+                raise failure from None  # httpx shows the header, which may be a key
             raise failure from error
 
 
@@ -407,10 +411,14 @@ def _judge(error: Exception) -> tuple[bool, str, float]:
     reason = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, ResourceExhaustedResponse):
         return True, reason, float(error.retry_after_s)
+    if isinstance(error, QdrantException) and "Retry-After" in reason:
+        return True, reason, _retry_after(reason.partition(": ")[2])
     if isinstance(error, UnexpectedResponse):
         status = error.status_code or 0
         return status in (408, 429) or status >= 500, reason, 0.0
     if isinstance(error, ResponseHandlingException):
+        if _is_unsendable(error):
+            return False, "a header of the request cannot be sent", 0.0
         # A ValueError means that pydantic cannot read the answer; a second one would look the same.
         source = " ".join(str(error.source).split()) or type(error.source).__name__
         return not isinstance(error.source, ValueError), source, 0.0
@@ -419,12 +427,28 @@ def _judge(error: Exception) -> tuple[bool, str, float]:
     return isinstance(error, OSError), reason, 0.0
 
 
+def _retry_after(given: str) -> float:
+    """The seconds of a Retry-After that is no whole number: a date, as HTTP allows, or a fraction; else 0."""
+    with contextlib.suppress(ValueError):
+        return max(0.0, float(given))
+    with contextlib.suppress(ValueError, TypeError, OverflowError):
+        return max(0.0, parsedate_to_datetime(given).timestamp() - time.time())
+    return 0.0
+
+
+def _is_unsendable(error: Exception) -> bool:
+    """Whether httpx refused to send a header of the request, such as a key with a line end."""
+    return isinstance(error, ResponseHandlingException) and isinstance(error.source, LocalProtocolError)
+
+
 def _remedy(error: Exception) -> str:
     """What to do about an error, where that can be said."""
     if isinstance(error, UnexpectedResponse) and error.status_code in (401, 403):
         return "; is QDRANT_API_KEY the key of this server?"
     if not isinstance(error, ResponseHandlingException):
         return ""
+    if _is_unsendable(error):
+        return "; has the client's api_key a line end or spaces around it?"
     if isinstance(error.source, ValueError):
         return "; is this the address of a Qdrant?"
     return "; is it running there? QDRANT_URL or url is the address of a server, path a folder that needs none"
