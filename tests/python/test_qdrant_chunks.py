@@ -59,6 +59,13 @@ def test_a_document_is_one_point_for_each_chunk(chunked, embedded, shared):
     assert len({point.payload["content_hash"] for point in own}) == 1
 
 
+def test_metadata_with_the_names_of_chunks_is_refused(chunked, embedded):
+    given = [{"id": "a", "text": LONG, "metadata": {"chunks": 3, "parent_id": "x"}}, DOCUMENTS[1]]
+    report = chunked().add_documents(given)
+    assert (report.indexed, report.failed) == (1, 1)
+    assert "its metadata has the name 'chunks', 'parent_id', which the indexer uses" in report.failures[0].reason
+
+
 def test_a_second_run_skips_and_a_shorter_text_leaves_nothing_behind(chunked, embedded):
     chunked().add_documents(DOCUMENTS[:2])
     before = points_of(embedded)

@@ -38,12 +38,13 @@ def test_a_number_is_the_same_id_as_its_digits(number):
     assert prepare({"text": "a", "id": number}, 0, "").point_id == point_id(number)
 
 
-@given(text.filter(str.strip), st.dictionaries(text, plain, max_size=5), text)
+@given(
+    text.filter(str.strip), st.dictionaries(text.filter(lambda name: name not in OWN_FIELDS), plain, max_size=5), text
+)
 def test_the_payload_is_json_and_keeps_the_metadata(words, metadata, identity):
     made = prepare({"text": words, "id": identity, "metadata": metadata}, 3, "model")
     assert json.loads(json.dumps(made.payload)) == made.payload
-    kept = {key: value for key, value in metadata.items() if key not in OWN_FIELDS}
-    assert {key: value for key, value in made.payload.items() if key not in OWN_FIELDS} == kept
+    assert {key: value for key, value in made.payload.items() if key not in OWN_FIELDS} == metadata
     assert made.payload["text"] == words
     assert made.payload["text_length"] == len(words)
     assert made.payload["word_count"] == len(words.split())
@@ -111,6 +112,14 @@ def test_metadata_of_common_types():
         ({"text": "a", "title": "b", "author": "c"}, "unknown keys author, title: put them into 'metadata'"),
         ({"text": "a", "id": 1.5}, "its 'id' must be a str or an int, not float"),
         ({"text": "a", "id": True}, "its 'id' must be a str or an int, not bool"),
+        (
+            {"text": "a", "metadata": {"text": "b"}},
+            "its metadata has the name 'text', which the indexer uses .* rename it",
+        ),
+        (
+            {"text": "a", "metadata": {"word_count": 9, "indexed_at": "2020", "lang": "tr"}},
+            "its metadata has the name 'indexed_at', 'word_count', which the indexer uses itself: rename it",
+        ),
         ({"text": "a", "metadata": [1]}, "its 'metadata' must be a mapping, not list"),
         ({"text": "a", "metadata": {"x": object()}}, "its metadata is not JSON: object has no JSON form"),
         ({"text": "a", "metadata": {"x": float("nan")}}, "its metadata is not JSON"),

@@ -388,7 +388,8 @@ def test_what_a_server_is_asked(server, shared):
     indexer.search("izin")
     server.requests.clear()
     indexer.search("izin formu", limit=20, filters={"konu": "ik"}, score_threshold=0.25, hnsw_ef=77)
-    ((path, body),) = server.requests
+    (path, body), after = server.requests
+    assert after == ("GET /collections/notes", None)
     assert path == "POST /collections/notes/points/query"
     dense, sparse = body.pop("prefetch")
     condition = {"must": [{"key": "konu", "match": {"value": "ik"}}]}

@@ -153,6 +153,29 @@ def test_points_of_another_program(make, embedded):
     assert (hit.id, hit.text, hit.metadata["x"]) == ("1", "text 1", 1)
 
 
+def test_a_field_in_the_place_of_the_text_is_not_lost(make, embedded):
+    embedded.create_collection("notes", vectors_config=models.VectorParams(size=4, distance=models.Distance.COSINE))
+    payload = {"body": "a long text", "text": "its title"}
+    embedded.upsert("notes", [models.PointStruct(id=1, vector=[1.0, 0, 0, 0], payload=payload)])
+    with pytest.raises(IndexingError, match=r"point 1 has a field 'text' of other content than 'body'.*rename it"):
+        make().reembed("live", text_field="body")
+    assert "live" not in aliases(embedded)
+
+
+def test_whole_documents_with_the_names_of_chunks_stay_whole(make, embedded):
+    thread = {"parent_id": "thread-7", "chunks": 3, "chunk_start": 5, "chunk_end": 9, "lang": "en"}
+    given = [{"id": "b", "text": "a message", "metadata": thread}]
+    make(TURKISH_MODEL).add_documents(given)
+    make().reembed("live")
+    indexer = make(collection="live")
+    assert indexer.add_documents(given).skipped == 1
+    (hit,) = indexer.search("a message")
+    assert (hit.id, hit.metadata, hit.span) == ("b", thread, None)
+    given[0]["text"] = "another message"
+    assert indexer.add_documents(given).updated == 1
+    assert len(points_of(embedded, "live")) == 1
+
+
 def test_a_text_that_is_blank_switches_nothing(make, embedded):
     make(TURKISH_MODEL).add_documents(documents(3))
     embedded.set_payload("notes", {"text": " "}, points=[next(iter(points_of(embedded, "notes")))])

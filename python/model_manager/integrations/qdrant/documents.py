@@ -24,12 +24,12 @@ Input: TypeAlias = Mapping[str, Any] | str | ValueError
 CONTENT_HASH = "content_hash"
 """The payload field that shows a later run that a document has not changed."""
 OWN_FIELDS = frozenset({"text", "text_length", "word_count", "indexed_at", "original_doc_id", CONTENT_HASH})
-"""Payload fields that the indexer sets. They replace metadata of the same names."""
+"""Payload fields that the indexer sets. Metadata has none of these names."""
 PARENT = "parent_id"
 """The payload field that the chunks of one document have in common."""
 CHUNK_FIELDS = frozenset({PARENT, "chunk", "chunks", "chunk_start", "chunk_end"})
 """Further payload fields of a chunk: the point of the document's first chunk, number and count, first and last
-character in the document's text.
+character in the document's text. Metadata of chunks has none of these names.
 """
 _KEYS = {"text", "id", "metadata"}
 
@@ -97,13 +97,13 @@ class Document:
         """Make a point of each chunk. Raises ValueError when there are none."""
         if not chunks:
             raise ValueError("its text is empty")
-        fields = {key: value for key, value in self.payload.items() if key not in CHUNK_FIELDS}
+        _refuse_names(self.payload, CHUNK_FIELDS)
         self.points = [
             Point(
                 self.chunk_id(number),
                 chunk.text,
                 {
-                    **fields,
+                    **self.payload,
                     "text": chunk.text,
                     "text_length": len(chunk.text),
                     "word_count": len(chunk.text.split()),
@@ -120,6 +120,11 @@ class Document:
     def chunk_id(self, number: int) -> str:
         """The point of one of its chunks."""
         return self.point_id if number == 0 else point_id(f"{self.point_id}#{number}")
+
+
+def is_chunk(payload: Mapping[str, Any]) -> bool:
+    """Whether a point of a collection of chunks is one. In another collection these names are the caller's."""
+    return PARENT in payload and all(type(payload.get(field)) is int for field in ("chunk_start", "chunk_end"))
 
 
 def point_id(document_id: str | int) -> str:
@@ -142,7 +147,8 @@ def prepare(document: Input, position: int, fingerprint: str) -> Document:
 
     Raises:
         TypeError: The document, or a part of it, has the wrong type.
-        ValueError: Empty text, an unknown key, a lone surrogate, metadata that is not JSON.
+        ValueError: Empty text, an unknown key, a lone surrogate, metadata that is not JSON or has a name that the
+            indexer uses.
     """
     if isinstance(document, str):
         document = {"text": document}
@@ -161,9 +167,9 @@ def prepare(document: Input, position: int, fingerprint: str) -> Document:
         raise TypeError(f"its 'id' must be a str or an int, not {type(given).__name__}")
     if metadata is not None and not isinstance(metadata, Mapping):
         raise TypeError(f"its 'metadata' must be a mapping, not {type(metadata).__name__}")
-    fields = {key: value for key, value in (metadata or {}).items() if key not in OWN_FIELDS}
+    _refuse_names(metadata or {}, OWN_FIELDS)
     try:
-        digest, fields = content_hash(fingerprint, text, fields)
+        digest, fields = content_hash(fingerprint, text, dict(metadata or {}))
         identity = str(uuid.uuid4()) if given is None else point_id(given)
     except UnicodeEncodeError:
         raise ValueError("it holds a lone surrogate, which is not a character") from None
@@ -180,6 +186,13 @@ def prepare(document: Input, position: int, fingerprint: str) -> Document:
     }
     name = None if given is None else str(given)
     return Document(position, name, identity, text, payload, points=[Point(identity, text, payload)])
+
+
+def _refuse_names(fields: Mapping[str, Any], taken: frozenset[str]) -> None:
+    """Raise ValueError where the caller's fields have names of the indexer's own, which would replace them."""
+    if used := sorted(str(name) for name in fields if name in taken):
+        names = ", ".join(map(repr, used))
+        raise ValueError(f"its metadata has the name {names}, which the indexer uses itself: rename it")
 
 
 def content_hash(fingerprint: str, text: str, fields: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

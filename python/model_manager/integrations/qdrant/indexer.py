@@ -8,13 +8,13 @@ import os
 import weakref
 from collections.abc import Iterable, Mapping, Sized
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ..._arguments import a_flag, a_text, an_int, an_iterable, argument_error, one_of, type_error
 from ..._embedder import Embedder, reranker_for
 from ...compat.chatbot import model_manager
 from ...errors import InputError, TaskError
-from .collection import CHUNKS, CollectionError, Wanted, check_names
+from .collection import CHUNKS, CollectionError, Layout, Wanted, check_names
 from .connect import DEFAULT_PATH, connect, progress_bar
 from .encoders import Encoders, sparse_encoder, token_encoder
 from .pipeline import OnError, Run, pause_if_transient
@@ -39,6 +39,16 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_HNSW_EF", "DEFAULT_PATH", "DEFAULT_SCORE_THRESHOLD", "QdrantIndexer"]
 
 logger = logging.getLogger(__name__)
+
+
+class _Form(NamedTuple):
+    """What a search needs to know of the collection."""
+
+    layout: Layout
+    grouped: bool
+    """Whether a search returns the best chunk of each document."""
+    divided: bool
+    """Whether the points may be chunks."""
 
 
 class QdrantIndexer:
@@ -149,8 +159,8 @@ class QdrantIndexer:
         # This also closes it at the end of the interpreter, where an open embedded Qdrant prints an error.
         self._close = weakref.finalize(self, made.close) if client is None else None
         self._store = Store(made, collection, Backoff() if backoff is None else backoff)
-        self._grouped: bool | None = None
-        """Whether a search returns the best point of each document, once one has asked."""
+        self._form: _Form | None = None
+        """That of the collection at the latest search."""
         self.report = IndexReport()
         """The report of the latest `add_documents`, even if it is running or was interrupted."""
 
@@ -376,7 +386,8 @@ class QdrantIndexer:
             InputError: An empty query, an unknown mode or one whose vectors the indexer lacks, a limit below 1, fewer
                 candidates than hits, a filter of a wrong type.
             TaskError: The reranker is no reranker.
-            CollectionError: The collection does not exist or was made with another model.
+            CollectionError: The collection does not exist or was made with another model. Each search asks for that
+                again, since another model may fill the collection and an alias may mean another one.
             StoreError: Qdrant failed.
         """
         options = SearchOptions(
@@ -439,32 +450,43 @@ class QdrantIndexer:
         self._checked_reranker = True
 
     def _nearest(self, query: Query, made: Plan) -> list[SearchHit]:
-        try:
-            if self._grouped is None:
-                self._grouped = self._ask_grouped()
-            request = made.request(self._store.layout, query, embedded=self._store.embedded)
-            points = [] if request is None else self._store.query(request, grouped=self._grouped)
-        except StoreError as error:
-            # Only a failed search needs this second request.
-            if not error.transient:
+        while True:
+            form = self._form
+            try:
+                if form is None:
+                    form = self._look()
+                request = made.request(form.layout, query, embedded=self._store.embedded)
+                points = [] if request is None else self._store.query(request, grouped=form.grouped)
+            except StoreError as error:
+                if error.transient:
+                    raise
+                # Only a failed search needs this second request.
                 if not self._store.exists():
                     raise CollectionError(
                         f"collection {self.collection!r} does not exist: add_documents makes it, or"
                         " `model-manager index`"
                     ) from error
-                self._store.check(self._wanted())
-            raise
-        return SearchHits(SearchHit.of(point) for point in points)
+                self._form = self._look()
+                if self._form == form:
+                    raise
+                continue
+            # After the points have come: another model may have filled the collection since the latest search, or an
+            # alias may mean another collection.
+            self._form = self._look()
+            if self._form == form:
+                return SearchHits(SearchHit.of(point, form.divided) for point in points)
 
-    def _ask_grouped(self) -> bool:
-        """Whether the points are chunks. Raises `CollectionError` where another model made them."""
+    def _look(self) -> _Form:
+        """The collection's present form. Raises `CollectionError` where another model filled it."""
         known = self._store.check(self._wanted(), self._identity())
-        self._encoders.remember_checked()
-        if known:
-            return bool(known.get(CHUNKS))
-        if self._chunk:
+        if self._form is None:
+            self._encoders.remember_checked()
+        else:
+            self._encoders.check_unchanged()
+        grouped = bool(known.get(CHUNKS) if known else self._chunk)
+        if grouped and not known and self._form is None:
             self._store.check_chunks()
-        return bool(self._chunk)
+        return _Form(self._store.layout, grouped, self._store.divided is not False)
 
     def _texts(self, hits: list[SearchHit]) -> list[str]:
         """The texts of candidates for the reranker."""

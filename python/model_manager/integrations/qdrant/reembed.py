@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .collection import CHUNKS, KINDS, CollectionError, Wanted, identity_of
-from .documents import CONTENT_HASH, OWN_FIELDS, Document, Point, content_hash
+from .documents import CONTENT_HASH, OWN_FIELDS, Document, Point, content_hash, is_chunk
 from .pipeline import Run
 from .probe import PROBE, differs
 from .report import IndexReport
@@ -124,7 +124,9 @@ def reembed(
             max_failures=0,
             advance=advance,
             fingerprint=encoders.fingerprint,
-            prepare=functools.partial(_document, text_field=text_field),
+            prepare=functools.partial(
+                _document, text_field=text_field, divided=bool(known.get(CHUNKS)) if known else True
+            ),
         )
         before = encoders.truncated
         try:
@@ -184,14 +186,21 @@ def _verified(source: Store, new: Store, page: int) -> int:
     return here
 
 
-def _document(record: models.Record, position: int, fingerprint: str, *, text_field: str) -> Document:
-    """A stored point as a document on its way into the new collection. Raises ValueError if it has no text."""
+def _document(record: models.Record, position: int, fingerprint: str, *, text_field: str, divided: bool) -> Document:
+    """A stored point, or with `divided` perhaps a chunk, as a document on its way into the new collection. Raises
+    ValueError if it has no text, or if a field of other content is in the place of the text.
+    """
     payload = dict(record.payload or {})
     text = payload.get(text_field)
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"the field {text_field!r} of point {record.id} holds no text")
+    if payload.get("text", text) != text:
+        raise ValueError(
+            f"point {record.id} has a field 'text' of other content than {text_field!r}, which the new collection would"
+            " lose: rename it first"
+        )
     payload["text"] = text
-    if "parent_id" in payload and "chunks" in payload:
+    if divided and is_chunk(payload):
         # The hash of a chunk is that of the whole document, which is not stored: this one only shows that the point is
         # done. A later `add_documents` embeds the document again.
         parts = [fingerprint, str(payload.get(CONTENT_HASH)), text]

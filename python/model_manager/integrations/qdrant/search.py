@@ -9,7 +9,7 @@ from typing import Any
 from qdrant_client import models
 
 from ..._arguments import argument_error, type_error
-from .documents import CHUNK_FIELDS, OWN_FIELDS
+from .documents import CHUNK_FIELDS, OWN_FIELDS, PARENT, is_chunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,19 +32,19 @@ class SearchHit:
     """Where the text is in the document, in characters; None for a whole document."""
 
     @classmethod
-    def of(cls, point: models.ScoredPoint) -> SearchHit:
-        """The hit for a point of the Qdrant client."""
+    def of(cls, point: models.ScoredPoint, divided: bool) -> SearchHit:
+        """The hit for a point of the Qdrant client; `divided`: it may be a chunk."""
         payload = point.payload or {}
         given = payload.get("original_doc_id")
-        whole = "parent_id" not in payload or "chunks" not in payload
+        whole = not (divided and is_chunk(payload))
         own = OWN_FIELDS if whole else OWN_FIELDS | CHUNK_FIELDS
         return cls(
-            id=str((point.id if whole else payload["parent_id"]) if given is None else given),
+            id=str((point.id if whole else payload[PARENT]) if given is None else given),
             score=float(point.score),
             text=str(payload.get("text", "")),
             metadata={key: value for key, value in payload.items() if key not in own},
             payload=payload,
-            span=None if whole else (payload.get("chunk_start", 0), payload.get("chunk_end", 0)),
+            span=None if whole else (payload["chunk_start"], payload["chunk_end"]),
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -130,6 +130,8 @@ class Store:
         lock = threading.Lock() if self.embedded else contextlib.nullcontext()
         self.layout = Layout("")
         """The names of the vectors in use, once `prepare` or `check` has seen the collection."""
+        self.divided: bool | None = None
+        """Whether the collection says that its points are chunks; None: it says nothing, or was not seen yet."""
         self._lock: contextlib.AbstractContextManager[Any] = lock
 
     def prepare(self, wanted: Wanted, *, recreate: bool = False, identity: Mapping[str, Any] | None = None) -> bool:
@@ -164,6 +166,7 @@ class Store:
             self._use(wanted, identity)
             return attempts > 1
         self.layout = wanted.layout()
+        self.divided = None if identity is None else bool(identity.get(CHUNKS))
         self._use_write_ahead_log()
         return True
 
@@ -279,6 +282,7 @@ class Store:
         found = self._send("read the collection's settings", lambda: self.client.get_collection(self.collection))
         self.layout = wanted.find(self.collection, found.config.params)
         known: Mapping[str, Any] = (getattr(found.config, "metadata", None) or {}).get(METADATA) or {}
+        self.divided = bool(known.get(CHUNKS)) if known else None
         if identity is not None:
             check_identity(self.collection, known, identity)
         return known
