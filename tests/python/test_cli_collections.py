@@ -47,8 +47,9 @@ def test_index_and_search(command, tmp_path):
     nothing = command("search", "hello", "-c", "notes", "-s", "1.1")
     assert (nothing.code, nothing.out) == (0, "")
     assert "Nothing reaches a score of 1.1" in nothing.err
-    chosen = command("search", "hello", "-c", "notes", "-s", "0.1", "-w", "lang=de")
-    assert chosen.err == "Nothing that --where selects reaches a score of 0.1; --score-threshold lowers it.\n"
+    for value in ("3000", "NaN", "Infinity", "1e999"):  # the last three are texts
+        nothing = command("search", "hello", "-c", "notes", "-s", "-1", "-w", f"year={value}")
+        assert "Nothing matches --where and reaches a score of -1;" in nothing.err, value
     again = json.loads(command("index", "docs.jsonl", "-c", "notes", "--recreate", "--json").out)
     assert (again["indexed"], again["skipped"]) == (3, 0)
 
@@ -144,8 +145,7 @@ def test_nothing_found(command, tmp_path):
         assert (done.code, done.out, done.err) == (0, "", "Nothing matches.\n"), options
     for options in (("--mode", "dense", "--sparse", "bm25"), ()):
         done = command("search", "parcel", "-c", "faq", "-w", "lang=tr", *options)
-        nothing = "Nothing that --where selects reaches a score of 0.7; --score-threshold lowers it.\n"
-        assert done.err == nothing, options
+        assert done.err == "Nothing matches --where and reaches a score of 0.7; --score-threshold lowers it.\n", options
     above = command("search", "lunch", "-c", "faq", "--sparse", "bm25", "--mode", "sparse", "-s", "1000")
     assert above.err == "Nothing reaches a score of 1000; --score-threshold lowers it.\n"
     missing = command("search", "parcel", "-c", "other")

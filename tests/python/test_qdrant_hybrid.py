@@ -345,8 +345,8 @@ def test_settings_of_another_type(make_indexer, fake, settings):
         ({"limit": 0}, "limit=0"),
         ({"limit": 60, "candidates": 50}, "candidates=50: must be at least limit=60"),
         ({"query": " \n"}, "the query is empty"),
-        ({"score_threshold": float("nan")}, "score_threshold=nan: must be a number"),
-        ({"score_threshold": "high"}, "score_threshold='high': must be a number"),
+        ({"score_threshold": float("nan")}, "score_threshold=nan: must be a finite number"),
+        ({"score_threshold": "high"}, "score_threshold='high': must be a finite number"),
         ({"filters": {"when": None}}, "filter 'when': a value must be"),
     ],
 )

@@ -310,6 +310,14 @@ def test_search(make_indexer, embedded):
         ({"mixed": ["x", 1, True, 0.5]}, {1, 2, 3, 4}),
         ({"mixed": 0.5}, {4}),
         ({"n": []}, set()),
+        ({"n": 3.0}, {3}),
+        ({"n": np.int64(3)}, {3}),
+        ({"n": np.array([3, 5])}, {3, 5}),
+        ({"n": np.array([])}, set()),
+        ({"even": np.bool_(True)}, {2, 4, 6}),
+        ({"price": 20}, {2}),
+        ({"price": [10, 20.0]}, {1, 2}),
+        ({"price": 3}, set()),
         ({}, {1, 2, 3, 4, 5, 6}),
     ],
 )
@@ -319,7 +327,7 @@ def test_filters(make_indexer, embedded, filters, wanted):
     source = documents(7)[1:]
     for document in source:
         n = document["metadata"]["n"]
-        document["metadata"] |= {"tag": extra.get(n, "none"), "mixed": mixed.get(n, "y")}
+        document["metadata"] |= {"price": 10.0 * n, "tag": extra.get(n, "none"), "mixed": mixed.get(n, "y")}
     indexer = make_indexer(embedded)
     indexer.add_documents(source)
     hits = indexer.search("document", score_threshold=None, filters=filters)
@@ -348,12 +356,14 @@ def test_a_server_is_told_how_to_search(make_indexer, shared):
     assert make_indexer(server).search("question", filters={"n": [1]}) == []
     np.testing.assert_array_equal(server.request.pop("query"), shared.embed("question", SLOT).tolist())
     match = models.FieldCondition(key="n", match=models.MatchValue(value=1))
+    number = models.FieldCondition(key="n", range=models.Range(gte=1, lte=1))
+    same = models.Filter(should=[match, number])
     assert server.request == {
         "name": "notes",
         "limit": 10,
         "score_threshold": 0.7,
         "search_params": models.SearchParams(hnsw_ef=128),
-        "query_filter": models.Filter(must=[models.Filter(should=[match])]),
+        "query_filter": models.Filter(must=[models.Filter(should=[same])]),
         "with_payload": True,
     }
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 
 import pytest
+from model_manager.errors import ArgumentError
 from model_manager.integrations.qdrant import CollectionError
 from qdrant_client import models
 from qdrants import documents
@@ -74,3 +76,22 @@ def test_a_search_after_the_collection_got_another_form(make_indexer, embedded):
     hybrid.create_collection(recreate=True)
     hybrid.add_documents(long)
     assert sorted(searched(searcher)) == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("several", [False, True])
+def test_numbers_that_json_lacks_are_refused(make_indexer, embedded, number, several):
+    """The client would send null, which a server takes for no bound."""
+    indexer = make_indexer(embedded)
+    indexer.add_documents(documents(2))
+    with pytest.raises(ArgumentError, match=f"filter 'n': {number} is not finite") as error:
+        searched(indexer, filters={"n": [1, number] if several else number})
+    assert error.value.param == "filters"
+    with pytest.raises(ArgumentError, match=f"score_threshold={number}: must be a finite number") as error:
+        indexer.search("document", score_threshold=number)
+    assert error.value.param == "score_threshold"
+
+
+def test_the_name_of_a_field_is_a_text(make_indexer, embedded):
+    with pytest.raises(ArgumentError, match="filters: the name of a field must be a str, not 1"):
+        searched(make_indexer(embedded), filters={1: 1})

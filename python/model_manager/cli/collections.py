@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -348,8 +349,8 @@ def search(
         if least is None:
             click.echo("Nothing matches.", err=True)
         else:
-            chosen = " that --where selects" if where else ""
-            click.echo(f"Nothing{chosen} reaches a score of {least:g}; --score-threshold lowers it.", err=True)
+            what = "matches --where and reaches" if where else "reaches"
+            click.echo(f"Nothing {what} a score of {least:g}; --score-threshold lowers it.", err=True)
 
 
 def _filters(where: Sequence[str]) -> dict[str, list[Any]]:
@@ -364,6 +365,8 @@ def _filters(where: Sequence[str]) -> dict[str, list[Any]]:
         try:
             parsed = json.loads(value)
         except ValueError:
+            parsed = value
+        if isinstance(parsed, float) and not math.isfinite(parsed):  # NaN, Infinity and 1e999 are no JSON
             parsed = value
         found = filters.setdefault(field, [])
         found.append(parsed)

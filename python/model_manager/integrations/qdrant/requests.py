@@ -170,6 +170,8 @@ def _threshold(given: float | str | None, mode: Mode) -> float | None:
     if given == "default":
         return DEFAULT_SCORE_THRESHOLD if mode == "dense" else None
     number = math.nan if isinstance(given, str) else a_number("score_threshold", given)
-    if math.isnan(number):
-        raise argument_error("score_threshold", f"score_threshold={given!r}: must be a number, None or 'default'")
+    if not math.isfinite(number):  # JSON has no infinity: the server would see no threshold
+        raise argument_error(
+            "score_threshold", f"score_threshold={given!r}: must be a finite number, None or 'default'"
+        )
     return number

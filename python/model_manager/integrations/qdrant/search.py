@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from qdrant_client import models
 
 from ..._arguments import argument_error, type_error
@@ -74,27 +76,45 @@ class SearchHits(list[SearchHit]):
 def make_filter(filters: Mapping[str, Any] | None) -> models.Filter | None:
     """``{field: value}`` or ``{field: [values]}``: all fields must match, a list means any of its values.
 
+    A number means the same one stored as an int or as a float.
+
     Raises:
-        ArgumentError: A value that is not a str, int, float or bool.
+        TypeError: `filters` is no mapping.
+        ArgumentError: A name that is no str; a value that is not a str, int, float or bool, or not finite.
     """
     if filters is not None and not isinstance(filters, Mapping):
         raise type_error("filters", "a mapping of fields to values", filters)
     if not filters:
         return None
+    for field in filters:
+        if not isinstance(field, str):
+            raise argument_error("filters", f"filters: the name of a field must be a str, not {field!r}")
     return models.Filter(must=[_condition(field, value) for field, value in filters.items()])
 
 
 def _condition(field: str, value: Any) -> models.Condition:
-    if isinstance(value, bool | int | str):
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if isinstance(value, bool | str):
         return models.FieldCondition(key=field, match=models.MatchValue(value=value))
+    if isinstance(value, int):
+        exact = models.FieldCondition(key=field, match=models.MatchValue(value=value))
+        # A stored float does not match an int. Beyond these bounds a float may be another int's.
+        return models.Filter(should=[exact, _equal(field, value)]) if abs(value) < 2**53 else exact
     if isinstance(value, float):
-        # Qdrant has no exact match for floats.
-        return models.FieldCondition(key=field, range=models.Range(gte=value, lte=value))
+        if not math.isfinite(value):  # JSON has no such number: the server would see no bounds at all
+            raise argument_error("filters", f"filter {field!r}: {value!r} is not finite")
+        return _equal(field, value)
     if isinstance(value, Collection) and not isinstance(value, bytes | Mapping):
-        if not value:
+        if not len(value):
             # Any of no values matches nothing. An empty `should` would match everything.
             return models.FieldCondition(key=field, match=models.MatchAny(any=[]))
         return models.Filter(should=[_condition(field, one) for one in value])
     raise argument_error(
         "filters", f"filter {field!r}: a value must be str, int, float or bool, or several, not {value!r}"
     )
+
+
+def _equal(field: str, number: float) -> models.FieldCondition:
+    """Qdrant has no exact match for floats."""
+    return models.FieldCondition(key=field, range=models.Range(gte=number, lte=number))
