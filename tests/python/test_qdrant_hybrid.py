@@ -164,6 +164,27 @@ def test_vectors_of_tokens_order_the_candidates(make, shared, client):
     assert make(sparse="bm25", multi=True).search(question)[0].score < 1.1
 
 
+@pytest.mark.parametrize(
+    ("name", "width"), [("colbert", 8), ("colbert_modernbert", 8), ("colbert_lfm2", 8), ("bge_m3", 12)]
+)
+def test_token_vectors_of_another_width(make, shared, client, name, width):
+    """ColBERT has no dense vectors and reads a question in another form; those of bge-m3 have another length."""
+    folder = str(FIXTURES / name)
+    indexer = make(multi=folder, rerank="multi")
+    report = indexer.add_documents(DOCUMENTS)
+    assert (report.indexed, report.failed) == (len(FAQ), 0)
+    assert client.get_collection("notes").config.params.vectors["multi"].size == width
+    question = "E104 hatası"
+    query = shared.embed_multi(question, folder, kind="query")
+    texts = shared.embed_multi([text for _, text, _ in FAQ], folder, kind="document")
+    scores = dict(zip((one for one, _, _ in FAQ), maxsim(query, texts).tolist(), strict=True))
+    expected = {one: pytest.approx(score, rel=1e-4) for one, score in scores.items()}
+    hits = indexer.search(question, limit=6, score_threshold=None)
+    assert {hit.id: hit.score for hit in hits} == expected
+    hits = asyncio.run(indexer.asearch(question, limit=6, score_threshold=None))
+    assert {hit.id: hit.score for hit in hits} == expected
+
+
 def test_words_alone_find_documents_without_a_model(make, client, monkeypatch, shared):
     monkeypatch.setattr(type(shared), "embed", None)
     indexer = make(model=None, dense=False, sparse="bm25")

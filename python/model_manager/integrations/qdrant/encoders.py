@@ -7,6 +7,7 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 from qdrant_client import models
 
 from ..._arguments import argument_error, type_error
@@ -20,7 +21,6 @@ from .probe import PROBE, TEXTS, probe_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from ..._types import Description
@@ -124,7 +124,7 @@ class _Model:
         self.manager = manager
         self.slot = slot
         self._model = Embedder(manager, slot)
-        self._probe: tuple[str, dict[str, Any]] | None = None
+        self._probe: tuple[str, dict[str, Any], tuple[int, ...]] | None = None
 
     def describe(self) -> Description:
         """The description of the slot's present model, see `Embedder.describe`. Raises `TaskError` for one that lacks
@@ -140,10 +140,15 @@ class _Model:
     def identity(self) -> dict[str, Any]:
         """What the collection keeps."""
         known, fingerprint = self.describe(), self.fingerprint
-        model = f"{known['source']} {fingerprint}"  # two folders of one name have one fingerprint
+        return {"model": known["source"], "fingerprint": fingerprint, PROBE: self._probed(known)[0]}
+
+    def _probed(self, known: Description) -> tuple[dict[str, Any], tuple[int, ...]]:
+        """The probe of the present model, and the length of its dense vectors."""
+        model = f"{known['source']} {self.fingerprint}"  # two folders of one name have one fingerprint
         if self._probe is None or self._probe[0] != model:
-            self._probe = model, probe_of(known, self.documents(TEXTS))
-        return {"model": known["source"], "fingerprint": fingerprint, PROBE: self._probe[1]}
+            vectors = self.documents(TEXTS)
+            self._probe = model, probe_of(known, vectors), np.shape(vectors[0])[-1:]
+        return self._probe[1:]
 
     @property
     def fingerprint(self) -> str:
@@ -191,26 +196,32 @@ class SparseModel(_Model):
 
 
 class TokenModel(_Model):
-    """Vectors of all tokens."""
+    """Vectors of all tokens. ColBERT models read a question in another form than a document."""
 
     task = "embed_multi"
+
+    @property
+    def dimension(self) -> int:
+        """Length of a token's vector. Dense vectors of bge-m3 have another one, and ColBERT has no dense vectors."""
+        (length,) = self._probed(self.describe())[1]
+        return length
 
     def documents(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
         """A matrix for each text."""
         found: list[NDArray[np.float32]] = self.manager.embed_multi(
-            list(texts), self.slot, **self.options(DOCUMENT_PROMPTS)
+            list(texts), self.slot, kind="document", **self.options(DOCUMENT_PROMPTS)
         )
         return found
 
     def query(self, text: str) -> NDArray[np.float32]:
         """The matrix of a question."""
-        (found,) = self.manager.embed_multi([text], self.slot, **self.options(QUERY_PROMPTS))
+        (found,) = self.manager.embed_multi([text], self.slot, kind="query", **self.options(QUERY_PROMPTS))
         return found  # type: ignore[no-any-return]
 
     async def aquery(self, text: str) -> NDArray[np.float32]:
         """`query` for asyncio."""
         options = await asyncio.to_thread(self.options, QUERY_PROMPTS)
-        (found,) = await self.manager.aembed_multi([text], self.slot, **options)
+        (found,) = await self.manager.aembed_multi([text], self.slot, kind="query", **options)
         return found  # type: ignore[no-any-return]
 
 

@@ -22,10 +22,10 @@ from .reembed import Reembedding, reembed
 from .report import IndexReport
 from .requests import DEFAULT_HNSW_EF, DEFAULT_SCORE_THRESHOLD, TOKENS, Mode, Plan, SearchOptions, plan
 from .search import SearchHit, SearchHits
-from .store import Backoff, Store, StoreError
+from .store import Backoff, Store, StoreError, T
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from qdrant_client import QdrantClient
     from typing_extensions import Self
@@ -208,13 +208,17 @@ class QdrantIndexer:
         return Wanted(
             self._encoders.dimension,
             None if sparse is None else sparse.modifier,
-            None if multi is None else multi.describe()["dimension"],
+            None if multi is None else self._retried(lambda: multi.dimension),
             self._names,
         )
 
+    def _retried(self, request: Callable[[], T]) -> T:
+        """What a model answers; a queue that is full for a while is no error."""
+        return self._store.backoff.run(request, pause_if_transient, self._store.sleep)
+
     def _identity(self) -> dict[str, Any]:
         # It embeds two texts the first time.
-        identity = self._store.backoff.run(self._encoders.identity, pause_if_transient, self._store.sleep)
+        identity = self._retried(self._encoders.identity)
         if self._chunk:
             identity[CHUNKS] = True
         if self._reranker is not None:
