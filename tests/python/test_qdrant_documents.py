@@ -6,6 +6,7 @@ import hashlib
 import json
 import uuid
 from datetime import date, datetime, timedelta, timezone
+from enum import Enum, IntEnum
 
 import numpy as np
 import pandas as pd
@@ -39,7 +40,9 @@ def test_a_number_is_the_same_id_as_its_digits(number):
 
 
 @given(
-    text.filter(str.strip), st.dictionaries(text.filter(lambda name: name not in OWN_FIELDS), plain, max_size=5), text
+    text.filter(str.strip),
+    st.dictionaries(text.filter(lambda name: name not in OWN_FIELDS), plain, max_size=5),
+    text.filter(bool),
 )
 def test_the_payload_is_json_and_keeps_the_metadata(words, metadata, identity):
     made = prepare({"text": words, "id": identity, "metadata": metadata}, 3, "model")
@@ -111,6 +114,7 @@ def test_metadata_of_common_types():
         ({"text": b"bytes"}, "its 'text' must be a str, not bytes"),
         ({"text": "a", "title": "b", "author": "c"}, "unknown keys author, title: put them into 'metadata'"),
         ({"text": "a", "id": 1.5}, "its 'id' must be a str or an int, not float"),
+        ({"text": "a", "id": ""}, "its id is empty: leave the id out"),
         ({"text": "a", "id": True}, "its 'id' must be a str or an int, not bool"),
         (
             {"text": "a", "metadata": {"text": "b"}},
@@ -144,3 +148,19 @@ def test_endless_metadata():
     endless["again"] = endless
     with pytest.raises(ValueError, match="its metadata is not JSON"):
         prepare({"text": "a", "metadata": endless}, 0, "")
+
+
+class Name(str, Enum):
+    FIRST = "x"
+
+
+class Number(IntEnum):
+    SECOND = 2
+
+
+def test_the_id_of_an_enumeration_is_its_value():
+    assert point_id(Name.FIRST) == point_id("x")
+    assert point_id(Number.SECOND) == point_id(2) == point_id("2")
+    made = prepare({"text": "a", "id": Name.FIRST}, 0, "")
+    assert (made.id, made.point_id) == ("x", point_id("x"))
+    assert type(made.payload["original_doc_id"]) is str

@@ -12,12 +12,12 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import FIXTURES, give_other_weights, run_python
+from conftest import DIMENSION, FIXTURES, give_other_weights, run_python
 from model_manager.errors import InputError
 from model_manager.integrations.qdrant import Backoff, CollectionError, IndexReport, QdrantIndexer, StoreError, point_id
 from model_manager.integrations.qdrant.probe import differs, probe_of
 from model_manager.results import SparseVector
-from qdrant_client import QdrantClient, models
+from qdrant_client import AsyncQdrantClient, QdrantClient, models
 from qdrants import SLOT, FakeClient, documents
 
 
@@ -88,6 +88,7 @@ def test_of_several_documents_with_one_id_the_last_counts(make_indexer, embedded
     twice = [{"id": 1, "text": "first"}, {"id": 2, "text": "other"}, {"id": 1, "text": "second"}]
     report = make_indexer(embedded).add_documents([*twice, twice[-1]], batch_size=batch_size)
     assert (report.indexed, report.updated, report.skipped) == (3, 1, 1)
+    assert report.points == (2 if batch_size == 100 else 3)
     points, _ = embedded.scroll("notes")
     assert sorted(point.payload["text"] for point in points) == ["other", "second"]
 
@@ -275,6 +276,10 @@ def test_settings_of_a_new_collection(make_indexer, fake):
         (models.VectorParams(size=32, distance=models.Distance.EUCLID), "compares by Euclid"),
         ({"a": models.VectorParams(size=16, distance=models.Distance.COSINE)}, "has vectors of 16 dimensions"),
         ({}, "has no dense vectors"),
+        (
+            models.VectorParams(size=DIMENSION, distance=models.Distance.COSINE, datatype=models.Datatype.UINT8),
+            "stores whole numbers from 0 to 255",
+        ),
     ],
 )
 def test_a_collection_of_another_kind_is_refused(make_indexer, embedded, vectors, message):
@@ -462,6 +467,14 @@ print(indexer.add_documents(["a text"]).indexed)
 """
     done = run_python(code)
     assert (done.stdout, done.stderr) == ("1\n", "")
+
+
+@pytest.mark.parametrize("remedy", ["not AsyncQdrantClient; asearch uses that too", "not int"])
+def test_a_client_of_another_type_is_refused(shared, remedy):
+    client = AsyncQdrantClient(":memory:") if "Async" in remedy else 5
+    with pytest.raises(TypeError, match=f"client must be a QdrantClient, {remedy}") as error:
+        QdrantIndexer("notes", client, SLOT, manager=shared)
+    assert error.value.param == "client"
 
 
 def test_the_callers_client_stays_open(make_indexer, embedded):

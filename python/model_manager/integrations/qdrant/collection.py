@@ -144,6 +144,8 @@ def _misfit(params: models.VectorParams, dimension: int | None) -> str | None:
         return f"has vectors of {params.size} dimensions, the model's have {dimension}: use the model it was made with"
     if params.distance not in (models.Distance.COSINE, models.Distance.DOT):
         return f"compares by {params.distance.value}"
+    if params.datatype == models.Datatype.UINT8:
+        return "stores whole numbers from 0 to 255, and the model's values are between -1 and 1"
     return None
 
 

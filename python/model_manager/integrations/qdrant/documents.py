@@ -122,6 +122,13 @@ class Document:
         return self.point_id if number == 0 else point_id(f"{self.point_id}#{number}")
 
 
+def id_text(document_id: Any) -> str:
+    """An id as a text. That of a member of an enumeration is its value, whatever the class shows."""
+    if isinstance(document_id, str):
+        return str.__str__(document_id)
+    return int.__repr__(document_id) if isinstance(document_id, int) else str(document_id)
+
+
 def is_chunk(payload: Mapping[str, Any]) -> bool:
     """Whether a point of a collection of chunks is one. In another collection these names are the caller's."""
     return PARENT in payload and all(type(payload.get(field)) is int for field in ("chunk_start", "chunk_end"))
@@ -133,7 +140,7 @@ def point_id(document_id: str | int) -> str:
     An int has the point of its digits: ``1`` and ``"1"`` name one document. Indexing one of them fails when the
     collection has the other.
     """
-    return str(uuid.UUID(bytes=hashlib.md5(str(document_id).encode(), usedforsecurity=False).digest()))
+    return str(uuid.UUID(bytes=hashlib.md5(id_text(document_id).encode(), usedforsecurity=False).digest()))
 
 
 def prepare(document: Input, position: int, fingerprint: str) -> Document:
@@ -147,7 +154,7 @@ def prepare(document: Input, position: int, fingerprint: str) -> Document:
 
     Raises:
         TypeError: The document, or a part of it, has the wrong type.
-        ValueError: Empty text, an unknown key, a lone surrogate, metadata that is not JSON or has a name that the
+        ValueError: Empty text or id, an unknown key, a lone surrogate, metadata that is not JSON or has a name that the
             indexer uses.
     """
     if isinstance(document, str):
@@ -165,6 +172,8 @@ def prepare(document: Input, position: int, fingerprint: str) -> Document:
         raise ValueError(f"unknown keys {', '.join(sorted(unknown))}: put them into 'metadata'")
     if given is not None and (isinstance(given, bool) or not isinstance(given, str | int)):
         raise TypeError(f"its 'id' must be a str or an int, not {type(given).__name__}")
+    if given == "":
+        raise ValueError("its id is empty: leave the id out for a random one")
     if metadata is not None and not isinstance(metadata, Mapping):
         raise TypeError(f"its 'metadata' must be a mapping, not {type(metadata).__name__}")
     _refuse_names(metadata or {}, OWN_FIELDS)
@@ -175,16 +184,16 @@ def prepare(document: Input, position: int, fingerprint: str) -> Document:
         raise ValueError("it holds a lone surrogate, which is not a character") from None
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"its metadata is not JSON: {error}") from error
+    name = None if given is None else id_text(given)
     payload = {
         **fields,
         "text": text,
         "text_length": len(text),
         "word_count": len(text.split()),
         "indexed_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "original_doc_id": given,
+        "original_doc_id": int(given) if isinstance(given, int) else name,
         CONTENT_HASH: digest,
     }
-    name = None if given is None else str(given)
     return Document(position, name, identity, text, payload, points=[Point(identity, text, payload)])
 
 

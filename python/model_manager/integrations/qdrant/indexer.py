@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sized
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from qdrant_client import AsyncQdrantClient
+
 from ..._arguments import a_flag, a_text, an_int, an_iterable, argument_error, one_of, type_error
 from ..._embedder import Embedder, reranker_for
 from ...compat.chatbot import model_manager
@@ -124,6 +126,10 @@ class QdrantIndexer:
             raise argument_error("collection", "the collection needs a name")
         if isinstance(client, str | os.PathLike):
             raise type_error("client", "a QdrantClient", client, "; a folder is path=, a server's address url=")
+        if isinstance(client, AsyncQdrantClient):
+            raise type_error("client", "a QdrantClient", client, "; asearch uses that too")
+        if client is not None and not callable(getattr(client, "get_collection", None)):
+            raise type_error("client", "a QdrantClient", client)
         overlap = an_int("overlap", overlap, 0)
         chunk = chunk if isinstance(chunk, bool) else an_int("chunk", chunk, 0)
         if rerank is not None:

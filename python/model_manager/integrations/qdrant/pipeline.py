@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from ...errors import ModelManagerError
-from .documents import Document, prepare
+from .documents import Document, id_text, prepare
 from .report import Failure, IndexingError, IndexReport
 from .store import CollectionError, Store, StoreError
 
@@ -147,7 +147,7 @@ class Run:
                 prepared.append(self._prepare(document, position, self._fingerprint))
             except (TypeError, ValueError) as error:
                 given = document.get("id") if isinstance(document, Mapping) else None
-                self._fail(Failure(position, None if given is None else str(given), str(error)), error)
+                self._fail(Failure(position, None if given is None else id_text(given), str(error)), error)
         try:
             self._under_way.append(_Batch(self._changed(prepared), self._encoders))
         except StoreError as error:
@@ -239,7 +239,8 @@ class Run:
         rows = itertools.accumulate((len(one.points) for one in documents), initial=0)
         placed = list(zip(documents, rows, strict=False))
         try:
-            self._write_points([*{one.point_id: (one, row) for one, row in placed}.values()], vectors)
+            latest = {one.point_id: (one, row) for one, row in placed}  # of several with one id the last counts
+            self._write_points([*latest.values()], vectors)
         except StoreError as error:
             self._fresh = False  # some of the points may be there
             if error.transient or len(documents) == 1:
@@ -251,7 +252,7 @@ class Run:
             return
         self._report.indexed += len(documents)
         self._report.updated += sum(one.replaces for one in documents)
-        self._report.points += points
+        self._report.points += sum(len(one.points) for one, _ in latest.values())
         self._advance(len(documents))
         for one in documents:
             self._settle(one, self._skip)

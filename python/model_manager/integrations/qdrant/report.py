@@ -25,14 +25,18 @@ class Failure:
 
 @dataclass(slots=True)
 class IndexReport:
-    """The figures of one run. Every document that was read is indexed, skipped or failed."""
+    """The figures of one run. Every document that was read is indexed, skipped or failed. Of a run that ended early
+    those under way are not counted: the next run reads them again.
+    """
 
     indexed: int = 0
     """Documents written by this run."""
     updated: int = 0
     """Documents of `indexed` that replaced other content with the same id."""
     points: int = 0
-    """Points written: as many as documents, or as chunks of them."""
+    """Points written: as many as documents, or as chunks of them. Of several documents with one id in a batch only the
+    last one is written.
+    """
     truncated: int = 0
     """Texts of which the model read only the beginning; `chunk` avoids that. Other calls of the same slot count too."""
     skipped: int = 0
