@@ -129,6 +129,25 @@ class Interrupted:
         return call
 
 
+class Between:
+    """A client before whose request of this number something else happens, once."""
+
+    def __init__(self, client, number, event):
+        self._client = client
+        self._left = number
+        self._event = event
+        self.init_options = client.init_options
+
+    def __getattr__(self, name):
+        def call(*arguments, **options):
+            self._left -= 1
+            if self._left == 0:
+                self._event()
+            return getattr(self._client, name)(*arguments, **options)
+
+        return call
+
+
 def chunks_of(client):
     fields = ("chunk", "chunks", "text", "content_hash")
     return sorted(tuple(point.payload[field] for field in fields) for point in points_of(client).values())
@@ -195,6 +214,30 @@ def test_no_rest_of_a_version_that_could_not_be_written(chunked):
     assert (report.failed, report.indexed) == (1, 1)
     assert chunks_of(client) == alone(chunked, version("second", 2))
     assert faulty.requests.count("delete") == 1
+
+
+@pytest.mark.parametrize("sizes", [(6, 2), (2, 6), (4, 4)])
+@pytest.mark.parametrize("number", range(1, 12))
+def test_two_runs_at_once_leave_one_version(chunked, sizes, number):
+    """The second run comes between two requests of the first one."""
+    first, second = version("first", sizes[0]), version("second", sizes[1])
+    client = QdrantClient(":memory:")
+    chunked(client=client).add_documents([version("old", 3)])
+    between = Between(client, number, lambda: chunked(client=client).add_documents([second]))
+    report = chunked(client=between).add_documents([first])
+    assert (report.indexed, report.failed) == (1, 0)
+    assert chunks_of(client) in (alone(chunked, first), alone(chunked, second))
+
+
+def test_a_document_that_other_runs_write_all_the_time_fails(chunked, monkeypatch):
+    client = QdrantClient(":memory:")
+    indexer = chunked(client=client)
+    monkeypatch.setattr(type(indexer._store), "chunk_hashes", lambda _store, parents: {one: ["x"] for one in parents})
+    report = indexer.add_documents([version("first", 3)])
+    assert (report.indexed, report.failed) == (0, 1)
+    assert "another run writes other chunks of this document at the same time" in report.failures[0].reason
+    monkeypatch.undo()
+    assert chunked(client=client).add_documents([version("first", 3)]).indexed == 1
 
 
 def test_a_new_collection_is_filled_without_looking_for_a_rest(chunked):

@@ -38,6 +38,9 @@ OnError: TypeAlias = Literal["report", "raise"]
 _AHEAD = 2
 """Batches that wait for their vectors."""
 
+_WRITES = 3
+"""Times that a document in chunks is written while other runs write it too."""
+
 T = TypeVar("T")
 
 
@@ -258,14 +261,35 @@ class Run:
             self._settle(one, self._skip)
 
     def _write_points(self, placed: list[tuple[Document, int]], vectors: Columns) -> None:
-        """Write the points of documents whose vectors begin at these rows.
+        """Write the points of documents whose vectors begin at these rows, and see whether those of another run came
+        between them.
+
+        Of several runs that write chunks of one document at once, one is the last to write a first point: it sees
+        what all have left.
+        """
+        for attempt in range(_WRITES):
+            self._write_once(placed, vectors, again=attempt > 0)
+            placed = self._mixed(placed)
+            if not placed:
+                return
+        self._store.unmark([one.point_id for one, _ in placed])
+        raise StoreError("another run writes other chunks of this document at the same time: run this again after it")
+
+    def _mixed(self, placed: list[tuple[Document, int]]) -> list[tuple[Document, int]]:
+        """The documents in chunks that have points of another version."""
+        checked = [] if self._split is None else [pair for pair in placed if pair[0].id is not None]
+        found = self._store.chunk_hashes([one.point_id for one, _ in checked])
+        return [(one, row) for one, row in checked if found.get(one.point_id) != [one.content_hash] * len(one.points)]
+
+    def _write_once(self, placed: list[tuple[Document, int]], vectors: Columns, again: bool) -> None:
+        """Write the points; `again`: there may be some of another version.
 
         A document's first point has the hash by which a later run takes the whole document for stored. That of an older
         version loses it before anything else changes, and the new one is written last: a run that ends in between
         leaves no version that counts as stored.
         """
-        divided = [one for one, _ in placed if one.divided]
-        self._store.unmark([one.point_id for one in divided if one.replaces])
+        divided = [one for one, _ in placed if one.divided or again]
+        self._store.unmark([one.point_id for one in divided if one.replaces or again])
         later = [(point, row + number) for one, row in placed for number, point in enumerate(one.points) if number]
         first = [(one.points[0], row) for one, row in placed]
         for part in (later, first):

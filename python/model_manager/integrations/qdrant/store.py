@@ -41,6 +41,7 @@ __all__ = ["Backoff", "CollectionError", "Store", "StoreError", "T"]
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
+_CHUNKS_PER_PAGE = 1000
 _GRPC_TRANSIENT = {"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED"}
 
 
@@ -312,6 +313,29 @@ class Store:
             kept = models.HasIdCondition(has_id=list(keep))
             chosen = models.FilterSelector(filter=models.Filter(must=[own], must_not=[kept]))
             self._send("delete chunks", lambda: self.client.delete(self.collection, chosen, wait=True))
+
+    def chunk_hashes(self, parents: Sequence[str]) -> dict[str, list[str | None]]:
+        """The hash of each chunk of these documents."""
+        found: dict[str, list[str | None]] = {}
+        offset: Any = None
+        chosen = models.Filter(must=[models.FieldCondition(key=PARENT, match=models.MatchAny(any=list(parents)))])
+        while parents:
+            records, offset = self._send(
+                "look up chunks",
+                lambda: self.client.scroll(
+                    self.collection,
+                    scroll_filter=chosen,
+                    limit=_CHUNKS_PER_PAGE,
+                    offset=offset,  # noqa: B023
+                    with_payload=[PARENT, CONTENT_HASH],
+                ),
+            )
+            for record in records:
+                payload = record.payload or {}
+                found.setdefault(payload[PARENT], []).append(payload.get(CONTENT_HASH))
+            if offset is None:
+                break
+        return found
 
     def index_parents(self) -> None:
         """Have the server find the chunks of a document without reading all points. An embedded Qdrant has no such
