@@ -34,7 +34,7 @@ class SearchHit:
     """Where the text is in the document, in characters; None for a whole document."""
 
     @classmethod
-    def of(cls, point: models.ScoredPoint, divided: bool) -> SearchHit:
+    def of(cls, point: models.ScoredPoint, divided: bool = True) -> SearchHit:
         """The hit for a point of the Qdrant client; `divided`: it may be a chunk."""
         payload = point.payload or {}
         given = payload.get("original_doc_id")
