@@ -15,6 +15,7 @@ import pytest
 from conftest import DIMENSION, FIXTURES, give_other_weights, run_python
 from model_manager.errors import InputError
 from model_manager.integrations.qdrant import Backoff, CollectionError, IndexReport, QdrantIndexer, StoreError, point_id
+from model_manager.integrations.qdrant.collection import check_identity
 from model_manager.integrations.qdrant.probe import differs, probe_of
 from model_manager.results import SparseVector
 from qdrant_client import AsyncQdrantClient, QdrantClient, models
@@ -133,6 +134,16 @@ def test_other_weights_of_the_same_name_are_refused(make_manager, make_indexer, 
     assert new().search("a question")
     done = new().reembed("notes-live", target="notes-2")
     assert not done.done, "without a probe nothing tells them apart"
+
+
+def test_the_same_model_with_other_terms_is_named_once():
+    """As after a version of BM25 whose words have other terms."""
+    mine = {"model": "bm25 (turkish)", "fingerprint": "bm25:turkish:2"}
+    with pytest.raises(
+        CollectionError, match=r"holds vectors of 'bm25 \(turkish\)' with other weights, settings or terms"
+    ):
+        check_identity("notes", {**mine, "fingerprint": "bm25:turkish:1"}, mine)
+    check_identity("notes", mine, mine)
 
 
 def test_a_model_that_is_replaced_while_the_indexer_is_used(make_manager, make_indexer, embedded):

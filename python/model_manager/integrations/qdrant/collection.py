@@ -173,8 +173,11 @@ def check_identity(collection: str, known: Mapping[str, Any], own: Mapping[str, 
         there, here = identity_of(known, kind), identity_of(own, kind)
         if there and here and there.get("fingerprint") != here["fingerprint"]:
             what = "vectors" if kind == "dense" else f"{kind} vectors"
+            made = f"{there.get('model')!r}, not of {here['model']!r}"
+            if there.get("model") == here["model"]:
+                made = f"{here['model']!r} with other weights, settings or terms"
             raise CollectionError(
-                f"collection {collection!r} holds {what} of {there.get('model')!r}, not of {here['model']!r}"
+                f"collection {collection!r} holds {what} of {made}"
                 f" (vectors of different models cannot be compared): use that model, {REMEDY}, or let reembed fill a"
                 " new collection"
             )
