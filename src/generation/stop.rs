@@ -165,8 +165,9 @@ impl Detokenizer {
         let many = self.ids.len() - self.read > MOST_HELD;
         let mut whole = if last { piece.len() } else { piece.trim_end_matches('\u{fffd}').len() };
         if many && whole < piece.len() {
-            // So many are no characters: only the last one may still become one.
-            whole = piece.len() - '\u{fffd}'.len_utf8();
+            // So many are no characters: only the last bytes may still become one, of which a decoder shows up to three.
+            let incomplete = (piece.len() - whole).min(3 * '\u{fffd}'.len_utf8());
+            whole = piece.len() - incomplete;
         }
         let mut new = piece.get(self.shown..whole).unwrap_or_default().to_owned();
         if whole < piece.len() {

@@ -32,7 +32,7 @@ pub(crate) fn byte_level() -> TextTokens {
 /// SentencePiece as Llama's tokenizer.json spells it: bytes as `<0xE2>`, words with a leading `▁`.
 fn sentence_piece() -> TextTokens {
     let bytes = (0..=255u32).map(|byte| (format!("<0x{byte:02X}>"), byte));
-    let words = ["▁", "▁Merhaba", "▁dünya", "lar", "▁▁", "ş", "."];
+    let words = ["▁", "▁Merhaba", "▁dünya", "lar", "▁▁", "ş", ".", "\u{fffd}"];
     let words = words.iter().zip(256..).map(|(word, id)| (word.to_string(), id));
     let vocabulary: Vocab = bytes.chain(words).collect();
     let model = BPE::builder().vocab_and_merges(vocabulary, vec![]).byte_fallback(true);
@@ -73,7 +73,7 @@ proptest! {
 
     #[test]
     fn pieces_of_sentence_piece_tokens_are_the_whole(
-        parts in prop::collection::vec(prop_oneof![(256u32..264).prop_map(Ok), any::<char>().prop_map(Err)], 0..20)
+        parts in prop::collection::vec(prop_oneof![(256u32..265).prop_map(Ok), any::<char>().prop_map(Err)], 0..20)
     ) {
         let tokens = sentence_piece();
         let bytes = |c: char| c.to_string().bytes().map(u32::from).collect::<Vec<_>>();
@@ -196,7 +196,15 @@ fn what_is_decoded_again_is_bounded() {
         assert!(text.chars().count() - shown <= MOST_HELD, "{run:?}: it is shown as it comes");
         assert!(!exact || text == tokens.decode(&ids).unwrap(), "{run:?}");
     }
-    // A character after all that is whole.
+    // Characters of several bytes after all that are whole, however many tokens came before.
+    let unknown = words.id("\u{fffd}").unwrap();
+    for count in 0..200 {
+        for character in ["ş", "€", "👨"] {
+            let bytes = character.bytes().chain([b'a']).map(u32::from);
+            let ids: Vec<u32> = std::iter::repeat_n(unknown, count).chain(bytes).collect();
+            assert_eq!(streamed(&words, &ids).concat(), "\u{fffd}".repeat(count) + character + "a");
+        }
+    }
     let mut ids = vec![lone; 200];
     ids.extend([first, second]);
     assert_eq!(streamed(&bytes, &ids).concat(), "\u{fffd}".repeat(200) + "ş");

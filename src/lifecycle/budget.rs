@@ -25,11 +25,11 @@ struct Ledger {
     used: AtomicU64,
     /// Of those, bytes that become free when the calls under way end.
     passing: AtomicU64,
-    lent: Mutex<Vec<Arc<Reclaim>>>,
+    lent: Mutex<Vec<Arc<LentMemory>>>,
 }
 
 /// Frees up to so many bytes that are charged and that nobody needs. Returns how many; `None` when it has ended.
-type Reclaim = dyn Fn(u64) -> Option<u64> + Send + Sync;
+type LentMemory = dyn Fn(u64) -> Option<u64> + Send + Sync;
 
 /// Bytes taken out of a budget; dropping gives them back.
 #[derive(Debug)]
@@ -279,7 +279,6 @@ mod tests {
         assert!(budget.will_fit(60) && !budget.will_fit(61));
     }
 
-    /// A slot used `age` seconds after `now`, which holds `bytes` of the charge `id` as one of `holders`.
     /// Memory that is lent counts as used, and is given back before a call is refused.
     #[test]
     fn what_is_lent_makes_room() {
@@ -309,6 +308,7 @@ mod tests {
         assert_eq!(budget.ledger.lent.lock().len(), 1, "what has ended is forgotten");
     }
 
+    /// A slot used `age` seconds after `now`, which holds `bytes` of the charge `id` as one of `holders`.
     fn idle(now: Instant, age: u64, id: usize, bytes: u64, holders: usize) -> Idle {
         let since = now + Duration::from_secs(age);
         let charge = Some(HeldCharge { bytes, id, holders });

@@ -133,7 +133,7 @@ impl Stream {
                         )));
                     }
                     if let Some(late) = self.deadline.filter(|deadline| deadline.is_over_by(GRACE)) {
-                        self.ticket.cancel();
+                        // The engine ends the answer by the same deadline, when it comes to it.
                         return Err(late.error(&self.model));
                     }
                 }

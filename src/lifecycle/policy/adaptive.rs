@@ -384,7 +384,9 @@ impl Explanation {
                  up for.{pressed}"
             ),
             None => format!(
-                "It stays {stay} s after a use, as configured: {gaps:.0} idle periods are known, and 8 are needed.{pressed}"
+                "It stays {stay} s after a use, as configured: {:.0} idle periods are known, and 8 are needed.{pressed}",
+                // Older ones count less: not quite eight are too few.
+                gaps.floor()
             ),
             Some(window) if window.from > 0.0 => format!(
                 "It leaves {stay} s after a use and comes back {:.0} s after it, until {:.0} s: with {gaps:.1} known idle \

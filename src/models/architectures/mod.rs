@@ -27,7 +27,6 @@ mod registry;
 mod rope_scaling;
 mod rotary_bert;
 mod rotary_gpt;
-
 mod t5;
 mod tensors;
 mod transformer;
