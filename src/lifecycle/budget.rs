@@ -28,7 +28,7 @@ struct Ledger {
     lent: Mutex<Vec<Arc<LentMemory>>>,
 }
 
-/// Frees up to so many bytes that are charged and that nobody needs. Returns how many; `None` when it has ended.
+/// Frees up to so many bytes that are charged and that no call needs. Returns how many; `None` when it has ended.
 type LentMemory = dyn Fn(u64) -> Option<u64> + Send + Sync;
 
 /// Bytes taken out of a budget; dropping gives them back.
@@ -73,7 +73,7 @@ impl Budget {
     }
 
     /// `reclaim` is asked for memory before a slot is unloaded: it frees up to so many bytes that are charged and that
-    /// nobody needs, returns how many, and `None` when it has ended.
+    /// no call needs, returns how many, and `None` when it has ended.
     pub fn lend(&self, reclaim: impl Fn(u64) -> Option<u64> + Send + Sync + 'static) {
         // Those that have ended are forgotten.
         self.reclaim(0);
