@@ -731,8 +731,9 @@ class Manager:
 
         `on_event(piece, completion, error)` is called with each piece, and then once with the completion or the error;
         the other two are None. It is called from another thread, or from this thread before the method returns when a
-        loaded model refuses the prompt. Keep it short: the next token waits for it. Wrong parameters raise here. After
-        `timeout` seconds the error is `WaitTimeoutError`.
+        loaded model refuses the prompt. Keep it short: the next token waits for it, and so does a `timeout` of this
+        call. It may begin another answer of the same model with this method; to wait for one there raises `InputError`.
+        Wrong parameters raise here. After `timeout` seconds the error is `WaitTimeoutError`.
         """
     @overload
     def describe_generator(self, name: str = "text_generator", load: Literal[True] = True) -> GeneratorDescription: ...

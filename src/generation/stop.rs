@@ -93,10 +93,9 @@ impl TextTokens {
     /// Whether a token is part of a decoded text: it is no special one, and no row of a table that is larger than the
     /// vocabulary.
     fn is_text(&self, id: u32) -> bool {
-        let inner = self.tokenizer.inner();
-        match inner.get_added_vocabulary().get_added_tokens_decoder().get(&id) {
+        match self.tokenizer.inner().get_added_vocabulary().get_added_tokens_decoder().get(&id) {
             Some(added) => !added.special,
-            None => inner.id_to_token(id).is_some(),
+            None => self.token(id).is_some(),
         }
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -117,6 +118,14 @@ def minilm() -> str:
 @pytest.fixture(scope="session")
 def multilingual() -> str:
     return real_model("multilingual-e5-small")
+
+
+def changed(name: str, folder: Path, file: str = "config.json", **keys: object) -> Path:
+    """A copy of a fixture one of whose JSON files says something else."""
+    shutil.copytree(FIXTURES / name, folder, dirs_exist_ok=True)
+    path = folder / file
+    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **keys}), "utf-8")
+    return folder
 
 
 def give_other_weights(folder: Path) -> None:

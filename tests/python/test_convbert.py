@@ -2,53 +2,35 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from conftest import FIXTURES, reference
+from conftest import FIXTURES, changed
+from encoder_checks import (
+    assert_candle_agrees,
+    assert_close_in,
+    assert_refused,
+    assert_the_same_alone_and_together,
+)
 from model_manager import _core
-from model_manager.errors import InvalidFileError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 ENCODERS = ("convbert", "convbert_grouped")
-TOLERANCE = {"rtol": 0, "atol": 2e-5}
-
-
-def unit(vectors: Any) -> np.ndarray:
-    vectors = np.array(vectors)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_vectors_alone_and_together_are_the_same_to_the_bit(make_manager, name):
     """transformers' convolutions see the padding of a batch; the references are those of each text alone."""
-    manager = make_manager(cache_size=0)
-    manager.register("model", str(FIXTURES / name), dtype="float32")
-    cases = reference(name)["cases"]
-    texts = [case["text"] for case in cases]
-    together = manager.embed(texts, model="model")
-    np.testing.assert_allclose(together, unit([case["embedding"] for case in cases]), **TOLERANCE)
-    for text, vector in zip(texts, together, strict=True):
-        assert np.array_equal(manager.embed(text, model="model"), vector), text
-    states = manager.embed_multi(texts[:2], model="model")
-    assert [state.shape[1] for state in states] == [together.shape[1]] * 2
+    assert_the_same_alone_and_together(make_manager, name)
 
 
 @pytest.mark.parametrize("name", ENCODERS)
 @pytest.mark.parametrize(("dtype", "least"), [("bfloat16", 0.998), ("int8", 0.99), ("int4", 0.85)])
 def test_formats_of_weights(make_manager, name, dtype, least):
-    manager = make_manager(cache_size=0)
-    manager.register("model", str(FIXTURES / name), dtype=dtype)
-    cases = reference(name)["cases"]
-    vectors = manager.embed([case["text"] for case in cases], model="model")
-    assert manager.describe("model")["dtype"] == dtype
-    cosines = (vectors * unit([case["embedding"] for case in cases])).sum(axis=1)
-    assert cosines.min() > least
+    assert_close_in(dtype, least, make_manager, name)
 
 
 def test_what_it_is(make_manager):
@@ -66,17 +48,7 @@ def test_what_it_is(make_manager):
 @pytest.mark.parametrize("name", [*ENCODERS, "rerank_convbert"])
 def test_candles_operations_agree(make_manager, name):
     """What computes it on cards, for which there are no kernels of its convolutions."""
-    expected = reference(name)
-    manager = make_manager(device="candle-cpu", cache_size=0)
-    manager.register("model", str(FIXTURES / name), dtype="float32")
-    if name in ENCODERS:
-        found = manager.embed([case["text"] for case in expected["cases"]], model="model")
-        np.testing.assert_allclose(found, unit([case["embedding"] for case in expected["cases"]]), **TOLERANCE)
-    else:
-        pairs = expected["pairs"]
-        found = manager.get("model").predict([case["pair"] for case in pairs], activation_fn="identity")
-        want = [case["logits"] for case in pairs]
-        np.testing.assert_allclose(found.reshape(len(want), -1), want, **TOLERANCE)
+    assert_candle_agrees(make_manager, name)
 
 
 @pytest.mark.parametrize(
@@ -99,24 +71,12 @@ def test_candles_operations_agree(make_manager, name):
     ],
 )
 def test_what_is_not_computed_is_refused_by_name(make_manager, tmp_path: Path, name, config, said):
-    folder = tmp_path / "model"
-    shutil.copytree(FIXTURES / name, folder)
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | config), "utf-8")
-    manager = make_manager()
-    manager.register("model", str(folder))
-    with pytest.raises((UnsupportedModelError, InvalidFileError), match=said):
-        manager.load("model")
-    assert not manager.is_loaded("model")
+    assert_refused(make_manager, tmp_path / "model", name, config, said)
 
 
 def test_keys_of_the_code_that_trained_the_published_models(make_manager, tmp_path: Path):
-    folder = tmp_path / "model"
-    shutil.copytree(FIXTURES / "convbert", folder)
-    path = folder / "config.json"
     published = {"conv_type": "sdconv", "linear_groups": 1, "directionality": "bidi", "classifier_dropout": 0.1}
-    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | published), "utf-8")
     manager = make_manager()
-    manager.register("model", str(folder), dtype="float32")
+    manager.register("model", str(changed("convbert", tmp_path / "model", **published)), dtype="float32")
     manager.register("plain", str(FIXTURES / "convbert"), dtype="float32")
     assert np.array_equal(manager.embed("Merhaba", "model"), manager.embed("Merhaba", "plain"))

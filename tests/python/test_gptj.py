@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import json
-import shutil
 import struct
 from typing import TYPE_CHECKING
 
 import pytest
-from conftest import FIXTURES, reference
+from conftest import changed, reference
 from generators import GREEDY, SLOT, assert_answers_of_transformers
 from model_manager import _core
 from model_manager.errors import InvalidFileError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-
-def changed(folder: Path, **keys: object) -> Path:
-    """A copy of the fixture whose config.json says something else; keys of None are left out."""
-    shutil.copytree(FIXTURES / "gptj", folder)
-    path = folder / "config.json"
-    config = json.loads(path.read_text("utf-8")) | keys
-    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}), "utf-8")
-    return folder
 
 
 def test_its_engine_and_its_files():
@@ -80,7 +70,7 @@ def with_head(path: Path, *, tied: bool) -> None:
 def test_logits_that_share_the_table_of_words_keep_their_bias(make_writer, tmp_path: Path):
     answers = []
     for tied in (True, False):
-        folder = changed(tmp_path / str(tied), tie_word_embeddings=tied)
+        folder = changed("gptj", tmp_path / str(tied), tie_word_embeddings=tied)
         with_head(folder / "model.safetensors", tied=tied)
         manager = make_writer("gpt2", generator_model=str(folder))
         answers.append(manager.complete("Merhaba", SLOT, max_new_tokens=8, min_new_tokens=8, **GREEDY)["tokens"])
@@ -92,7 +82,7 @@ def test_logits_that_share_the_table_of_words_keep_their_bias(make_writer, tmp_p
     [
         ({"rotary_dim": 7}, "rotary_dim is 7"),
         ({"rotary_dim": 18}, "rotary_dim is 18"),
-        ({"rotary_dim": None}, "has no rotary_dim"),
+        ({"rotary_dim": None}, "rotary_dim is null"),
         ({"rotary": False}, "rotary is false"),
         ({"scale_attn_weights": False}, "scale_attn_weights"),
         ({"activation_function": "mish"}, "activation_function"),
@@ -103,15 +93,17 @@ def test_logits_that_share_the_table_of_words_keep_their_bias(make_writer, tmp_p
     ],
 )
 def test_what_is_not_computed_is_refused_by_name(make_writer, tmp_path: Path, config, said):
-    manager = make_writer("gpt2", generator_model=str(changed(tmp_path / "model", **config)))
+    manager = make_writer("gpt2", generator_model=str(changed("gptj", tmp_path / "model", **config)))
     with pytest.raises((UnsupportedModelError, InvalidFileError), match=said):
         manager.load(SLOT)
     assert not manager.is_loaded(SLOT)
 
 
-def test_null_is_no_number_of_values_that_are_rotated(make_writer, tmp_path: Path):
-    """transformers refuses it too; the default would be 64."""
-    path = changed(tmp_path / "model") / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"rotary_dim": None}), "utf-8")
-    with pytest.raises(UnsupportedModelError, match="rotary_dim is null"):
+def test_the_default_of_values_that_are_rotated_must_fit(make_writer, tmp_path: Path):
+    """It is 64; null, which is no default, is refused above as in transformers."""
+    path = changed("gptj", tmp_path / "model") / "config.json"
+    config = json.loads(path.read_text("utf-8"))
+    del config["rotary_dim"]
+    path.write_text(json.dumps(config), "utf-8")
+    with pytest.raises(UnsupportedModelError, match="has no rotary_dim"):
         make_writer("gpt2", generator_model=str(path.parent)).load(SLOT)

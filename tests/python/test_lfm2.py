@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import json
-import shutil
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from conftest import FIXTURES, reference, run_python
+from conftest import FIXTURES, changed, reference, run_python
 from generators import GREEDY, SLOT, assert_answers_of_transformers
 from model_manager import _core
 from model_manager.errors import InvalidFileError, UnsupportedModelError
 from test_process import FORK, MANAGER
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 GENERATORS = ("lfm2", "lfm2_biased")
 ENCODERS = ("lfm2_embedding", "lfm2_bidirectional")
-
-
-def changed(name: str, folder: Path, **config: Any) -> str:
-    """A copy of a fixture whose configuration says something else."""
-    shutil.copytree(FIXTURES / name, folder)
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | config), "utf-8")
-    return str(folder)
 
 
 def test_its_families_and_files(command):
@@ -97,7 +84,7 @@ def test_a_conversation_goes_on_and_stops(make_writer):
 
 def test_a_common_beginning_is_reused_in_steps_of_64_tokens(make_writer, tmp_path):
     """Two questions after one system prompt: llama.cpp reads all of it again for models with such layers."""
-    manager = make_writer("gpt2", generator_model=changed("lfm2", tmp_path / "model", max_position_embeddings=512))
+    manager = make_writer("gpt2", generator_model=str(changed("lfm2", tmp_path / "model", max_position_embeddings=512)))
     system = [(7 * index) % 300 for index in range(150)]
     questions = [[*system, *range(start, start + 12)] for start in (10, 200)]
     expected = []
@@ -121,7 +108,7 @@ def test_a_common_beginning_is_reused_in_steps_of_64_tokens(make_writer, tmp_pat
     ],
 )
 def test_what_is_not_computed_is_refused_by_name(make_writer, tmp_path, name, config, said):
-    manager = make_writer("gpt2", generator_model=changed(name, tmp_path / "model", **config))
+    manager = make_writer("gpt2", generator_model=str(changed(name, tmp_path / "model", **config)))
     with pytest.raises((UnsupportedModelError, InvalidFileError), match=said):
         manager.load(SLOT)
     assert not manager.is_loaded(SLOT)
@@ -161,13 +148,13 @@ def test_the_encoder_writes_no_text(make_writer):
 
 def test_attention_may_see_later_tokens(make_manager, make_writer, tmp_path):
     """`is_causal` is read as in transformers: it changes attention, not the convolutions."""
-    source = changed("lfm2_embedding", tmp_path / "model", is_causal=False)
+    source = str(changed("lfm2_embedding", tmp_path / "model", is_causal=False))
     manager = make_manager(cache_size=0)
     for name, path in (("both", source), ("causal", str(FIXTURES / "lfm2_embedding"))):
         manager.register(name, path, dtype="float32", pooling="cls")
     both, causal = (manager.embed("Merhaba dünya", model=name) for name in ("both", "causal"))
     assert np.abs(both - causal).max() > 0.01, "the first token sees those after it"
-    generator = changed("lfm2", tmp_path / "generator", is_causal=False)
+    generator = str(changed("lfm2", tmp_path / "generator", is_causal=False))
     with pytest.raises(UnsupportedModelError, match="is_causal"):
         make_writer("gpt2", generator_model=generator).load(SLOT)
 
@@ -175,7 +162,7 @@ def test_attention_may_see_later_tokens(make_manager, make_writer, tmp_path):
 def test_code_of_another_class_is_refused(make_manager, tmp_path):
     auto_map = {"AutoModel": "modeling_lfm2_other.Lfm2OtherModel"}
     manager = make_manager()
-    manager.register("model", changed("lfm2_bidirectional", tmp_path / "model", auto_map=auto_map))
+    manager.register("model", str(changed("lfm2_bidirectional", tmp_path / "model", auto_map=auto_map)))
     with pytest.raises(UnsupportedModelError, match="auto_map"):
         manager.load("model")
 

@@ -8,20 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ENGLISH_TEXT, FIXTURES
+from conftest import ENGLISH_TEXT, FIXTURES, changed
 from model_manager import _core
 from model_manager.errors import InvalidFileError, ModelManagerError, NoGeneratorError, UnsupportedModelError
 from safetensors.numpy import load_file, save_file
 
 TEXTS = ["Merhaba dünya, bugün hava çok güzel.", ENGLISH_TEXT]
-
-
-def changed(name: str, folder: Path, file: str, **keys: object) -> str:
-    """A copy of a tiny model whose JSON file `file` has other values."""
-    shutil.copytree(FIXTURES / name, folder, dirs_exist_ok=True)
-    path = folder / file
-    path.write_text(json.dumps({**json.loads(path.read_text()), **keys}))
-    return str(folder)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +50,7 @@ def changed(name: str, folder: Path, file: str, **keys: object) -> str:
 )
 def test_a_key_that_is_not_honoured_is_refused(make_manager, tmp_path, name, file, keys, words):
     manager = make_manager()
-    manager.register("m", changed(name, tmp_path / "m", file, **keys), kind="embedding")
+    manager.register("m", str(changed(name, tmp_path / "m", file, **keys)), kind="embedding")
     with pytest.raises(UnsupportedModelError) as raised:
         manager.embed(TEXTS, "m")
     assert all(word in str(raised.value) for word in words), raised.value
@@ -126,8 +118,8 @@ def test_nulls_mean_absent(make_manager, tmp_path, name):
     ],
 )
 def test_an_absent_key_has_the_default_of_transformers(make_manager, tmp_path, name, key, default):
-    said = changed(name, tmp_path / "said", "config.json", **{key: default})
-    absent = Path(changed(name, tmp_path / "absent", "config.json"))
+    said = str(changed(name, tmp_path / "said", "config.json", **{key: default}))
+    absent = changed(name, tmp_path / "absent")
     config = json.loads((absent / "config.json").read_text())
     del config[key]
     (absent / "config.json").write_text(json.dumps(config))
@@ -143,7 +135,7 @@ def test_a_saved_truncate_dim_is_the_default(make_manager, tmp_path, kept):
     manager = make_manager()
     manager.register("whole", str(FIXTURES / "bert_dense"))
     file = "config_sentence_transformers.json"
-    manager.register("cut", changed("bert_dense", tmp_path / "m", file, truncate_dim=kept))
+    manager.register("cut", str(changed("bert_dense", tmp_path / "m", file, truncate_dim=kept)))
     for normalize in (False, True):
         whole = manager.embed(TEXTS, "whole", normalize=False)
         width = min(kept or whole.shape[1], whole.shape[1])
@@ -164,7 +156,7 @@ def test_a_saved_truncate_dim_is_the_default(make_manager, tmp_path, kept):
 def test_a_saved_truncate_dim_cuts_the_vectors_among_other_results(make_manager, tmp_path):
     manager = make_manager()
     manager.register("whole", str(FIXTURES / "bge_m3"))
-    cut = changed("bge_m3", tmp_path / "m", "config_sentence_transformers.json", truncate_dim=8)
+    cut = str(changed("bge_m3", tmp_path / "m", "config_sentence_transformers.json", truncate_dim=8))
     manager.register("cut", cut)
     kinds = ("dense", "sparse", "multi")
     whole, found = (manager.embed(TEXTS, slot, outputs=kinds, normalize=False) for slot in ("whole", "cut"))
@@ -175,7 +167,9 @@ def test_a_saved_truncate_dim_cuts_the_vectors_among_other_results(make_manager,
 
 def test_a_truncate_dim_of_a_model_without_vectors_is_refused(make_manager, tmp_path):
     manager = make_manager()
-    manager.register("m", changed("splade_bert", tmp_path / "m", "config_sentence_transformers.json", truncate_dim=8))
+    manager.register(
+        "m", str(changed("splade_bert", tmp_path / "m", "config_sentence_transformers.json", truncate_dim=8))
+    )
     with pytest.raises(UnsupportedModelError, match=r"truncate_dim.*SparseEncoder has no vectors"):
         manager.embed_sparse(TEXTS, "m")
 
@@ -183,7 +177,7 @@ def test_a_truncate_dim_of_a_model_without_vectors_is_refused(make_manager, tmp_
 @pytest.mark.parametrize("wrong", [0, -1, "8", 2.5])
 def test_a_saved_truncate_dim_that_is_no_length_is_refused(make_manager, tmp_path, wrong):
     manager = make_manager()
-    cut = changed("bert_cls", tmp_path / "m", "config_sentence_transformers.json", truncate_dim=wrong)
+    cut = str(changed("bert_cls", tmp_path / "m", "config_sentence_transformers.json", truncate_dim=wrong))
     manager.register("cut", cut)
     with pytest.raises(InvalidFileError, match=r"config_sentence_transformers\.json"):
         manager.embed(TEXTS, "cut")
@@ -195,8 +189,8 @@ def test_both_names_of_the_flag_attend_in_both_directions(make_manager, tmp_path
     manager = make_manager()
     causal = {"is_causal": None, "use_bidirectional_attention": None}
     manager.register("known", str(FIXTURES / "qwen3_bidirectional"))
-    manager.register("flag", changed("qwen3_bidirectional", tmp_path / "f", "config.json", **{**causal, **flag}))
-    manager.register("causal", changed("qwen3_bidirectional", tmp_path / "c", "config.json", **causal))
+    manager.register("flag", str(changed("qwen3_bidirectional", tmp_path / "f", "config.json", **{**causal, **flag})))
+    manager.register("causal", str(changed("qwen3_bidirectional", tmp_path / "c", "config.json", **causal)))
     known = manager.embed(TEXTS, "known")
     np.testing.assert_array_equal(manager.embed(TEXTS, "flag"), known)
     assert np.abs(manager.embed(TEXTS, "causal") - known).max() > 0.05
@@ -213,7 +207,7 @@ def test_both_names_of_the_flag_attend_in_both_directions(make_manager, tmp_path
 )
 def test_a_generator_is_held_to_its_configuration(make_manager, tmp_path, keys, words):
     manager = make_manager()
-    manager.register("gen", changed("llama", tmp_path / "m", "config.json", **keys), kind="generator")
+    manager.register("gen", str(changed("llama", tmp_path / "m", "config.json", **keys)), kind="generator")
     with pytest.raises(ModelManagerError, match=words):
         manager.generate("a", "gen", max_new_tokens=2)
 
@@ -282,7 +276,7 @@ def test_modules_follow_each_other_as_they_are_listed(make_manager, tmp_path):
 
 
 def test_a_tensor_of_a_dense_module_that_its_configuration_does_not_announce(make_manager, tmp_path):
-    folder = changed("bert_dense", tmp_path / "m", "2_Dense/config.json", bias=False)
+    folder = str(changed("bert_dense", tmp_path / "m", "2_Dense/config.json", bias=False))
     manager = make_manager()
     manager.register("m", folder)
     with pytest.raises(InvalidFileError, match=r"linear\.bias.*does not announce"):

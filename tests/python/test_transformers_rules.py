@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from conftest import FIXTURES, reference
+from conftest import FIXTURES, changed, reference
 from generators import GREEDY, SLOT
 from model_manager.errors import UnsupportedModelError
 from safetensors.numpy import load_file, save_file
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 TOLERANCE = {"rtol": 0, "atol": 2e-5}
 UNTIED = ("llama", "qwen2", "gpt_neox", "falcon_serial", "gptj", "lfm2_biased")
-
-
-def changed(name: str, folder: Path, file: str = "config.json", **keys: Any) -> Path:
-    """A copy of a fixture one of whose JSON files says something else."""
-    shutil.copytree(FIXTURES / name, folder, dirs_exist_ok=True)
-    path = folder / file
-    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **keys}), "utf-8")
-    return folder
 
 
 @pytest.mark.parametrize("name", UNTIED)

@@ -34,18 +34,7 @@ fn models() -> [Box<dyn Architecture>; 4] {
 fn convolutions_next_to_attention_agree_with_candle() {
     let texts = texts(&[1, 2, 0, 13, 70, 300, 5, 1100]);
     for described in models() {
-        let plain = Transformer::load(Candle::new(Device::Cpu), &*described, &Made).unwrap();
-        for isa in Isa::available() {
-            for (dtype, allowed) in [(WeightFormat::F32, 3e-5), (WeightFormat::Bf16, 0.25)] {
-                let model = Transformer::load(Cpu::new(isa, dtype), &*described, &Made).unwrap();
-                let texts = if isa == Isa::best() { &texts[..] } else { &texts[..5] };
-                for pooling in [Pooling::Last, Pooling::Cls, Pooling::Mean] {
-                    let ours = encode(&model, texts, pooling);
-                    let error = furthest(&ours, &encode(&plain, texts, pooling));
-                    assert!(error <= allowed, "{isa} {dtype:?} {pooling:?} {described:?}: {error}");
-                }
-            }
-        }
+        assert_agrees_with_candle(&*described, &texts);
     }
 }
 

@@ -42,18 +42,7 @@ fn convolutions_agree_with_candle() {
         Lfm2 { centered: false, ..model(3, false, &[false, true, false]) },
     ];
     for described in models().into_iter().chain(centered) {
-        let plain = Transformer::load(Candle::new(Device::Cpu), &described, &Made).unwrap();
-        for isa in Isa::available() {
-            for (dtype, allowed) in [(WeightFormat::F32, 3e-5), (WeightFormat::Bf16, 0.25)] {
-                let model = Transformer::load(Cpu::new(isa, dtype), &described, &Made).unwrap();
-                let texts = if isa == Isa::best() { &texts[..] } else { &texts[..5] };
-                for pooling in [Pooling::Last, Pooling::Cls, Pooling::Mean] {
-                    let ours = encode(&model, texts, pooling);
-                    let error = furthest(&ours, &encode(&plain, texts, pooling));
-                    assert!(error <= allowed, "{isa} {dtype:?} {pooling:?} {described:?}: {error}");
-                }
-            }
-        }
+        assert_agrees_with_candle(&described, &texts);
     }
 }
 

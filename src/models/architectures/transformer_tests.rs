@@ -171,6 +171,23 @@ fn texts(lengths: &[usize]) -> Vec<Vec<u32>> {
     lengths.iter().enumerate().map(text).collect()
 }
 
+/// Vectors of our kernels are those of candle's operations, on every instruction set. Only the best one computes all texts,
+/// the others the first five.
+fn assert_agrees_with_candle(described: &dyn Architecture, texts: &[Vec<u32>]) {
+    let plain = Transformer::load(Candle::new(Device::Cpu), described, &Made).unwrap();
+    for isa in Isa::available() {
+        for (dtype, allowed) in [(WeightFormat::F32, 3e-5), (WeightFormat::Bf16, 0.25)] {
+            let model = Transformer::load(Cpu::new(isa, dtype), described, &Made).unwrap();
+            let texts = if isa == Isa::best() { texts } else { &texts[..5] };
+            for pooling in [Pooling::Last, Pooling::Cls, Pooling::Mean] {
+                let ours = encode(&model, texts, pooling);
+                let error = furthest(&ours, &encode(&plain, texts, pooling));
+                assert!(error <= allowed, "{isa} {dtype:?} {pooling:?} {described:?}: {error}");
+            }
+        }
+    }
+}
+
 #[test]
 fn awkward_shapes_agree_with_candle() {
     let norms = Variant { head_norms: HeadNorms::Each, ..Variant::LLAMA };

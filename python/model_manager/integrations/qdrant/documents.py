@@ -130,7 +130,7 @@ def id_text(document_id: Any) -> str:
 
 
 def is_chunk(payload: Mapping[str, Any]) -> bool:
-    """Whether a point of a collection of chunks is one. In another collection these names are the caller's."""
+    """Whether a point of a collection of chunks is one. In another collection these are names of metadata."""
     return PARENT in payload and all(type(payload.get(field)) is int for field in ("chunk_start", "chunk_end"))
 
 
@@ -198,7 +198,7 @@ def prepare(document: Input, position: int, fingerprint: str) -> Document:
 
 
 def _refuse_names(fields: Mapping[str, Any], taken: frozenset[str]) -> None:
-    """Raise ValueError where the caller's fields have names of the indexer's own, which would replace them."""
+    """Raise ValueError where metadata has names of the indexer's own fields, which would replace it."""
     if used := sorted(str(name) for name in fields if name in taken):
         names = ", ".join(map(repr, used))
         raise ValueError(f"its metadata has the name {names}, which the indexer uses itself: rename it")

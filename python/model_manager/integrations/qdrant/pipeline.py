@@ -190,7 +190,7 @@ class Run:
                 self._fail(Failure(document.position, document.id, str(error)), error)
                 return False
         if document.whole and document.id is not None:
-            # In a collection of whole documents the name is the caller's.
+            # In a collection of whole documents it is a name of metadata.
             in_chunks = there is not None and there.chunks is not None and self._store.divided is not False
             # An interrupted run may have left chunks without the first one, by which a document is looked up.
             document.divided = in_chunks or (self._split is not None and not self._fresh)
