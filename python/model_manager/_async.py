@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import math
 import os
 import sys
 import threading
@@ -61,15 +62,24 @@ def on_loop(callback: Callable[..., object]) -> Callable[..., None]:
     return call
 
 
-def start(submit: Callable[[Callable[..., None]], Request]) -> tuple[asyncio.Future[Any], Request]:
+def start(
+    submit: Callable[[Callable[..., None]], Request], timeout: Any = None, what: str = "the result"
+) -> tuple[asyncio.Future[Any], Request]:
     """A future, and what `submit` returns.
 
     `submit` gets the callback `on_done(result, error)`, which resolves the future from any thread. Later calls of it
     are ignored, and so are calls after the future was cancelled.
+
+    Args:
+        submit: Begins the work.
+        timeout: The seconds that the core has for it. `GRACE` later the future raises `WaitTimeoutError`.
+        what: The subject of that error's message.
     """
     import asyncio
 
-    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    future: asyncio.Future[Any] = loop.create_future()
 
     def settle(result: object, error: BaseException | None) -> None:
         if future.done():
@@ -79,7 +89,47 @@ def start(submit: Callable[[Callable[..., None]], Request]) -> tuple[asyncio.Fut
         else:
             future.set_result(result)
 
-    return future, submit(on_loop(settle))
+    request = submit(on_loop(settle))
+    if not future.done():
+        timer = when_late(loop, began, timeout, what, lambda error: settle(None, error))
+        if timer is not None:
+            future.add_done_callback(lambda _: timer.cancel())
+    return future, request
+
+
+GRACE = 0.25
+"""Seconds after its timeout in which a call is given up. The core ends it earlier, unless a callback of another call
+holds the thread that would.
+"""
+
+
+def when_late(
+    loop: asyncio.AbstractEventLoop, began: float, timeout: Any, what: str, give_up: Callable[[WaitTimeoutError], None]
+) -> asyncio.TimerHandle | None:
+    """Have `give_up` called with the core's error when a call that began at `began`, on the loop's clock, is late. None
+    without a limit. The timer belongs to the loop's thread.
+    """
+    seconds = seconds_of(timeout)
+    if seconds is None:
+        return None
+
+    def end() -> None:
+        reason = f"{what} was not ready within {seconds:.3f} s; raise the timeout or warm the model up first"
+        give_up(WaitTimeoutError(reason))
+
+    # When the loop itself was held up, a result that is there already comes first.
+    return loop.call_at(began + seconds + GRACE, loop.call_soon, end)
+
+
+def seconds_of(timeout: Any) -> float | None:
+    """The seconds of a `timeout`; None without a limit, and for a value that the core refuses."""
+    if timeout is None or isinstance(timeout, bool | str | bytes):
+        return None
+    try:
+        seconds = float(timeout)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return seconds if 0 <= seconds < math.inf else None
 
 
 def in_thread(function: Callable[..., Result], *args: Any) -> asyncio.Future[Result]:
@@ -117,7 +167,7 @@ async def aembed(manager: Manager, texts: Inputs, model: str | None = None, **op
     Cancelling the task withdraws the texts that have not been computed yet.
     """
     a_manager(manager)
-    future, ticket = start(lambda on_done: manager.submit(texts, on_done, model, **options))
+    future, ticket = start(lambda on_done: manager.submit(texts, on_done, model, **options), options.get("timeout"))
     vectors: NDArray[np.float32] = await _result(future, ticket)
     return vectors
 
@@ -145,7 +195,7 @@ def start_response(
 
         return manager.submit_response(inputs, on_body, model, **options)
 
-    return start(submit)
+    return start(submit, options.get("timeout"))
 
 
 async def ainfer(
@@ -161,7 +211,7 @@ async def ainfer(
 
         return manager._submit_inference(kind, on_results, first, second, model, **options)
 
-    found: tuple[Any, int] = await _result(*start(submit))
+    found: tuple[Any, int] = await _result(*start(submit, options.get("timeout")))
     return found
 
 
@@ -203,13 +253,17 @@ async def acomplete(manager: Manager, prompt: Prompt, model: str | None = None, 
 
         return _Generation(manager, prompt, model, params, on_event)
 
-    future, generation = start(submit)
+    future, generation = start(submit, params.get("timeout"), _answer_of(model))
     try:
         completion: Completion = await future
         return completion
     except BaseException:
         generation.abandon()
         raise
+
+
+def _answer_of(model: str | None) -> str:
+    return f'the answer of model "{"text_generator" if model is None else model}"'
 
 
 class AsyncTextStream:
@@ -262,10 +316,17 @@ class _Pieces:
         self.loop = asyncio.get_running_loop()
         self.pieces: deque[str] = deque()
         self.ended = False
+        self.stop_timer: Callable[[], None] | None = None
         self.completion: Completion | None = None
         self.error: BaseException | None = None
         self.waiter: asyncio.Future[None] | None = None
+        began = self.loop.time()
         self.generation = _Generation(manager, prompt, model, params, on_loop(self.take))
+        # An answer that has failed already needs none.
+        timeout = None if self.ended else params.get("timeout")
+        timer = when_late(self.loop, began, timeout, _answer_of(model), self.give_up)
+        # The stream may be dropped by another thread, to which the timer does not belong.
+        self.stop_timer = None if timer is None else on_loop(timer.cancel)
 
     async def next(self) -> str:
         """The next piece; `StopAsyncIteration` after the last one."""
@@ -293,8 +354,19 @@ class _Pieces:
             self.pieces.append(piece)
         else:
             self.completion, self.error = completion, error
-            self.ended = True
+            self.end()
         self.wake()
+
+    def give_up(self, error: WaitTimeoutError) -> None:
+        """End with `error` after the pieces that are there."""
+        if not self.ended:
+            self.generation.abandon()
+            self.take(None, None, error)
+
+    def end(self) -> None:
+        self.ended = True
+        if self.stop_timer is not None:
+            self.stop_timer()
 
     def wake(self) -> None:
         if self.waiter is not None and not self.waiter.done():
@@ -306,7 +378,7 @@ class _Pieces:
         self.error = None
         if not self.ended:
             self.generation.abandon()
-            self.ended = True
+            self.end()
             self.wake()
 
     def raise_error(self) -> None:
@@ -373,18 +445,19 @@ def _turn(timeout: Any, began: float) -> Iterator[float | None]:
 
     Raises `WaitTimeoutError` when they pass before.
     """
-    if not isinstance(timeout, int | float) or isinstance(timeout, bool) or not timeout > 0:
+    seconds = seconds_of(timeout)
+    if not seconds:
         with _long_prompts:
             yield None
         return
     turns = _long_prompts
-    left = timeout - (time.monotonic() - began)
+    left = seconds - (time.monotonic() - began)
     if left <= 0 or not turns.acquire(timeout=min(left, threading.TIMEOUT_MAX)):
         raise WaitTimeoutError(
-            f"other long prompts were read for {timeout:g} s; raise the timeout or send fewer at once"
+            f"other long prompts were read for {seconds:g} s; raise the timeout or send fewer at once"
         )
     try:
-        yield max(timeout - (time.monotonic() - began), sys.float_info.min)
+        yield max(seconds - (time.monotonic() - began), sys.float_info.min)
     finally:
         turns.release()
 

@@ -117,8 +117,8 @@ async def _submitted(
         options: Arguments of the core with a `timeout`, of which the wait for that thread is a part.
     """
     if not is_large(request):
-        return start(lambda on_done: submit(on_done, options))
-    future, on_done = start(lambda on_done: on_done)
+        return start(lambda on_done: submit(on_done, options), options["timeout"])
+    future, on_done = start(lambda on_done: on_done, options["timeout"])
     began, tickets = time.monotonic(), []
 
     def submit_late() -> None:
