@@ -69,7 +69,14 @@ def running(app: FastAPI) -> Iterator[Running]:
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
     http = functools.partial(BoundedHeaders, header_timeout=SECONDS)
-    options: dict[str, Any] = {"http": http, "ws": "none", "timeout_graceful_shutdown": SECONDS}
+    options: dict[str, Any] = {
+        "http": http,
+        "ws": "none",
+        "timeout_graceful_shutdown": SECONDS,
+        # As long as that of `model-manager serve`. uvicorn's own 5 s are those after which httpx drops a connection: on
+        # a busy machine the server closed one that a test had just begun to use.
+        "timeout_keep_alive": ServerConfig().keep_alive_timeout,
+    }
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, **options))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, name="server")
     thread.start()

@@ -26,6 +26,9 @@ from model_manager.errors import (
     WaitTimeoutError,
 )
 
+FIRST_PAUSE = 5
+"""Seconds in which a server that has failed five times in a row gets no requests. The next pauses are longer."""
+
 
 @pytest.fixture
 def server():
@@ -364,20 +367,25 @@ def test_a_server_that_dies_is_left_alone(make_manager):
         server.faults[:] = [500] * 100
         with pytest.raises(RemoteError, match="4 times in a row"):
             manager.embed("a", "remote")
+        began = time.monotonic()
         with pytest.raises(ConnectionError, match="tried again in"):
             manager.embed("a", "remote")
         asked = len(server.asked)
         for _ in range(10):
             with pytest.raises(RemoteError, match="tried again in"):
                 manager.embed("a", "remote")
-        assert len(server.asked) == asked
         report = manager.stats()["slots"]["remote"]["remote"]
-        assert report["circuit"] == "open"
-        assert 0 < report["retry_seconds"] <= 5
         # Another load keeps the figures.
         manager.unload("remote")
         with pytest.raises(RemoteError, match="tried again in"):
             manager.load("remote")
+        # A busy machine may need longer than the first pause, which is the shortest. After each pause one request goes
+        # through, and another one asks whether the server fails at this text alone.
+        pauses = (time.monotonic() - began) // FIRST_PAUSE
+        assert len(server.asked) - asked <= 2 * pauses
+        if not pauses:
+            assert report["circuit"] == "open"
+            assert 0 < report["retry_seconds"] <= FIRST_PAUSE
 
 
 def test_a_call_may_give_up_earlier(server, remote):
