@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import select
 import socket
 import threading
 import time
@@ -14,7 +15,7 @@ import pytest
 import uvicorn
 from conftest import ENGLISH_MODEL
 from fastapi import FastAPI
-from model_manager.server import ServerConfig, router
+from model_manager.server import ServerConfig, protocol, router
 from model_manager.server.protocol import MAX_HEADER_BYTES, BoundedHeaders
 from servers import MODELS, SECONDS, running, until
 
@@ -186,6 +187,34 @@ def test_headers_that_are_too_large(process, tmp_path):
     assert (status, body["error"]["code"]) == (431, "headers_too_large")
 
 
+@pytest.mark.parametrize(
+    ("begun", "status"),
+    [(b"GET / HTTP/1.1\r\nx: ".ljust(MAX_HEADER_BYTES + 1, b"x"), 431), (b"no request\r\n\r\n", 400)],
+)
+def test_a_client_that_still_sends_hears_why_it_is_refused(server, begun, status):
+    """A connection that is closed while bytes arrive is reset, and the client loses the answer."""
+    with connected(server.url) as connection:
+        connection.sendall(begun)
+        assert select.select([connection], [], [], SECONDS)[0], "the answer"
+        for _ in range(64):
+            connection.sendall(b"x" * 65536)
+        connection.shutdown(socket.SHUT_WR)
+        received = b""
+        while chunk := connection.recv(65536):
+            received += chunk
+    assert answer_of(received)[0] == status
+
+
+def test_a_refused_client_that_never_stops_is_left(server, monkeypatch):
+    monkeypatch.setattr(protocol, "_LINGER_SECONDS", 0.2)
+    with connected(server.url) as connection:
+        connection.sendall(b"no request\r\n\r\n")
+        assert answer_of(rest(connection))[0] == 400
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            while True:
+                connection.sendall(b"x" * 65536)
+
+
 def test_the_limit_of_headers_holds_in_one_read():
     """A read holds up to 256 KiB: headers of any size, and a body that does not count."""
     asked = []
@@ -202,6 +231,9 @@ def test_the_limit_of_headers_holds_in_one_read():
         def close(self):
             self.closed = True
 
+        def can_write_eof(self):
+            return False
+
         def get_extra_info(self, name, default=None):
             return default
 
@@ -212,14 +244,14 @@ def test_the_limit_of_headers_holds_in_one_read():
         config = uvicorn.Config(app, log_config=None, lifespan="off")
         config.load()
         transport, state = Transport(), uvicorn.server.ServerState()
-        protocol = BoundedHeaders(config, state, {}, header_timeout=SECONDS)
-        protocol.connection_made(transport)
+        bounded = BoundedHeaders(config, state, {}, header_timeout=SECONDS)
+        bounded.connection_made(transport)
         for data in reads:
-            protocol.data_received(data)
+            bounded.data_received(data)
         for task in state.tasks.copy():
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        protocol.connection_lost(None)
+        bounded.connection_lost(None)
         return transport.written
 
     def head(size, length=0):

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 MAX_HEADER_BYTES = 1 << 16
 _END = re.compile(rb"\r?\n\r?\n").search
 """The end of a request's headers."""
-
-
+_LINGER_SECONDS = 5.0
+"""How long to read and drop what a refused client still sends. If the connection were closed at once, the client would
+lose the answer.
+"""
 _FRAMING = (b"content-length", b"transfer-encoding")
 """The headers of a request with a body."""
 
@@ -105,6 +107,8 @@ class BoundedHeaders(HttpToolsProtocol):
         self._header_timeout = header_timeout
         self._header_timer: asyncio.TimerHandle | None = None
         self._header_bytes = 0
+        self._lingering: asyncio.TimerHandle | None = None
+        """Closes the connection of a refused client. What it still sends is dropped."""
         self._tail = b""
         """The latest bytes of headers: their end may come in two reads."""
 
@@ -114,12 +118,16 @@ class BoundedHeaders(HttpToolsProtocol):
         self._arm()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the timer."""
+        """Stop the timers."""
         self._disarm()
+        if self._lingering is not None:
+            self._lingering.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Handle bytes of headers, of a body, or of both."""
+        if self._lingering is not None:
+            return
         if self.cycle is None or self.cycle.response_complete:
             # One read may hold more than the limit, and a body.
             end = _END(self._tail + data) if self._header_bytes + len(data) > MAX_HEADER_BYTES else None
@@ -127,7 +135,7 @@ class BoundedHeaders(HttpToolsProtocol):
                 self._refuse_headers()
                 return
         super().data_received(data)
-        if self.transport is None or self.transport.is_closing():
+        if self.transport is None or self._is_refused():
             return
         if self.cycle is not None and not self.cycle.response_complete:
             self._disarm()
@@ -174,9 +182,9 @@ class BoundedHeaders(HttpToolsProtocol):
         self._refuse(400, "These bytes are not a valid HTTP/1.1 request", "invalid_http")
 
     def _refuse(self, status: int, message: str, code: str) -> None:
-        """Send an error without a request, and close the connection."""
+        """Send an error without a request, and close the connection once the client has nothing more to send."""
         self._disarm()
-        if self.transport.is_closing():
+        if self._is_refused():
             return
         body = orjson.dumps(ApiError(status, message, code=code).to_dict())
         reason = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large"}[status]
@@ -184,4 +192,12 @@ class BoundedHeaders(HttpToolsProtocol):
             b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
             % (status, reason, len(body), body)
         )
-        self.transport.close()
+        answers = self.cycle is not None and not self.cycle.response_complete
+        if answers or not self.transport.can_write_eof():
+            self.transport.close()
+            return
+        self.transport.write_eof()
+        self._lingering = self.loop.call_later(_LINGER_SECONDS, self.transport.close)
+
+    def _is_refused(self) -> bool:
+        return self._lingering is not None or self.transport.is_closing()
