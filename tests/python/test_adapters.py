@@ -252,6 +252,8 @@ def test_copied_components_share_their_manager(make_manager):
     manager.register("prompts", PROMPTS)
     for one in (ModelManagerRerank("prompts", manager=manager), Postprocessor("prompts", manager=manager)):
         assert one.model_copy(deep=True)._manager is one._manager is manager
+        with pytest.warns(DeprecationWarning, match="copy"):
+            assert one.copy(deep=True)._manager is manager
     copy.deepcopy(langchain(manager)).embed_documents(["a"])
     assert manager.stats()["queue"]["texts"] == 1
     copy.deepcopy(llamaindex(manager)).get_text_embedding("b")
@@ -262,11 +264,14 @@ def test_copied_components_share_their_manager(make_manager):
     ("field", "value"), [("dimensions", 8), ("model_name", "another"), ("embeddings_cache", object())]
 )
 @pytest.mark.parametrize("deep", [False, True])
-def test_a_copied_llamaindex_embedding_keeps_what_its_vectors_depend_on(manager, field, value, deep):
+@pytest.mark.parametrize("name", ["copy", "model_copy"])
+@pytest.mark.filterwarnings("ignore:The `copy` method is deprecated")
+def test_a_copied_llamaindex_embedding_keeps_what_its_vectors_depend_on(manager, field, value, deep, name):
     model = llamaindex(manager)
+    copied = getattr(model, name)
     with pytest.raises(ArgumentError, match=f"a copy keeps its {field}; make a new ModelManagerEmbedding"):
-        model.model_copy(update={field: value}, deep=deep)
-    same = model.model_copy(update={field: getattr(model, field), "embed_batch_size": 5}, deep=deep)
+        copied(update={field: value}, deep=deep)
+    same = copied(update={field: getattr(model, field), "embed_batch_size": 5}, deep=deep)
     assert same.embed_batch_size == 5
     assert same.get_query_embedding("a") == model.get_query_embedding("a")
     assert same._embedder.manager is manager

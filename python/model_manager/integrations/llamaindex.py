@@ -96,6 +96,15 @@ class ModelManagerEmbedding(BaseEmbedding):
         Raises:
             ArgumentError: `update` has another `model_name`, `dimensions` or `embeddings_cache`.
         """
+        self._check_update(update)
+        return super().model_copy(update=update, deep=deep)
+
+    def copy(self, *, update: dict[str, Any] | None = None, **options: Any) -> Self:
+        """`model_copy` under the name that pydantic has deprecated, with its warning."""
+        self._check_update(update)
+        return super().copy(update=update, **options)
+
+    def _check_update(self, update: Mapping[str, Any] | None) -> None:
         for name, value in (update or {}).items():
             field = type(self).model_fields.get(name)
             if field is not None and field.frozen and value != getattr(self, name):
@@ -103,7 +112,6 @@ class ModelManagerEmbedding(BaseEmbedding):
                     "update",
                     f"update={{{name!r}: {value!r}}}: a copy keeps its {name}; make a new {type(self).__name__}",
                 )
-        return super().model_copy(update=update, deep=deep)
 
     @classmethod
     def class_name(cls) -> str:
