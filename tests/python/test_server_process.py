@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from conftest import ENGLISH_MODEL, run_python
+from conftest import ENGLISH_MODEL, TURKISH_MODEL, run_python
 from model_manager.errors import ConfigError
 from model_manager.server import ServerConfig
 from model_manager.server.main import Supervisor, _drain_first, run
@@ -463,11 +463,41 @@ def test_workers_are_not_started_with_settings_that_each_of_them_would_refuse(pr
     assert "process" not in server.text(), "uvicorn has started nothing"
 
 
+@pytest.mark.parametrize(
+    ("refused", "message"),
+    [
+        ({"MODEL_MANAGER_SERVER_OPEN_PATHS": "/helth"}, "open_paths: '/helth' is the path of no endpoint; GET / lists"),
+        ({"MODEL_MANAGER_SERVER_OPEN_PATHS": "helth"}, "open_paths: 'helth' must begin with a slash"),
+        ({"PROMETHEUS_MULTIPROC_DIR": "/no/such/folder"}, "must be a folder that exists"),
+        ({"MODEL_MANAGER_DTYPE": "nonsense"}, 'MODEL_MANAGER_DTYPE="nonsense"'),
+        ({"OLLAMA_MODEL_NAME": "english_sentence"}, "choose another OLLAMA_MODEL_NAME"),
+    ],
+)
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_command_says_once_what_is_wrong_with_its_settings(process, workers, refused, message):
+    command = ("-m", "model_manager", "serve", "--port=0", f"--workers={workers}", "--model", TURKISH_MODEL)
+    server = process(*command, **refused)
+    assert server.popen.wait(SECONDS) == 2
+    (line,) = server.text().splitlines()
+    assert line.startswith("Error: ")
+    assert message in line
+
+
+FAILS = """
+from model_manager.errors import InputError
+from model_manager.server import main
+if __name__ != "__main__":
+    def create_app(*_):
+        raise InputError("not in this process")
+    main.create_app = create_app
+"""
+
+
 def test_a_worker_that_cannot_start_ends_the_server(process, tmp_path):
     """Its successors would fail in the same way."""
-    server = process(script(tmp_path, SERVE, WORKERS=2, MODEL=None))
+    server = process(script(tmp_path, FAILS + SERVE, WORKERS=2, MODEL=ENGLISH_MODEL))
     assert server.popen.wait(SECONDS) == 1
-    assert "the served model 'tiny' has no source" in server.text()
+    assert "not in this process" in server.text()
     assert "Traceback" not in server.text()
 
 

@@ -11,9 +11,12 @@ import click
 
 from .._embedder import without_key
 from .._extras import extra
+from ..errors import ConfigError, InputError
 from ..manager import BUILT_IN_SLOTS
 from .output import complete_source
 from .texts import Command, option, say
+
+_WRONG_USAGE = 2
 
 
 @click.command(
@@ -44,17 +47,22 @@ from .texts import Command, option, say
     type=click.IntRange(min=1),
     help=("Worker processes, each with its own models.", "Süreç sayısı; her birinin modelleri ayrıdır."),
 )
-def serve(model: str | None, **given: Any) -> None:
+def serve(model: str | None, **given: Any) -> int:
     with extra("server"):
         from ..server import ServerConfig
         from ..server.config import default_models
         from ..server.main import run
     settings = {name: value for name, value in given.items() if value is not None}
-    if model is not None:
-        (served,) = default_models()
-        name = os.environ.get("OLLAMA_MODEL_NAME", "").strip() or name_of(model) or served.name
-        settings["models"] = (replace(served, source=model, name=name, slot=name),)
-    run(ServerConfig(**settings))
+    try:
+        if model is not None:
+            (served,) = default_models()
+            name = os.environ.get("OLLAMA_MODEL_NAME", "").strip() or name_of(model) or served.name
+            settings["models"] = (replace(served, source=model, name=name, slot=name),)
+        run(ServerConfig(**settings))
+    except (ConfigError, InputError) as error:
+        click.echo(f"Error: {error}", err=True)
+        return _WRONG_USAGE
+    return 0
 
 
 def name_of(source: str) -> str | None:

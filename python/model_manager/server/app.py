@@ -10,11 +10,12 @@ from fastapi import APIRouter, FastAPI
 from starlette.routing import Route
 
 from .. import __version__
-from ..compat import model_manager
+from ..compat import ModelManager, model_manager
 from . import errors
 from .config import ServerConfig, config_error
 from .errors import ApiError
 from .middleware import Endpoint
+from .prometheus import check_shared_folder
 from .routes import (
     admin,
     embeddings,
@@ -29,7 +30,7 @@ from .routes import (
     status,
 )
 from .routing import Routes
-from .service import Service
+from .service import Service, own_settings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-    from ..compat import ModelManager
     from .middleware import Handler
 
 _PARTS = (embeddings, sparse, scores, generation, responses, ollama, models, health, metrics, admin, status)
@@ -194,6 +194,13 @@ def create_app(config: ServerConfig | None = None, manager: ModelManager | None 
             expose_headers=["x-request-id", "retry-after"],
         )
     return app
+
+
+def check(config: ServerConfig) -> None:
+    """Raise what `create_app` would in every worker process. Loads no model."""
+    check_shared_folder()
+    with ModelManager(own_settings(lazy_loading=True)) as manager:
+        create_app(config, manager)
 
 
 def router(config: ServerConfig | None = None, manager: ModelManager | None = None) -> APIRouter:

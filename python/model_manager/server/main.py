@@ -23,11 +23,11 @@ import uvicorn
 from uvicorn.supervisors import Multiprocess
 
 from ..errors import ConfigError, ModelManagerError
-from .app import create_app
+from .app import check, create_app
 from .config import ServerConfig
-from .prometheus import check_shared_folder, remove_gauges
+from .prometheus import remove_gauges
 from .protocol import BoundedHeaders
-from .service import GRACE, Service, own_settings
+from .service import GRACE, Service
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -63,7 +63,9 @@ def run(config: ServerConfig | None = None, manager: ModelManager | None = None)
         manager: The manager whose models are served. None: a new one. With several workers each creates its own.
 
     Raises:
-        ConfigError: A setting is out of range, or a manager was given for several workers.
+        ConfigError: A setting is out of range or names a path that no endpoint has, or a manager was given for several
+            workers.
+        InputError: A served model has neither a source nor a slot.
         SystemExit: The server could not start, for example because the address is in use. The log says why.
     """
     config = config or ServerConfig()
@@ -84,9 +86,7 @@ def run(config: ServerConfig | None = None, manager: ModelManager | None = None)
     if config.workers > 1:
         if manager is not None:
             raise ConfigError("workers: several processes cannot share a manager; leave it out")
-        # What every worker reads is refused here, once.
-        check_shared_folder()
-        own_settings()
+        check(config)
         replaced, replacing = multiprocessing.Pipe(duplex=False)
         settings = orjson.dumps(config.to_dict())
         factory = functools.partial(worker_app, settings, replaced)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -67,10 +68,11 @@ def _is_instructed(source: str | None, description: Description | None) -> bool 
     return any(prompt.startswith("Instruct:") for prompt in description["prompts"].values())
 
 
-def own_settings() -> Config:
+def own_settings(**settings: Any) -> Config:
     """The settings of a manager for the server alone, with a cache for many clients. Raises `ConfigError`."""
     variables = {field["name"]: field["environment"] for field in Config.fields()}
-    return Config(**{name: value for name, value in _CACHE.items() if not os.environ.get(variables[name])})
+    cache = {name: value for name, value in _CACHE.items() if not os.environ.get(variables[name])}
+    return Config(**cache, **settings)
 
 
 def own_manager() -> ModelManager:
@@ -84,7 +86,6 @@ class Service:
     Attributes:
         manager: The manager whose models are served.
         config: The settings.
-        metrics: The metrics.
         started: When the server started, seconds since the epoch.
         runs: Whether it was started.
         warming: Whether `warm_up` is loading the served models.
@@ -109,7 +110,6 @@ class Service:
         self.config = config
         self.owns_manager = manager is None
         self.manager = own_manager() if manager is None else manager
-        self.metrics = Metrics()
         self.started = time.time()
         self._began = time.monotonic()
         self.draining = self.leaving = False
@@ -144,6 +144,11 @@ class Service:
         self._register()
 
     # --- Life ----------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def metrics(self) -> Metrics:
+        """The metrics. They begin with their first use: a process that serves nothing adds none to those of workers."""
+        return Metrics()
 
     def _register(self) -> None:
         for model in self.config.models:
