@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from httpx import InvalidURL
-from qdrant_client import QdrantClient
+from qdrant_client import AsyncQdrantClient, QdrantClient
 
-from ..._arguments import a_text, argument_error
+from ..._arguments import a_text, argument_error, type_error
 from ..._embedder import without_key
 from ..._extras import tqdm_class
 from ...errors import ArgumentError, InputError
@@ -94,3 +94,15 @@ def progress_bar(wanted: bool | None, total: int | None) -> Iterator[Callable[[i
 def _is_watched() -> bool:
     """Whether somebody sees standard error: it is a terminal, or belongs to a notebook."""
     return sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel")
+
+
+def check_client(client: Any, path: Any, url: Any, api_key: Any) -> None:
+    """Refuse what is no synchronous client, and a client with the address of another one."""
+    if isinstance(client, str | os.PathLike):
+        raise type_error("client", "a QdrantClient", client, "; a folder is path=, a server's address url=")
+    if isinstance(client, AsyncQdrantClient):
+        raise type_error("client", "a QdrantClient", client, "; asearch uses that too")
+    if client is not None and not callable(getattr(client, "get_collection", None)):
+        raise type_error("client", "a QdrantClient", client)
+    if client is not None and (path, url, api_key) != (None, None, None):
+        raise InputError("give either a client, or path, url and api_key for a new one")

@@ -4,53 +4,38 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 import weakref
 from collections.abc import Iterable, Mapping, Sized
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
-from qdrant_client import AsyncQdrantClient
-
-from ..._arguments import a_flag, a_text, an_int, an_iterable, argument_error, one_of, type_error
+from ..._arguments import a_flag, a_text, an_int, an_iterable, argument_error, one_of
 from ..._embedder import Embedder, reranker_for
 from ...compat.chatbot import model_manager
-from ...errors import InputError, TaskError
-from .collection import CHUNKS, CollectionError, Layout, Wanted, check_names
-from .connect import DEFAULT_PATH, connect, progress_bar
+from .collection import check_names
+from .connect import DEFAULT_PATH, check_client, connect, progress_bar
+from .contents import Contents, check_terms
 from .encoders import Encoders, sparse_encoder, token_encoder
-from .pipeline import OnError, Run, pause_if_transient
+from .finder import Finder
+from .pipeline import OnError, Run
 from .reembed import Reembedding, reembed
 from .report import IndexReport
-from .requests import DEFAULT_HNSW_EF, DEFAULT_SCORE_THRESHOLD, TOKENS, Mode, Plan, SearchOptions, plan
-from .search import SearchHit, SearchHits
-from .store import Backoff, Store, StoreError, T
+from .requests import DEFAULT_HNSW_EF, DEFAULT_SCORE_THRESHOLD, TOKENS, Mode, SearchOptions
+from .store import Backoff, Store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    import os
 
     from qdrant_client import QdrantClient
     from typing_extensions import Self
 
     from ..._core import Manager
-    from ...chunks import TextChunk
     from ...semantic import BM25
     from .documents import Input
-    from .encoders import Query
+    from .search import SearchHit
 
 __all__ = ["DEFAULT_HNSW_EF", "DEFAULT_PATH", "DEFAULT_SCORE_THRESHOLD", "QdrantIndexer"]
 
 logger = logging.getLogger(__name__)
-
-
-class _Form(NamedTuple):
-    """What a search needs to know of the collection."""
-
-    layout: Layout
-    grouped: bool
-    """Whether a search returns the best chunk of each document."""
-    divided: bool
-    """Whether the points may be chunks."""
 
 
 class QdrantIndexer:
@@ -124,49 +109,31 @@ class QdrantIndexer:
         """
         if not a_text("collection", collection):
             raise argument_error("collection", "the collection needs a name")
-        if isinstance(client, str | os.PathLike):
-            raise type_error("client", "a QdrantClient", client, "; a folder is path=, a server's address url=")
-        if isinstance(client, AsyncQdrantClient):
-            raise type_error("client", "a QdrantClient", client, "; asearch uses that too")
-        if client is not None and not callable(getattr(client, "get_collection", None)):
-            raise type_error("client", "a QdrantClient", client)
+        check_client(client, path, url, api_key)
         overlap = an_int("overlap", overlap, 0)
         chunk = chunk if isinstance(chunk, bool) else an_int("chunk", chunk, 0)
         if rerank is not None:
             a_text("rerank", rerank)
-        if client is not None and (path, url, api_key) != (None, None, None):
-            raise InputError("give either a client, or path, url and api_key for a new one")
-        if overlap and not chunk:
-            raise argument_error("overlap", "overlap is for chunks: set chunk too")
-        if not dense and (chunk or model is not None or dimensions is not None):
-            raise InputError("model, dimensions and chunk belong to dense vectors, and dense is False")
-        if not dense and sparse is None:
-            raise argument_error("sparse", "without dense vectors the indexer needs sparse ones: give sparse")
-        if rerank == TOKENS and not multi:
-            raise argument_error("rerank", f"rerank={TOKENS!r} compares vectors of tokens: set multi too")
-        if rerank == "":
-            raise argument_error("rerank", "rerank is empty: give 'multi', a slot or a source")
+        uses_model = bool(chunk) or model is not None or dimensions is not None
+        check_terms(
+            chunk=chunk, overlap=overlap, dense=dense, uses_model=uses_model, sparse=sparse, multi=multi, rerank=rerank
+        )
         scoring: Any = model_manager if manager is None else manager
-        self._manager = scoring
-        self._names = check_names(vectors)
-        embedder = Embedder(self._manager, model, dimensions) if dense else None
+        names = check_names(vectors)
+        embedder = Embedder(scoring, model, dimensions) if dense else None
         self._encoders = Encoders(
             embedder,
-            sparse_encoder(self._manager, sparse, language),
-            token_encoder(self._manager, embedder, multi),
+            sparse_encoder(scoring, sparse, language),
+            token_encoder(scoring, embedder, multi),
         )
-        self._reranker = rerank
         if rerank not in (None, TOKENS):
-            self._reranker = reranker_for(scoring, rerank)[1]
-        self._checked_reranker = False
-        self._chunk = chunk
-        self._overlap = overlap
+            rerank = reranker_for(scoring, rerank)[1]
         made = connect(path, url, api_key) if client is None else client
         # This also closes it at the end of the interpreter, where an open embedded Qdrant prints an error.
         self._close = weakref.finalize(self, made.close) if client is None else None
         self._store = Store(made, collection, Backoff() if backoff is None else backoff)
-        self._form: _Form | None = None
-        """That of the collection at the latest search."""
+        self._contents = Contents(self._store, self._encoders, names, chunk, overlap, rerank)
+        self._finder = Finder(self._contents, scoring)
         self.report = IndexReport()
         """The report of the latest `add_documents`, even if it is running or was interrupted."""
 
@@ -205,41 +172,9 @@ class QdrantIndexer:
         # A collection need not say whose vectors it holds: Qdrant keeps metadata from version 1.16 on.
         if not a_flag("recreate", recreate) and self._store.exists():
             self._encoders.check_unchanged()
-        made = self._store.prepare(self._wanted(), recreate=recreate, identity=self._identity())
+        made = self._store.prepare(self._contents.wanted(), recreate=recreate, identity=self._contents.identity())
         self._encoders.remember_checked()
         return made
-
-    def _wanted(self) -> Wanted:
-        sparse, multi = self._encoders.sparse, self._encoders.multi
-        return Wanted(
-            self._encoders.dimension,
-            None if sparse is None else sparse.modifier,
-            None if multi is None else self._retried(lambda: multi.dimension),
-            self._names,
-        )
-
-    def _retried(self, request: Callable[[], T]) -> T:
-        """What a model answers; a queue that is full for a while is no error."""
-        return self._store.backoff.run(request, pause_if_transient, self._store.sleep)
-
-    def _identity(self) -> dict[str, Any]:
-        # It embeds two texts the first time.
-        identity = self._retried(self._encoders.identity)
-        if self._chunk:
-            identity[CHUNKS] = True
-        if self._reranker is not None:
-            # For the reader: a reranker changes nothing that is stored, so another one may be used.
-            identity["rerank"] = self._reranker
-        return identity
-
-    def _split(self, text: str) -> list[TextChunk]:
-        most = None if self._chunk is True else int(self._chunk)
-        assert self._encoders.dense is not None
-        return self._encoders.dense.chunks(text, max_tokens=most, overlap=self._overlap)
-
-    def _fingerprint(self) -> str:
-        made = self._encoders.fingerprint
-        return f"{made} in chunks of {self._chunk} overlapping by {self._overlap}" if self._chunk else made
 
     def add_documents(
         self,
@@ -287,7 +222,7 @@ class QdrantIndexer:
         an_iterable("documents", documents, "an iterable of documents")
         self.report = report = IndexReport()
         fresh = self.create_collection()
-        if self._chunk:
+        if self._contents.chunk:
             self._store.index_parents()
         with progress_bar(progress, len(documents) if isinstance(documents, Sized) else None) as advance:
             run = Run(
@@ -298,8 +233,8 @@ class QdrantIndexer:
                 skip_unchanged=skip_unchanged,
                 max_failures=max_failures,
                 advance=advance,
-                split=self._split if self._chunk else None,
-                fingerprint=self._fingerprint(),
+                split=self._contents.split if self._contents.chunk else None,
+                fingerprint=self._contents.fingerprint(),
                 fresh=fresh,
             )
             before = self._encoders.truncated
@@ -354,8 +289,8 @@ class QdrantIndexer:
         return reembed(
             self._store,
             self._encoders,
-            self._wanted(),
-            self._identity(),
+            self._contents.wanted(),
+            self._contents.identity(),
             alias=alias,
             target=target,
             text_field=text_field,
@@ -408,12 +343,7 @@ class QdrantIndexer:
             candidates=candidates,
             rerank=rerank,
         )
-        made = self._plan(query, limit, options)
-        self._check_reranker(made)
-        hits = self._nearest(self._encoders.query(query, made.kinds), made)
-        if made.rerank in (None, TOKENS) or not hits:
-            return hits
-        return _reranked(hits, self._manager.rerank(query, self._texts(hits), made.rerank, top_n=limit))
+        return self._finder.search(query, limit, options)
 
     async def asearch(
         self,
@@ -428,8 +358,6 @@ class QdrantIndexer:
         rerank: bool | None = None,
     ) -> list[SearchHit]:
         """`search` for asyncio. Models compute without a thread; the request to Qdrant runs in one."""
-        import asyncio
-
         options = SearchOptions(
             mode=mode,
             score_threshold=score_threshold,
@@ -438,75 +366,7 @@ class QdrantIndexer:
             candidates=candidates,
             rerank=rerank,
         )
-        made = self._plan(query, limit, options)
-        await asyncio.to_thread(self._check_reranker, made)
-        hits = await asyncio.to_thread(self._nearest, await self._encoders.aquery(query, made.kinds), made)
-        if made.rerank in (None, TOKENS) or not hits:
-            return hits
-        return _reranked(hits, await self._manager.arerank(query, self._texts(hits), made.rerank, top_n=limit))
-
-    def _plan(self, query: str, limit: int, options: SearchOptions) -> Plan:
-        has = {"dense": self._encoders.dense is not None, "sparse": self._encoders.sparse is not None}
-        return plan(query, limit, options, has=has, reranker=self._reranker)
-
-    def _check_reranker(self, made: Plan) -> None:
-        """Refuse a model that is no reranker before anything is searched."""
-        if made.rerank in (None, TOKENS) or self._checked_reranker:
-            return
-        tasks = self._manager.describe(made.rerank)["tasks"]
-        if "rerank" not in tasks:
-            can = ", ".join(tasks) or "do nothing"
-            raise TaskError(f"rerank={made.rerank!r} is no reranker: its model can {can}")
-        self._checked_reranker = True
-
-    def _nearest(self, query: Query, made: Plan) -> list[SearchHit]:
-        while True:
-            form = self._form
-            try:
-                if form is None:
-                    form = self._look()
-                request = made.request(form.layout, query, embedded=self._store.embedded)
-                points = [] if request is None else self._store.query(request, grouped=form.grouped)
-            except StoreError as error:
-                if error.transient:
-                    raise
-                # Only a failed search needs this second request.
-                if not self._store.exists():
-                    raise CollectionError(
-                        f"collection {self.collection!r} does not exist: add_documents makes it, or"
-                        " `model-manager index`"
-                    ) from error
-                self._form = self._look()
-                if self._form == form:
-                    raise
-                continue
-            # After the points have come: another model may have filled the collection since the latest search, or an
-            # alias may mean another collection.
-            self._form = self._look()
-            if self._form == form:
-                return SearchHits(SearchHit.of(point, form.divided) for point in points)
-
-    def _look(self) -> _Form:
-        """The collection's present form. Raises `CollectionError` where another model filled it."""
-        known = self._store.check(self._wanted(), self._identity())
-        if self._form is None:
-            self._encoders.remember_checked()
-        else:
-            self._encoders.check_unchanged()
-        grouped = bool(known.get(CHUNKS) if known else self._chunk)
-        if grouped and not known and self._form is None:
-            self._store.check_chunks()
-        return _Form(self._store.layout, grouped, self._store.divided is not False)
-
-    def _texts(self, hits: list[SearchHit]) -> list[str]:
-        """The texts of candidates for the reranker."""
-        for hit in hits:
-            if not isinstance(hit.payload.get("text"), str):
-                raise CollectionError(
-                    f"the point of {hit.id!r} in collection {self.collection!r} has no text that could be reranked:"
-                    " search with rerank=False"
-                )
-        return [hit.text for hit in hits]
+        return await self._finder.asearch(query, limit, options)
 
     def close(self) -> None:
         """Close the client that this indexer created, and an embedded Qdrant's folder. The model stays in memory."""
@@ -521,7 +381,3 @@ class QdrantIndexer:
 
     def __repr__(self) -> str:
         return f"<QdrantIndexer {self.collection!r}, model {self.model!r}>"
-
-
-def _reranked(hits: list[SearchHit], results: Sequence[Any]) -> list[SearchHit]:
-    return SearchHits(replace(hits[one.index], score=float(one.score)) for one in results)
