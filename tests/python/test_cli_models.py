@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import TURKISH_MODEL
+from conftest import TURKISH_MODEL, run_python
 from embedding_server import WIDTH, EmbeddingServer, plain_vectors
 from model_manager.integrations.qdrant import Backoff
 
@@ -241,3 +241,12 @@ def test_a_slot_of_a_package_that_is_not_there(command, monkeypatch):
     done = command("models", "--json")
     assert done.code == 0, done.err
     assert json.loads(done.out)["slots"][0]["bytes"] is None
+
+
+def test_the_reason_of_a_refusal_is_a_sentence_of_its_own_in_turkish():
+    code = "from model_manager.cli import run; run(['doctor', '/no/such/model'])"
+    english = run_python(code, LANGUAGE="", LC_ALL="C.UTF-8").stderr
+    turkish = run_python(code, LANGUAGE="", LC_ALL="tr_TR.UTF-8", PYTHONIOENCODING="utf-8").stderr
+    reason = english.removeprefix("It does not run: ")
+    assert reason != english
+    assert turkish == f"Bu model çalışmaz. Çekirdeğin bildirdiği neden (İngilizce): {reason}"

@@ -68,7 +68,9 @@ def inspect(model: str, kind: str | None, as_json: bool) -> int:
         show_table(report["model"], ("", ""), _rows(report))
         click.echo(say("It runs.", "Çalışır."))
     else:
-        click.echo(say(f"It does not run: {report['reason']}", f"Çalışmaz: {report['reason']}"), err=True)
+        # The reason is the core's, which is English: a sentence of its own.
+        verdict = say("It does not run: ", "Bu model çalışmaz. Çekirdeğin bildirdiği neden (İngilizce): ")
+        click.echo(f"{verdict}{report['reason']}", err=True)
     return 0 if report["runs"] else 1
 
 

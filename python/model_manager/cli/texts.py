@@ -1,7 +1,8 @@
 """The language of the command line: Turkish for a Turkish locale, else English.
 
 Help and the results of a few commands are translated. Errors and warnings are English, because those of the core are,
-and so is the report of the machine, which quotes them; the Turkish `doctor MODEL` quotes the reason of the core.
+and so is the report of the machine, which quotes them; the Turkish `doctor MODEL` quotes the reason of the core
+after a sentence of its own.
 """
 
 from __future__ import annotations
