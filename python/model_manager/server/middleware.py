@@ -97,30 +97,47 @@ class Endpoint:
         # A request that is refused keeps no server from its end.
         counts = not self.probe and not service.draining
         if counts:
-            service.in_flight += 1
-            service.unanswered.add(task)
+            self._enter(task)
         span = None
         try:
             if service.spans is not None and not self.probe:
                 span = service.spans.begin(scope, self.path)
             await self._respond(scope, exchange, refuses=not counts and not self.probe)
         except asyncio.CancelledError:
-            if exchange.status or not service.ended_requests or task not in service.unanswered:
-                if not exchange.status:
-                    scope.setdefault(FAILED, CLIENT_LEFT)
+            if not self._is_ended_by_service(scope, exchange, task):
                 raise
             await self.error_response(shut_down())(scope, exchange.receive, exchange.send)
         finally:
             release(scope, service)
             if counts:
-                service.in_flight -= 1
-                if not service.in_flight:
-                    service.quiet.set()
-                service.unanswered.discard(task)
+                self._leave(task)
             outcome = scope.pop(FAILED, exchange.status)
             if span is not None:
                 span.end(exchange.status, outcome, exchange.request_id)
             service.metrics.request(self.path, scope["method"], outcome, perf_counter() - started)
+
+    def _enter(self, task: asyncio.Task[Any]) -> None:
+        """Count a running request, for which the end of the server waits."""
+        self.service.in_flight += 1
+        self.service.unanswered.add(task)
+
+    def _leave(self, task: asyncio.Task[Any]) -> None:
+        service = self.service
+        service.in_flight -= 1
+        if not service.in_flight:
+            service.quiet.set()
+        service.unanswered.discard(task)
+
+    def _is_ended_by_service(self, scope: Scope, exchange: Exchange, task: asyncio.Task[Any]) -> bool:
+        """Whether a cancelled request was ended by `Service.end_requests`, before its answer had begun. Else its client
+        has left, which is noted.
+        """
+        if exchange.status:
+            return False
+        if self.service.ended_requests and task in self.service.unanswered:
+            return True
+        scope.setdefault(FAILED, CLIENT_LEFT)
+        return False
 
     async def _respond(self, scope: Scope, exchange: Exchange, *, refuses: bool) -> None:
         """Send the answer of the handler, or that of its failure. One that comes after the answer has begun is only
