@@ -395,19 +395,29 @@ class _Generation:
     def __init__(
         self, manager: Manager, prompt: Prompt, model: str | None, params: dict[str, Any], on_event: OnEvent
     ) -> None:
+        import asyncio
+
+        loop = asyncio.get_running_loop()
         self._began = time.monotonic()
         self._ticket: GenerationTicket | None = None
         self._cancelled = False
         self._abandoned = False
+
+        def tell(piece: str | None, completion: Completion | None, error: BaseException | None) -> None:
+            if loop.is_closed():
+                self.abandon()  # nothing can read the rest
+            else:
+                on_event(piece, completion, error)
+
         if _is_long(prompt, params.get("chat_template_kwargs")):
             threading.Thread(
                 target=contextvars.copy_context().run,
-                args=(self._submit_long, manager, prompt, model, params, on_event),
+                args=(self._submit_long, manager, prompt, model, params, tell),
                 name="mm-prompt",
                 daemon=True,
             ).start()
         else:
-            self._ticket = manager.submit_generation(prompt, on_event, model, **params)
+            self._ticket = manager.submit_generation(prompt, tell, model, **params)
 
     def _submit_long(
         self, manager: Manager, prompt: Prompt, model: str | None, params: dict[str, Any], on_event: OnEvent

@@ -328,3 +328,22 @@ def test_long_variables_of_a_template_are_not_rendered_on_the_event_loop(endless
 @pytest.mark.parametrize("prompt", ["a" * 1000, [1] * 1000, [{"role": "user", "content": "a" * 1000}], 5, None, {}])
 def test_short_prompts_need_no_thread(prompt):
     assert not _is_long(prompt)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_an_answer_whose_loop_is_closed_ends(endless, streamed):
+    """Its task and its stream are still there, but nothing can read them."""
+    loop = asyncio.new_event_loop()
+
+    async def begin():
+        if streamed:
+            return endless.astream(TEXT, **WITHOUT_END)
+        return asyncio.ensure_future(endless.agenerate(TEXT, **WITHOUT_END))
+
+    kept = loop.run_until_complete(begin())
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    eventually(lambda: figures(endless)["cancelled"] == 1)
+    assert figures(endless)["active"] == 0
+    if not streamed:
+        kept._log_destroy_pending = False
