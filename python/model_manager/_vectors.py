@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence, Set as AbstractSet
 
 from ._arguments import argument_error, one_of, type_error
-from ._async import aembed as aembed_dense, ainfer, in_thread
+from ._async import aembed as aembed_dense, ainfer, in_thread, seconds_of
 from ._scoring import ScoringManager
 
 TYPE_CHECKING = False
@@ -76,8 +77,9 @@ class VectorsManager(ScoringManager):
     ) -> Any:
         """`embed_sparse` for asyncio: same arguments, result and errors."""
         _check_form(form)
+        left = _Left(options)
         found, _ = await ainfer(self, "sparse", _several(texts), None, model, **options)
-        known = await _description(self, model) if form == "scipy" else None
+        known = await _description(self, model, left) if form == "scipy" else None
         return _sparse(found, known, isinstance(texts, str))
 
     def embed_multi(
@@ -169,9 +171,16 @@ def embed_outputs(
     wanted = _wanted(model, outputs, truncate_dim)
     items = _repeatable(_several(texts))
     found = {}
-    known = manager.describe(model) if len(wanted) > 1 else None
+    left = _Left(options)
+    known = None
+    if len(wanted) > 1:
+        known = manager.describe(model, load=False)
+        if known is None:
+            manager.load(model, left.timeout)
+            known = manager.describe(model)
     for kind in _kinds(known, wanted):
         extra = {"normalize": normalize} if kind == "all" else {}
+        options = left.options()
         if kind == "dense":
             found[kind] = manager.embed(items, model, normalize=normalize, copy=copy, progress=progress, **options)
         else:
@@ -204,9 +213,11 @@ async def aembed_outputs(
     wanted = _wanted(model, outputs, truncate_dim)
     items = _repeatable(_several(texts))
     found = {}
-    known = await _description(manager, model) if len(wanted) > 1 else None
+    left = _Left(options)
+    known = await _description(manager, model, left) if len(wanted) > 1 else None
     for kind in _kinds(known, wanted):
         extra = {"normalize": normalize} if kind == "all" else {}
+        options = left.options()
         if kind == "dense":
             found[kind] = await aembed_dense(manager, items, model, normalize=normalize, copy=copy, **options)
         else:
@@ -228,10 +239,34 @@ def _wanted(model: str | None, outputs: Any, truncate_dim: int | None) -> list[s
     return list(dict.fromkeys(wanted))
 
 
-async def _description(manager: Any, model: str | None) -> Description:
+async def _description(manager: Any, model: str | None, left: _Left) -> Description:
     """The model's description. A model that is not in memory is loaded by a thread, not by the event loop."""
     known: Description | None = manager.describe(model, load=False)
-    return known if known is not None else await in_thread(manager.describe, model)
+    if known is not None:
+        return known
+    await in_thread(manager.load, model, left.timeout)
+    loaded: Description = await in_thread(manager.describe, model)
+    return loaded
+
+
+class _Left:
+    """The options of a call that needs several of the core: each gets what is left of the `timeout`."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._options = options
+        self._seconds = seconds_of(options.get("timeout"))
+        self._began = time.monotonic()
+
+    @property
+    def timeout(self) -> Any:
+        """The seconds that are left; the value as it was given if it is none or no limit."""
+        if self._seconds is None:
+            return self._options.get("timeout")
+        return max(0.0, self._seconds - (time.monotonic() - self._began))
+
+    def options(self) -> dict[str, Any]:
+        """The options for the next call."""
+        return self._options if self._seconds is None else {**self._options, "timeout": self.timeout}
 
 
 def _kinds(known: Description | None, wanted: list[str]) -> list[str]:

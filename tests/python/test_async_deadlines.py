@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import sys
 import threading
+import types
 import weakref
 
 import pytest
@@ -149,6 +151,38 @@ async def test_an_encoding_is_late(encoders, unheard, watched_loop, name):
     assert (queue["queued"], queue["cancelled"]) == (0, 1)
     gc.collect()
     assert unheard == []
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_several_outputs_of_a_model_that_loads_are_late(make_manager, asynchronous):
+    """What the model gives is asked first, which loads it."""
+    manager, release = make_manager(), threading.Event()
+    manager.register("slow", loader=lambda: release.wait(HELD))
+    embed = manager.aembed if asynchronous else functools.partial(asyncio.to_thread, manager.embed)
+    try:
+        await late(embed("a text", "slow", outputs=("dense", "multi"), timeout=0.1), 'model "slow"')
+    finally:
+        release.set()
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_several_outputs_share_one_timeout(encoders, monkeypatch, asynchronous):
+    """Each is computed by a pass of its own."""
+    given = []
+
+    def infer(kind, items, second=None, model=None, progress=None, *, timeout, **options):
+        given.append(timeout)
+        return [([0], [1.0])], 0
+
+    def submit(kind, on_done, *args, **options):
+        on_done(*infer(kind, *args, **options), None)
+        return types.SimpleNamespace(done=True)
+
+    monkeypatch.setattr(encoders, "_infer", infer, raising=False)
+    monkeypatch.setattr(encoders, "_submit_inference", submit, raising=False)
+    embed = encoders.aembed if asynchronous else functools.partial(asyncio.to_thread, encoders.embed)
+    await embed(["a text"], "english_sentence", outputs=("sparse", "multi"), timeout=50.0)
+    assert 50.0 >= given[0] > given[1] > 0
 
 
 ROUTES = {
