@@ -72,7 +72,8 @@ def start(
 
     Args:
         submit: Begins the work.
-        timeout: The seconds that the core has for it. `GRACE` later the future raises `WaitTimeoutError`.
+        timeout: The seconds that the core has for it. `GRACE` later the request is cancelled and the future
+            raises `WaitTimeoutError`.
         what: The subject of that error's message.
     """
     import asyncio
@@ -89,9 +90,15 @@ def start(
         else:
             future.set_result(result)
 
+    def give_up(error: WaitTimeoutError) -> None:
+        settle(None, error)
+        # Of a large request of the server there is no ticket yet.
+        if (cancel := getattr(request, "cancel", None)) is not None:
+            cancel()
+
     request = submit(on_loop(settle))
     if not future.done():
-        timer = when_late(loop, began, timeout, what, lambda error: settle(None, error))
+        timer = when_late(loop, began, timeout, what, give_up)
         if timer is not None:
             future.add_done_callback(lambda _: timer.cancel())
     return future, request

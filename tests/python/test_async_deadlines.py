@@ -214,6 +214,13 @@ def test_a_request_is_late(encoders, serve, name):
     assert server.client.post(name.split(",")[0], json=ROUTES[name]).status_code == 200
 
 
+async def test_a_request_that_is_late_is_cancelled(encoders):
+    with held(lambda callback: encoders.submit("another text", callback, "english_sentence")):
+        future, ticket = start_response(encoders, "a text", "english_sentence", served_model="m", timeout=0.1)
+        await late(future, "the result")
+        assert ticket.done
+
+
 async def test_a_result_that_is_there_is_not_late(encoders):
     """The loop was busy while the result came and the timeout passed."""
     future, _ = start_response(encoders, "a text", "english_sentence", served_model="m", timeout=0.1)
