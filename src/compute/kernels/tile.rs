@@ -4,13 +4,14 @@
 //! plain rows. The right operand is a *panel*: `k` rows of two registers, which `pack` makes once per weight.
 
 use std::ffi::c_void;
+use std::mem::MaybeUninit;
 
 use crate::compute::simd::Simd;
 
 /// A number format of a tile's operands.
 pub(crate) trait Unit {
-    /// Adds the product of a unit of each operand per lane.
-    fn step<S: Simd>(s: S, acc: S::V, a: S::V, b: S::V) -> S::V;
+    /// Whether a unit is two bf16.
+    const IS_PAIR: bool;
 }
 
 /// A unit is one f32.
@@ -20,17 +21,11 @@ pub(crate) struct One;
 pub(crate) struct Pair;
 
 impl Unit for One {
-    #[inline(always)]
-    fn step<S: Simd>(s: S, acc: S::V, a: S::V, b: S::V) -> S::V {
-        s.mul_add(a, b, acc)
-    }
+    const IS_PAIR: bool = false;
 }
 
 impl Unit for Pair {
-    #[inline(always)]
-    fn step<S: Simd>(s: S, acc: S::V, a: S::V, b: S::V) -> S::V {
-        s.dot2(acc, a, b)
-    }
+    const IS_PAIR: bool = true;
 }
 
 /// The operands and the result of a tile. Strides are in bytes for `a` and in elements for `c`.
@@ -135,27 +130,12 @@ unsafe fn rows<S: Simd, U: Unit, const ROWS: usize, const AHEAD: bool>(s: S, t: 
             }
         }
     }
-    let mut panel = t.panel;
-    let mut a = t.a;
-    let (mut ahead, step) = t.ahead.map_or((std::ptr::null(), 0), |ahead| (ahead.from, ahead.step));
-    for _ in 0..t.k {
-        // SAFETY: iteration `n < k` reads row `n` of the panel, two registers, and unit `n` of each of the `ROWS` rows of
-        // `a`; both pointers advance by one row or unit, and end at most one past the operands.
-        unsafe {
-            let b = [s.load(panel), s.load(panel.add(S::LANES))];
-            if AHEAD {
-                for line in (0..2 * S::LANES).step_by(LINE / 4) {
-                    s.prefetch(ahead.cast::<f32>().wrapping_add(line));
-                }
-                ahead = ahead.wrapping_add(step);
-            }
-            for (i, acc) in acc.iter_mut().enumerate() {
-                let a = s.splat_bytes(a.add(i * t.a_stride));
-                acc[0] = U::step(s, acc[0], a, b[0]);
-                acc[1] = U::step(s, acc[1], a, b[1]);
-            }
-            panel = panel.add(2 * S::LANES);
-            a = a.add(4);
+    // SAFETY: the operands are those of this function.
+    unsafe {
+        match U::IS_PAIR {
+            true if !S::NATIVE_BF16 => sum_widened::<S, ROWS, AHEAD>(s, &mut acc, t),
+            true => sum::<S, ROWS, AHEAD>(s, &mut acc, t, |acc, a, b| s.dot2(acc, a, b)),
+            false => sum::<S, ROWS, AHEAD>(s, &mut acc, t, |acc, a, b| s.mul_add(a, b, acc)),
         }
     }
     for (i, acc) in acc.iter().enumerate() {
@@ -164,6 +144,165 @@ unsafe fn rows<S: Simd, U: Unit, const ROWS: usize, const AHEAD: bool>(s: S, t: 
             let c = t.c.add(i * t.c_stride);
             s.store(c, acc[0]);
             s.store(c.add(S::LANES), acc[1]);
+        }
+    }
+}
+
+/// Adds the products of all units. `step` adds the product of one of each operand per lane.
+///
+/// # Safety
+///
+/// - `t.a` and `t.panel` are as [`tile`] demands.
+/// - `t.rows == ROWS`.
+#[inline(always)]
+unsafe fn sum<S: Simd, const ROWS: usize, const AHEAD: bool>(
+    s: S,
+    acc: &mut [[S::V; 2]; ROWS],
+    t: &Tile,
+    step: impl Fn(S::V, S::V, S::V) -> S::V,
+) {
+    let (mut panel, mut a) = (t.panel, t.a);
+    let mut ahead = Stream::<AHEAD>::new(t);
+    for _ in 0..t.k {
+        // SAFETY: iteration `n < k` reads row `n` of the panel, two registers, and unit `n` of each of the `ROWS` rows of
+        // `a`; both pointers advance by one row or unit, and end at most one past the operands.
+        unsafe {
+            let b = [s.load(panel), s.load(panel.add(S::LANES))];
+            ahead.prefetch(s);
+            for (i, acc) in acc.iter_mut().enumerate() {
+                let a = s.splat_bytes(a.add(i * t.a_stride));
+                acc[0] = step(acc[0], a, b[0]);
+                acc[1] = step(acc[1], a, b[1]);
+            }
+            panel = panel.add(2 * S::LANES);
+            a = a.add(4);
+        }
+    }
+}
+
+/// Units of a row of `a` that are widened at a time: those of twelve rows take 12 kB of the first-level cache.
+const WIDENED: usize = 128;
+
+/// [`sum`] of pairs where no instruction multiplies them: the same additions as those of [`Simd::dot2`]. Each unit of `a` meets
+/// two registers of `b` only, so widening it there would take half as many instructions as the products. Here a register of
+/// units is widened at once, and the products read what it became.
+///
+/// # Safety
+///
+/// As [`sum`].
+#[inline(always)]
+unsafe fn sum_widened<S: Simd, const ROWS: usize, const AHEAD: bool>(
+    s: S,
+    acc: &mut [[S::V; 2]; ROWS],
+    t: &Tile,
+) {
+    // The first and the second numbers of units, for each row.
+    let mut halves = MaybeUninit::<[[[f32; WIDENED]; ROWS]; 2]>::uninit();
+    let [low, high] = [0, ROWS * WIDENED].map(|from| halves.as_mut_ptr().cast::<f32>().wrapping_add(from));
+    let (mut panel, mut from) = (t.panel, 0);
+    let mut ahead = Stream::<AHEAD>::new(t);
+    while from < t.k {
+        let units = WIDENED.min(t.k - from);
+        for i in 0..ROWS {
+            // SAFETY: row `i < ROWS` of `a` has `k` units, of which `units` follow `from`. `low` and `high` have `WIDENED`
+            // values for each row, and are apart.
+            unsafe {
+                let a = t.a.add(i * t.a_stride + 4 * from);
+                widen(s, a, units, low.add(i * WIDENED), high.add(i * WIDENED));
+            }
+        }
+        // One half of the panel's numbers after the other: with both, `acc` would not stay in AVX2's registers.
+        for unit in 0..units {
+            // SAFETY: row `from + unit < k` of the panel has two registers. `unit < units`, so the loop above has written the
+            // values of all rows.
+            unsafe {
+                ahead.prefetch(s);
+                let b = panel.add(2 * S::LANES * unit);
+                let b = [s.low_bf16(s.load(b)), s.low_bf16(s.load(b.add(S::LANES)))];
+                add_row(s, acc, low.add(unit), b);
+            }
+        }
+        for unit in 0..units {
+            // SAFETY: as above.
+            unsafe {
+                let b = panel.add(2 * S::LANES * unit);
+                let b = [s.high_bf16(s.load(b)), s.high_bf16(s.load(b.add(S::LANES)))];
+                add_row(s, acc, high.add(unit), b);
+            }
+        }
+        panel = panel.wrapping_add(2 * S::LANES * units);
+        from += units;
+    }
+}
+
+/// Adds the products of a number of each row, [`WIDENED`] values apart, with `b`.
+///
+/// # Safety
+///
+/// - `a` is aligned, and `a + i * WIDENED` is readable for each `i < ROWS`.
+#[inline(always)]
+unsafe fn add_row<S: Simd, const ROWS: usize>(
+    s: S,
+    acc: &mut [[S::V; 2]; ROWS],
+    a: *const f32,
+    b: [S::V; 2],
+) {
+    for (i, acc) in acc.iter_mut().enumerate() {
+        // SAFETY: `i < ROWS`.
+        let a = s.splat(unsafe { *a.add(i * WIDENED) });
+        *acc = [s.mul_add(a, b[0], acc[0]), s.mul_add(a, b[1], acc[1])];
+    }
+}
+
+/// Writes the first and the second numbers of `units` units of `a` as f32, and others after them up to a whole register.
+///
+/// # Safety
+///
+/// - `a` points to `units` readable units; it needs no alignment.
+/// - `low` and `high` are aligned and point to `WIDENED` writable values each, which do not overlap.
+/// - `units <= WIDENED`.
+#[inline(always)]
+unsafe fn widen<S: Simd>(s: S, a: *const u8, units: usize, low: *mut f32, high: *mut f32) {
+    const { assert!(WIDENED.is_multiple_of(S::LANES)) };
+    for unit in (0..units).step_by(S::LANES) {
+        // SAFETY: the register is read from `LANES` units, or from a copy of those that are left and zeros. It is written to
+        // `LANES` values from `unit` on, which are there because `WIDENED` is a multiple of `LANES`.
+        unsafe {
+            let a = a.add(4 * unit);
+            let x = if units - unit >= S::LANES {
+                s.load_bytes(a)
+            } else {
+                let mut rest = [0.0_f32; 16];
+                a.copy_to_nonoverlapping(rest.as_mut_ptr().cast(), 4 * (units - unit));
+                s.load(rest.as_ptr())
+            };
+            s.store(low.add(unit), s.low_bf16(x));
+            s.store(high.add(unit), s.high_bf16(x));
+        }
+    }
+}
+
+/// Where the next tile's memory is prefetched from; nothing without `AHEAD`.
+struct Stream<const AHEAD: bool> {
+    from: *const u8,
+    step: usize,
+}
+
+impl<const AHEAD: bool> Stream<AHEAD> {
+    #[inline(always)]
+    fn new(t: &Tile) -> Self {
+        let (from, step) = t.ahead.map_or((std::ptr::null(), 0), |ahead| (ahead.from, ahead.step));
+        Self { from, step }
+    }
+
+    /// Prefetches as many bytes as a row of a panel has.
+    #[inline(always)]
+    fn prefetch<S: Simd>(&mut self, s: S) {
+        if AHEAD {
+            for line in (0..2 * S::LANES).step_by(LINE / 4) {
+                s.prefetch(self.from.cast::<f32>().wrapping_add(line));
+            }
+            self.from = self.from.wrapping_add(self.step);
         }
     }
 }

@@ -21,6 +21,8 @@ pub(crate) trait Simd: Copy {
     const LANES: usize;
     /// Rows of a matrix tile, which is two registers wide: as tall as the register file allows.
     const ROWS: usize;
+    /// Whether [`dot2`](Self::dot2) is one instruction.
+    const NATIVE_BF16: bool = false;
 
     /// Creates the proof that the CPU has the instructions.
     ///
@@ -104,8 +106,17 @@ pub(crate) trait Simd: Copy {
     fn sum(self, x: Self::V) -> f32;
     /// The largest lane.
     fn largest(self, x: Self::V) -> f32;
+    /// The first of the two bf16 in each lane, as f32.
+    fn low_bf16(self, x: Self::V) -> Self::V;
+    /// The second of the two bf16 in each lane, as f32.
+    fn high_bf16(self, x: Self::V) -> Self::V;
+
     /// `acc + a.0 * b.0 + a.1 * b.1` per lane, where a lane of `a` and `b` holds two bf16.
-    fn dot2(self, acc: Self::V, a: Self::V, b: Self::V) -> Self::V;
+    #[inline(always)]
+    fn dot2(self, acc: Self::V, a: Self::V, b: Self::V) -> Self::V {
+        let acc = self.mul_add(self.low_bf16(a), self.low_bf16(b), acc);
+        self.mul_add(self.high_bf16(a), self.high_bf16(b), acc)
+    }
 
     /// Transposes `rows` rows of `LANES` four-byte units, `stride` bytes apart: unit `u` of row `r` goes to
     /// `to[u * width + r]`. Missing rows become zeros.
@@ -147,6 +158,19 @@ pub(crate) trait Simd: Copy {
     unsafe fn splat_bytes(self, from: *const u8) -> Self::V {
         // SAFETY: `from` points to four readable bytes, and the read is unaligned.
         self.splat(unsafe { from.cast::<f32>().read_unaligned() })
+    }
+
+    /// Loads `LANES` units of four bytes.
+    ///
+    /// # Safety
+    ///
+    /// - `from` points to `LANES` readable units; it needs no alignment.
+    #[inline(always)]
+    unsafe fn load_bytes(self, from: *const u8) -> Self::V {
+        const { assert!(size_of::<Self::V>() == 4 * Self::LANES) };
+        // SAFETY: a register has the size of `LANES` units, and every bit pattern is valid for its lanes of f32. The read is
+        // unaligned.
+        unsafe { from.cast::<Self::V>().read_unaligned() }
     }
 }
 
@@ -282,9 +306,11 @@ impl<const LANES: usize> Simd for Portable<LANES> {
         x.into_iter().fold(x[0], f32::max)
     }
     #[inline(always)]
-    fn dot2(self, acc: Self::V, a: Self::V, b: Self::V) -> Self::V {
-        let low = |x: Self::V| x.map(|x| f32::from_bits(x.to_bits() << 16));
-        let high = |x: Self::V| x.map(|x| f32::from_bits(x.to_bits() & 0xffff_0000));
-        self.mul_add(high(a), high(b), self.mul_add(low(a), low(b), acc))
+    fn low_bf16(self, x: Self::V) -> Self::V {
+        x.map(|x| f32::from_bits(x.to_bits() << 16))
+    }
+    #[inline(always)]
+    fn high_bf16(self, x: Self::V) -> Self::V {
+        x.map(|x| f32::from_bits(x.to_bits() & 0xffff_0000))
     }
 }

@@ -38,11 +38,10 @@ impl Simd for Neon {
         };
         sum(x: float32x4_t) -> f32 = vaddvq_f32(x);
         largest(x: float32x4_t) -> f32 = vmaxvq_f32(x);
-        dot2(acc: float32x4_t, a: float32x4_t, b: float32x4_t) -> float32x4_t = {
-            let low = |x| vreinterpretq_f32_u32(vshlq_n_u32::<16>(vreinterpretq_u32_f32(x)));
-            let high = |x| vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(x), vdupq_n_u32(0xffff_0000)));
-            vfmaq_f32(vfmaq_f32(acc, low(a), low(b)), high(a), high(b))
-        };
+        low_bf16(x: float32x4_t) -> float32x4_t =
+            vreinterpretq_f32_u32(vshlq_n_u32::<16>(vreinterpretq_u32_f32(x)));
+        high_bf16(x: float32x4_t) -> float32x4_t =
+            vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(x), vdupq_n_u32(0xffff_0000)));
     }
 
     #[inline(always)]

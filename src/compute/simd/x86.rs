@@ -57,12 +57,9 @@ impl Simd for Avx2 {
             let x = _mm_max_ps(x, _mm_movehl_ps(x, x));
             _mm_cvtss_f32(_mm_max_ss(x, _mm_shuffle_ps::<1>(x, x)))
         };
-        dot2(acc: __m256, a: __m256, b: __m256) -> __m256 = {
-            let upper = _mm256_castsi256_ps(_mm256_set1_epi32(0xffff_0000_u32.cast_signed()));
-            let low = |x| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_castps_si256(x)));
-            let acc = _mm256_fmadd_ps(low(a), low(b), acc);
-            _mm256_fmadd_ps(_mm256_and_ps(a, upper), _mm256_and_ps(b, upper), acc)
-        };
+        low_bf16(x: __m256) -> __m256 = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_castps_si256(x)));
+        high_bf16(x: __m256) -> __m256 =
+            _mm256_and_ps(x, _mm256_castsi256_ps(_mm256_set1_epi32(0xffff_0000_u32.cast_signed())));
     }
 
     #[inline(always)]
@@ -152,6 +149,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     type V = __m512;
     const LANES: usize = 16;
     const ROWS: usize = 12;
+    const NATIVE_BF16: bool = BF16;
 
     #[inline(always)]
     unsafe fn permit() -> Self {
@@ -172,20 +170,24 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         scale(x: __m512, n: __m512) -> __m512 = _mm512_scalef_ps(x, n);
         sum(x: __m512) -> f32 = _mm512_reduce_add_ps(x);
         largest(x: __m512) -> f32 = _mm512_reduce_max_ps(x);
-        dot2(acc: __m512, a: __m512, b: __m512) -> __m512 = {
-            if BF16 {
-                // SAFETY: both types have 64 bytes, and every bit pattern is valid.
-                let bits = |x| std::mem::transmute::<__m512, __m512bh>(x);
-                _mm512_dpbf16_ps(acc, bits(a), bits(b))
-            } else {
-                let upper = _mm512_castsi512_ps(_mm512_set1_epi32(0xffff_0000_u32.cast_signed()));
-                let low = |x| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_castps_si512(x)));
-                let acc = _mm512_fmadd_ps(low(a), low(b), acc);
-                _mm512_fmadd_ps(_mm512_and_ps(a, upper), _mm512_and_ps(b, upper), acc)
-            }
-        };
+        low_bf16(x: __m512) -> __m512 = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_castps_si512(x)));
+        high_bf16(x: __m512) -> __m512 =
+            _mm512_and_ps(x, _mm512_castsi512_ps(_mm512_set1_epi32(0xffff_0000_u32.cast_signed())));
     }
 
+    #[inline(always)]
+    fn dot2(self, acc: __m512, a: __m512, b: __m512) -> __m512 {
+        if BF16 {
+            // SAFETY: `self` proves the instruction. Both types have 64 bytes, and every bit pattern is valid.
+            unsafe {
+                let bits = |x| std::mem::transmute::<__m512, __m512bh>(x);
+                _mm512_dpbf16_ps(acc, bits(a), bits(b))
+            }
+        } else {
+            let acc = self.mul_add(self.low_bf16(a), self.low_bf16(b), acc);
+            self.mul_add(self.high_bf16(a), self.high_bf16(b), acc)
+        }
+    }
     #[inline(always)]
     fn prefetch(self, from: *const f32) {
         // SAFETY: `self` proves the instruction; a prefetch has no visible effect and never faults.
