@@ -3,8 +3,8 @@
 
     python tests/make_fixtures.py [NAME ...]        all of them without a name; --list shows the names
 
-Needs torch, transformers, sentence-transformers, model2vec, numpy, safetensors and tokenizers. The references of the
-real models (`all-MiniLM-L6-v2`, `multilingual-e5-small`) are made when those lie in --models, where
+Needs torch, transformers, peft, sentence-transformers, model2vec, numpy, safetensors and tokenizers. The references of
+the real models (`all-MiniLM-L6-v2`, `multilingual-e5-small`) are made when those lie in --models, where
 scripts/fetch_models.py puts them. Run twice, it writes the same bytes (the versions are recorded in each
 file). The tests only read what it wrote, so they need none of these packages.
 """
@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import torch  # noqa: E402  (after the environment above)
 from fixture_makers import (  # noqa: E402  (after the environment above)
+    adapters,
     added_tokens,
     bge_m3,
     blocks,
@@ -31,6 +32,7 @@ from fixture_makers import (  # noqa: E402  (after the environment above)
     encoders,
     families,
     gguf_headers,
+    jina_tasks,
     judges,
     late,
     real,
@@ -61,11 +63,13 @@ def makers(models: Path) -> dict[str, Callable[[], None]]:
     table |= {spec.name: partial(scorers.make, spec, FIXTURES) for spec in scorers.SCORERS}
     table |= {spec.name: partial(late.make, FIXTURES, spec) for spec in (late.SPEC, *late.OTHERS)}
     table[bge_m3.SPEC.name] = partial(bge_m3.make, FIXTURES)
+    table[jina_tasks.NAME] = partial(jina_tasks.make, FIXTURES)
     table[judges.NAME] = partial(judges.make, FIXTURES)
     table |= {spec.name: partial(sparse.make, spec, FIXTURES) for spec in sparse.SPLADES}
     table |= {name: partial(static_models.make, name, FIXTURES) for name in static_models.STATIC}
     generators = (*families.FAMILIES, *families.WHOLE, *families.OTHERS)
     table |= {name: partial(families.make, name, FIXTURES) for name in generators}
+    table |= {f"{adapters.FOLDER}/{spec.name}": partial(adapters.make, spec, FIXTURES) for spec in adapters.ADAPTERS}
     table["gguf_headers"] = partial(gguf_headers.make, FIXTURES)
     return table | {name: partial(real.make, name, models, FIXTURES) for name in real.NAMES}
 

@@ -428,6 +428,7 @@ class Manager:
         pooling: str | None = None,
         max_length: int | None = None,
         revision: str | None = None,
+        adapter: str | os.PathLike[str] | None = None,
         prompts: Mapping[str, str] | None = None,
         kind: Literal["embedding", "reranker", "classifier", "sparse", "generator", "encoder"] | None = None,
         cache: bool | CachePolicy | None = None,
@@ -451,6 +452,10 @@ class Manager:
             fallback: Sources to try in order when the first one cannot be loaded.
             pooling, max_length, revision, prompts: Override the model's files. For a server's model only prompts can be
                 overridden.
+            adapter: What is added to the weights when they are loaded: the folder or hub id of a LoRA adapter of PEFT
+                (``org/name/folder`` for a folder of a repository), or the name of an adapter that the model's own files
+                have (``retrieval.query`` of jina-embeddings-v3). Tokenizer, pooling and prompts stay those of `source`.
+                A `source` that is an adapter itself is loaded with the base that it names. Not with a `fallback`.
             kind: The kind of model in `source`. None: its files decide, at the first load if they are not on this
                 machine yet (a pooling or a ``modules.json`` makes an embedding model, a class for sequence
                 classification a reranker or classifier, any other language model is a generator). ``encoder``: the
@@ -781,7 +786,7 @@ class Manager:
 
         Raises `InputError` for a slot with a loader.
         """
-    def _inspect(self, source: str, kind: str | None) -> dict[str, Any]:
+    def _inspect(self, source: str, kind: str | None, adapter: str | None = None) -> dict[str, Any]:
         """What the model of `source` is, from its small files. Raises the reason why it does not run."""
     @overload
     def count_tokens(self, texts: str, model: str | None = None) -> int: ...  # type: ignore[overload-overlap]

@@ -107,6 +107,8 @@ def fingerprint_of(known: Description, dimension: int | None, names: Sequence[st
         str(dimension),
         known["prompts"].get(prompt or "", ""),
     ]
+    if known["adapter"]:
+        parts.append(known["adapter"].rstrip("/").rpartition("/")[2])
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 

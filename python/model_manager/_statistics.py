@@ -148,6 +148,8 @@ class SlotStatistics(TypedDict):
     """``absent``, ``loading`` or ``ready``."""
     source: str | None
     """None for a slot with a registered loader."""
+    adapter: str | None
+    """The adapter that it was registered with."""
     kind: str
     """``embedding``, ``sparse``, ``reranker``, ``classifier``, ``generator`` or ``object``."""
     kind_known: bool

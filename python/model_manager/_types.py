@@ -139,6 +139,8 @@ class Description(TypedDict):
     """The manager's profile: ``compatible`` or ``multilingual``."""
     source: str
     """The model as configured: hub id, path, `pkg:…`, `ollama://…`."""
+    adapter: str | None
+    """The adapter that changes its weights, as configured."""
     path: str
     """Folder of the files in use; a server's address."""
     architecture: str
@@ -180,6 +182,8 @@ class GeneratorDescription(TypedDict):
     """The slot."""
     source: str
     """The model as configured: hub id, path, `pkg:…`."""
+    adapter: str | None
+    """The adapter that changes its weights, as configured."""
     path: str
     """Folder or file in use."""
     architecture: str

@@ -125,6 +125,18 @@ impl Weight {
         Self { bytes, stored: self.stored, shape }
     }
 
+    /// The same numbers in another shape.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if it has another number of values.
+    pub(crate) fn reshaped(self, shape: Vec<usize>) -> Result<Self> {
+        if !fits(self.bytes.len(), self.stored, &shape) {
+            let reason = format!("a tensor of shape {:?} does not have the shape {shape:?}", self.shape);
+            return Err(Error::Input(reason));
+        }
+        Ok(Self { shape, ..self })
+    }
+
     /// All values.
     ///
     /// # Errors

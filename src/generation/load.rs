@@ -36,6 +36,8 @@ pub struct TextModel {
     pub name: String,
     /// Where its files lie.
     pub path: PathBuf,
+    /// The adapter that changes its weights.
+    pub adapter: Option<String>,
     /// `model_type` of its configuration.
     pub architecture: String,
     /// The network.
@@ -232,10 +234,12 @@ impl TextModel {
         let weights = config.weights(files)?;
         let network = Network::load(&config, &weights, format, target)?;
         weights.check_read()?;
+        weights.check_adapter_read(config.kind)?;
         weights.check()?;
         Ok(Self {
             name: name.into(),
             path: path.to_path_buf(),
+            adapter: files.adapter.as_ref().map(|adapter| adapter.name().to_owned()),
             architecture: config.family.model_type.to_owned(),
             network,
             tokens: Arc::new(
@@ -260,6 +264,7 @@ impl TextModel {
         let weights = config.weights(files)?;
         let network = Network::load(&config, &weights, format, target)?;
         weights.check_read()?;
+        weights.check_adapter_read(config.kind)?;
         weights.check()?;
         let spelling = |key: &str| settings.word(key).unwrap_or_default();
         let mut end_text = spelling("eos_token");
@@ -281,6 +286,7 @@ impl TextModel {
         Ok(Self {
             name: files.model.clone(),
             path: files.root.clone(),
+            adapter: files.adapter.as_ref().map(|adapter| adapter.name().to_owned()),
             architecture: config.family.model_type.to_owned(),
             network,
             tokens,

@@ -157,7 +157,7 @@ impl ModelLoader {
         match spec {
             Spec::Open(_) => Err(Error::internal("loading", "the kind of a model is not decided")),
             Spec::Generator(spec) => {
-                let options = self.resolve_options(spec.revision.as_ref());
+                let options = self.resolve_options(spec.revision.as_ref(), spec.adapter.as_ref());
                 let source = spec.source.current(self.host());
                 let loaded = self.load_generator(slot, spec, &source, &options);
                 name_kind(loaded, Some(ModelKind::Generator), &source, &options)
@@ -177,7 +177,7 @@ impl ModelLoader {
 
     /// What the files of `spec` are made for; `None` where they do not show it. Downloads them if need be.
     fn kind_of(&self, spec: &ModelSpec) -> Result<Option<ModelKind>> {
-        let options = self.resolve_options(spec.revision.as_ref());
+        let options = self.resolve_options(spec.revision.as_ref(), spec.adapter.as_ref());
         Ok(match Source::parse(&spec.source.current(self.host()))? {
             Source::Server(_) => Some(ModelKind::Embedding),
             local => kind_of_files(&resolve(&local, &options, &mut self.log_progress())?),
@@ -187,7 +187,7 @@ impl ModelLoader {
     /// What the files of `spec` are made for; `None` when they are not on this machine, or do not show it. Downloads nothing.
     pub(super) fn installed_kind(&self, spec: &ModelSpec) -> Option<ModelKind> {
         let source = Source::parse(&spec.source.current(self.host())).ok()?;
-        installed_kind(&source, &self.resolve_options(spec.revision.as_ref()))
+        installed_kind(&source, &self.resolve_options(spec.revision.as_ref(), spec.adapter.as_ref()))
     }
 
     /// Gives the slot of `entry` a model that the parent process had loaded, with a queue of this process. A model of a
@@ -223,7 +223,7 @@ impl ModelLoader {
         let fallbacks = spec.fallback.iter().filter(|source| **source != primary);
         let mut first_error = None;
         for source in std::iter::once(&primary).chain(fallbacks) {
-            let options = self.resolve_options(spec.revision.as_ref());
+            let options = self.resolve_options(spec.revision.as_ref(), spec.adapter.as_ref());
             let loaded = self.load_source(slot, source, spec, &options);
             match name_kind(loaded, spec.kind, source, &options) {
                 Ok(loaded) => {
@@ -371,7 +371,10 @@ impl ModelLoader {
         };
         let asked = spec.source.current(self.host());
         let source = Source::parse(&asked).ok()?;
-        let options = ResolveOptions { offline: true, ..self.resolve_options(spec.revision.as_ref()) };
+        let options = ResolveOptions {
+            offline: true,
+            ..self.resolve_options(spec.revision.as_ref(), spec.adapter.as_ref())
+        };
         let files = match source {
             Source::Server(_) => return None,
             local => resolve(&local, &options, &mut |_| Err(Error::Closed)).ok()?,
@@ -403,6 +406,11 @@ impl ModelLoader {
     /// The model at `address`, once its server has returned a first vector. It is not charged to the budget: it takes
     /// little memory here.
     fn connect(&self, source: &str, address: &Address, spec: &EmbeddingSpec) -> Result<ModelHandle> {
+        if spec.adapter.is_some() {
+            let reason =
+                "a server runs it, so no adapter can be added here; give the folder or hub id of the model";
+            return Err(Error::Unsupported { model: shown(source).into_owned(), reason: reason.into() });
+        }
         if spec.pooling.is_some() || spec.max_length.is_some() {
             log::warn!("{address}: pooling and max_length are its server's to choose; ignored here");
         }
@@ -489,14 +497,19 @@ impl ModelLoader {
         })
     }
 
-    /// Where files are looked for: as configured, with the slot's own revision.
-    pub(super) fn resolve_options(&self, revision: Option<&String>) -> ResolveOptions {
+    /// Where files are looked for: as configured, with the slot's own revision and adapter.
+    pub(super) fn resolve_options(
+        &self,
+        revision: Option<&String>,
+        adapter: Option<&String>,
+    ) -> ResolveOptions {
         let settings = &self.settings;
         let mut options = ResolveOptions::new(Arc::clone(&self.host));
         options.offline |= settings.offline;
         options.cache_dir = settings.cache_dir.as_ref().map(|folder| folder.0.clone());
         let configured = || settings.revision.as_ref().map(|revision| revision.as_str().to_owned());
         options.revision = revision.cloned().or_else(configured);
+        options.adapter = adapter.cloned();
         options
     }
 

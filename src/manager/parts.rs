@@ -203,6 +203,7 @@ fn register_built_in(registry: &mut Registry, settings: &Settings) -> Result<()>
         source: source("generator_model", &["HUGGINGFACE_MODEL"], settings.generator_model.as_str()),
         dtype: DTypeChoice::Auto,
         revision: None,
+        adapter: None,
     };
     registry.register(TURKISH, Spec::Embedding(turkish), Retention::default(), false)?;
     registry.register(ENGLISH, Spec::Embedding(english), Retention::default(), false)?;

@@ -423,7 +423,12 @@ mod tests {
 
     /// A model whose kind its files decide.
     fn open(source: &str) -> Spec {
-        Spec::Open(ModelSpec { source: fixed(source), dtype: DTypeChoice::Auto, revision: None })
+        Spec::Open(ModelSpec {
+            source: fixed(source),
+            dtype: DTypeChoice::Auto,
+            revision: None,
+            adapter: None,
+        })
     }
 
     fn source(entry: &NamedSlot) -> Option<&SourceSpec> {

@@ -51,6 +51,8 @@ pub struct ModelSpec {
     pub dtype: DTypeChoice,
     /// Branch, tag or commit of a hub model.
     pub revision: Option<String>,
+    /// What changes the weights: the id or the folder of an adapter, or the name of one that the model's files have.
+    pub adapter: Option<String>,
 }
 
 /// Where a sentence model comes from and how it is used.
@@ -68,6 +70,8 @@ pub struct EmbeddingSpec {
     pub max_length: Option<usize>,
     /// Branch, tag or commit of a hub model.
     pub revision: Option<String>,
+    /// What changes the weights, as of a [`ModelSpec`].
+    pub adapter: Option<String>,
     /// Added to the prompts of the model's files.
     pub prompts: BTreeMap<String, String>,
     /// What it is used for; `None`: its files decide, and a language model embeds.
@@ -84,6 +88,7 @@ impl EmbeddingSpec {
             pooling: None,
             max_length: None,
             revision: None,
+            adapter: None,
             prompts: BTreeMap::new(),
             kind: None,
         }
@@ -96,8 +101,8 @@ impl ModelSpec {
         if kind == Some(ModelKind::Generator) {
             return Spec::Generator(self.clone());
         }
-        let Self { source, dtype, revision } = self.clone();
-        Spec::Embedding(EmbeddingSpec { dtype, revision, kind, ..EmbeddingSpec::new(source) })
+        let Self { source, dtype, revision, adapter } = self.clone();
+        Spec::Embedding(EmbeddingSpec { dtype, revision, adapter, kind, ..EmbeddingSpec::new(source) })
     }
 }
 
@@ -107,6 +112,15 @@ impl Spec {
         match self {
             Self::Embedding(spec) => Some(&spec.source),
             Self::Generator(spec) | Self::Open(spec) => Some(&spec.source),
+            Self::Object(_) => None,
+        }
+    }
+
+    /// The adapter that was asked for.
+    pub(super) fn adapter(&self) -> Option<&str> {
+        match self {
+            Self::Embedding(spec) => spec.adapter.as_deref(),
+            Self::Generator(spec) | Self::Open(spec) => spec.adapter.as_deref(),
             Self::Object(_) => None,
         }
     }

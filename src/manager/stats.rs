@@ -33,6 +33,8 @@ pub struct ModelDescription {
     pub profile: &'static str,
     /// The source that was loaded.
     pub source: String,
+    /// The adapter that changes its weights.
+    pub adapter: Option<String>,
     /// Folder of the files in use, or the URL of a server.
     pub path: String,
     /// `model_type` of its config.json; ollama or openai for a server's model.
@@ -73,24 +75,26 @@ impl ModelDescription {
     pub(super) fn new(name: &str, handle: &ModelHandle, profile: Profile, device: &ComputeDevice) -> Self {
         let (backend, config) = (&handle.backend, &handle.info.facts.config);
         let shapes = backend.shapes();
-        let (path, architecture, engine, pooling, dtype) = match &**backend {
+        let (path, architecture, engine, pooling, dtype, adapter) = match &**backend {
             EncoderBackend::Local { encoder, .. } => (
                 encoder.path.display().to_string(),
                 encoder.architecture.clone(),
                 ENGINE,
                 shapes.dense.or(shapes.scores).map(|_| config.pooling.name().to_owned()),
                 encoder.dtype(),
+                encoder.adapter.clone(),
             ),
             EncoderBackend::Remote(remote) => {
                 let link = remote.link();
                 let protocol = link.address().protocol.name().to_owned();
-                (link.url().to_owned(), protocol, "server", None, "float32")
+                (link.url().to_owned(), protocol, "server", None, "float32", None)
             }
         };
         Self {
             name: name.to_owned(),
             profile: profile.as_str(),
             source: handle.source.clone(),
+            adapter,
             path,
             architecture,
             engine,
@@ -119,6 +123,8 @@ pub struct GeneratorDescription {
     pub name: String,
     /// The source that was loaded.
     pub source: String,
+    /// The adapter that changes its weights.
+    pub adapter: Option<String>,
     /// Where its files lie.
     pub path: String,
     /// `model_type` of its configuration.
@@ -157,6 +163,7 @@ impl GeneratorDescription {
         Self {
             name: name.to_owned(),
             source: model.name.clone(),
+            adapter: model.adapter.clone(),
             path: model.path.display().to_string(),
             architecture: model.architecture.clone(),
             engine: ENGINE,
@@ -208,6 +215,8 @@ pub struct SlotReport {
     pub state: &'static str,
     /// The source that is loaded or would be; `None` for a host's own loader.
     pub source: Option<String>,
+    /// The adapter that the slot was registered with.
+    pub adapter: Option<String>,
     /// embedding, reranker, classifier, sparse, generator or object
     pub kind: &'static str,
     /// False while it is a guess, which the first load replaces by what the files say.
@@ -374,6 +383,7 @@ fn slot(parts: &Parts, entry: &NamedSlot) -> SlotReport {
             State::Ready => "ready",
         },
         source: source.map(|source| shown(&source).into_owned()),
+        adapter: entry.spec().adapter().map(str::to_owned),
         kind: info.as_ref().map_or(entry.spec().kind_name(), |info| info.facts.shapes.kind_name()),
         kind_known: info.is_some() || entry.spec().is_kind_known(),
         generation,

@@ -5,11 +5,14 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::adapters::adapter::Adapter;
+use super::adapters::config::PeftConfig;
+use super::adapters::own::{OwnAdapters, unknown_adapter};
 use super::architectures::{self, Architecture, ConfigFile, Description, Family, ModelKind};
 use super::formats::gguf::Gguf;
 use super::json::read_config;
 use super::keys::check_config;
-use super::manifest::{ModelFiles, WeightFiles};
+use super::manifest::{ModelAdapter, ModelFiles, WeightFiles};
 use super::text_part::{check_whole, text_part};
 use super::weights::Weights;
 use crate::{Error, Result};
@@ -85,7 +88,7 @@ impl ModelConfig {
             );
             return Err(Error::Unsupported { model: model.to_owned(), reason });
         };
-        check_config(model, path, &json, family.classes, &family.accepted_keys())?;
+        check_config(model, path, &json, (family.classes, family.code), &family.accepted_keys())?;
         Ok((family, json))
     }
 
@@ -113,9 +116,39 @@ impl ModelConfig {
     /// # Errors
     /// Those of [`Weights::open`].
     pub fn weights(&self, files: &ModelFiles) -> Result<Weights> {
-        match &self.gguf {
-            Some(gguf) => Ok(Weights::of_gguf(Arc::clone(gguf))),
-            None => Weights::open(&files.weights),
+        let weights = match &self.gguf {
+            Some(gguf) => Weights::of_gguf(Arc::clone(gguf)),
+            None => Weights::open(&files.weights)?,
+        };
+        match &files.adapter {
+            Some(adapter) => self.adapted(weights, adapter),
+            None => Ok(weights),
+        }
+    }
+
+    /// `weights` with what `adapter` changes.
+    fn adapted(&self, weights: Weights, adapter: &ModelAdapter) -> Result<Weights> {
+        let is_transposed = |name: &str| self.architecture.stores_transposed(name);
+        let weights = match adapter {
+            ModelAdapter::Own(name) => match OwnAdapters::read(&self.path, &self.json)? {
+                Some(own) => weights.with_own_adapter(&self.path, &own, name)?,
+                None => return Err(unknown_adapter(&self.model, name, &[])),
+            },
+            ModelAdapter::Peft { folder, weights: files, .. } => {
+                let config = PeftConfig::read(&self.model, folder)?;
+                weights.with_peft(files, &config, &is_transposed)?
+            }
+        };
+        // The matrix of a masked language model's logits is its table of words, which PEFT then leaves as it was.
+        let embeddings = weights.adapter().and_then(Adapter::changes_embeddings);
+        match embeddings.filter(|_| self.kind == ModelKind::Sparse) {
+            Some(name) => {
+                let reason = format!(
+                    "its adapter changes {name:?}, which is not supported for sparse vectors; merge it with PEFT                      (merge_and_unload) and save the model"
+                );
+                Err(Error::Unsupported { model: self.model.clone(), reason })
+            }
+            None => Ok(weights),
         }
     }
 

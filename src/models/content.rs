@@ -11,7 +11,8 @@ use std::time::UNIX_EPOCH;
 
 use sha2::{Digest as _, Sha256};
 
-use super::manifest::{ModelFiles, Selection, WeightFiles, metadata};
+use super::adapters::config::config_path;
+use super::manifest::{ModelAdapter, ModelFiles, Selection, WeightFiles, metadata};
 use super::settings::Overrides;
 use crate::compute::WeightFormat;
 use crate::{Error, Result};
@@ -57,7 +58,7 @@ impl ContentId {
         between: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Self> {
         let mut all = Sha256::new();
-        all.update(format!("{RESULTS} {format:?} {overrides:?}"));
+        all.update(format!("{RESULTS} {format:?} {overrides:?}{}", own_adapter(files)));
         for (name, path) in content_files(files) {
             all.update((name.len() as u64).to_le_bytes());
             all.update(&name);
@@ -74,7 +75,7 @@ impl ModelFiles {
     /// # Errors
     /// [`Error::Io`], [`Error::Permission`] when a file vanished or is closed to us.
     pub fn stamp(&self, format: WeightFormat, overrides: Overrides) -> Result<String> {
-        let mut stamp = format!("{RESULTS} {format:?} {overrides:?}");
+        let mut stamp = format!("{RESULTS} {format:?} {overrides:?}{}", own_adapter(self));
         for (_, path) in content_files(self) {
             let real = fs::canonicalize(&path).map_err(|e| Error::io(&path, "read", &e))?;
             let meta = metadata(&path)?;
@@ -103,6 +104,14 @@ fn inode(_: &fs::Metadata) -> u64 {
     0
 }
 
+/// The adapter of the model's own files that is used.
+fn own_adapter(files: &ModelFiles) -> String {
+    match &files.adapter {
+        Some(ModelAdapter::Own(name)) => format!(" {name:?}"),
+        Some(ModelAdapter::Peft { .. }) | None => String::new(),
+    }
+}
+
 /// The files that decide results, by their names within the model.
 fn content_files(files: &ModelFiles) -> Vec<(String, PathBuf)> {
     let named = |path: &Path| {
@@ -117,6 +126,14 @@ fn content_files(files: &ModelFiles) -> Vec<(String, PathBuf)> {
         all.extend(selection.files.into_iter().map(|name| {
             let path = files.root.join(&name);
             (name, path)
+        }));
+    }
+    if let Some(ModelAdapter::Peft { folder, weights, .. }) = &files.adapter {
+        // Next to the files of its base, of which none has such a name.
+        let own = weights.paths().iter().cloned().chain([config_path(folder)]);
+        all.extend(own.map(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            (format!("/adapter/{name}"), path)
         }));
     }
     all.sort();
@@ -198,6 +215,30 @@ mod tests {
             first,
             ContentId::of(&files, WeightFormat::Bf16, Overrides::default(), &mut || Ok(())).unwrap()
         );
+    }
+
+    #[test]
+    fn an_adapter_is_part_of_what_a_model_is() {
+        let (folder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let bare = model(folder.path());
+        for name in ["adapter_config.json", "adapter_model.safetensors"] {
+            write(other.path(), name, "one");
+        }
+        let weights = WeightFiles::Safetensors(vec![other.path().join("adapter_model.safetensors")]);
+        let adapter = ModelAdapter::Peft { name: "a".into(), folder: other.path().into(), weights };
+        let adapted = ModelFiles { adapter: Some(adapter), ..bare.clone() };
+        let own = |name: &str| ModelFiles { adapter: Some(ModelAdapter::Own(name.into())), ..bare.clone() };
+        let mut seen = vec![id(&bare), id(&adapted), id(&own("query")), id(&own("passage"))];
+        let stamp = |files: &ModelFiles| files.stamp(WeightFormat::F32, Overrides::default()).unwrap();
+        let stamps = [&bare, &adapted, &own("query"), &own("passage")].map(stamp);
+        for name in ["adapter_config.json", "adapter_model.safetensors"] {
+            write(other.path(), name, "other");
+            seen.push(id(&adapted));
+        }
+        for (index, one) in seen.iter().enumerate() {
+            assert!(!seen[..index].contains(one), "{index}");
+        }
+        assert!((1..4).all(|index| !stamps[..index].contains(&stamps[index])));
     }
 
     #[cfg(unix)]

@@ -80,6 +80,8 @@ pub struct Encoder {
     pub tokenizer: Tokenizer,
     /// Pooling, normalization, length, prompts.
     pub config: SentenceConfig,
+    /// The adapter that changes its weights.
+    pub adapter: Option<String>,
     /// `model_type` of `config.json`.
     pub architecture: String,
     /// Ids that the model has an embedding of: those below this one.
@@ -119,6 +121,7 @@ impl Encoder {
         );
         let (tokenizer, (weights, model)) = (tokenizer?, loaded?);
         let (head, scores) = settings.head(&weights, &tokenizer, model.width())?;
+        weights.check_adapter_read(settings.config.kind)?;
         weights.check()?;
         let late = settings.late_texts(&tokenizer, overrides)?;
         settings.warn_of_tokenizer(&tokenizer);
@@ -127,6 +130,7 @@ impl Encoder {
             path: files.root.clone(),
             tokenizer,
             config: settings.sentence,
+            adapter: files.adapter.as_ref().map(|adapter| adapter.name().to_owned()),
             architecture: settings.config.family.model_type.to_owned(),
             vocabulary: settings.config.describe().vocabulary,
             scores,
@@ -164,6 +168,7 @@ impl Encoder {
             path: files.root.clone(),
             tokenizer,
             config: sentence,
+            adapter: None,
             architecture: form.name().to_owned(),
             vocabulary: model.tokens(),
             scores: None,

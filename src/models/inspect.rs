@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
+use super::adapter_files::{attach, attach_folder, base_of};
 use super::architectures::{ModelKind, check_masked, check_tensors};
 use super::config::ModelConfig;
 use super::encoder::Encoder;
@@ -13,7 +14,7 @@ use super::hub::{Hub, Progress};
 use super::json::read_json_with_nulls;
 use super::kind::kind_of_files;
 use super::manifest::{ModelFiles, WeightFiles};
-use super::resolve::{ResolveOptions, resolve};
+use super::resolve::{ResolveOptions, adapter_folder, resolve};
 use super::sentence::SentenceConfig;
 use super::settings::{EncoderSettings, Overrides};
 use super::source::Source;
@@ -61,6 +62,7 @@ impl Facts {
     fn of_generator(files: &ModelFiles, local: bool) -> Result<Self> {
         let config = ModelConfig::read(files, ModelKind::Generator)?;
         let weights = if local { Some(checked_weights(files, &config, true)?) } else { None };
+        weights.iter().try_for_each(|weights| weights.check_adapter_read(config.kind))?;
         Ok(Self { config, sentence: None, shapes: None, weights })
     }
 
@@ -85,6 +87,7 @@ impl Facts {
         }
         let tokenizer = settings.tokenizer()?;
         let (head, _) = settings.head(&weights, &tokenizer, width)?;
+        weights.check_adapter_read(kind)?;
         // It shortens what a text may have.
         settings.late_texts(&tokenizer, overrides)?;
         let EncoderSettings { config, sentence, .. } = settings;
@@ -93,9 +96,34 @@ impl Facts {
     }
 }
 
+/// The small files of a model of the hub, with all of its adapter, and what [`Hub::configuration`] says of its weights.
+fn of_hub(
+    id: &str,
+    source: &Source,
+    options: &ResolveOptions,
+    progress: &mut dyn FnMut(&Progress<'_>) -> Result<()>,
+) -> Result<(ModelFiles, Option<Option<u64>>)> {
+    if let Some(adapter) = &options.adapter {
+        let (files, bytes) = Hub::new(options)?.configuration(id, progress)?;
+        return Ok((attach(files, adapter, options, progress)?, bytes));
+    }
+    let error = match Hub::new(options)?.configuration(id, progress) {
+        Ok(found) => return Ok(found),
+        Err(error) => error,
+    };
+    let Some(folder) = adapter_folder(&error, source, options, progress) else { return Err(error) };
+    let (base, revision) = base_of(id, &folder, false)?;
+    let options = ResolveOptions { revision, ..options.clone() };
+    let (files, bytes) = match &base {
+        Source::Hub(base) => Hub::new(&options)?.configuration(base, progress)?,
+        _ => return Err(error),
+    };
+    Ok((ModelFiles { model: id.to_owned(), ..attach_folder(files, id, &folder)? }, bytes))
+}
+
 /// The weights of `files`, whose headers must list what the transformer of `config` reads.
 fn checked_weights(files: &ModelFiles, config: &ModelConfig, generates: bool) -> Result<Weights> {
-    let weights = config.weights(files)?;
+    let weights = config.weights(files)?.without_sums();
     check_tensors(&*config.architecture, &weights, generates)?;
     weights.check_read()?;
     Ok(weights)
@@ -175,7 +203,7 @@ impl Inspected {
         progress: &mut dyn FnMut(&Progress<'_>) -> Result<()>,
     ) -> Result<Self> {
         let (files, remote_bytes) = match source {
-            Source::Hub(id) => Hub::new(options)?.configuration(id, progress)?,
+            Source::Hub(id) => of_hub(id, source, options, progress)?,
             Source::Server(_) => {
                 return Err(Error::Unsupported {
                     model: source.to_string(),

@@ -189,7 +189,7 @@ pub(crate) fn refusal(model: &str, path: &Path, key: &str, value: &Value, reason
 }
 
 /// Checks that every key of a `config.json` is one of `keys` or changes nothing, and that what norms add is sound. `classes`
-/// is what the names of its family's classes in transformers begin with.
+/// are what the names of its family's classes in transformers begin with, and full names of other classes.
 ///
 /// # Errors
 /// [`Error::Unsupported`] naming the key.
@@ -197,12 +197,12 @@ pub(crate) fn check_config(
     model: &str,
     path: &Path,
     json: &Value,
-    classes: &str,
+    (classes, code): (&str, &[&str]),
     keys: &[&str],
 ) -> Result<()> {
     let Some(config) = json.as_object() else { return Ok(()) };
     if let Some(auto_map) = config.get("auto_map").filter(|value| !is_unset(value))
-        && !names_own_classes(auto_map, classes)
+        && !names_own_classes(auto_map, classes, code)
     {
         let reason = format!("code of its own is not run: only what {classes}… classes compute is known");
         return Err(refusal(model, path, "auto_map", auto_map, &reason));
@@ -219,7 +219,7 @@ pub(crate) fn check_config(
 
 /// Whether `auto_map` names classes of the family alone: `"AutoModel": "modeling_qwen3.Qwen3Model"`, or a pair of
 /// tokenizers.
-fn names_own_classes(auto_map: &Value, family: &str) -> bool {
+fn names_own_classes(auto_map: &Value, family: &str, code: &[&str]) -> bool {
     const ENDS: [&str; 10] = [
         "Config",
         "Model",
@@ -235,7 +235,8 @@ fn names_own_classes(auto_map: &Value, family: &str) -> bool {
     let own = |class: &Value| {
         let name = class.as_str().and_then(|class| class.rsplit('.').next()).unwrap_or_default();
         let end = name.strip_prefix(family);
-        end.is_some_and(|end| ENDS.contains(&end) || end == "Tokenizer" || end == "TokenizerFast")
+        code.contains(&name)
+            || end.is_some_and(|end| ENDS.contains(&end) || end == "Tokenizer" || end == "TokenizerFast")
     };
     let entry = |class: &Value| match class {
         Value::Null => true,

@@ -13,8 +13,14 @@ const QWEN3: &str = "qwen3";
 
 fn check(config: Value, model_type: &str) -> Result<(), String> {
     let (family, json) = (architectures::find(model_type).unwrap(), without_nulls(config));
-    check_config("m", Path::new("/m/config.json"), &json, family.classes, &family.accepted_keys())
-        .map_err(|error| error.to_string())
+    check_config(
+        "m",
+        Path::new("/m/config.json"),
+        &json,
+        (family.classes, family.code),
+        &family.accepted_keys(),
+    )
+    .map_err(|error| error.to_string())
 }
 
 #[derive(Deserialize)]

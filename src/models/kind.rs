@@ -4,10 +4,11 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::adapters::config::{PeftConfig, is_adapter};
 use super::architectures::{self, ModelKind};
 use super::formats::gguf::Gguf;
 use super::json::read_json;
-use super::manifest::{ModelFiles, Module, WeightFiles, read_modules};
+use super::manifest::{ModelAdapter, ModelFiles, Module, WeightFiles, read_modules};
 use super::resolve::{ResolveOptions, gguf_file, resolve};
 use super::source::Source;
 use super::text_part;
@@ -20,14 +21,19 @@ use crate::Error;
 /// classification scores texts, and a language model writes them.
 pub fn installed_kind(source: &Source, options: &ResolveOptions) -> Option<ModelKind> {
     let options = &ResolveOptions { offline: true, ..options.clone() };
+    let found = || kind_of_files(&resolve(source, options, &mut |_| Err(Error::Closed)).ok()?);
+    if options.adapter.is_some() {
+        return found();
+    }
     if let Ok(Some(path)) = gguf_file(source, options) {
         return of_gguf(&path);
     }
     match source {
+        Source::Directory(folder) if is_adapter(folder) => found(),
         Source::Directory(folder) => of_folder(folder),
         Source::Package { package, inner } => of_folder(&options.host.package_dir(package)?.join(inner)),
         Source::Server(_) => Some(ModelKind::Embedding),
-        Source::Hub(_) => of_folder(&resolve(source, options, &mut |_| Err(Error::Closed)).ok()?.root),
+        Source::Hub(_) => found(),
         Source::Gguf(_) => None,
     }
 }
@@ -46,8 +52,25 @@ fn of_gguf(path: &Path) -> Option<ModelKind> {
 pub fn kind_of_files(files: &ModelFiles) -> Option<ModelKind> {
     match &files.weights {
         WeightFiles::Gguf(parts) => parts.first().and_then(|path| of_gguf(path)),
-        _ => of_folder(&files.root),
+        _ => adapted(files, of_folder(&files.root)),
     }
+}
+
+/// The kind of a model with its adapter; without one it would be `own`.
+fn adapted(files: &ModelFiles, own: Option<ModelKind>) -> Option<ModelKind> {
+    match trained_for(files) {
+        Some(ModelKind::Classifier) => Some(ModelKind::Classifier),
+        Some(ModelKind::Embedding) if matches!(own, None | Some(ModelKind::Generator)) => {
+            Some(ModelKind::Embedding)
+        }
+        _ => own,
+    }
+}
+
+/// What the adapter of the files was trained for, where it says that.
+pub(super) fn trained_for(files: &ModelFiles) -> Option<ModelKind> {
+    let Some(ModelAdapter::Peft { folder, .. }) = &files.adapter else { return None };
+    PeftConfig::read(&files.model, folder).ok()?.kind()
 }
 
 /// The kind of the model in a folder.

@@ -42,6 +42,31 @@ impl WeightFiles {
     }
 }
 
+/// What changes the weights of a model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ModelAdapter {
+    /// An adapter of PEFT in files of its own.
+    Peft {
+        /// As messages name it.
+        name: String,
+        /// The folder of its `adapter_config.json`.
+        folder: PathBuf,
+        /// Its tensors.
+        weights: WeightFiles,
+    },
+    /// One of those that the model's own weights have, by its name.
+    Own(String),
+}
+
+impl ModelAdapter {
+    /// What messages and descriptions call it.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Peft { name, .. } | Self::Own(name) => name,
+        }
+    }
+}
+
 /// The files of one model, all present.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelFiles {
@@ -55,6 +80,8 @@ pub struct ModelFiles {
     pub weights: WeightFiles,
     /// The stages that `modules.json` lists, in order; empty without that file.
     pub modules: Vec<Module>,
+    /// What changes the weights.
+    pub adapter: Option<ModelAdapter>,
 }
 
 impl ModelFiles {
@@ -108,6 +135,7 @@ impl ModelFiles {
             transformer: root.join(&selection.transformer),
             weights,
             modules,
+            adapter: None,
         })
     }
 
@@ -132,6 +160,7 @@ impl ModelFiles {
             transformer: folder,
             weights: WeightFiles::Gguf(parts),
             modules: Vec::new(),
+            adapter: None,
         })
     }
 
@@ -201,11 +230,19 @@ const WEIGHTS: [&str; 4] = [
     "pytorch_model.bin.index.json",
 ];
 
+/// The names of the file with an adapter's tensors.
+pub(crate) const ADAPTER_WEIGHTS: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin"];
+
+/// The modules that stand for a transformer, or for the table in its place. That of code of its own is computed for models with
+/// adapters of their own alone.
+const TRANSFORMERS: [&str; 4] = ["Transformer", "MLMTransformer", "StaticEmbedding", TASK_TRANSFORMER];
+pub(crate) const TASK_TRANSFORMER: &str = "custom_st.Transformer";
+
 impl Selection {
     pub(crate) fn new(modules: &[Module], has: &dyn Fn(&str) -> bool) -> Result<Self, Missing> {
         let transformer = modules
             .iter()
-            .find(|m| ["Transformer", "MLMTransformer", "StaticEmbedding"].contains(&&*m.kind))
+            .find(|m| TRANSFORMERS.contains(&&*m.kind))
             .map(|m| m.path.clone())
             .unwrap_or_default();
         let within = |name: &str| join(&transformer, name);
@@ -314,7 +351,7 @@ pub(crate) fn read_modules(path: &Path) -> Result<Vec<Module>> {
         path: String,
         #[serde(rename = "type")]
         kind: String,
-        /// Arguments of a call that the module takes; no module that runs here takes any.
+        /// Arguments of a call that the module takes.
         #[serde(default)]
         kwargs: Vec<String>,
     }
@@ -325,7 +362,9 @@ pub(crate) fn read_modules(path: &Path) -> Result<Vec<Module>> {
             // A class of the model's own keeps its full name, which no module that runs here has.
             let own = entry.kind.strip_prefix("sentence_transformers.");
             let kind = own.map_or(&*entry.kind, |class| class.rsplit('.').next().unwrap_or_default());
-            let kind = if entry.kwargs.is_empty() {
+            // The task is that of an adapter, which is chosen with the model here.
+            let tasks = kind == TASK_TRANSFORMER && entry.kwargs.iter().all(|argument| argument == "task");
+            let kind = if entry.kwargs.is_empty() || tasks {
                 kind.to_string()
             } else {
                 format!("{} with the arguments {}", entry.kind, entry.kwargs.join(", "))

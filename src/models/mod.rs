@@ -15,10 +15,14 @@
 //! pairing.rs     two texts as one sequence                       late.rs, late_texts.rs   queries and documents of ColBERT
 //! chunks.rs      a long text in parts
 //! text_part.rs          the text model of one that reads images too
+//! adapters/, adapted.rs, adapter_files.rs   changes of a model's weights, and where they lie
 //! static_embedding.rs   a table and a mean, without a transformer
 //! content.rs     what its results are named by outside this process
 //! ```
 
+mod adapted;
+mod adapter_files;
+mod adapters;
 pub mod architectures;
 pub mod chunks;
 mod computing;
@@ -60,7 +64,7 @@ pub use heads::{Pooling, SentenceEncoder};
 pub use hub::{Progress, ResolveOptions};
 pub use inspect::{Inspected, Inspection, StaticInspection, StaticTable};
 pub use kind::{installed_kind, kind_of_files};
-pub use manifest::ModelFiles;
+pub use manifest::{ModelAdapter, ModelFiles};
 pub use pairing::PairStart;
 pub use resolve::resolve;
 pub use sentence::{SentenceConfig, Similarity};

@@ -5,24 +5,79 @@
 //!            hub id    → cache or download (hub/)
 //!            pkg:…     → folder of an installed package
 //!            directory → as it is
+//!            an adapter, with its base
 //! ```
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::adapter_files::{attach, attach_folder, base_of};
+use super::adapters::config::is_adapter;
 pub use super::hub::ResolveOptions;
 use super::hub::{Hub, Progress};
 use super::manifest::ModelFiles;
 use super::source::Source;
 use crate::{Error, Result};
 
-/// Finds the files of `source`, downloading what is missing. `progress` is called during downloads; an error from
-/// it stops the download, which a later call resumes.
+/// Finds the files of `source`, downloading what is missing. A source that is an adapter of PEFT is its base with it.
+/// `progress` is called during downloads; an error from it stops the download, which a later call resumes.
+/// The adapter of `options` is added to the model.
 ///
 /// # Errors
 /// [`Error::ModelNotFound`], [`Error::MissingFile`], [`Error::InvalidFile`], [`Error::Permission`],
 /// [`Error::Download`], [`Error::Unsupported`].
 pub fn resolve(
+    source: &Source,
+    options: &ResolveOptions,
+    progress: &mut dyn FnMut(&Progress<'_>) -> Result<()>,
+) -> Result<ModelFiles> {
+    let base = ResolveOptions { adapter: None, ..options.clone() };
+    match &options.adapter {
+        Some(adapter) => attach(resolve(source, &base, progress)?, adapter, options, progress),
+        None => find(source, options, progress).or_else(|error| with_base(error, source, options, progress)),
+    }
+}
+
+/// The files of a source that is an adapter of PEFT, with those of its base. `error` is why it is no model.
+fn with_base(
+    error: Error,
+    source: &Source,
+    options: &ResolveOptions,
+    progress: &mut dyn FnMut(&Progress<'_>) -> Result<()>,
+) -> Result<ModelFiles> {
+    let Some(folder) = adapter_folder(&error, source, options, progress) else { return Err(error) };
+    let (model, is_local) = (source.to_string(), !matches!(source, Source::Hub(_)));
+    let (base, revision) = base_of(&model, &folder, is_local)?;
+    let options = ResolveOptions { revision, ..options.clone() };
+    // An adapter of an adapter has no base of its own.
+    let files = attach_folder(find(&base, &options, progress)?, &model, &folder)?;
+    Ok(ModelFiles { model, ..files })
+}
+
+/// The folder of `source` if it has an adapter of PEFT. `error` is why it is no model: where it says anything else than that
+/// files are missing, no adapter is looked for.
+pub(super) fn adapter_folder(
+    error: &Error,
+    source: &Source,
+    options: &ResolveOptions,
+    progress: &mut dyn FnMut(&Progress<'_>) -> Result<()>,
+) -> Option<PathBuf> {
+    let folder = match (source, error) {
+        (Source::Directory(path), Error::MissingFile { .. }) => path.clone(),
+        (Source::Package { package, inner }, Error::MissingFile { .. }) => {
+            options.host.package_dir(package)?.join(inner)
+        }
+        // Offline, a snapshot that is no model is not there.
+        (Source::Hub(id), Error::MissingFile { .. } | Error::ModelNotFound { .. }) => {
+            Hub::new(options).ok()?.adapter(id, Path::new(""), progress).ok()?
+        }
+        _ => return None,
+    };
+    is_adapter(&folder).then_some(folder)
+}
+
+/// The files of a model.
+fn find(
     source: &Source,
     options: &ResolveOptions,
     progress: &mut dyn FnMut(&Progress<'_>) -> Result<()>,

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use super::adapters::own::OwnAdapters;
 use super::architectures::ModelKind;
 use super::config::ModelConfig;
 use super::head::{Head, bge_tokens, has_lexical_head, late_head, lexical_head};
@@ -9,7 +10,7 @@ use super::heads::{Classifier, DenseLayer, Pooling, ScoreConfig};
 use super::kind;
 use super::late::LateInteraction;
 use super::late_texts::LateTexts;
-use super::manifest::ModelFiles;
+use super::manifest::{ModelAdapter, ModelFiles};
 use super::sentence::SentenceConfig;
 use super::tokenizers::pair_chat::QWEN3_LENGTH;
 use super::tokenizers::{PairChat, Tokenizer};
@@ -74,10 +75,15 @@ impl<'a> EncoderSettings<'a> {
                 None => SentenceConfig::load(files, positions)?,
             },
         };
+        if let Some(own) = OwnAdapters::read(&config.path, &config.json)? {
+            follow_tasks(&mut sentence, own, files.adapter.as_ref());
+        }
         sentence.pooling = overrides.pooling.unwrap_or(sentence.pooling);
         sentence.max_length =
             overrides.max_length.map_or(sentence.max_length, |length| length.min(positions));
-        let judges = kind == ModelKind::Classifier && kind::judges(&files.modules, &config.json);
+        // An adapter for classification has a head of its own.
+        let has_head = kind::trained_for(files) == Some(ModelKind::Classifier);
+        let judges = kind == ModelKind::Classifier && !has_head && kind::judges(&files.modules, &config.json);
         let pair_chat = match kind {
             ModelKind::Classifier => PairChat::load(files, judges, config.family.model_type)?,
             _ => None,
@@ -125,7 +131,9 @@ impl<'a> EncoderSettings<'a> {
     /// [`Error::Unsupported`].
     pub(super) fn check_class(&self) -> Result<()> {
         let (suits, what): (fn(&Value) -> bool, _) = match self.kind {
-            ModelKind::Classifier if !self.judges => (kind::classifies, "scores"),
+            ModelKind::Classifier if !self.judges && kind::trained_for(self.files).is_none() => {
+                (kind::classifies, "scores")
+            }
             ModelKind::Sparse => (kind::fills_gaps, "sparse vectors"),
             _ => return Ok(()),
         };
@@ -230,6 +238,18 @@ impl<'a> EncoderSettings<'a> {
                 "{name}: the tokenizer knows {known} ids, the model {vocabulary}; a text with one of the others will fail"
             );
         }
+    }
+}
+
+/// Takes the instructions of tasks as prompts. That of the adapter in use goes before every text, as in the model's own code.
+fn follow_tasks(sentence: &mut SentenceConfig, own: OwnAdapters, adapter: Option<&ModelAdapter>) {
+    for (name, text) in own.instructions {
+        sentence.prompts.entry(name).or_insert(text);
+    }
+    if let Some(ModelAdapter::Own(name)) = adapter
+        && sentence.prompts.get(name).is_some_and(|text| !text.is_empty())
+    {
+        sentence.default_prompt_name = Some(name.clone());
     }
 }
 

@@ -46,8 +46,8 @@ impl Source {
     ///
     /// `ollama://host/model` and its like, `pkg:package/inner`, `….gguf`, and what looks like a path (`/…`, `./…`, `../…`,
     /// `~/…`, a backslash) are taken as such. Anything else is a hub id, unless a folder of that name with a `config.json`,
-    /// a `modules.json` or a `.gguf` file exists here. A bare name means `sentence-transformers/NAME`. The address of a
-    /// model's page on the hub (`https://huggingface.co/org/name`) means its id.
+    /// a `modules.json`, an `adapter_config.json` or a `.gguf` file exists here. A bare name means
+    /// `sentence-transformers/NAME`. The address of a model's page on the hub (`https://huggingface.co/org/name`) means its id.
     ///
     /// # Errors
     /// [`Error::Input`] for an empty name, [`Error::ModelNotFound`] for one that can be none of these.
@@ -75,11 +75,7 @@ impl Source {
         if Path::new(name).extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
             return Ok(Self::Gguf(path));
         }
-        let looks_like_path = path.is_absolute()
-            || matches!(path.components().next(), Some(Component::CurDir | Component::ParentDir))
-            || name.starts_with('~')
-            || name.contains('\\');
-        if looks_like_path || holds_model(&path) {
+        if looks_like_path(name, &path) || holds_model(&path) {
             return Ok(Self::Directory(path));
         }
         if is_hub_id(name) {
@@ -149,11 +145,19 @@ impl fmt::Display for Source {
     }
 }
 
+/// Whether `name`, which is `path` then, cannot be the id of a model.
+pub(super) fn looks_like_path(name: &str, path: &Path) -> bool {
+    path.is_absolute()
+        || matches!(path.components().next(), Some(Component::CurDir | Component::ParentDir))
+        || name.starts_with('~')
+        || name.contains('\\')
+}
+
 /// Whether `path` is the folder of a model.
 fn holds_model(path: &Path) -> bool {
     let gguf =
         |entry: &fs::DirEntry| entry.path().extension().is_some_and(|end| end.eq_ignore_ascii_case("gguf"));
-    ["config.json", "modules.json"].iter().any(|name| path.join(name).is_file())
+    ["config.json", "modules.json", "adapter_config.json"].iter().any(|name| path.join(name).is_file())
         || fs::read_dir(path).is_ok_and(|entries| entries.flatten().any(|entry| gguf(&entry)))
 }
 
@@ -172,7 +176,7 @@ pub(crate) fn safe_relative(path: &str) -> Option<PathBuf> {
 }
 
 /// The hub's own rule: one or two parts of at most 96 letters, digits, `-`, `_`, `.`; no `--` or `..` in them.
-fn is_hub_id(name: &str) -> bool {
+pub(super) fn is_hub_id(name: &str) -> bool {
     let part = |part: &str| {
         !part.is_empty()
             && part.len() <= 96

@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+use super::adapters::own::has_own;
 use super::heads::Pooling;
 use super::json::read_json;
 use super::keys::{refusal, refuse_unknown};
-use super::manifest::ModelFiles;
+use super::manifest::{ModelFiles, TASK_TRANSFORMER};
 use crate::{Error, Result};
 
 /// The keys of a pooling's `config.json` that are read, in addition to [`FLAGS`].
@@ -36,6 +37,7 @@ impl Stages {
             // Dropout does nothing outside of training.
             let place = match module.kind.as_str() {
                 "Transformer" => 1,
+                TASK_TRANSFORMER if has_own(&read_json(&files.transformer.join("config.json"))?) => 1,
                 "Pooling" => 2,
                 "Dense" => 3,
                 "Normalize" => 4,

@@ -11,6 +11,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
+use super::adapters::adapter::Adapter;
+use super::adapters::change::{is_own_part, original_name};
 use super::architectures::{GgufTensors, Tensors};
 use super::formats::gguf::Gguf;
 use super::formats::pickle::{self, Pickled, Storage};
@@ -35,6 +37,7 @@ pub struct Weights {
     /// Members of a PyTorch file whose checksums were compared.
     checked: Mutex<HashSet<Storage>>,
     read: ReadTensors,
+    adapter: Option<Adapter>,
 }
 
 struct TensorEntry {
@@ -128,6 +131,7 @@ impl Weights {
             files: opened,
             checked: Mutex::default(),
             read: ReadTensors::default(),
+            adapter: None,
         })
     }
 
@@ -141,7 +145,42 @@ impl Weights {
             files,
             checked: Mutex::default(),
             read: ReadTensors::default(),
+            adapter: None,
         }
+    }
+
+    /// The same tensors, changed by `adapter`. `others` are those that it reads of files of its own.
+    #[must_use]
+    pub(super) fn with_adapter(mut self, adapter: Adapter, others: Option<&Self>) -> Self {
+        self.files.extend(others.into_iter().flat_map(|others| &others.files).cloned());
+        self.adapter = Some(adapter);
+        self
+    }
+
+    /// The same for questions about names and shapes: of an adapter's changes no sum is computed.
+    #[must_use]
+    pub(super) fn without_sums(self) -> Self {
+        Self { adapter: self.adapter.map(Adapter::without_numbers), ..self }
+    }
+
+    /// The first file.
+    pub(super) fn path(&self) -> &Path {
+        &self.first
+    }
+
+    /// The adapter that changes them.
+    pub(crate) fn adapter(&self) -> Option<&Adapter> {
+        self.adapter.as_ref()
+    }
+
+    /// Whether the tensor `name` was read.
+    pub(super) fn was_read(&self, name: &str) -> bool {
+        self.read.has(name)
+    }
+
+    /// Of `names`, the first that was not read, though others of its part were.
+    pub(super) fn first_left<'a>(&self, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+        self.read.first_left(names)
     }
 
     /// Checks that no file was changed since it was opened, so that all tensors are of one version.
@@ -158,7 +197,15 @@ impl Weights {
     /// # Errors
     /// [`Error::InvalidFile`] naming it.
     pub fn check_read(&self) -> Result<()> {
-        match (&self.gguf, self.read.first_left(self.names())) {
+        // Of the adapters that a file has of its own, one is used at most: without one, its weights are the original ones.
+        let is_unused = |name: &str| {
+            let module = name.split(".parametrizations.weight.0.").next().unwrap_or_default();
+            is_own_part(name)
+                && original_name(&format!("{module}.weight")).is_some_and(|own: String| self.read.has(&own))
+        };
+        // Both lock what was read.
+        let names: Vec<_> = self.names().filter(|name| !is_unused(name)).collect();
+        match (&self.gguf, self.read.first_left(names.into_iter())) {
             (Some(gguf), _) => gguf.check_read(),
             (None, Some(name)) => Err(left(self.path_of(name), name, "config.json")),
             (None, None) => Ok(()),
@@ -172,15 +219,23 @@ impl Weights {
 
     /// The shape of the tensor `name`, outermost dimension first.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
-        self.tensors.get(name).map(|entry| entry.shape.as_slice())
+        let whole = self.adapter.as_ref().and_then(|adapter| adapter.whole(name)).map(Weight::shape);
+        whole.or_else(|| self.tensors.get(name).map(|entry| entry.shape.as_slice()))
     }
 
-    /// The tensor `name`, of whatever shape.
+    /// The tensor `name`, of whatever shape, with what its adapter changes.
     ///
     /// # Errors
     /// [`Error::InvalidFile`] when it is missing, or stored in another format than F32, F16 or BF16.
     pub fn get(&self, name: &str) -> Result<Weight> {
         self.read.note(name);
+        let Some(adapter) = &self.adapter else { return self.unchanged(name) };
+        let base = adapter.whole(name).cloned().map_or_else(|| self.unchanged(name), Ok)?;
+        adapter.apply(name, base)
+    }
+
+    /// The tensor `name`, as its file stores it.
+    pub(super) fn unchanged(&self, name: &str) -> Result<Weight> {
         let Some(entry) = self.tensors.get(name) else {
             let mut some: Vec<_> = self.names().collect();
             some.sort_unstable();
@@ -254,8 +309,20 @@ impl Tensors for Weights {
     fn contains(&self, name: &str) -> bool {
         match &self.gguf {
             Some(gguf) => GgufTensors(gguf).contains(name),
-            None => self.tensors.contains_key(&*self.own_name(name)),
+            None => self.knows(&self.own_name(name)),
         }
+    }
+
+    fn tied_matrix(&self, words: &str, head: &str, shape: [usize; 2]) -> Result<Matrix> {
+        let adapter = match &self.adapter {
+            Some(adapter) if !self.contains(head) => adapter,
+            _ => return self.matrix(if self.contains(head) { head } else { words }, shape),
+        };
+        // The table is changed where tokens are read alone, as PEFT computes it, and the matrix of logits where it is one.
+        let words = self.own_name(words);
+        self.read.note(head);
+        let table = adapter.shared(&words).cloned().map_or_else(|| self.unchanged(&words), Ok)?;
+        adapter.apply_to_tied(head, self.shaped(&words, table, &shape)?)
     }
 
     fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Matrix> {
@@ -286,7 +353,10 @@ impl Tensors for Weights {
 
 impl Weights {
     fn get_shaped(&self, name: &str, shape: &[usize]) -> Result<Weight> {
-        let weight = self.get(name)?;
+        self.shaped(name, self.get(name)?, shape)
+    }
+
+    fn shaped(&self, name: &str, weight: Weight, shape: &[usize]) -> Result<Weight> {
         if weight.shape() == shape {
             return Ok(weight);
         }
@@ -301,14 +371,50 @@ impl Weights {
     }
 
     fn own_name<'a>(&self, name: &'a str) -> Cow<'a, str> {
-        let known = |name: &str| self.tensors.contains_key(name);
+        let known = |name: &str| self.knows(name);
         if let Some(short) = name.strip_prefix("model.").filter(|short| known(short)) {
             return short.into();
         }
         if known(name) {
             return name.into();
         }
-        stored_names(name).into_iter().flatten().find(|name| known(name)).map_or(name.into(), Cow::Owned)
+        let others = stored_names(name).into_iter().chain([original_name(name)]);
+        others.flatten().find(|name| known(name)).map_or(name.into(), Cow::Owned)
+    }
+
+    /// Whether there is a tensor of this name, in the files or in those of an adapter.
+    fn knows(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+            || self.adapter.as_ref().is_some_and(|adapter| adapter.whole(name).is_some())
+    }
+
+    /// The name of the stored tensor that another model around the same network calls `name`: `bert.encoder.…` may be
+    /// `encoder.…`, and the other way round. `None` if there is none.
+    ///
+    /// # Errors
+    /// Which ones it might be, if there are several.
+    pub(super) fn stored_name(&self, name: &str) -> Result<Option<String>, String> {
+        let text = name.replacen("model.language_model.", "model.", 1);
+        for name in [name, &text] {
+            let own = self.own_name(name);
+            if self.tensors.contains_key(&*own) {
+                return Ok(Some(own.into_owned()));
+            }
+        }
+        // What stands around a network has a short name, never one of a layer.
+        let outer =
+            |prefix: &str| prefix.matches('.').count() < 2 && !prefix.contains(|c: char| c.is_ascii_digit());
+        let around = |long: &str, short: &str| {
+            long.strip_suffix(short).and_then(|rest| rest.strip_suffix('.')).is_some_and(outer)
+        };
+        let mut found: Vec<_> =
+            self.names().filter(|stored| around(stored, name) || around(name, stored)).collect();
+        found.sort_unstable();
+        match found[..] {
+            [] => Ok(None),
+            [one] => Ok(Some(one.to_owned())),
+            [one, other, ..] => Err(format!("may be for {one:?} or for {other:?} of the base model")),
+        }
     }
 }
 

@@ -50,6 +50,7 @@ pub(super) fn _refusal(py: Python<'_>, config: &str, kind: &str) -> PyResult<Opt
 pub(super) fn report(py: Python<'_>, found: ModelReport) -> PyResult<Bound<'_, PyDict>> {
     let dict = PyDict::new(py);
     dict.set_item("source", found.source)?;
+    dict.set_item("adapter", found.adapter)?;
     dict.set_item("family", found.family)?;
     dict.set_item("kind", found.kind)?;
     dict.set_item("tasks", found.tasks)?;

@@ -16,6 +16,11 @@ use crate::models::{ModelKind, Pooling};
 
 /// A source as text: a str, or a path object as `os.fspath` gives it.
 pub(super) fn source_text(source: &Bound<'_, PyAny>) -> PyResult<String> {
+    path_text("source", source)
+}
+
+/// The argument `name` as text: a str, or a path object.
+pub(super) fn path_text(name: &'static str, source: &Bound<'_, PyAny>) -> PyResult<String> {
     let kind = source.get_type().name()?;
     let path = if source.is_instance_of::<PyString>() {
         Ok(source.clone())
@@ -23,8 +28,8 @@ pub(super) fn source_text(source: &Bound<'_, PyAny>) -> PyResult<String> {
         source.call_method0("__fspath__")
     };
     let Some(text) = path.ok().and_then(|path| path.cast_into::<PyString>().ok()) else {
-        let message = format!("source must be a str or a path, not {kind}");
-        return Err(wrong_type(source.py(), "source", message));
+        let message = format!("{name} must be a str or a path, not {kind}");
+        return Err(wrong_type(source.py(), name, message));
     };
     Ok(text_of(&text, None)?.to_owned())
 }
@@ -57,6 +62,7 @@ pub(super) struct Terms<'a> {
     pub(super) kind: Option<&'a str>,
     pub(super) dtype: &'a str,
     pub(super) revision: Option<String>,
+    pub(super) adapter: Option<String>,
 }
 
 /// Keywords that only embedding models have.
@@ -96,16 +102,29 @@ pub(super) fn spec(
     terms: Terms<'_>,
     about: AboutVectors,
 ) -> PyResult<Spec> {
-    let Terms { kind, dtype, revision } = terms;
+    let Terms { kind, dtype, revision, adapter } = terms;
     let source = match given {
         SlotSource::Source(source) => SourceSpec::Fixed(source),
         SlotSource::Loader(_) if kind.is_some() => {
             return Err(refused(py, "kind is for a source; a loader returns what it likes".into()));
         }
+        SlotSource::Loader(_) if adapter.is_some() => {
+            return Err(refused(py, "adapter is for a source; a loader returns what it likes".into()));
+        }
         SlotSource::Loader(loader) => {
             return Ok(Spec::Object(host_loader(name, loader)));
         }
     };
+    if adapter.as_ref().is_some_and(|adapter| adapter.trim().is_empty()) {
+        return Err(to_py(
+            py,
+            &Error::argument("adapter", " is empty; leave it out for the model without one"),
+        ));
+    }
+    if adapter.is_some() && !about.fallback.is_empty() {
+        let reason = " is for the source alone, so a fallback would give other vectors; give one of both";
+        return Err(to_py(py, &Error::argument("adapter", reason)));
+    }
     let (has_vectors, has_any) = (about.embeds(), about.has_any());
     let kind = match kind {
         Some(ENCODER) => None,
@@ -120,7 +139,7 @@ pub(super) fn spec(
         None if name == RERANKER => Some(ModelKind::Classifier),
         None if has_vectors || BUILT_IN.contains(&name) => Some(ModelKind::Embedding),
         None => {
-            let spec = model(py, source.clone(), dtype, revision.clone())?;
+            let spec = model(py, source.clone(), dtype, revision.clone(), adapter.clone())?;
             match detached(py, || manager.installed_kind(&spec)).or_raise(py)? {
                 None if !has_any => return Ok(Spec::Open(spec)),
                 Some(ModelKind::Generator) if has_any => Some(ModelKind::Embedding),
@@ -129,17 +148,24 @@ pub(super) fn spec(
         }
     };
     if kind != Some(ModelKind::Generator) {
-        return Ok(Spec::Embedding(EmbeddingSpec { kind, ..embedding(py, source, dtype, revision, about)? }));
+        let spec = embedding(py, source, dtype, revision, about)?;
+        return Ok(Spec::Embedding(EmbeddingSpec { kind, adapter, ..spec }));
     }
     if has_any {
         let reason = "generates text: fallback, pooling, max_length and prompts are for embedding models";
         return Err(refused(py, format!("{name:?} {reason}")));
     }
-    Ok(Spec::Generator(model(py, source, dtype, revision)?))
+    Ok(Spec::Generator(model(py, source, dtype, revision, adapter)?))
 }
 
-fn model(py: Python<'_>, source: SourceSpec, dtype: &str, revision: Option<String>) -> PyResult<ModelSpec> {
-    Ok(ModelSpec { source, dtype: parsed_dtype(py, dtype)?, revision })
+fn model(
+    py: Python<'_>,
+    source: SourceSpec,
+    dtype: &str,
+    revision: Option<String>,
+    adapter: Option<String>,
+) -> PyResult<ModelSpec> {
+    Ok(ModelSpec { source, dtype: parsed_dtype(py, dtype)?, revision, adapter })
 }
 
 fn parsed_dtype(py: Python<'_>, dtype: &str) -> PyResult<DTypeChoice> {
@@ -168,5 +194,15 @@ fn embedding(
     if max_length == Some(0) {
         return Err(to_py(py, &Error::argument("max_length", " must be greater than 0")));
     }
-    Ok(EmbeddingSpec { source, fallback, dtype, pooling, max_length, revision, prompts, kind: None })
+    Ok(EmbeddingSpec {
+        source,
+        fallback,
+        dtype,
+        pooling,
+        max_length,
+        revision,
+        adapter: None,
+        prompts,
+        kind: None,
+    })
 }

@@ -65,6 +65,7 @@ pub(super) fn description<'py>(py: Python<'py>, model: &ModelDescription) -> PyR
         "name": &model.name,
         "profile": model.profile,
         "source": &model.source,
+        "adapter": &model.adapter,
         "path": &model.path,
         "architecture": &model.architecture,
         "engine": model.engine,
@@ -96,6 +97,7 @@ fn slot<'py>(py: Python<'py>, slot: &SlotReport) -> PyResult<Bound<'py, PyDict>>
     Ok(dict!(py, {
         "state": slot.state,
         "source": &slot.source,
+        "adapter": &slot.adapter,
         "kind": slot.kind,
         "kind_known": slot.kind_known,
         "pinned": slot.pinned,
@@ -154,6 +156,7 @@ pub(super) fn generator<'py>(
     Ok(dict!(py, {
         "name": &generator.name,
         "source": &generator.source,
+        "adapter": &generator.adapter,
         "path": &generator.path,
         "architecture": &generator.architecture,
         "engine": generator.engine,

@@ -56,12 +56,20 @@ OK, ABSENT, WRONG = "ok", "not downloaded", "wrong"
         "MODEL'in kullanımı. Varsayılan: dosyalarındaki gibi.",
     ),
 )
+@option(
+    "--adapter",
+    help=(
+        "A LoRA adapter of PEFT over MODEL (folder or hub id), or one of MODEL's own by its name.",
+        "MODEL üzerine bir PEFT LoRA uyarlayıcısı (klasör ya da hub adı) ya da MODEL'in kendi uyarlayıcısının adı.",
+    ),
+)
 @json_option
-def doctor(model: str | None, quick: bool, kind: str | None, as_json: bool) -> int:
+def doctor(model: str | None, quick: bool, kind: str | None, adapter: str | None, as_json: bool) -> int:
     if model is not None:
-        return inspect(model, kind, as_json)
-    if kind is not None:
-        raise click.UsageError("--kind needs MODEL.")
+        return inspect(model, kind, as_json, adapter)
+    for name, value in (("kind", kind), ("adapter", adapter)):
+        if value is not None:
+            raise click.UsageError(f"--{name} needs MODEL.")
     found: dict[str, Any] = {"versions": _versions(), "machine": _machine(), "settings": _settings()}
     problems: list[str] = []
     found |= {"problems": problems, "warnings": []}

@@ -28,7 +28,6 @@ _TURKISH_KINDS = {
 
 _TURKISH_EXAMPLES = {
     "a GTE model that transformers has saved": "transformers'ın kaydettiği bir GTE modeli",
-    "the model without its adapters": "uyarlayıcıları olmadan model",
 }
 """The examples that are no ids of models."""
 
@@ -58,10 +57,10 @@ def show_known(as_json: bool) -> None:
     )
 
 
-def inspect(model: str, kind: str | None, as_json: bool) -> int:
+def inspect(model: str, kind: str | None, as_json: bool, adapter: str | None = None) -> int:
     """Say whether a model runs; the exit code."""
     with manager(lazy_loading=True) as found, quiet():
-        report = _report(found, model, kind)
+        report = _report(found, model, kind, adapter)
     if as_json:
         show_json(report)
     elif report["runs"]:
@@ -74,12 +73,14 @@ def inspect(model: str, kind: str | None, as_json: bool) -> int:
     return 0 if report["runs"] else 1
 
 
-def _report(found: ModelManager, model: str, kind: str | None) -> dict[str, Any]:
+def _report(found: ModelManager, model: str, kind: str | None, adapter: str | None) -> dict[str, Any]:
     """What is known of a source, or of the source of a slot."""
     slot = found.stats()["slots"].get(model)
     source = model if slot is None or slot["source"] is None else slot["source"]
     if slot is not None and kind is None and slot["kind"] in KINDS:
         kind = slot["kind"]
+    if slot is not None and adapter is None:
+        adapter = slot["adapter"]
     report: dict[str, Any] = {
         "model": without_key(source),
         "runs": False,
@@ -87,7 +88,7 @@ def _report(found: ModelManager, model: str, kind: str | None) -> dict[str, Any]
         "profile": found.config.profile,
     }
     try:
-        report |= found._inspect(source, kind)
+        report |= found._inspect(source, kind, adapter)
     except ModelManagerError as error:
         report["reason"] = str(error)
     else:
@@ -114,6 +115,8 @@ def _rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         (say("memory, about", "bellek, yaklaşık"), size_text(memory) if memory else "?"),
         (say("prompts", "istemler"), ", ".join(prompts) or say("none", "yok")),
     ]
+    if report["adapter"]:
+        rows.insert(1, (say("adapter", "uyarlayıcı"), report["adapter"]))
     if report["default_prompt_name"]:
         rows.append((say("default prompt", "varsayılan istem"), report["default_prompt_name"]))
     return rows

@@ -47,6 +47,7 @@ def models(known: bool, as_json: bool) -> None:
                 "slot": name,
                 "kind": slot["kind"],
                 "source": slot["source"],
+                "adapter": slot["adapter"],
                 "bytes": _source_size(slot["source"], config),
             }
             for name, slot in found.stats()["slots"].items()
@@ -55,13 +56,18 @@ def models(known: bool, as_json: bool) -> None:
     if as_json:
         show_json({"slots": slots, "cache": {"folder": str(hub_cache(config)), "models": cached}})
         return
-    rows = ((one["slot"], one["kind"], one["source"], _where(one["source"], one["bytes"])) for one in slots)
+    rows = ((one["slot"], one["kind"], _shown(one), _where(one["source"], one["bytes"])) for one in slots)
     show_table("Slots", ("slot", "kind", "source", "on disk"), rows)
     if cached:
         show_table(
             "Hugging Face cache", ("model", "on disk"), ((one["model"], size_text(one["bytes"])) for one in cached)
         )
     click.echo(f"{len(cached)} models in the Hugging Face cache, {hub_cache(config)}")
+
+
+def _shown(slot: dict[str, Any]) -> str | None:
+    """The source of a slot, with its adapter."""
+    return slot["source"] if slot["adapter"] is None else f"{slot['source']} + {slot['adapter']}"
 
 
 @click.command(

@@ -13,7 +13,7 @@ from .._embedder import without_key
 from ..errors import InputError, ModelManagerError, WaitTimeoutError
 from .config import DEFAULT_DIMENSIONS, DEFAULT_SOURCE, ServedModel, ServerConfig, default_models
 from .errors import unknown_model
-from .uses import other_use
+from .uses import is_source, other_use
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -121,7 +121,7 @@ class ServedModels:
         plain = name.removesuffix(":latest")
         writers = self.generators()
         for slot, state in self.slots("embedding").items():
-            if slot not in writers and (plain == slot or name in (slot, state["source"])):
+            if slot not in writers and (name == slot or plain == slot or is_source(name, state)):
                 # The settings of a slot's model hold under all its names: its vectors are the same under each.
                 return next((model for model in self.config.models if model.key == slot), ServedModel(slot))
         by_word = self._by_word.get(plain)

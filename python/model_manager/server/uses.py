@@ -22,6 +22,11 @@ _KINDS = {
 }
 
 
+def is_source(name: str, state: SlotStatistics) -> bool:
+    """Whether `name` is the source of a slot. One with an adapter gives other results than its source."""
+    return name == state["source"] and state["adapter"] is None
+
+
 def other_use(name: str, slots: Mapping[str, SlotStatistics], kind: str, wanted: str) -> ApiError | None:
     """400 for a slot, or a source of one, that is for another use than the request; None if there is none.
 

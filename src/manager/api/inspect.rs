@@ -13,6 +13,8 @@ use crate::output::Shapes;
 pub struct ModelReport {
     /// The source, in full.
     pub source: String,
+    /// The adapter that changes its weights.
+    pub adapter: Option<String>,
     /// `model_type` of its family.
     pub family: &'static str,
     /// What it is used for.
@@ -48,9 +50,14 @@ impl Manager {
     ///
     /// # Errors
     /// The reason why it does not run.
-    pub fn inspect(&self, source: &str, kind: Option<ModelKind>) -> Result<ModelReport> {
+    pub fn inspect(
+        &self,
+        source: &str,
+        adapter: Option<&str>,
+        kind: Option<ModelKind>,
+    ) -> Result<ModelReport> {
         let parts = self.parts()?;
-        let options = parts.loader.resolve_options(None);
+        let options = parts.loader.resolve_options(None, adapter.map(str::to_owned).as_ref());
         let parsed = Source::parse(source)?;
         let found = Inspected::of(&parsed, &options, kind, &mut |_| Ok(()));
         let found = match name_kind(found, kind, source, &options)? {
@@ -75,6 +82,7 @@ impl Manager {
         let prompts = sentence.map(|sentence| sentence.prompts.clone().into_iter().collect());
         Ok(ModelReport {
             source: parsed.to_string(),
+            adapter: found.files.adapter.as_ref().map(|adapter| adapter.name().to_owned()),
             family: found.config.family.model_type,
             kind: found.shapes.map_or(found.kind.name(), Shapes::kind_name),
             tasks: found.shapes.map_or_else(|| vec!["generate", "chat"], Shapes::tasks),
@@ -98,6 +106,7 @@ fn static_report(source: &Source, found: &StaticInspection) -> ModelReport {
     let (sentence, table) = (&found.sentence, found.table.as_ref());
     ModelReport {
         source: source.to_string(),
+        adapter: None,
         family: found.form,
         kind: "embedding",
         tasks: vec!["embed"],

@@ -154,6 +154,11 @@ pub trait Architecture: Debug + Send + Sync {
         Ok(None)
     }
 
+    /// Whether its files store the matrix `name` as `[inputs, outputs]`.
+    fn stores_transposed(&self, _name: &str) -> bool {
+        false
+    }
+
     /// Whether it computes texts with tokens that the others do not see, as transformers does.
     fn hides_tokens(&self) -> bool {
         true

@@ -95,6 +95,8 @@ pub struct Family {
     pub model_type: &'static str,
     /// What the names of its classes in transformers begin with.
     pub classes: &'static str,
+    /// Full names of other classes that files of its models name: those of code that computes the same.
+    pub code: &'static [&'static str],
     /// What [`read`](Self::read) parses `config.json` into.
     pub fields: &'static [ConfigFields],
     /// More keys of `config.json` that are accepted: those that change nothing, each with its reason. Others are refused
@@ -321,6 +323,7 @@ impl Family {
         Self {
             model_type,
             classes,
+            code: &[],
             fields: &[],
             keys,
             embeds: true,

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::architecture::{Architecture, Description, Factors};
 use super::family::{ConfigFields, ConfigFile, Family, GgufFamily, LARGEST_SIZE, is_size, keys_of};
 use super::gguf_keys::Metadata;
-use super::tensors::{EmbeddingTensors, LayerTensors, MixerTensors, NormTensors, Tensors, tied_head};
+use super::tensors::{EmbeddingTensors, LayerTensors, MixerTensors, NormTensors, Tensors};
 use crate::compute::memory::zeroed;
 use crate::compute::{
     Activation, Biased, Heads, LONGEST_HEAD, LayerAttention, Mask, Matrix, Positions, Weight,
@@ -223,10 +223,15 @@ impl Architecture for Gpt2 {
         self.norm(tensors, "ln_f").map(Some)
     }
 
+    fn stores_transposed(&self, name: &str) -> bool {
+        let turned = ["c_attn.weight", "c_proj.weight", "c_fc.weight"];
+        self.transposed && turned.iter().any(|end| name.ends_with(end))
+    }
+
     fn head(&self, tensors: &dyn Tensors) -> Result<Matrix> {
         let (head, shape) = ("lm_head.weight", [self.config.vocab_size, self.config.n_embd]);
         match self.config.tie_word_embeddings {
-            true => tied_head(tensors, &Self::name(tensors, "wte.weight"), head, shape),
+            true => tensors.tied_matrix(&Self::name(tensors, "wte.weight"), head, shape),
             false => tensors.matrix(head, shape),
         }
     }

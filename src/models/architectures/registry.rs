@@ -40,7 +40,8 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("new", "Alibaba-NLP/gte-multilingual-base"),
     ("gte", "a GTE model that transformers has saved"),
     ("nomic_bert", "nomic-ai/nomic-embed-text-v1.5"),
-    ("jina_embeddings_v3", "the model without its adapters"),
+    ("jina_embeddings_v3", "jinaai/jina-embeddings-v3-hf"),
+    ("xlm_roberta_lora", "jinaai/jina-embeddings-v3"),
     ("jina_bert", "jinaai/jina-embeddings-v2-base-en"),
     ("mpnet", "sentence-transformers/all-mpnet-base-v2"),
     ("distilbert", "sentence-transformers/distiluse-base-multilingual-cased-v2"),
@@ -93,7 +94,9 @@ pub fn find(model_type: &str) -> Option<&'static Family> {
 /// the name of a family that it was derived from; else that of its `model_type`.
 pub fn find_config(config: &Value) -> Option<&'static Family> {
     let class = config["auto_map"]["AutoModel"].as_str().and_then(|class| class.rsplit('.').next());
-    let own = |family: &&Family| class.and_then(|class| class.strip_suffix("Model")) == Some(family.classes);
+    let own = |family: &&Family| {
+        class.is_some_and(|class| class.strip_suffix("Model").unwrap_or(class) == family.classes)
+    };
     families().into_iter().find(own).or_else(|| find(config["model_type"].as_str()?))
 }
 

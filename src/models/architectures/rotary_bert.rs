@@ -1,4 +1,4 @@
-//! BERTs with rotary positions: GTE ("new"), Nomic BERT, and Jina's third embedding model without its adapters.
+//! BERTs with rotary positions: GTE ("new"), Nomic BERT, and Jina's third embedding model, whose adapters are changes of weights.
 //!
 //! Zhang et al., "mGTE: Generalized Long-Context Text Representation and Reranking Models", 2024;
 //! Nussbaum et al., "Nomic Embed: Training a Reproducible Long Context Text Embedder", 2024;
@@ -36,6 +36,17 @@ pub(super) const FAMILIES: &[Family] = &[
         ..family("nomic_bert", "NomicBert", NOMIC, read_nomic)
     },
     family("jina_embeddings_v3", "JinaEmbeddingsV3", IGNORED, read_jina),
+    Family {
+        fields: &[SIZES, ConfigFields::All(keys_of::<PublishedJinaConfig>)],
+        code: &[
+            "XLMRobertaFlashConfig",
+            "XLMRobertaLoRA",
+            "XLMRobertaForMaskedLM",
+            "XLMRobertaForPreTraining",
+            "XLMRobertaForSequenceClassification",
+        ],
+        ..family("xlm_roberta_lora", "XLMRobertaLoRA", PUBLISHED_JINA, read_published_jina)
+    },
 ];
 
 const fn family(
@@ -78,6 +89,17 @@ const NOMIC: &[&str] = &[
     "fused_bias_fc",
     "fused_dropout_add_ln",
     "use_xentropy",
+];
+
+/// Keys of Jina's third as it was published that change nothing.
+const PUBLISHED_JINA: &[&str] = &[
+    // There is no head whose weights could be shared.
+    "tie_word_embeddings",
+    // How the model's own code pools; the files of sentence-transformers say it.
+    "emb_pooler",
+    // Training of its adapters.
+    "lora_dropout_p",
+    "lora_main_params_trainable",
 ];
 
 /// What `config.json` says of a rotary BERT. Nomic's own files spell the sizes as GPT-2's do.
@@ -130,6 +152,28 @@ struct NomicConfig {
     scale_attn_weights: bool,
 }
 
+/// What only the published files of Jina's third say. Those of its adapters are read with the weights.
+#[derive(Debug, Clone, Deserialize)]
+struct PublishedJinaConfig {
+    position_embedding_type: String,
+    #[serde(default = "ten_thousand")]
+    rotary_emb_base: f32,
+    #[serde(default, rename = "lora_adaptations")]
+    _names: Value,
+    #[serde(default, rename = "lora_rank")]
+    _rank: Value,
+    #[serde(default, rename = "lora_alpha")]
+    _alpha: Value,
+    #[serde(default, rename = "task_instructions")]
+    _instructions: Value,
+    #[serde(default, rename = "load_trained_adapters")]
+    _trained: Value,
+}
+
+fn ten_thousand() -> f32 {
+    10_000.0
+}
+
 fn one() -> f32 {
     1.0
 }
@@ -175,6 +219,16 @@ fn read_gte(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
 fn read_jina(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
     let variant = BlockVariant { attention_bias: true, up_bias: true, down_bias: true, gated: false };
     read(file, file.parse()?, 20_000.0, variant)
+}
+
+/// As its own code computes it: the base where no adapter is chosen.
+fn read_published_jina(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
+    let own: PublishedJinaConfig = file.parse()?;
+    if own.position_embedding_type != "rotary" {
+        return Err(file.refuse("position_embedding_type", "rotary"));
+    }
+    let variant = BlockVariant { attention_bias: true, up_bias: true, down_bias: true, gated: false };
+    read(file, file.parse()?, own.rotary_emb_base, variant)
 }
 
 fn read_nomic(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {

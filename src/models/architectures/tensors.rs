@@ -40,19 +40,19 @@ pub trait Tensors {
         }
     }
 
+    /// The matrix of logits of a model that ties it to the table `words`. A file that has one as `head` all the same keeps it, as
+    /// in transformers since version 5.
+    ///
+    /// # Errors
+    /// As [`matrix`](Self::matrix).
+    fn tied_matrix(&self, words: &str, head: &str, shape: [usize; 2]) -> Result<Matrix> {
+        self.matrix(if self.contains(head) { head } else { words }, shape)
+    }
+
     /// The files that the tensors come from. A model that still reads rows from one of them checks it after each pass.
     fn files(&self) -> Vec<Weak<WeightFile>> {
         Vec::new()
     }
-}
-
-/// The matrix of logits of a model that ties it to the table `words`. A file that has one as `head` all the same keeps it, as in
-/// transformers since version 5.
-///
-/// # Errors
-/// As [`Tensors::matrix`].
-pub(super) fn tied_head(tensors: &dyn Tensors, words: &str, head: &str, shape: [usize; 2]) -> Result<Matrix> {
-    tensors.matrix(if tensors.contains(head) { head } else { words }, shape)
 }
 
 /// The parameters of a normalization.

@@ -80,7 +80,13 @@ impl ScoreConfig {
     /// [`Error::Unsupported`] for an activation that is not known here.
     pub fn read(files: &ModelFiles, config: &ModelConfig, labels: usize) -> Result<Self> {
         let json = &config.json;
-        let named = |index: usize| json["id2label"][index.to_string()].as_str().map(ToOwned::to_owned);
+        // A head of an adapter with another number of labels has other ones.
+        let listed = json["id2label"].as_object().map_or(0, Map::len);
+        let are_others = files.adapter.is_some() && listed != labels;
+        let named = |index: usize| match are_others {
+            true => None,
+            false => json["id2label"][index.to_string()].as_str().map(ToOwned::to_owned),
+        };
         let names =
             (0..labels).map(|index| named(index).unwrap_or_else(|| format!("LABEL_{index}"))).collect();
         let probabilities = match json["problem_type"].as_str() {

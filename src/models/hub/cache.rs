@@ -42,10 +42,7 @@ impl Cached {
             }
             Err(_) => revision.to_owned(), // a commit names its own snapshot
         };
-        let snapshot = repo.join("snapshots").join(&commit);
-        if safe_relative(&commit).is_none() || commit.is_empty() || !snapshot.is_dir() {
-            return Ok(Self::Nothing);
-        }
+        let Some(snapshot) = snapshot_at(repo, &commit) else { return Ok(Self::Nothing) };
         if !is_complete(&snapshot)? {
             return Ok(Self::Nothing);
         }
@@ -61,6 +58,18 @@ impl Cached {
             Self::Unsettled(path) | Self::Complete(path) => Some(path),
         }
     }
+}
+
+/// The folder of `repo` with the files of a commit.
+fn snapshot_at(repo: &Path, commit: &str) -> Option<PathBuf> {
+    let snapshot = repo.join("snapshots").join(commit);
+    (safe_relative(commit).is_some() && !commit.is_empty() && snapshot.is_dir()).then_some(snapshot)
+}
+
+/// The folder of `repo` with files of the commit that `revision` names, whether all of a model or not.
+pub(super) fn snapshot_of(repo: &Path, revision: &str) -> Option<PathBuf> {
+    let commit = fs::read_to_string(repo.join("refs").join(revision));
+    snapshot_at(repo, commit.as_deref().map_or(revision, str::trim))
 }
 
 /// Whether the folder contains all files of a model, those of its modules included.

@@ -26,14 +26,15 @@ mod progress;
 
 use std::path::{Path, PathBuf};
 
-use self::cache::{Cached, folder_name, write_whole};
+use self::cache::{Cached, folder_name, snapshot_of, write_whole};
 use self::client::{HubClient, Listing};
 use self::download::Blobs;
 pub use self::options::ResolveOptions;
 use self::progress::OnProgress;
 pub use self::progress::Progress;
+use super::adapters::config::CONFIG;
 use super::head::SPARSE_LINEAR;
-use super::manifest::{Missing, ModelFiles, Module, Selection, read_modules};
+use super::manifest::{ADAPTER_WEIGHTS, Missing, ModelFiles, Module, Selection, read_modules};
 use crate::{Error, Result};
 
 /// The hub as configured: cache, address, access.
@@ -114,7 +115,9 @@ impl Hub {
             bytes = bytes.zip(stated).map(|(sum, size)| sum + size);
         }
         let transformer = snapshot.join(&selection.transformer);
-        Ok((ModelFiles { model: id.into(), root: snapshot, transformer, weights, modules }, Some(bytes)))
+        let files =
+            ModelFiles { model: id.into(), root: snapshot, transformer, weights, modules, adapter: None };
+        Ok((files, Some(bytes)))
     }
 
     /// The folder that holds the files of `id`; downloads what is missing unless offline.
@@ -134,6 +137,48 @@ impl Hub {
             }
             (result, _) => result,
         }
+    }
+
+    /// The folder `inner` of `id`, whose files are those of an adapter; downloads what is missing unless offline.
+    pub(crate) fn adapter(&self, id: &str, inner: &Path, progress: &mut OnProgress<'_>) -> Result<PathBuf> {
+        let repo = self.cache.join(folder_name(id));
+        let elsewhere = self.others.iter().map(|other| other.join(folder_name(id)));
+        let caches = std::iter::once(repo.clone()).chain(elsewhere);
+        let cached = |repo: PathBuf| adapter_in(&snapshot_of(&repo, &self.revision)?.join(inner));
+        if let Some(folder) = caches.into_iter().find_map(cached) {
+            return Ok(folder);
+        }
+        if self.offline {
+            return Err(self.is_absent(id));
+        }
+        // A model of the same repository stays at its commit: the branch moves only with all of its files.
+        let known = snapshot_of(&repo, &self.revision);
+        let commit = known.as_deref().and_then(Path::file_name).and_then(|name| name.to_str());
+        let Listing { commit, files } = self.client.listing(id, commit.unwrap_or(&self.revision))?;
+        let locks = self.cache.join(".locks").join(repo.file_name().unwrap_or_default());
+        let blobs = Blobs { client: &self.client, repo: &repo, locks: &locks, id, commit: &commit };
+        let place = |name: &str| inner.join(name).to_string_lossy().replace('\\', "/");
+        let has = |name: &str| files.contains(&place(name));
+        let missing = |file: &str, remedy: &str| Error::MissingFile {
+            model: id.into(),
+            file: place(file),
+            folder: self.client.page(id).into(),
+            remedy: remedy.into(),
+        };
+        if !has(CONFIG) {
+            return Err(missing(CONFIG, "an adapter of PEFT has one; check the id and the folder after it"));
+        }
+        let weights = ADAPTER_WEIGHTS.into_iter().find(|name| has(name));
+        let weights = weights.ok_or_else(|| missing(ADAPTER_WEIGHTS[0], "an adapter of PEFT has it"))?;
+        // What else sentence-transformers saved with it is not read, and has to be known for that.
+        let modules = Some("modules.json").filter(|name| has(name));
+        for file in [CONFIG, weights].into_iter().chain(modules) {
+            blobs.download(&place(file), progress)?;
+        }
+        if known.is_none() && self.revision != commit {
+            write_whole(&repo.join("refs").join(&self.revision), commit.as_bytes())?;
+        }
+        Ok(repo.join("snapshots").join(&commit).join(inner))
     }
 
     fn fetch(&self, id: &str, repo: &Path, progress: &mut OnProgress<'_>) -> Result<PathBuf> {
@@ -160,6 +205,12 @@ impl Hub {
         }
         Ok(snapshot)
     }
+}
+
+/// `folder`, if it has the files of an adapter.
+fn adapter_in(folder: &Path) -> Option<PathBuf> {
+    let has = |name: &str| folder.join(name).is_file();
+    (has(CONFIG) && ADAPTER_WEIGHTS.into_iter().any(has)).then(|| folder.to_path_buf())
 }
 
 /// The modules of a model on the hub, whose list is downloaded if it has one, and which of its `files` it needs.

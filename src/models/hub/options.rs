@@ -24,6 +24,8 @@ pub struct ResolveOptions {
     pub token: Option<String>,
     /// Branch, tag or commit; `main` by default.
     pub revision: Option<String>,
+    /// What changes the weights: the id or the folder of an adapter, or the name of one that the model's files have.
+    pub adapter: Option<String>,
 }
 
 impl ResolveOptions {
@@ -34,7 +36,7 @@ impl ResolveOptions {
                 .is_some_and(|v| matches!(v.to_ascii_lowercase().as_str(), "1" | "on" | "yes" | "true"))
         };
         let offline = truthy("HF_HUB_OFFLINE") || truthy("TRANSFORMERS_OFFLINE");
-        Self { host, offline, cache_dir: None, endpoint: None, token: None, revision: None }
+        Self { host, offline, cache_dir: None, endpoint: None, token: None, revision: None, adapter: None }
     }
 
     /// The cache: where models are looked for first, and downloaded to.

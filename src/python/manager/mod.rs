@@ -21,7 +21,7 @@ use super::handle::Handle;
 use super::host::ManagerHost;
 use super::loader::unwrap_object;
 use super::options::{positive_seconds, slot_keep_alive, timeout};
-use super::register::{self, AboutVectors, SlotSource, Terms, source_text};
+use super::register::{self, AboutVectors, SlotSource, Terms, path_text, source_text};
 use super::texts::text_of;
 use super::tracing::{self, Call, CallOutcome};
 use super::tracker::PyTracker;
@@ -126,10 +126,10 @@ impl PyManager {
 
     /// Make the slot `name`. Nothing is loaded yet.
     #[pyo3(signature = (name, source = None, *, loader = None, dtype = Utf8::from("auto"), keep_alive = None, pinned = false,
-                        fallback = Vec::new(), pooling = None, max_length = None, revision = None, prompts = None,
+                        fallback = Vec::new(), pooling = None, max_length = None, revision = None, adapter = None, prompts = None,
                         kind = None, cache = None, cold_start_price = None, replace = false, **others),
            text_signature = "($self, name, source=None, *, loader=None, dtype='auto', keep_alive=None, pinned=False, \
-                             fallback=..., pooling=None, max_length=None, revision=None, prompts=None, kind=None, \
+                             fallback=..., pooling=None, max_length=None, revision=None, adapter=None, prompts=None, kind=None, \
                              cache=None, cold_start_price=None, replace=False)")]
     #[expect(clippy::too_many_arguments, reason = "keywords of a Python function")]
     fn register(
@@ -145,6 +145,7 @@ impl PyManager {
         #[pyo3(from_py_with = argument::pooling)] pooling: Option<Utf8>,
         #[pyo3(from_py_with = argument::max_length)] max_length: Option<usize>,
         #[pyo3(from_py_with = argument::revision)] revision: Option<Utf8>,
+        adapter: Option<&Bound<'_, PyAny>>,
         #[pyo3(from_py_with = argument::prompts)] prompts: Option<BTreeMap<Utf8, Utf8>>,
         #[pyo3(from_py_with = argument::kind)] kind: Option<Utf8>,
         cache: Option<&Bound<'_, PyAny>>,
@@ -166,7 +167,8 @@ impl PyManager {
             prompts: prompts.into_iter().flatten().map(|(name, text)| (name.into(), text.into())).collect(),
         };
         let manager = &self.0.manager;
-        let terms = Terms { kind: kind.as_deref(), dtype: &dtype, revision: owned(revision) };
+        let adapter = adapter.map(|adapter| path_text("adapter", adapter)).transpose()?;
+        let terms = Terms { kind: kind.as_deref(), dtype: &dtype, revision: owned(revision), adapter };
         let spec = register::spec(py, manager, &name, source, terms, about_vectors)?;
         detached(py, || manager.register(&name, spec, keep, replace)).or_raise(py)
     }
@@ -268,14 +270,19 @@ impl PyManager {
     }
 
     /// What the model of `source` is, from its small files.
+    #[pyo3(signature = (source, kind, adapter = None))]
     fn _inspect<'py>(
         &self,
         py: Python<'py>,
         source: Utf8,
         kind: Option<Utf8>,
+        adapter: Option<Utf8>,
     ) -> PyResult<Bound<'py, PyDict>> {
         let kind = kind.as_deref().map(ModelKind::from_name).transpose().or_raise(py)?;
-        known::report(py, detached(py, || self.0.manager.inspect(&source, kind)).or_raise(py)?)
+        known::report(
+            py,
+            detached(py, || self.0.manager.inspect(&source, adapter.as_deref(), kind)).or_raise(py)?,
+        )
     }
 
     /// Load several slots at the same time and wait for all.

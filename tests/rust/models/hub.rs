@@ -14,6 +14,8 @@ use tempfile::TempDir;
 
 use crate::server::{COMMIT, Fault, Hub, etag};
 
+#[path = "hub_adapters.rs"]
+mod adapters;
 #[path = "hub_content.rs"]
 mod content;
 #[path = "hub_look.rs"]

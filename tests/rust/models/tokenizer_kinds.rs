@@ -15,6 +15,7 @@ fn tokenizer(folder: &Path) -> Tokenizer {
         transformer: folder.to_path_buf(),
         weights: WeightFiles::Safetensors(vec![folder.join("model.safetensors")]),
         modules: Vec::new(),
+        adapter: None,
     };
     Tokenizer::load(&files, false).unwrap()
 }

@@ -13,6 +13,7 @@ from ..errors import ApiError, bad_request, unknown_model
 from ..fields import check_fields
 from ..middleware import to_json
 from ..schemas import AllLoaded, Hinted, HintRequest, Loaded, LoadRequest, Running, WarmUpRequest
+from ..uses import is_source
 from .ollama.describe import details, digest
 from .ollama.fields import tagged, timestamp
 
@@ -106,7 +107,7 @@ def _named(service: Service, name: Any) -> tuple[str, str]:
     except ApiError:
         assert name is not None
         for slot, state in slots.items():
-            if name == state["source"]:
+            if is_source(name, state):
                 return slot, slot
         served = [model.name for model in service.models()]
         raise unknown_model(name, list(dict.fromkeys([*served, *slots]))) from None

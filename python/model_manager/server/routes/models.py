@@ -59,6 +59,7 @@ def all_models(service: Service) -> list[dict[str, Any]]:
                     "kind": "embedding",
                     "aliases": list(model.aliases),
                     "source": slots[model.key]["source"],
+                    "adapter": slots[model.key]["adapter"],
                     "state": slots[model.key]["state"],
                     "dimensions": service.dimensions(model),
                     "max_tokens": description["max_length"] if description else None,
@@ -73,7 +74,7 @@ def all_models(service: Service) -> list[dict[str, Any]]:
             "object": "model",
             "created": int(service.started),
             "owned_by": "model_manager",
-            "capabilities": {"kind": "generator", "source": slots[name]["source"], "state": slots[name]["state"]},
+            "capabilities": {"kind": "generator"} | {key: slots[name][key] for key in ("source", "adapter", "state")},
         }
         for name in service.generators()
         if name not in names and name in slots
@@ -86,7 +87,8 @@ def find_model(service: Service, name: str) -> dict[str, Any]:
     models = all_models(service)
     for model in models:
         about = model["capabilities"]
-        if about["kind"] == "generator" and (name.removesuffix(":latest") == model["id"] or name == about["source"]):
+        named = name.removesuffix(":latest") == model["id"] or (name == about["source"] and not about["adapter"])
+        if about["kind"] == "generator" and named:
             return model
     try:
         public = service.served(name).name

@@ -17,6 +17,7 @@ from ..errors import bad_request, timed_out, unknown_model
 from ..fields import check_fields, unsupported
 from ..middleware import to_json
 from ..schemas import AnyRerankAnswer, ClassifyAnswer, ClassifyRequest, RerankAnswer, RerankRequest
+from ..uses import is_source
 from .vectors import LATE, inferred, json_kind, read_truncate
 
 if TYPE_CHECKING:
@@ -227,7 +228,7 @@ def _model(service: Service, body: dict[str, Any]) -> tuple[str, str]:
     if plain == RERANKER or (name == source and (RERANKER not in slots or service.holds(RERANKER, source))):
         return name, RERANKER
     for slot, state in slots.items():
-        if plain == slot or (state["kind"] in _KINDS and name in (slot, state["source"])):
+        if plain == slot or (state["kind"] in _KINDS and (name == slot or is_source(name, state))):
             return name, slot
     known = [RERANKER, *(slot for slot, state in slots.items() if state["kind"] in _KINDS)]
     raise unknown_model(name, list(dict.fromkeys(known)))

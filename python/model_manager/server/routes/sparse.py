@@ -11,6 +11,7 @@ from ..bodies import read_json
 from ..errors import bad_request, unknown_model
 from ..fields import check_fields
 from ..schemas import SparseAnswer, SparseRequest
+from ..uses import is_source
 from .vectors import inferred, json_kind, read_inputs, read_truncate
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def _model(service: Service, name: Any) -> str:
         raise bad_request(f"model must be a string, not {json_kind(name)}", "model")
     plain = name.removesuffix(":latest")
     for slot, state in slots.items():
-        if plain == slot or name == state["source"]:
+        if plain == slot or is_source(name, state):
             return slot
     if plain in service.manager.stats()["slots"]:
         # The core says what that slot can do.

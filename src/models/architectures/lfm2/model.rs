@@ -6,7 +6,7 @@ use crate::compute::{
 };
 use crate::models::architectures::architecture::{Architecture, Description, Factors};
 use crate::models::architectures::tensors::{
-    EmbeddingTensors, LayerTensors, MixerTensors, NormTensors, PrefixedTensors, Tensors, tied_head,
+    EmbeddingTensors, LayerTensors, MixerTensors, NormTensors, PrefixedTensors, Tensors,
 };
 
 /// An LFM2 whose configuration was checked.
@@ -144,6 +144,6 @@ impl Architecture for Lfm2 {
     fn head(&self, tensors: &dyn Tensors) -> Result<Matrix> {
         let (shape, head) = ([self.vocabulary, self.hidden], "lm_head.weight");
         let words = format!("model.{WORDS}");
-        if self.tied { tied_head(tensors, &words, head, shape) } else { tensors.matrix(head, shape) }
+        if self.tied { tensors.tied_matrix(&words, head, shape) } else { tensors.matrix(head, shape) }
     }
 }

@@ -4,7 +4,7 @@ use crate::compute::{Activation, Biased, Heads, LONGEST_HEAD, LayerAttention, Ma
 use crate::models::architectures::architecture::{Architecture, Description, Factors};
 use crate::models::architectures::family::LARGEST_SIZE;
 use crate::models::architectures::tensors::{
-    EmbeddingTensors, LayerTensors, MixerTensors, NormTensors, Tensors, tied_head,
+    EmbeddingTensors, LayerTensors, MixerTensors, NormTensors, Tensors,
 };
 use crate::{Error, Result};
 
@@ -232,7 +232,7 @@ impl Architecture for Llama {
     fn head(&self, tensors: &dyn Tensors) -> Result<Matrix> {
         let (words, head) = ("model.embed_tokens.weight", "lm_head.weight");
         match self.tied {
-            true => tied_head(tensors, words, head, [self.vocabulary, self.hidden]),
+            true => tensors.tied_matrix(words, head, [self.vocabulary, self.hidden]),
             false => self.words(tensors, head),
         }
     }

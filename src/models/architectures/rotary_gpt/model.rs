@@ -4,7 +4,7 @@ use crate::compute::memory::zeroed;
 use crate::compute::{Activation, Biased, Heads, LayerAttention, Matrix, Positions, Weight};
 use crate::models::architectures::architecture::{Architecture, Description, Factors};
 use crate::models::architectures::tensors::{
-    EmbeddingTensors, LayerTensors, MixerTensors, NormTensors, Tensors, tied_head,
+    EmbeddingTensors, LayerTensors, MixerTensors, NormTensors, Tensors,
 };
 use crate::{Error, Result};
 
@@ -272,7 +272,7 @@ impl Architecture for RotaryGpt {
             [self.variant.names.words, self.head_name(tensors)].map(|name| format!("{name}.weight"));
         let shape = [self.vocabulary, self.hidden];
         if self.variant.tied {
-            tied_head(tensors, &words, &head, shape)
+            tensors.tied_matrix(&words, &head, shape)
         } else {
             tensors.matrix(&head, shape)
         }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ....errors import InputError
 from ...errors import ApiError, bad_request, refused, unknown_model
-from ...uses import other_use
+from ...uses import is_source, other_use
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
@@ -42,7 +42,7 @@ def generator(service: Service, name: Any, no_names: Collection[str] = ()) -> st
         return served[0]
     plain = name.removesuffix(":latest")
     for slot in served:
-        if plain == slot or name == slots[slot]["source"]:
+        if plain == slot or is_source(name, slots[slot]):
             return slot
     if name in no_names:
         return served[0]

@@ -1,0 +1,138 @@
+//! Finds the files of an adapter, and the model that it changes.
+
+use std::path::{Path, PathBuf};
+
+use super::adapters::config::{CONFIG, PeftConfig, is_adapter};
+use super::adapters::own::{OwnAdapters, unknown_adapter};
+use super::hub::{Hub, Progress, ResolveOptions};
+use super::json::read_json;
+use super::manifest::{ADAPTER_WEIGHTS, ModelAdapter, ModelFiles, WeightFiles};
+use super::source::{Source, is_hub_id, looks_like_path, safe_relative};
+use crate::config::expand_home;
+use crate::{Error, Result};
+
+/// `files` with the adapter that a user calls `adapter`: one that they have, or the folder, the hub id, or the hub id and the
+/// folder after it, of one of PEFT.
+///
+/// # Errors
+/// [`Error::Argument`] for one that there is not; [`Error::Unsupported`] for a model that takes none; those of the hub.
+pub(super) fn attach(
+    files: ModelFiles,
+    adapter: &str,
+    options: &ResolveOptions,
+    progress: &mut dyn FnMut(&Progress<'_>) -> Result<()>,
+) -> Result<ModelFiles> {
+    refuse_quantized(&files)?;
+    let config = files.transformer.join("config.json");
+    let json = if config.is_file() { read_json(&config)? } else { serde_json::Value::Null };
+    if let Some(own) = OwnAdapters::read(&config, &json)? {
+        if !own.names.iter().any(|name| name == adapter) {
+            return Err(unknown_adapter(&files.model, adapter, &own.names));
+        }
+        return Ok(ModelFiles { adapter: Some(ModelAdapter::Own(adapter.to_owned())), ..files });
+    }
+    let folder = locate(adapter, options, progress)?;
+    attach_folder(files, adapter, &folder)
+}
+
+/// `files` with the adapter of PEFT in `folder`.
+///
+/// # Errors
+/// [`Error::Unsupported`] for a model that takes none; [`Error::MissingFile`].
+pub(super) fn attach_folder(files: ModelFiles, name: &str, folder: &Path) -> Result<ModelFiles> {
+    refuse_quantized(&files)?;
+    if files.static_form()?.is_some() {
+        let reason = "it is a static model, which takes no adapter".into();
+        return Err(Error::Unsupported { model: files.model, reason });
+    }
+    let is_there = |name: &&str| folder.join(name).is_file();
+    let weights = match ADAPTER_WEIGHTS.into_iter().find(is_there) {
+        Some(file) if file.ends_with(".bin") => WeightFiles::Pickle(vec![folder.join(file)]),
+        Some(file) => WeightFiles::Safetensors(vec![folder.join(file)]),
+        None => return Err(missing(name, ADAPTER_WEIGHTS[0], folder)),
+    };
+    let adapter = ModelAdapter::Peft { name: name.to_owned(), folder: folder.to_path_buf(), weights };
+    Ok(ModelFiles { adapter: Some(adapter), ..files })
+}
+
+fn refuse_quantized(files: &ModelFiles) -> Result<()> {
+    if !matches!(files.weights, WeightFiles::Gguf(_)) {
+        return Ok(());
+    }
+    let reason = "an adapter is not added to the weights of a GGUF file; give the folder or the hub id of the model in \
+                  safetensors (dtype=\"int8\" or \"int4\" keeps it small), or merge the adapter before the conversion";
+    Err(Error::Unsupported { model: files.model.clone(), reason: reason.into() })
+}
+
+fn missing(adapter: &str, file: &str, folder: &Path) -> Error {
+    Error::MissingFile {
+        model: adapter.into(),
+        file: file.into(),
+        folder: folder.to_path_buf(),
+        remedy: "an adapter of PEFT has it; give the folder that save_pretrained wrote".into(),
+    }
+}
+
+/// The folder of the adapter of PEFT that a user calls `adapter`.
+fn locate(
+    adapter: &str,
+    options: &ResolveOptions,
+    progress: &mut dyn FnMut(&Progress<'_>) -> Result<()>,
+) -> Result<PathBuf> {
+    let adapter = adapter.trim();
+    let path = expand_home(adapter);
+    if is_adapter(&path) {
+        return Ok(path);
+    }
+    if looks_like_path(adapter, &path) || path.is_dir() {
+        return Err(missing(adapter, CONFIG, &path));
+    }
+    let parts: Vec<&str> = adapter.splitn(3, '/').collect();
+    if let [organization, name, inner @ ..] = &parts[..]
+        && let id = format!("{organization}/{name}")
+        && is_hub_id(&id)
+        && let Some(inner) = safe_relative(inner.first().copied().unwrap_or_default())
+    {
+        // The revision is that of the model.
+        let options = ResolveOptions { revision: None, ..options.clone() };
+        return Hub::new(&options)?.adapter(&id, &inner, progress);
+    }
+    let expected = "expected the folder of an adapter, a hub id (organization/name), or a hub id and the folder after it";
+    Err(Error::argument("adapter", format!("={adapter:?}: {expected}")))
+}
+
+/// The model that the adapter of PEFT in `folder` was trained on. `model` is what messages call the adapter, and `is_local`
+/// says that its files are not those of the hub.
+///
+/// # Errors
+/// [`Error::Unsupported`] when it names none, or one that files of the hub may not name.
+pub(super) fn base_of(model: &str, folder: &Path, is_local: bool) -> Result<(Source, Option<String>)> {
+    let config = PeftConfig::read(model, folder)?;
+    let remedy = format!("give it yourself: register(name, BASE, adapter={model:?})");
+    let refused =
+        |reason: String| Error::Unsupported { model: model.into(), reason: format!("{reason}; {remedy}") };
+    if folder.join("modules.json").is_file() {
+        let reason = "it is an adapter that sentence-transformers has saved with modules of its own (modules.json), \
+                      which are not read: with adapter=, pooling and prompts are those of the base";
+        return Err(refused(reason.into()));
+    }
+    let Some(base) = config.base_model_name_or_path.filter(|base| !base.trim().is_empty()) else {
+        return Err(refused(
+            "it is an adapter whose adapter_config.json does not name its base model".into(),
+        ));
+    };
+    let shown = format!("it is an adapter of {base:?}");
+    match Source::parse(&base)
+        .map_err(|_| refused(format!("{shown}, which is no model here or on the hub")))?
+    {
+        hub @ Source::Hub(_) => Ok((hub, config.revision)),
+        directory @ Source::Directory(_) if is_local => match directory {
+            Source::Directory(path) if path.is_dir() => Ok((Source::Directory(path), None)),
+            _ => Err(refused(format!("{shown}, a folder that is not here"))),
+        },
+        Source::Directory(_) => {
+            Err(refused(format!("{shown}, a folder of the machine that it was trained on")))
+        }
+        _ => Err(refused(format!("{shown}, which an adapter may not name"))),
+    }
+}

@@ -1,0 +1,126 @@
+"""Adapters over models: two slots of one base, what is said of them, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from conftest import FIXTURES, tiny
+from model_manager.errors import InputError, ModelManagerError
+
+BASE = str(FIXTURES / "bert_plain")
+FOLDER = FIXTURES / "adapters"
+ONE, OTHER = str(FOLDER / "bert_rslora"), str(FOLDER / "bert_dora")
+JINA = str(FIXTURES / "jina_v3_tasks")
+
+
+def cases(name, key="cases"):
+    return json.loads((FIXTURES / name / "reference.json").read_text(encoding="utf-8"))[key]
+
+
+def test_slots_of_one_base_have_their_own_vectors_and_cache_entries(tmp_path):
+    with tiny(cache_disk=str(tmp_path / "cache")) as manager:
+        manager.register("bare", BASE, kind="embedding")
+        manager.register("one", BASE, adapter=FOLDER / "bert_rslora")
+        manager.register("other", BASE, adapter=OTHER)
+        texts = [case["text"] for case in cases("adapters/bert_rslora")]
+        found = {name: manager.embed(texts, name, normalize=False) for name in ("bare", "one", "other")}
+        for name in found:
+            again = manager.embed(texts, name, normalize=False)
+            assert np.array_equal(again, found[name]), "from the cache"
+        for name, adapter in (("one", "bert_rslora"), ("other", "bert_dora")):
+            expected = np.array([case["embedding"] for case in cases(f"adapters/{adapter}")], np.float32)
+            assert np.abs(found[name] - expected).max() <= 2e-5
+        assert np.abs(found["one"] - found["other"]).max() > 1e-2 < np.abs(found["one"] - found["bare"]).max()
+        assert manager.stats()["cache"]["insertions"] == 3 * len(texts)
+
+
+def test_what_is_said_of_them():
+    with tiny() as manager:
+        manager.register("one", BASE, adapter=ONE)
+        manager.register("bare", BASE, kind="embedding")
+        slots = manager.stats()["slots"]
+        assert (slots["one"]["adapter"], slots["bare"]["adapter"]) == (ONE, None)
+        assert (slots["one"]["kind"], slots["one"]["kind_known"]) == ("embedding", True)
+        one, bare = manager.describe("one"), manager.describe("bare")
+        assert (one["adapter"], bare["adapter"]) == (ONE, None)
+        assert one["source"] == bare["source"] == BASE
+        manager.register("writer", FIXTURES / "qwen3", adapter=FOLDER / "qwen3_layers")
+        assert manager.stats()["slots"]["writer"]["kind"] == "generator"
+        assert manager.describe_generator("writer")["adapter"] == str(FOLDER / "qwen3_layers")
+        manager.register("plain", FIXTURES / "qwen3")
+        memory = [manager.describe_generator(name)["bytes"] for name in ("writer", "plain")]
+        assert memory[0] == memory[1]
+        manager.register("classes", BASE, adapter=FOLDER / "bert_classes")
+        assert manager.stats()["slots"]["classes"]["kind"] in ("reranker", "classifier")
+        manager.load("classes")
+        assert manager.describe("classes")["labels"] == ["LABEL_0", "LABEL_1", "LABEL_2"]
+
+
+def test_tasks_of_jina():
+    with tiny() as manager:
+        for task in ("retrieval.query", "text-matching"):
+            manager.register(task, JINA, adapter=task)
+            rows = cases("jina_v3_tasks", f"task {task}")
+            vectors = manager.embed([row["text"] for row in rows], task)
+            assert np.abs(vectors - np.array([row["embedding"] for row in rows], np.float32)).max() <= 2e-5
+        about = manager.describe("retrieval.query")
+        assert about["default_prompt_name"] == "retrieval.query"
+        assert about["prompts"]["retrieval.passage"].startswith("Represent the document")
+        assert manager.describe("text-matching")["default_prompt_name"] is None
+        manager.register("unknown", JINA, adapter="retrieval")
+        with pytest.raises(InputError, match=r"retrieval\.passage") as raised:
+            manager.embed("a", "unknown")
+        assert raised.value.param == "adapter"
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"adapter": " "}, InputError, "adapter"),
+        ({"adapter": ONE, "fallback": [BASE]}, InputError, "fallback"),
+        ({"adapter": 5}, TypeError, "adapter must be"),
+    ],
+)
+def test_arguments(options, error, message):
+    with tiny() as manager, pytest.raises(error, match=message):
+        manager.register("m", BASE, **options)
+
+
+def test_a_loader_and_a_server_take_none():
+    with tiny() as manager:
+        with pytest.raises(InputError, match="adapter is for a source"):
+            manager.register("m", loader=object, adapter=ONE)
+        manager.register("server", "ollama://127.0.0.1:9/model", adapter=ONE)
+        with pytest.raises(ModelManagerError, match="server"):
+            manager.embed("a", "server")
+
+
+def test_a_folder_that_is_an_adapter_is_loaded_with_its_base(tmp_path):
+    shutil.copytree(ONE, tmp_path / "lora")
+    path = tmp_path / "lora" / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(config | {"base_model_name_or_path": BASE}), encoding="utf-8")
+    case = cases("adapters/bert_rslora")[0]
+    with tiny() as manager:
+        manager.register("lora", tmp_path / "lora")
+        assert manager.stats()["slots"]["lora"]["kind"] == "embedding"
+        vector = manager.embed(case["text"], "lora", normalize=False)
+        assert np.abs(vector - np.array(case["embedding"], np.float32)).max() <= 2e-5
+        assert manager.describe("lora")["adapter"] == str(tmp_path / "lora")
+        (tmp_path / "lora" / "modules.json").write_text("[]", encoding="utf-8")
+        manager.register("own", tmp_path / "lora", replace=True)
+        with pytest.raises(ModelManagerError, match=r"modules\.json"):
+            manager.embed("a", "own")
+
+
+@pytest.mark.usefixtures("command_settings")
+def test_the_command_says_whether_one_fits(command):
+    report = json.loads(command("doctor", BASE, "--adapter", ONE, "--json").out)
+    assert (report["runs"], report["adapter"], report["family"]) == (True, ONE, "bert")
+    other = command("doctor", str(FIXTURES / "bert_wordpiece"), "--adapter", ONE)
+    assert other.code == 1
+    assert "[24, 4]" in other.err
+    assert command("doctor", "--adapter", ONE).code != 0
