@@ -42,7 +42,18 @@ from transformers import (
     AutoModelForSequenceClassification,
     T5EncoderModel,
 )
-from transformers_options import BOTH, DECODERS, ENCODERS, ROPE, SCORED, SPARSE, TYPES, Options
+from transformers_options import (
+    BOTH,
+    CONVOLUTIONS,
+    DECODERS,
+    ENCODERS,
+    MIXTURES,
+    ROPE,
+    SCORED,
+    SPARSE,
+    TYPES,
+    Options,
+)
 
 Case = tuple[str, float | str]  # ok, differs or refused, and what there is to say
 CONTEXT = 64
@@ -50,6 +61,7 @@ TOLERANCE = 1e-4  # of vectors, relative to the largest number, and of logits
 NEW_TOKENS = 16
 FULL, SLIDING = "full_attention", "sliding_attention"
 REFERENCE = {"dtype": torch.float32, "attn_implementation": "eager"}
+EXPERTS = {"experts_implementation": "eager"}
 TEXTS = [
     "a",
     "The weather is very nice today.",
@@ -100,10 +112,16 @@ def config(draw: random.Random, family: str, options: Options, tokens: Options) 
         value = draw.choice(choices)
         value = rope(draw) if value is ROPE else value
         value = [draw.choice([FULL, SLIDING]) for _ in range(layers)] if value is TYPES else value
+        value = [draw.choice([FULL, "conv"]) for _ in range(layers)] if value is CONVOLUTIONS else value
         found |= {} if value is None else {key: value}
     if family in DECODERS and draw.random() < 0.5:
         found["tie_word_embeddings"] = draw.choice(BOTH)
     return CONFIG_MAPPING[family](**{**tokens, **found})
+
+
+def plain(family: str) -> Options:
+    """How transformers computes it: in its plainest form."""
+    return {**REFERENCE, **(EXPERTS if family in MIXTURES else {})}
 
 
 def save(draw: random.Random, kind: Any, settings: Any, folder: Path) -> None:
@@ -115,7 +133,10 @@ def save(draw: random.Random, kind: Any, settings: Any, folder: Path) -> None:
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     model.load_state_dict(random_weights(shapes, draw.randrange(10**6), gain=2.0, embedding=0.3))
     model.to(draw.choice([torch.float32, torch.float32, torch.bfloat16, torch.float16]))
-    model.save_pretrained(folder, max_shard_size=draw.choice(["1GB", "1GB", "20KB"]))
+    shards = draw.choice(["1GB", "1GB", "20KB"])
+    # Experts as published files have them, or as modules hold them.
+    published = settings.model_type not in MIXTURES or draw.choice(BOTH)
+    model.save_pretrained(folder, max_shard_size=shards, save_original_format=published)
     (folder / "generation_config.json").unlink(missing_ok=True)
     path = folder / "config.json"
     saved = json.loads(path.read_text("utf-8"))
@@ -132,7 +153,7 @@ def generator(draw: random.Random, family: str, folder: Path, manager: ModelMana
     end = vocabulary - 3
     tokens = {"vocab_size": vocabulary, "bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
     save(draw, AutoModelForCausalLM, config(draw, family, DECODERS[family], tokens), folder)
-    reference = AutoModelForCausalLM.from_pretrained(folder, **REFERENCE).eval()
+    reference = AutoModelForCausalLM.from_pretrained(folder, **plain(family)).eval()
     manager.register("model", folder, kind="generator", dtype="float32")
     worst = 0.0
     for length in (1, 5, 20, 45):
@@ -173,7 +194,7 @@ def embedding(draw: random.Random, family: str, folder: Path, manager: ModelMana
     tokens = tokenizer(draw, family, folder, "classic")
     kind = T5EncoderModel if family in ("t5", "mt5") else AutoModel
     save(draw, kind, config(draw, family, ENCODERS[family][1], tokens), folder)
-    model = SentenceTransformer(str(folder), device="cpu", model_kwargs=dict(REFERENCE))
+    model = SentenceTransformer(str(folder), device="cpu", model_kwargs=plain(family))
     expected = np.stack([model.encode([text], show_progress_bar=False)[0] for text in TEXTS])
     manager.register("model", folder, kind="embedding", dtype="float32")
     return compare(manager.embed(TEXTS, "model", normalize=False), expected)

@@ -7,7 +7,7 @@ BOTH = [True, False]
 ACTIVATIONS = ["silu", "gelu", "relu", "gelu_new", "gelu_pytorch_tanh"]
 
 # None leaves the key out; rotary parameters and types of layers are drawn in place of these.
-ROPE, TYPES = object(), object()
+ROPE, TYPES, CONVOLUTIONS = object(), object(), object()
 
 
 def flags(*names: str) -> Options:
@@ -72,6 +72,38 @@ DECODERS: dict[str, Options] = {
         "layer_norm_epsilon": [1e-5, 1e-2],
     },
 }
+EXPERTS: Options = {"num_experts": [3, 8], "num_experts_per_tok": [1, 2, 3], "norm_topk_prob": [None, True, False]}
+NARROW: Options = {
+    **EXPERTS,
+    "moe_intermediate_size": [5, 16],
+    "decoder_sparse_step": [1, 1, 2],
+    "mlp_only_layers": [[], [], [0]],
+}
+LOCAL: Options = {"num_local_experts": [3, 8], "num_experts_per_tok": [1, 2, 3]}
+MIXTURES: dict[str, Options] = {
+    "qwen3_moe": {**LLAMA, **WIDE, **NARROW, **WINDOW, **flags("use_sliding_window")},
+    "mixtral": {**LOCAL, **WIDE, **WINDOW, "hidden_act": ACTIVATIONS},
+    "olmoe": {**LLAMA, **EXPERTS},
+    "lfm2_moe": {
+        **EXPERTS,
+        **flags("conv_bias", "use_expert_bias"),
+        "moe_intermediate_size": [5, 16],
+        "num_dense_layers": [0, 1, None],
+        "routed_scaling_factor": [None, 2.5],
+        "conv_L_cache": [2, 3, 4],
+        "layer_types": [CONVOLUTIONS],
+        "rope_parameters": [ROPE],
+    },
+    "qwen2_moe": {
+        **QWEN,
+        **NARROW,
+        **flags("qkv_bias"),
+        "hidden_act": ACTIVATIONS,
+        "shared_expert_intermediate_size": [7, 16],
+    },
+    "granitemoe": {**LLAMA, **FACTORS, **LOCAL, "embedding_multiplier": [1.0, 3.0]},
+}
+DECODERS |= MIXTURES
 BERT: Options = {"hidden_act": ACTIVATIONS, "type_vocab_size": [1, 2], "layer_norm_eps": [1e-12, 1e-5, 1e-1]}
 ROBERTA: Options = {**BERT, "pad_token_id": [0, 1, 3]}
 BUCKETS: Options = {"relative_attention_num_buckets": [8, 32], "relative_attention_max_distance": [20, 128]}
@@ -123,6 +155,7 @@ ENCODERS: dict[str, tuple[str, Options]] = {
     "t5": ("t5", T5),
     "mt5": ("t5", T5),
     "lfm2": ("bytes", {**LFM2, **flags("is_causal")}),
+    **{family: ("qwen", options) for family, options in MIXTURES.items()},
 }
 SCORED = list(ENCODERS)[:15]
 SPARSE = ["bert", "xlm-roberta", "roberta", "camembert", "distilbert"]

@@ -13,6 +13,7 @@ pub mod attention;
 pub mod backend;
 mod batch;
 pub mod cards;
+mod experts;
 pub mod file;
 #[cfg(test)]
 #[cfg(unix)]
@@ -44,6 +45,7 @@ pub use backend::{
     Backend, Candle, CandleDevice, Cpu, ForwardFn, KvCache, Pass, Positions, Relief, Row, Rows, Step,
 };
 pub use batch::PackedBatch;
+pub use experts::{ExpertLayers, ExpertRouting, ExpertScores, Experts, SharedExpert};
 pub use isa::{DType, ISA_VARIABLE, Isa};
 pub use kernels::Activation;
 pub(crate) use kernels::rowwise::LONGEST_HEAD;

@@ -114,6 +114,16 @@ impl Weight {
         self.shape.iter().skip(1).product()
     }
 
+    /// The same numbers in another shape.
+    ///
+    /// # Panics
+    /// If that has another number of them.
+    #[must_use]
+    pub fn reshaped(self, shape: &[usize]) -> Self {
+        assert!(fits(self.bytes.len(), self.stored, shape), "numbers of a tensor");
+        Self { shape: shape.to_vec(), ..self }
+    }
+
     /// Some of its rows.
     ///
     /// # Panics
@@ -123,18 +133,6 @@ impl Weight {
         let bytes = self.bytes.slice(rows.start * size..rows.end * size);
         let shape = std::iter::once(rows.len()).chain(self.shape.iter().skip(1).copied()).collect();
         Self { bytes, stored: self.stored, shape }
-    }
-
-    /// The same numbers in another shape.
-    ///
-    /// # Errors
-    /// [`Error::Input`] if it has another number of values.
-    pub(crate) fn reshaped(self, shape: Vec<usize>) -> Result<Self> {
-        if !fits(self.bytes.len(), self.stored, &shape) {
-            let reason = format!("a tensor of shape {:?} does not have the shape {shape:?}", self.shape);
-            return Err(Error::Input(reason));
-        }
-        Ok(Self { shape, ..self })
     }
 
     /// All values.

@@ -19,6 +19,12 @@ struct Header {
     /// The file's name → transformers' tensors that are its rows.
     #[serde(default)]
     stacked: BTreeMap<String, Vec<String>>,
+    /// The file's name → transformers' matrices of experts that are its matrices.
+    #[serde(default)]
+    experts: BTreeMap<String, Vec<String>>,
+    /// The file's name → transformers' tensor of matrices of experts, of whose rows it has this of so many parts.
+    #[serde(default)]
+    slices: BTreeMap<String, (String, usize, usize)>,
 }
 
 fn headers() -> BTreeMap<String, Header> {
@@ -119,6 +125,20 @@ fn with_tensors(family: &str, header: &Header) -> Writer {
         let rows: Vec<Vec<f32>> =
             rows.iter().map(|name| weights.get(name).unwrap().to_f32().unwrap()).collect();
         writer = writer.tensor(name, &[rows.len(), rows[0].len()], 0, &f32s(&rows.concat()));
+    }
+    for (name, experts) in &header.experts {
+        let shape = weights.shape(&experts[0]).unwrap();
+        let values: Vec<_> =
+            experts.iter().flat_map(|name| weights.get(name).unwrap().to_f32().unwrap()).collect();
+        writer = writer.tensor(name, &[experts.len(), shape[0], shape[1]], 0, &f32s(&values));
+    }
+    for (name, (from, part, parts)) in &header.slices {
+        let values = weights.get(from).unwrap().to_f32().unwrap();
+        let &[experts, rows, columns] = weights.shape(from).unwrap() else { panic!("{from}") };
+        let own = rows / parts * columns;
+        let values: Vec<f32> =
+            values.chunks(rows * columns).flat_map(|expert| &expert[part * own..][..own]).copied().collect();
+        writer = writer.tensor(name, &[experts, rows / parts, columns], 0, &f32s(&values));
     }
     for (name, values) in &header.factors {
         writer = writer.tensor(name, &[values.len()], 0, &f32s(values));

@@ -46,7 +46,8 @@ struct Chat {
 
 const NAMES: &str = "gpt2 gpt2_bin llama qwen2 qwen3 mistral ministral ministral3 smollm3 granite phi3 \
     gemma gemma2 gemma3_text glm4 olmo2 gemma3 mistral3 exaone4 helium gpt_neox phi phi_norms stablelm \
-    stablelm_parallel starcoder2 falcon falcon_new falcon_serial gptj lfm2 lfm2_biased";
+    stablelm_parallel starcoder2 falcon falcon_new falcon_serial gptj lfm2 lfm2_biased \
+    qwen3_moe qwen3_moe_mixed mixtral olmoe lfm2_moe qwen2_moe granitemoe";
 
 fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
@@ -542,6 +543,9 @@ mod gguf_families;
 
 #[path = "coded_tests.rs"]
 mod coded;
+
+#[path = "expert_tests.rs"]
+mod experts;
 
 #[path = "lfm2_tests.rs"]
 mod lfm2;

@@ -339,6 +339,16 @@ impl Tensors for Weights {
         }
     }
 
+    fn stacked(&self, name: &str, shape: [usize; 3]) -> Result<Matrix> {
+        match &self.gguf {
+            Some(gguf) => GgufTensors(gguf).stacked(name, shape),
+            None => {
+                let weight = self.get_shaped(&self.own_name(name), &shape)?;
+                Ok(Matrix::Plain(weight.reshaped(&[shape[0] * shape[1], shape[2]])))
+            }
+        }
+    }
+
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Weight> {
         match &self.gguf {
             Some(gguf) => GgufTensors(gguf).tensor(name, shape),

@@ -105,6 +105,38 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
 }
 
+# Mixtures of experts.
+EXPERTS = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 12, "norm_topk_prob": True}
+FAMILIES |= {
+    "qwen3_moe": {**EXPERTS, "head_dim": 12},
+    # Three of four layers have a perceptron; the tensors are as modules hold them.
+    "qwen3_moe_mixed": {
+        "model_type": "qwen3_moe",
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 12,
+        "intermediate_size": 20,
+        "decoder_sparse_step": 2,
+        "mlp_only_layers": [1],
+        "num_hidden_layers": 4,
+        "tie_word_embeddings": True,
+        "use_sliding_window": True,
+        "sliding_window": 12,
+    },
+    "mixtral": {"num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 20, "rope_theta": 1000000.0},
+    "olmoe": {"num_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 20, "norm_topk_prob": False},
+    "qwen2_moe": {**EXPERTS, "norm_topk_prob": False, "shared_expert_intermediate_size": 20},
+    "granitemoe": {
+        "num_local_experts": 6,
+        "num_experts_per_tok": 2,
+        "intermediate_size": 20,
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.6,
+        "attention_multiplier": 0.4,
+        "logits_scaling": 0.7,
+    },
+}
+
 # Models that read images too: the family of their text model, and what their `config.json` says of images.
 VISION = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "image_size": 8}
 WHOLE: dict[str, tuple[str, dict[str, Any]]] = {
@@ -151,6 +183,19 @@ LFM2 = {
 FALCON = {"model_type": "falcon", "layer_norm_epsilon": 1e-5, "alibi": False, "num_hidden_layers": 2}
 OTHERS: dict[str, dict[str, Any]] = {
     "lfm2": LFM2,
+    "lfm2_moe": {
+        **EXPERTS,
+        "model_type": "lfm2_moe",
+        "num_hidden_layers": 4,
+        "num_dense_layers": 1,
+        "intermediate_size": 20,
+        "layer_types": ["conv", FULL, "conv", FULL],
+        "norm_eps": 1e-5,
+        "num_key_value_heads": 2,
+        "rope_theta": 10000.0,
+        "routed_scaling_factor": 1.5,
+        "use_expert_bias": True,
+    },
     "lfm2_biased": {
         **LFM2,
         "layer_types": ["conv", FULL, "conv"],
@@ -235,12 +280,28 @@ def write_weights(name: str, directory: Path, seed: int) -> None:
         del shapes["lm_head.weight"]
     # Gemma multiplies embeddings by the root of their length, and adds one to its norms.
     gemma = name.startswith("gemma")
-    tensors = random_weights(shapes, seed, gain=2.0, embedding=0.1 if gemma else 0.3)
+    mixture = hasattr(empty.config, "num_experts_per_tok")
+    # The factors of experts' weights amplify roundings once more.
+    tensors = random_weights(shapes, seed, gain=1.5 if mixture else 2.0, embedding=0.1 if gemma else 0.3)
     norms = {key for key, tensor in tensors.items() if gemma and tensor.ndim == 1}
     if "lm_head.weight" in tensors and name == "gpt_neox":  # as it was published
         tensors["embed_out.weight"] = tensors.pop("lm_head.weight")
+    if mixture:  # transformers chooses the names
+        empty.load_state_dict(tensors, strict=not empty.config.tie_word_embeddings)
+        save(empty, directory, save_original_format=name != "qwen3_moe_mixed")
+        return
     narrow = {key: (tensor - int(key in norms)).to(torch.bfloat16).contiguous() for key, tensor in tensors.items()}
     files.save_single(directory, narrow)
+
+
+def save(model: Any, directory: Path, **options: Any) -> None:
+    """As transformers saves it, with the `config.json` that is there."""
+    model.tie_weights()
+    own = {path: path.read_bytes() for path in directory.glob("*config.json")}
+    model.to(torch.bfloat16).save_pretrained(directory, **options)
+    (directory / "generation_config.json").unlink()
+    for path, content in own.items():
+        path.write_bytes(content)
 
 
 def write_whole(name: str, directory: Path, seed: int) -> None:
@@ -250,17 +311,12 @@ def write_whole(name: str, directory: Path, seed: int) -> None:
     tensors = random_weights(shapes, seed, gain=2.0, embedding=0.1 if name.startswith("gemma") else 0.3)
     norms = {key for key, tensor in tensors.items() if name.startswith("gemma") and tensor.ndim == 1}
     model.load_state_dict({key: tensor - int(key in norms) for key, tensor in tensors.items()})
-    model.tie_weights()
-    own = {path: path.read_bytes() for path in directory.glob("*config.json")}
-    model.to(torch.bfloat16).save_pretrained(directory)
-    (directory / "generation_config.json").unlink()
-    for path, content in own.items():
-        path.write_bytes(content)
+    save(model, directory)
 
 
 def answers(directory: Path) -> tuple[list[dict[str, Any]], float]:
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    options = {"dtype": torch.float32, "attn_implementation": "eager"}
+    options = {"dtype": torch.float32, "attn_implementation": "eager", "experts_implementation": "eager"}
     kind = AutoModelForImageTextToText if directory.name in WHOLE else AutoModelForCausalLM
     model = kind.from_pretrained(directory, **options).eval()
     exact = kind.from_pretrained(directory, **options).eval().double()

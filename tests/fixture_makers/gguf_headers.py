@@ -5,6 +5,7 @@ The test writes such files from the fixtures' own weights, and compares their lo
 
 import json
 import math
+import re
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,17 @@ NAMES = {
     "phi": "phi2",
     "stablelm_parallel": "stablelm",
     "falcon_new": "falcon",
+    "mixtral": "llama",
+    **{name: name.replace("_", "") for name in ("qwen2_moe", "qwen3_moe", "lfm2_moe")},
 }
-PERMUTED = ("llama", "ministral3", "granite")
+PERMUTED = ("llama", "ministral3", "granite", "mixtral", "granitemoe")
+# In the order in which they are stacked. The package has no name for what Granite joins.
+EXPERTS = re.compile(r"(.*)\.(?:mlp|block_sparse_moe|feed_forward)\.experts\.(\d+)\.(\w+)\.weight")
+KINDS = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down", "w1": "gate", "w3": "up", "w2": "down"}
+JOINED = {"input_linear": ("gate", "up"), "output_linear": ("down",)}
 FAMILIES = ("gpt2", "llama", "qwen2", "qwen3", "ministral3", "granite", "phi3", "gemma", "gemma2", "gemma3_text")
 FAMILIES += ("glm4", "olmo2", "exaone4", "gpt_neox", "phi", "stablelm", "stablelm_parallel", "starcoder2")
-FAMILIES += ("falcon", "falcon_new", "lfm2")
+FAMILIES += ("falcon", "falcon_new", "lfm2", "qwen3_moe", "mixtral", "olmoe", "lfm2_moe", "qwen2_moe", "granitemoe")
 ENCODERS = {
     "bert_wordpiece": "bert",
     "xlmr": "bert",
@@ -129,15 +136,37 @@ def falcon(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def experts(config: dict[str, Any]) -> dict[str, Any]:
+    """Converters leave out whether weights are normalized, and factors of 1: a reader knows it by the architecture."""
+    found = {
+        Keys.LLM.EXPERT_COUNT: config.get("num_experts") or config["num_local_experts"],
+        Keys.LLM.EXPERT_USED_COUNT: config["num_experts_per_tok"],
+    }
+    names = {
+        "moe_intermediate_size": Keys.LLM.EXPERT_FEED_FORWARD_LENGTH,
+        "shared_expert_intermediate_size": Keys.LLM.EXPERT_SHARED_FEED_FORWARD_LENGTH,
+        "num_dense_layers": Keys.LLM.LEADING_DENSE_BLOCK_COUNT,
+        "routed_scaling_factor": Keys.LLM.EXPERT_WEIGHTS_SCALE,
+    }
+    found |= {key: config[name] for name, key in names.items() if name in config}
+    if config["model_type"] == "lfm2_moe":
+        found[Keys.LLM.EXPERT_GATING_FUNC] = int(gguf.ExpertGatingFuncType.SIGMOID)
+    return found
+
+
 def lfm2(config: dict[str, Any]) -> dict[str, Any]:
     """Layers without heads of keys have a convolution."""
     full = AutoConfig.for_model(**config)
-    wide = int(full.block_ffn_dim_multiplier * int(2 * full.intermediate_size / 3))
+    if full.model_type == "lfm2_moe":
+        length = full.intermediate_size
+    else:
+        wide = int(full.block_ffn_dim_multiplier * int(2 * full.intermediate_size / 3))
+        length = -(-wide // full.block_multiple_of) * full.block_multiple_of
     return {
         Keys.LLM.VOCAB_SIZE: full.vocab_size,
         Keys.LLM.CONTEXT_LENGTH: full.max_position_embeddings,
         Keys.LLM.EMBEDDING_LENGTH: full.hidden_size,
-        Keys.LLM.FEED_FORWARD_LENGTH: -(-wide // full.block_multiple_of) * full.block_multiple_of,
+        Keys.LLM.FEED_FORWARD_LENGTH: length,
         Keys.LLM.BLOCK_COUNT: full.num_hidden_layers,
         Keys.Attention.HEAD_COUNT: full.num_attention_heads,
         Keys.Attention.HEAD_COUNT_KV: [
@@ -164,6 +193,8 @@ def metadata(family: str, config: dict[str, Any]) -> dict[str, Any]:
         return encoder(family, config)
     if config["model_type"] == "falcon":
         return falcon(config)
+    if config["model_type"] == "lfm2_moe":
+        return lfm2(config) | experts(config)
     if config["model_type"] == "lfm2":
         return lfm2(config)
     if "layer_norm_eps" in config or "norm_epsilon" in config:
@@ -185,7 +216,9 @@ def metadata(family: str, config: dict[str, Any]) -> dict[str, Any]:
         Keys.Rope.DIMENSION_COUNT: int(head * config.get("partial_rotary_factor", 1)),
         **scaling(config),
     }
-    if family == "granite":
+    if "num_experts_per_tok" in config:
+        found |= experts(config)
+    if family in ("granite", "granitemoe"):
         found[Keys.LLM.EMBEDDING_SCALE] = config["embedding_multiplier"]
         found[Keys.LLM.RESIDUAL_SCALE] = config["residual_multiplier"]
         found[Keys.LLM.LOGIT_SCALE] = config["logits_scaling"]
@@ -235,6 +268,27 @@ def factors(family: str, config: dict[str, Any]) -> dict[str, list[float]]:
     return {}
 
 
+def merged_experts(names: dict[str, str]) -> tuple[dict[str, list[str]], dict[str, tuple[str, int, int]]]:
+    """Takes the matrices of experts out of `names`: those that become one tensor, in their order, and the halves of the
+    rows of each expert that become one (the file's name → tensor, half, halves)."""
+    merged: dict[str, list[str]] = {}
+    slices: dict[str, tuple[str, int, int]] = {}
+    for key in list(names):
+        layer = re.match(r"model\.layers\.(\d+)\.", key)
+        if (match := EXPERTS.fullmatch(key)) and layer:
+            merged.setdefault(f"blk.{layer[1]}.ffn_{KINDS[match[3]]}_exps.weight", []).append(key)
+        elif layer and (joined := key.split(".")[-2]) in JOINED:
+            kinds = JOINED[joined]
+            for half, kind in enumerate(kinds):
+                slices[f"blk.{layer[1]}.ffn_{kind}_exps.weight"] = (key, half, len(kinds))
+        else:
+            continue
+        del names[key]
+    for keys in merged.values():
+        keys.sort(key=lambda key: int(EXPERTS.fullmatch(key)[2]))  # type: ignore[index]
+    return merged, slices
+
+
 def make(root: Path) -> None:
     found: dict[str, Any] = {}
     for family in (*FAMILIES, *ENCODERS):
@@ -255,7 +309,10 @@ def make(root: Path) -> None:
         for key in heads:
             own = table.get_name(bare.pop(key).split(".norms.")[0])
             stacked.setdefault(f"{own}.weight", []).append(key)
-        names = {key: table.get_name(own, (".weight", ".bias")) for key, own in bare.items()}
+        merged, slices = merged_experts(bare)
+        # Converters give this bias the name of a module.
+        own_names = {key: own.replace(".expert_bias", ".expert_bias.bias") for key, own in bare.items()}
+        names = {key: table.get_name(own, (".weight", ".bias")) for key, own in own_names.items()}
         missing = [key for key, own in names.items() if own is None]
         assert not missing, (family, missing)
         facts = metadata(family, config)
@@ -268,6 +325,10 @@ def make(root: Path) -> None:
         found[family] |= {"factors": factors(family, config)}
         if stacked:
             found[family] |= {"stacked": stacked}
+        if merged:
+            found[family] |= {"experts": merged}
+        if slices:
+            found[family] |= {"slices": slices}
     versions = {"gguf": version("gguf")}
     encoders = {name: found.pop(name) for name in ENCODERS}
     whole = {"made_with": versions, "families": found, "encoders": encoders}

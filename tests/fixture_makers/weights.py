@@ -30,6 +30,8 @@ def random_weights(
             shape = shapes[name]
             # GPT-2 stores [in, out]; a convolution has [out, in, taps].
             inputs = shape[0] if ".c_" in name else shape[1:].numel()
+            # The matrices of several experts.
+            inputs = shape[2] if ".experts." in name else inputs
             # ConvBERT makes its scores of a product, of what one layer and what two layers have made.
             scores = "conv_kernel_layer" in name
             tensors[name] = gain / inputs**0.5 * noise / (gain**3 if scores else 1)

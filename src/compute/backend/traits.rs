@@ -5,6 +5,7 @@ use crate::compute::attention::kv_cache::CacheShape;
 use crate::compute::attention::relative::{RelativeLayers, RelativeTable};
 use crate::compute::attention::rope::{RopeTable, Rotary};
 use crate::compute::batch::PackedBatch;
+use crate::compute::experts::Experts;
 use crate::compute::kernels::activation::Activation;
 use crate::compute::linear::layer::{Biased, Matrix};
 use crate::compute::pooling::Pooling;
@@ -143,6 +144,15 @@ pub trait Backend: Send + Sync + Sized + 'static {
 
     /// A gated layer `activation(x Gᵀ + b) * (x Uᵀ + c)`: gate and up, of the same shape.
     fn gated(&self, gate: Biased, up: Biased) -> Result<Self::Linear>;
+
+    /// A linear layer without a bias whose weights and outputs are in float32, whatever the backend's number format: the router
+    /// of a mixture of experts.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] where the backend has none.
+    fn exact_linear(&self, _matrix: &Matrix) -> Result<Self::Linear> {
+        Err(lacking("exact_linear"))
+    }
 
     /// A layer normalization over rows of `scale`'s length, or RMS normalization without `shift`.
     fn norm(&self, scale: &Weight, shift: Option<&Weight>, epsilon: f32) -> Result<Self::Norm>;
@@ -406,6 +416,23 @@ pub trait Pass<B: Backend> {
         factor: f32,
         residual: &mut Self::States,
     ) -> Result<()>;
+
+    /// `residual += factor * down_norm(y)`, where `y` is what a mixture of experts makes of `norm(residual)`: the sum of what the
+    /// experts of each row make of it, times their weights, in the order of the experts, and of what a shared one makes. The
+    /// result of a row does not depend on other rows.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] where the backend has no experts.
+    fn add_experts(
+        &mut self,
+        _norm: Option<&B::Norm>,
+        _experts: &Experts<B::Linear>,
+        _activation: Activation,
+        _down: (Option<&B::Norm>, f32),
+        _residual: &mut Self::States,
+    ) -> Result<()> {
+        Err(lacking("add_experts"))
+    }
 
     /// Gathers one row of each sequence, or with caches, of each sequence that needs logits. The following operations work on
     /// these rows, without attention.

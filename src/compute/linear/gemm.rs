@@ -14,7 +14,7 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::activations::{Activations, PlainRows};
+use super::activations::{Activations, Forms, PlainRows};
 use super::blocks::GROUP;
 use super::layer::{KernelSet, Linear, LinearPart, PartFormat};
 use super::phases::{RowPhases, TokenPhase};
@@ -31,8 +31,12 @@ use crate::compute::parallel::{Parallelism, Share, Target};
 use crate::sync::Mutex;
 use crate::{Error, Result};
 
+#[path = "gemm_grouped.rs"]
+mod grouped;
 #[path = "gemm_unpacked.rs"]
 mod unpacked;
+
+pub(crate) use self::grouped::{LayerRows, multiply_grouped};
 
 /// Bytes of a block of panels, which stays in the second-level cache while all rows are multiplied by it.
 const BLOCK_BYTES: usize = 384 << 10;
@@ -87,6 +91,28 @@ pub(crate) struct GemmScratch {
     quantized: Activations,
     /// A block of unpacked panels for each thread that multiplies.
     unpacked: Mutex<Vec<Buffer>>,
+}
+
+impl GemmScratch {
+    /// Quantizes the rows of `x` that are multiplied as integers, for layers that need these forms. Returns how weights are
+    /// unpacked for the others, if there are any.
+    fn prepare(
+        &mut self,
+        kernel_set: &KernelSet,
+        parallelism: Parallelism<'_>,
+        x: PlainRows<'_>,
+        phases: &RowPhases,
+        forms: Forms,
+    ) -> Result<Option<Unpack>> {
+        let unpack = kernel_set.unpack.filter(|_| x.format == DType::Bf16);
+        let is_integer = |rows| unpack.is_none() || phases.any(rows, TokenPhase::Decode);
+        if forms.quantized && is_integer(0..x.rows) {
+            let wanted = |row| is_integer(row..row + 1);
+            let (kernels, dot) = (kernel_set.kernels, kernel_set.dot);
+            self.quantized.quantize(kernels, dot, x, wanted, forms, parallelism)?;
+        }
+        Ok(unpack)
+    }
 }
 
 /// The product of a tile before its epilogue. It is not cleared, because products write every value that the epilogue
@@ -149,13 +175,7 @@ impl Linear {
         assert_eq!(x.columns, self.inputs, "operand of a linear layer");
         assert!(epilogue != Epilogue::Add || out.format() == DType::F32, "a product is added to f32");
         assert!(phases.rows() >= x.rows, "phases of {} of {} rows", phases.rows(), x.rows);
-        let unpack = kernel_set.unpack.filter(|_| x.format == DType::Bf16);
-        let is_integer = |rows| unpack.is_none() || phases.any(rows, TokenPhase::Decode);
-        if self.forms.quantized && is_integer(0..x.rows) {
-            let wanted = |row| is_integer(row..row + 1);
-            let (kernels, dot) = (kernel_set.kernels, kernel_set.dot);
-            scratch.quantized.quantize(kernels, dot, x, wanted, self.forms, parallelism)?;
-        }
+        let unpack = scratch.prepare(kernel_set, parallelism, x, phases, self.forms)?;
         let gemm = Gemm {
             layer: self,
             kernel_set,

@@ -63,6 +63,19 @@ impl Packer {
         Ok(layer)
     }
 
+    /// Packs a matrix as plain numbers in f32, whatever the format of the others.
+    ///
+    /// # Errors
+    /// As [`linear`](Self::linear).
+    pub fn exact(&self, matrix: &Matrix) -> Result<Linear> {
+        let (inputs, outputs) = (matrix.columns(), matrix.rows());
+        let plain = Weight::from_f32(&matrix.to_f32()?, &[outputs, inputs])?;
+        let form = PartFormat::Plain(DType::F32);
+        let memory = self.panels(form, &[(plain.into(), None)], inputs)?;
+        let parts = vec![LinearPart { form, memory, columns: 0..outputs }];
+        Ok(Linear { parts, bias: Vec::new(), inputs, outputs, forms: Forms::default(), gated: false })
+    }
+
     fn form(&self, matrix: &Matrix) -> PartFormat {
         PartFormat::of(matrix, self.format)
     }

@@ -272,7 +272,7 @@ pub(super) fn of_own<'a>(
                 );
                 return Err(Error::invalid_file(path(&name), reason));
             }
-            all.slice_rows(index..index + 1).reshaped(vec![rows, columns])
+            Ok(all.slice_rows(index..index + 1).reshaped(&[rows, columns]))
         };
         let (a, b) = (part(OWN_PARTS[0])?, part(OWN_PARTS[1])?);
         // Both kinds of layers have the rank where the other one has the size of the layer.

@@ -8,8 +8,8 @@ use serde::Deserialize;
 use super::architecture::{Architecture, Description, Factors};
 use super::family::{ConfigFields, ConfigFile, Family, keys_of};
 use super::tensors::{
-    BERT_WORDS, DynamicConvolutionTensors, EmbeddingTensors, LayerTensors, MixerTensors, PrefixedTensors,
-    Tensors,
+    BERT_WORDS, DynamicConvolutionTensors, EmbeddingTensors, LayerTensors, MixerTensors, MlpTensors,
+    PrefixedTensors, Tensors,
 };
 use crate::Result;
 use crate::compute::memory::zeroed;
@@ -204,8 +204,10 @@ impl Architecture for ConvBert {
             ..LayerTensors::new(
                 MixerTensors::attention(vec![part("query")?, part("key")?, part("value")?]),
                 scope.linear(&name("attention.output.dense"), [hidden, hidden])?,
-                self.grouped(&scope, &name("intermediate.dense"), [wide, hidden])?,
-                self.grouped(&scope, &name("output.dense"), [hidden, wide])?,
+                MlpTensors::plain(
+                    self.grouped(&scope, &name("intermediate.dense"), [wide, hidden])?,
+                    self.grouped(&scope, &name("output.dense"), [hidden, wide])?,
+                ),
             )
         })
     }

@@ -12,8 +12,24 @@ pub(crate) struct GgufTensors<'a>(pub &'a Gguf);
 impl GgufTensors<'_> {
     /// The name that a GGUF file gives a tensor.
     pub(crate) fn renamed(name: &str) -> String {
-        const PARTS: [(&str, &str); 61] = [
+        const PARTS: [(&str, &str); 76] = [
             ("model.layers.", "blk."),
+            // Experts.
+            ("mlp.gate.", "ffn_gate_inp."),
+            ("mlp.experts.gate_proj", "ffn_gate_exps"),
+            ("mlp.experts.up_proj", "ffn_up_exps"),
+            ("mlp.experts.gate_up_proj", "ffn_gate_up_exps.weight"),
+            ("mlp.experts.down_proj", "ffn_down_exps"),
+            ("mlp.shared_expert.gate_proj", "ffn_gate_shexp"),
+            ("mlp.shared_expert.up_proj", "ffn_up_shexp"),
+            ("mlp.shared_expert.down_proj", "ffn_down_shexp"),
+            ("mlp.shared_expert_gate", "ffn_gate_inp_shexp"),
+            ("mlp.expert_bias", "exp_probs_b.bias"),
+            ("feed_forward.gate.", "ffn_gate_inp."),
+            ("feed_forward.experts.w1", "ffn_gate_exps"),
+            ("feed_forward.experts.w3", "ffn_up_exps"),
+            ("feed_forward.experts.w2", "ffn_down_exps"),
+            ("feed_forward.expert_bias", "exp_probs_b.bias"),
             ("input_layernorm", "attn_norm"),
             ("post_attention_layernorm", "ffn_norm"),
             ("self_attn.q_proj", "attn_q"),
@@ -95,7 +111,26 @@ impl Tensors for GgufTensors<'_> {
     fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Matrix> {
         let name = Self::renamed(name);
         let matrix = self.0.matrix(&name)?;
-        if self.0.shape(&name) == Some(&shape[..]) { Ok(matrix) } else { Err(self.wrong(&name, &shape)) }
+        match (self.0.shape(&name), matrix) {
+            (Some(found), matrix) if found == shape => Ok(matrix),
+            // Some converters write one row as a vector.
+            (Some(&[columns]), Matrix::Plain(row)) if shape == [1, columns] => {
+                Ok(Matrix::Plain(row.reshaped(&shape)))
+            }
+            _ => Err(self.wrong(&name, &shape)),
+        }
+    }
+
+    fn stacked(&self, name: &str, shape: [usize; 3]) -> Result<Matrix> {
+        let name = Self::renamed(name);
+        let matrix = self.0.matrix(&name)?;
+        if self.0.shape(&name) != Some(&shape[..]) {
+            return Err(self.wrong(&name, &shape));
+        }
+        Ok(match matrix {
+            Matrix::Plain(weight) => Matrix::Plain(weight.reshaped(&[shape[0] * shape[1], shape[2]])),
+            blocks @ Matrix::Blocks(_) => blocks,
+        })
     }
 
     fn vector(&self, name: &str, length: usize) -> Result<Weight> {

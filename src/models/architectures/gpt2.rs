@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::architecture::{Architecture, Description, Factors};
 use super::family::{ConfigFields, ConfigFile, Family, GgufFamily, LARGEST_SIZE, is_size, keys_of};
 use super::gguf_keys::Metadata;
-use super::tensors::{EmbeddingTensors, LayerTensors, MixerTensors, NormTensors, Tensors};
+use super::tensors::{EmbeddingTensors, LayerTensors, MixerTensors, MlpTensors, NormTensors, Tensors};
 use crate::compute::memory::zeroed;
 use crate::compute::{
     Activation, Biased, Heads, LONGEST_HEAD, LayerAttention, Mask, Matrix, Positions, Weight,
@@ -213,8 +213,7 @@ impl Architecture for Gpt2 {
             ..LayerTensors::new(
                 MixerTensors::attention(vec![linear("attn.c_attn", hidden, 3 * hidden)?]),
                 linear("attn.c_proj", hidden, hidden)?,
-                linear("mlp.c_fc", hidden, inner)?,
-                linear("mlp.c_proj", inner, hidden)?,
+                MlpTensors::plain(linear("mlp.c_fc", hidden, inner)?, linear("mlp.c_proj", inner, hidden)?),
             )
         })
     }

@@ -10,7 +10,9 @@ use serde::Deserialize;
 use super::architecture::{Architecture, Description, Factors};
 use super::family::{ConfigFields, ConfigFile, Family, GgufFamily, keys_of};
 use super::gguf_keys::Metadata;
-use super::tensors::{BERT_WORDS, EmbeddingTensors, LayerTensors, MixerTensors, PrefixedTensors, Tensors};
+use super::tensors::{
+    BERT_WORDS, EmbeddingTensors, LayerTensors, MixerTensors, MlpTensors, PrefixedTensors, Tensors,
+};
 use crate::Result;
 use crate::compute::{Activation, DistanceBias, Heads, LayerAttention, Mask, Positions};
 use crate::models::formats::gguf::Gguf;
@@ -164,8 +166,11 @@ impl Architecture for JinaBert {
         Ok(LayerTensors {
             attention_norm: Some(norm("attention.output.LayerNorm")?),
             mlp_norm: Some(norm("mlp.layernorm")?),
-            gate: Some(gate),
-            ..LayerTensors::new(MixerTensors::attention(qkv), attention("output.dense")?, up, down)
+            ..LayerTensors::new(
+                MixerTensors::attention(qkv),
+                attention("output.dense")?,
+                MlpTensors::gated(gate, up, down),
+            )
         })
     }
 }

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use super::architecture::{Architecture, Description, misuse};
 use super::dynamic_convolution::DynamicConvolution;
-use super::tensors::{MixerTensors, NormTensors, Tensors};
+use super::tensors::{ExpertTensors, MixerTensors, MlpTensors, NormTensors, SharedTensors, Tensors};
 use crate::Result;
 use crate::compute::{
-    Backend, Biased, DistanceBias, LayerAttention, RelativeTable, RopeStyle, Rotary, ShortConvolutionFactors,
-    ShortConvolutionShape,
+    Backend, Biased, DistanceBias, ExpertLayers, Experts, LayerAttention, Matrix, RelativeTable, RopeStyle,
+    Rotary, SharedExpert, ShortConvolutionFactors, ShortConvolutionShape,
 };
 
 /// What a layer mixes the rows of a sequence with.
@@ -41,6 +41,16 @@ impl<B: Backend> Mixer<B> {
     }
 }
 
+/// The multilayer perceptron of a layer.
+pub(super) enum Mlp<B: Backend> {
+    Dense {
+        /// Gated, if it has a gate.
+        up: B::Linear,
+        down: B::Linear,
+    },
+    Experts(Experts<B::Linear>),
+}
+
 /// One layer.
 pub(super) struct Layer<B: Backend> {
     pub attention_norm: Option<B::Norm>,
@@ -48,8 +58,7 @@ pub(super) struct Layer<B: Backend> {
     pub output: B::Linear,
     pub output_norm: Option<B::Norm>,
     pub mlp_norm: Option<B::Norm>,
-    pub up: B::Linear,
-    pub down: B::Linear,
+    pub mlp: Mlp<B>,
     pub down_norm: Option<B::Norm>,
 }
 
@@ -147,11 +156,15 @@ impl<B: Backend> LayerLoader<'_, B> {
             output: self.backend.linear(&[layer.output])?,
             output_norm: self.optional_norm(layer.output_norm)?,
             mlp_norm: self.optional_norm(layer.mlp_norm)?,
-            up: match layer.gate {
-                Some(gate) => self.backend.gated(gate, layer.up)?,
-                None => self.backend.linear(&[layer.up])?,
+            mlp: match layer.mlp {
+                MlpTensors::Dense { gate: Some(gate), up, down } => {
+                    Mlp::Dense { up: self.backend.gated(gate, up)?, down: self.backend.linear(&[down])? }
+                }
+                MlpTensors::Dense { gate: None, up, down } => {
+                    Mlp::Dense { up: self.backend.linear(&[up])?, down: self.backend.linear(&[down])? }
+                }
+                MlpTensors::Experts(experts) => Mlp::Experts(self.experts(experts)?),
             },
-            down: self.backend.linear(&[layer.down])?,
             down_norm: self.optional_norm(layer.down_norm)?,
         })
     }
@@ -187,6 +200,37 @@ impl<B: Backend> LayerLoader<'_, B> {
         let dynamic = dynamic.map(|dynamic| DynamicConvolution::load(self.backend, dynamic)).transpose()?;
         let qkv = self.backend.linear(qkv)?;
         Ok(Mixer::Attention { qkv, head_norms, rotary, attention, relative, dynamic })
+    }
+
+    fn experts(&self, experts: ExpertTensors) -> Result<Experts<B::Linear>> {
+        let ExpertTensors { router, routing, choice_bias, experts, shared } = experts;
+        let count = experts.len();
+        if !self.description.norm_first || self.architecture.has_parallel_blocks() {
+            return Err(misuse("experts are for blocks that follow one another and begin with their norm"));
+        }
+        let choice_bias = choice_bias.map(|bias| bias.to_f32()).transpose()?.unwrap_or_default();
+        let biased = choice_bias.is_empty() || choice_bias.len() == count;
+        if router.rows() != count || !(1..=count).contains(&routing.used) || !biased {
+            return Err(misuse("a router chooses some of its experts"));
+        }
+        let layers = |[gate, up, down]: [Matrix; 3]| -> Result<ExpertLayers<B::Linear>> {
+            let up = self.backend.gated((gate, None), (up, None))?;
+            Ok(ExpertLayers { up, down: self.backend.linear(&[(down, None)])? })
+        };
+        let shared = match shared {
+            Some(SharedTensors { matrices, gate }) => {
+                let gate = gate.map(|gate| self.backend.exact_linear(&gate)).transpose()?;
+                Some(SharedExpert { layers: layers(matrices)?, gate })
+            }
+            None => None,
+        };
+        Ok(Experts {
+            router: self.backend.exact_linear(&router)?,
+            routing,
+            choice_bias,
+            experts: experts.into_iter().map(layers).collect::<Result<_>>()?,
+            shared,
+        })
     }
 
     fn short_convolution(

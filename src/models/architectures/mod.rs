@@ -12,6 +12,7 @@ mod convolution;
 mod deberta_v2;
 mod distilbert;
 mod dynamic_convolution;
+mod experts;
 mod family;
 mod gguf_keys;
 mod gguf_tensors;
@@ -41,7 +42,7 @@ pub use masked::check_masked;
 pub use registry::{example, families, find, find_config, find_gguf, register};
 pub(crate) use registry::{gguf_names, names};
 pub use tensors::{
-    ConvolutionTensors, DynamicConvolutionTensors, EmbeddingTensors, LayerTensors, MixerTensors, NormTensors,
-    Tensors,
+    ConvolutionTensors, DynamicConvolutionTensors, EmbeddingTensors, ExpertTensors, LayerTensors,
+    MixerTensors, MlpTensors, NormTensors, SharedTensors, Tensors,
 };
 pub use transformer::Transformer;

@@ -9,7 +9,9 @@ use super::architecture::{Architecture, Description, Factors};
 use super::family::{ConfigFields, ConfigFile, Family, GgufFamily, keys_of};
 use super::gguf_keys::Metadata;
 use super::rope_scaling::{RopeConfig, RopeDefaults};
-use super::tensors::{EmbeddingTensors, LayerTensors, MixerTensors, NormTensors, PrefixedTensors, Tensors};
+use super::tensors::{
+    EmbeddingTensors, LayerTensors, MixerTensors, MlpTensors, NormTensors, PrefixedTensors, Tensors,
+};
 use crate::Result;
 use crate::compute::{Activation, Heads, LayerAttention, Mask, Positions, RopeStyle};
 use crate::models::formats::gguf::Gguf;
@@ -226,8 +228,7 @@ impl Architecture for ModernBert {
         Ok(LayerTensors {
             attention_norm,
             mlp_norm: Some(self.norm(&scope, &name("mlp_norm"))?),
-            gate: Some(gate),
-            ..LayerTensors::new(MixerTensors::attention(qkv), output, up, down)
+            ..LayerTensors::new(MixerTensors::attention(qkv), output, MlpTensors::gated(gate, up, down))
         })
     }
 

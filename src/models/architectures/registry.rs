@@ -66,6 +66,11 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("olmo2", "allenai/OLMo-2-0425-1B-Instruct"),
     ("exaone4", "LGAI-EXAONE/EXAONE-4.0-1.2B"),
     ("helium", "kyutai/helium-1-preview-2b"),
+    ("qwen3_moe", "Qwen/Qwen3-30B-A3B"),
+    ("mixtral", "mistralai/Mixtral-8x7B-Instruct-v0.1"),
+    ("olmoe", "allenai/OLMoE-1B-7B-0125-Instruct"),
+    ("qwen2_moe", "Qwen/Qwen1.5-MoE-A2.7B-Chat"),
+    ("granitemoe", "ibm-granite/granite-3.1-1b-a400m-instruct"),
     ("gpt_neox", "EleutherAI/pythia-410m"),
     ("phi", "microsoft/phi-2"),
     ("stablelm", "stabilityai/stablelm-2-zephyr-1_6b"),
@@ -74,6 +79,7 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("gptj", "asafaya/kanarya-750m"),
     ("gpt2", "ytu-ce-cosmos/turkish-gpt2-large"),
     ("lfm2", "LiquidAI/LFM2-350M"),
+    ("lfm2_moe", "LiquidAI/LFM2-8B-A1B"),
     ("lfm2_bidirectional", "LiquidAI/LFM2.5-Embedding-350M"),
 ];
 

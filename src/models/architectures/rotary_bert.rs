@@ -11,7 +11,7 @@ use super::architecture::{Architecture, Description, Factors};
 use super::family::{ConfigFields, ConfigFile, Family, GgufFamily, ReadConfig, keys_of};
 use super::gguf_keys::Metadata;
 use super::rope_scaling::{RopeConfig, RopeDefaults};
-use super::tensors::{EmbeddingTensors, LayerTensors, MixerTensors, PrefixedTensors, Tensors};
+use super::tensors::{EmbeddingTensors, LayerTensors, MixerTensors, MlpTensors, PrefixedTensors, Tensors};
 use crate::Result;
 use crate::compute::{Activation, Heads, LayerAttention, Mask, Positions, RopeStyle, Rotary};
 use crate::models::formats::gguf::Gguf;
@@ -376,12 +376,14 @@ impl Architecture for RotaryBert {
         Ok(LayerTensors {
             attention_norm: norm(&norms)?,
             mlp_norm: norm(&["mlp_ln", "norm2", "post_mlp_layernorm", "layer_output_norm"])?,
-            gate,
             ..LayerTensors::new(
                 MixerTensors::attention(qkv),
                 scope.maybe_biased(&output, [hidden, hidden], variant.attention_bias)?,
-                up,
-                scope.maybe_biased(&down, [hidden, wide], variant.down_bias)?,
+                MlpTensors::Dense {
+                    gate,
+                    up,
+                    down: scope.maybe_biased(&down, [hidden, wide], variant.down_bias)?,
+                },
             )
         })
     }

@@ -7,7 +7,9 @@ use serde::Deserialize;
 
 use super::architecture::{Architecture, Description, Factors};
 use super::family::{ConfigFields, ConfigFile, Family, ReadConfig, keys_of};
-use super::tensors::{EmbeddingTensors, LayerTensors, MixerTensors, NormTensors, PrefixedTensors, Tensors};
+use super::tensors::{
+    EmbeddingTensors, LayerTensors, MixerTensors, MlpTensors, NormTensors, PrefixedTensors, Tensors,
+};
 use crate::Result;
 use crate::compute::{Activation, DistanceBias, Heads, LONGEST_HEAD, LayerAttention, Mask, Positions};
 
@@ -198,8 +200,11 @@ impl Architecture for T5 {
         Ok(LayerTensors {
             attention_norm: Some(self.norm(&scope, &name("0.layer_norm"))?),
             mlp_norm: Some(self.norm(&scope, &name("1.layer_norm"))?),
-            gate,
-            ..LayerTensors::new(MixerTensors::attention(qkv), output, up, mlp("wo", [hidden, wide])?)
+            ..LayerTensors::new(
+                MixerTensors::attention(qkv),
+                output,
+                MlpTensors::Dense { gate, up, down: mlp("wo", [hidden, wide])? },
+            )
         })
     }
 

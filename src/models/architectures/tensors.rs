@@ -4,7 +4,7 @@ use std::sync::Weak;
 
 use crate::compute::file::WeightFile;
 use crate::compute::memory::zeroed;
-use crate::compute::{Activation, Biased, Matrix, ShortConvolutionFactors, Weight};
+use crate::compute::{Activation, Biased, ExpertRouting, Matrix, ShortConvolutionFactors, Weight};
 use crate::{Error, Result};
 
 /// Named tensors of any file format, under the names that transformers gives them.
@@ -23,6 +23,15 @@ pub trait Tensors {
     /// # Errors
     /// When it is missing or has another length; as for [`matrix`](Self::matrix).
     fn vector(&self, name: &str, length: usize) -> Result<Weight>;
+
+    /// Matrices of `[count, outputs, inputs]` in one tensor, as one matrix of `[count * outputs, inputs]`.
+    ///
+    /// # Errors
+    /// As [`matrix`](Self::matrix); [`Error::Unsupported`] where there are none.
+    fn stacked(&self, name: &str, _shape: [usize; 3]) -> Result<Matrix> {
+        let reason = "these files have vectors and matrices alone".into();
+        Err(Error::Unsupported { model: name.into(), reason })
+    }
 
     /// A tensor of plain numbers, of any number of dimensions.
     ///
@@ -151,6 +160,58 @@ impl MixerTensors {
     }
 }
 
+/// The multilayer perceptron of a layer.
+#[derive(Debug)]
+pub enum MlpTensors {
+    /// One for all rows.
+    Dense {
+        /// The gate of `up`, if there is one.
+        gate: Option<Biased>,
+        /// The first matrix.
+        up: Biased,
+        /// The second.
+        down: Biased,
+    },
+    /// Several, of which each row uses a few.
+    Experts(ExpertTensors),
+}
+
+impl MlpTensors {
+    /// One without a gate.
+    pub fn plain(up: Biased, down: Biased) -> Self {
+        Self::Dense { gate: None, up, down }
+    }
+
+    /// One with a gate.
+    pub fn gated(gate: Biased, up: Biased, down: Biased) -> Self {
+        Self::Dense { gate: Some(gate), up, down }
+    }
+}
+
+/// A mixture of experts.
+#[derive(Debug)]
+pub struct ExpertTensors {
+    /// Makes a number for each expert, `[experts, inputs]`.
+    pub router: Matrix,
+    /// How these numbers choose.
+    pub routing: ExpertRouting,
+    /// A number for each expert that is added to the scores which choose, and not to weights.
+    pub choice_bias: Option<Weight>,
+    /// Gate, first and second matrix of each expert.
+    pub experts: Vec<[Matrix; 3]>,
+    /// An expert that all rows use.
+    pub shared: Option<SharedTensors>,
+}
+
+/// An expert that all rows use.
+#[derive(Debug)]
+pub struct SharedTensors {
+    /// Its gate, first and second matrix.
+    pub matrices: [Matrix; 3],
+    /// Makes the number of a row whose sigmoid multiplies the output, `[1, inputs]`.
+    pub gate: Option<Matrix>,
+}
+
 /// One layer.
 #[derive(Debug)]
 pub struct LayerTensors {
@@ -164,30 +225,16 @@ pub struct LayerTensors {
     pub output_norm: Option<NormTensors>,
     /// Of the multilayer perceptron: before it, or after it and the residual.
     pub mlp_norm: Option<NormTensors>,
-    /// The gate of `up`, if there is one.
-    pub gate: Option<Biased>,
-    /// The first matrix of the perceptron.
-    pub up: Biased,
-    /// The second.
-    pub down: Biased,
-    /// Of what `down` gives, before it is added to the residual.
+    /// The multilayer perceptron.
+    pub mlp: MlpTensors,
+    /// Of what the perceptron gives, before it is added to the residual.
     pub down_norm: Option<NormTensors>,
 }
 
 impl LayerTensors {
-    /// A layer without norms and without a gate.
-    pub fn new(mixer: MixerTensors, output: Biased, up: Biased, down: Biased) -> Self {
-        Self {
-            attention_norm: None,
-            mixer,
-            output,
-            output_norm: None,
-            mlp_norm: None,
-            gate: None,
-            up,
-            down,
-            down_norm: None,
-        }
+    /// A layer without norms.
+    pub fn new(mixer: MixerTensors, output: Biased, mlp: MlpTensors) -> Self {
+        Self { attention_norm: None, mixer, output, output_norm: None, mlp_norm: None, mlp, down_norm: None }
     }
 }
 
@@ -285,7 +332,11 @@ impl<'a> PrefixedTensors<'a> {
         Ok(LayerTensors {
             attention_norm: Some(attention_norm?),
             mlp_norm: Some(mlp_norm?),
-            ..LayerTensors::new(MixerTensors::attention(vec![q?, k?, v?]), output?, up, down)
+            ..LayerTensors::new(
+                MixerTensors::attention(vec![q?, k?, v?]),
+                output?,
+                MlpTensors::plain(up, down),
+            )
         })
     }
 
@@ -309,5 +360,24 @@ impl<'a> PrefixedTensors<'a> {
     ) -> Result<NormTensors> {
         let scale = self.vector(&format!("{name}.weight"), length)?;
         Ok(NormTensors { scale, shift: Some(Weight::from_f32(&zeroed(length)?, &[length])?), epsilon })
+    }
+}
+
+impl Tensors for PrefixedTensors<'_> {
+    fn contains(&self, name: &str) -> bool {
+        // The method of the type, not this one; and below.
+        PrefixedTensors::contains(self, name)
+    }
+
+    fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Matrix> {
+        PrefixedTensors::matrix(self, name, shape)
+    }
+
+    fn vector(&self, name: &str, length: usize) -> Result<Weight> {
+        PrefixedTensors::vector(self, name, length)
+    }
+
+    fn stacked(&self, name: &str, shape: [usize; 3]) -> Result<Matrix> {
+        self.tensors.stacked(&format!("{}{name}", self.prefix), shape)
     }
 }

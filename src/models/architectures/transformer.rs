@@ -15,7 +15,7 @@ use std::sync::Weak;
 
 use super::architecture::{Architecture, Description, misuse};
 use super::convolution::Convolution;
-use super::layers::{Layers, Mixer, PlacedLayer};
+use super::layers::{Layers, Mixer, Mlp, PlacedLayer};
 use super::masked::MaskedLm;
 use super::tensors::{NormTensors, Tensors};
 use crate::compute::file::WeightFile;
@@ -252,17 +252,25 @@ impl<B: Backend> Transformer<B> {
         if let Some(row) = row {
             (mixed, x) = (pass.gather_rows(mixed, row)?, pass.gather_rows(x, row)?);
         }
-        let norm = layer.mlp_norm.as_ref();
+        let (norm, down_norm) = (layer.mlp_norm.as_ref(), layer.down_norm.as_ref());
+        let (up, down) = match &layer.mlp {
+            Mlp::Dense { up, down } => (up, down),
+            Mlp::Experts(experts) => {
+                pass.linear_add(mixed, &layer.output, layer.output_norm.as_ref(), factor, &mut x)?;
+                pass.add_experts(norm, experts, activation, (down_norm, factor), &mut x)?;
+                return Ok(x);
+            }
+        };
         let first = match self.parallel {
-            true => Some(pass.norm_linear(&x, norm, &layer.up, activation)?),
+            true => Some(pass.norm_linear(&x, norm, up, activation)?),
             false => None,
         };
         pass.linear_add(mixed, &layer.output, layer.output_norm.as_ref(), factor, &mut x)?;
         let up = match first {
             Some(up) => up,
-            None => pass.norm_linear(&x, norm, &layer.up, activation)?,
+            None => pass.norm_linear(&x, norm, up, activation)?,
         };
-        pass.linear_add(up, &layer.down, layer.down_norm.as_ref(), factor, &mut x)?;
+        pass.linear_add(up, down, down_norm, factor, &mut x)?;
         Ok(x)
     }
 
@@ -289,8 +297,11 @@ impl<B: Backend> Transformer<B> {
                 convolved = convolved.map(|added| pass.gather_rows(added, row)).transpose()?;
             }
             x = pass.linear_add_norm(mixed, &layer.output, x, attention_norm)?;
-            let up = pass.linear(&x, &layer.up, activation)?;
-            x = pass.linear_add_norm(up, &layer.down, x, mlp_norm)?;
+            let Mlp::Dense { up, down } = &layer.mlp else {
+                return Err(misuse("experts are for blocks that begin with their norm"));
+            };
+            let up = pass.linear(&x, up, activation)?;
+            x = pass.linear_add_norm(up, down, x, mlp_norm)?;
             if let Some((convolution, added)) = convolution.zip(convolved.take()) {
                 x = pass.add_norm(added, x, &convolution.norm)?;
             }

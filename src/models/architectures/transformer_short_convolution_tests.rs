@@ -4,8 +4,9 @@ use super::*;
 use crate::compute::KvCache;
 use crate::models::architectures::lfm2::Lfm2;
 
-fn model(taps: usize, causal: bool, attends: &[bool]) -> Lfm2 {
+pub(super) fn model(taps: usize, causal: bool, attends: &[bool]) -> Lfm2 {
     Lfm2 {
+        experts: None,
         hidden: 36,
         intermediate: 50,
         heads: Heads { heads: 4, kv_heads: 2, width: 10 },

@@ -136,6 +136,10 @@ impl Tensors for Made {
         Weight::from_f32(&made(name, length), &[length])
     }
 
+    fn stacked(&self, name: &str, shape: [usize; 3]) -> Result<Matrix> {
+        self.matrix(name, [shape[0] * shape[1], shape[2]])
+    }
+
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Weight> {
         Weight::from_f32(&made(name, shape.iter().product()), shape)
     }
@@ -147,6 +151,7 @@ fn attention(mask: Mask, width: usize, style: RopeStyle) -> Vec<LayerAttention> 
 
 fn shape(kv_heads: usize, head: usize, style: RopeStyle, variant: Variant) -> Llama {
     Llama {
+        experts: None,
         hidden: 36,
         intermediate: 50,
         layers: 2,
@@ -484,6 +489,9 @@ mod variants;
 
 #[path = "transformer_short_convolution_tests.rs"]
 mod short_convolutions;
+
+#[path = "transformer_experts_tests.rs"]
+mod experts;
 
 #[path = "transformer_dynamic_convolution_tests.rs"]
 mod dynamic_convolutions;

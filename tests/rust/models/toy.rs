@@ -8,8 +8,8 @@ use model_manager::compute::{
 };
 use model_manager::generation::{ComputeTarget, GenerationParams, Generator, Prompt, TextFiles, TextModel};
 use model_manager::models::architectures::{
-    Architecture, Description, EmbeddingTensors, Factors, Family, LayerTensors, MixerTensors, NormTensors,
-    Tensors, find, register,
+    Architecture, Description, EmbeddingTensors, Factors, Family, LayerTensors, MixerTensors, MlpTensors,
+    NormTensors, Tensors, find, register,
 };
 use model_manager::models::{ModelConfig, ModelFiles, ModelKind, Pooling, Weights, on_cpu, on_device};
 
@@ -58,9 +58,11 @@ impl Architecture for Toy {
             output: part("self_attn.o", 32, 32)?,
             output_norm: None,
             mlp_norm: Some(norm(tensors, &name("post_attention_layernorm"))?),
-            gate: Some(part("mlp.gate", 48, 32)?),
-            up: part("mlp.up", 48, 32)?,
-            down: part("mlp.down", 32, 48)?,
+            mlp: MlpTensors::gated(
+                part("mlp.gate", 48, 32)?,
+                part("mlp.up", 48, 32)?,
+                part("mlp.down", 32, 48)?,
+            ),
             down_norm: None,
         })
     }

@@ -4,6 +4,7 @@
 
 mod attention;
 pub(super) mod device;
+mod experts;
 #[cfg(test)]
 mod faults;
 mod groups;
@@ -63,6 +64,12 @@ impl Backend for Candle {
             None => Tensor::zeros(outputs, DType::F32, &self.on.device).map_err(failed)?,
         };
         Ok(TensorLinear { matrix: matrix.map_err(failed)?, bias, gated: false })
+    }
+
+    fn exact_linear(&self, matrix: &Matrix) -> Result<TensorLinear> {
+        let bias = Tensor::zeros(matrix.rows(), DType::F32, &self.on.device).map_err(failed)?;
+        let matrix = self.matrix(matrix)?.t().and_then(|matrix| matrix.contiguous()).map_err(failed)?;
+        Ok(TensorLinear { matrix, bias, gated: false })
     }
 
     fn norm(&self, scale: &Weight, shift: Option<&Weight>, epsilon: f32) -> Result<TensorNorm> {

@@ -13,6 +13,7 @@ use crate::compute::attention::heads::{Heads, LayerAttention};
 use crate::compute::attention::rope::{RopeTable, Rotary};
 use crate::compute::backend::rows::{PassRows, TableOf};
 use crate::compute::backend::traits::{Pass, Positions, Row, Rows, lacking};
+use crate::compute::experts::Experts;
 use crate::compute::kernels::activation::Activation;
 
 /// A pass of [`Candle`] over the sequences of a batch, or over the new tokens of one sequence with a cache.
@@ -283,6 +284,22 @@ impl Pass<Candle> for CandlePass<'_> {
         if let (Some(x), Some(residual)) = (x, residual) {
             let sum = apply(x).and_then(|x| (x * f64::from(factor))? + &*residual);
             *residual = sum.map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    fn add_experts(
+        &mut self,
+        norm: Option<&TensorNorm>,
+        experts: &Experts<TensorLinear>,
+        activation: Activation,
+        (down_norm, factor): (Option<&TensorNorm>, f32),
+        residual: &mut Option<Tensor>,
+    ) -> Result<()> {
+        if let (Some(x), Some(residual)) = (normed(residual.clone(), norm)?, residual) {
+            let y = normed(Some(experts.apply(&x, activation).map_err(failed)?), down_norm)?;
+            let sum = y.map(|y| (y * f64::from(factor))? + &*residual).transpose().map_err(failed)?;
+            *residual = sum.unwrap_or_else(|| residual.clone());
         }
         Ok(())
     }

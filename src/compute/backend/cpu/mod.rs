@@ -7,6 +7,7 @@
 mod attend;
 mod device;
 mod embed;
+mod experts;
 mod normed;
 mod pass;
 mod plan;

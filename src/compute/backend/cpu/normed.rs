@@ -16,7 +16,17 @@ use crate::compute::narrow::to_bf16;
 impl CpuPass<'_> {
     /// Some rows of `x` as the operand of a product.
     pub(super) fn copied(&mut self, x: &StateMatrix, rows: Range<usize>) -> Result<StateMatrix> {
-        let (to, columns) = (self.cpu.dtype, x.columns());
+        self.copied_as(x, rows, self.cpu.dtype)
+    }
+
+    /// Some rows of `x` in another format.
+    pub(super) fn copied_as(
+        &mut self,
+        x: &StateMatrix,
+        rows: Range<usize>,
+        to: DType,
+    ) -> Result<StateMatrix> {
+        let columns = x.columns();
         let mut copy = self.workspace.matrix(rows.len(), columns, to)?;
         let target = copy.target();
         self.parallelism.worth(rows.len() * columns).split_rows(rows.len(), |task| {
@@ -47,8 +57,19 @@ impl CpuPass<'_> {
 
     /// Some rows of `x`, normalized, as the operand of a product.
     pub(super) fn normed(&mut self, x: &StateMatrix, rows: Range<usize>, norm: &Norm) -> Result<StateMatrix> {
+        self.normed_as(x, rows, norm, self.cpu.dtype)
+    }
+
+    /// Some rows of `x`, normalized, in a format.
+    pub(super) fn normed_as(
+        &mut self,
+        x: &StateMatrix,
+        rows: Range<usize>,
+        norm: &Norm,
+        to: DType,
+    ) -> Result<StateMatrix> {
         assert!(x.columns() == norm.scale.len() && x.format() == DType::F32, "norm parameters");
-        let (to, kernels, columns) = (self.cpu.dtype, self.cpu.kernel_set().kernels, x.columns());
+        let (kernels, columns) = (self.cpu.kernel_set().kernels, x.columns());
         let mut normed = self.workspace.matrix(rows.len(), columns, to)?;
         // Layer normalization runs in place, in f32.
         let mut copy = match (&norm.shift, to) {

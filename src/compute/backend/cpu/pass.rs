@@ -12,6 +12,7 @@ use crate::compute::attention::rope::{RopeTable, Rotary};
 use crate::compute::backend::cpu::device::{Cpu, Norm, Table};
 use crate::compute::backend::traits::{CachedSequence, Pass, Positions, Row, Rows, WindowFn};
 use crate::compute::batch::PackedBatch;
+use crate::compute::experts::Experts;
 use crate::compute::isa::DType;
 use crate::compute::kernels::activation::Activation;
 use crate::compute::linear::gemm::Epilogue;
@@ -44,9 +45,9 @@ pub struct CpuPass<'a> {
     /// The indices of its sequences in the batch; empty if they are those of the pass.
     pub(super) sequences: &'a [usize],
     /// The phases of the batch's rows, if they matter and may differ.
-    batch_phases: Option<RowPhases>,
+    pub(super) batch_phases: Option<RowPhases>,
     /// Of the rows that operations work on: of the batch, of the window, or those that were gathered.
-    phases: RowPhases,
+    pub(super) phases: RowPhases,
 }
 
 impl<'a> CpuPass<'a> {
@@ -104,7 +105,7 @@ impl<'a> CpuPass<'a> {
         self.caches.get(index).map_or(0, |sequence| sequence.cached)
     }
 
-    fn multiply(
+    pub(super) fn multiply(
         &mut self,
         a: &StateMatrix,
         linear: &Linear,
@@ -136,7 +137,12 @@ impl<'a> CpuPass<'a> {
         self.window = window;
     }
 
-    fn product(&mut self, a: &StateMatrix, linear: &Linear, activation: Activation) -> Result<StateMatrix> {
+    pub(super) fn product(
+        &mut self,
+        a: &StateMatrix,
+        linear: &Linear,
+        activation: Activation,
+    ) -> Result<StateMatrix> {
         let mut out = self.workspace.matrix(a.rows(), linear.outputs(), self.cpu.dtype)?;
         self.multiply(a, linear, Epilogue::Store(activation), &out.target(), 0)?;
         Ok(out)
@@ -362,6 +368,17 @@ impl Pass<Cpu> for CpuPass<'_> {
         }
         self.discard(x);
         Ok(())
+    }
+
+    fn add_experts(
+        &mut self,
+        norm: Option<&Norm>,
+        experts: &Experts<Linear>,
+        activation: Activation,
+        down: (Option<&Norm>, f32),
+        residual: &mut States,
+    ) -> Result<()> {
+        self.add_expert_rows(norm, experts, activation, down, residual)
     }
 
     fn gather_rows(&mut self, x: States, row: Row) -> Result<States> {

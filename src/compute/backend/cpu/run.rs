@@ -109,6 +109,10 @@ impl Backend for Cpu {
         self.counted(self.packer.gated(gate, up)?)
     }
 
+    fn exact_linear(&self, matrix: &Matrix) -> Result<Linear> {
+        self.counted(self.packer.exact(matrix)?)
+    }
+
     fn norm(&self, scale: &Weight, shift: Option<&Weight>, epsilon: f32) -> Result<Norm> {
         let numbers = scale.rows() * if shift.is_some() { 2 } else { 1 };
         self.bytes.fetch_add(4 * numbers as u64, Ordering::Relaxed);

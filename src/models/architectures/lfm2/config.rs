@@ -4,13 +4,48 @@ use serde::Deserialize;
 
 use super::model::Lfm2;
 use crate::Result;
-use crate::compute::{LONGEST_SHORT_CONVOLUTION, RopeStyle};
+use crate::compute::{ExpertScores, LONGEST_SHORT_CONVOLUTION, RopeStyle};
 use crate::models::architectures::architecture::Architecture;
+use crate::models::architectures::experts::{ExpertConfig, ExpertDefaults};
 use crate::models::architectures::family::{ConfigFields, ConfigFile, keys_of};
 use crate::models::architectures::rope_scaling::{RopeConfig, RopeDefaults};
 
 /// The keys that are read.
 pub(super) const FIELDS: &[ConfigFields] = &[ConfigFields::All(keys_of::<Lfm2Config>), RopeConfig::WHOLE];
+
+/// Those of the family with experts, whose perceptrons have the size that the file says.
+pub(super) const EXPERT_FIELDS: &[ConfigFields] = &[
+    ConfigFields::But(
+        keys_of::<Lfm2Config>,
+        &[
+            "block_ff_dim",
+            "block_auto_adjust_ff_dim",
+            "block_ffn_dim_multiplier",
+            "block_multiple_of",
+            "full_attn_idxs",
+            "is_causal",
+        ],
+    ),
+    RopeConfig::WHOLE,
+    ConfigFields::But(
+        keys_of::<ExpertConfig>,
+        &["num_local_experts", "shared_expert_intermediate_size", "mlp_only_layers", "decoder_sparse_step"],
+    ),
+];
+
+/// What its files mean by what they do not say of experts.
+pub(super) const EXPERTS: ExpertDefaults = ExpertDefaults {
+    blocks: &["feed_forward"],
+    count: 32,
+    used: 4,
+    intermediate: Some(1792),
+    dense: 2,
+    scores: ExpertScores::Sigmoid,
+    normalized: true,
+    epsilon: 1e-6,
+    choice_bias: true,
+    ..ExpertDefaults::QWEN3
+};
 
 /// What the first files say a second time; transformers does not read it.
 pub(super) const IGNORED: &[&str] = &[
@@ -100,7 +135,34 @@ pub(super) const MOST_LAYERS: usize = 4096;
 /// # Errors
 /// [`Error::InvalidFile`](crate::Error::InvalidFile), [`Error::Unsupported`](crate::Error::Unsupported) naming the key.
 pub(super) fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
-    Ok(Box::new(lfm2(file, false)?))
+    Ok(Box::new(lfm2(file, &file.parse()?, false)?))
+}
+
+/// Reads that of a model with experts.
+///
+/// # Errors
+/// As [`read`].
+pub(super) fn read_experts(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
+    let mut config: Lfm2Config = file.parse()?;
+    config.block_auto_adjust_ff_dim = false;
+    // Other defaults than those of the models without experts.
+    for (key, size, own) in [
+        ("hidden_size", &mut config.hidden_size, 2048),
+        ("intermediate_size", &mut config.intermediate_size, 7168),
+    ] {
+        if file.json.get(key).is_none() {
+            *size = own;
+        }
+    }
+    if config.layer_types.is_none() {
+        return Err(file.unsupported(
+            "its config.json has no layer_types, without which transformers makes no such model",
+        ));
+    }
+    let mut model = lfm2(file, &config, false)?;
+    let experts = EXPERTS.of_config(&file.parse()?, model.attends.len(), model.intermediate);
+    model.experts = Some(experts.map_err(|reason| file.unsupported(reason))?);
+    Ok(Box::new(model))
 }
 
 /// Reads that of a model which sees in both directions.
@@ -108,11 +170,11 @@ pub(super) fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
 /// # Errors
 /// As [`read`].
 pub(super) fn read_bidirectional(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
-    Ok(Box::new(lfm2(file, true)?))
+    Ok(Box::new(lfm2(file, &file.parse()?, true)?))
 }
 
-fn lfm2(file: &ConfigFile<'_>, centered: bool) -> Result<Lfm2> {
-    let (config, rope): (Lfm2Config, RopeConfig) = (file.parse()?, file.parse()?);
+fn lfm2(file: &ConfigFile<'_>, config: &Lfm2Config, centered: bool) -> Result<Lfm2> {
+    let rope: RopeConfig = file.parse()?;
     file.check_sizes(&[
         ("vocab_size", config.vocab_size),
         ("hidden_size", config.hidden_size),
@@ -135,7 +197,7 @@ fn lfm2(file: &ConfigFile<'_>, centered: bool) -> Result<Lfm2> {
         return Err(file.refuse("num_key_value_heads", "a divisor of num_attention_heads"));
     }
     heads.kv_heads = config.num_key_value_heads;
-    let attends = attends(file, &config)?;
+    let attends = attends(file, config)?;
     let defaults = RopeDefaults {
         head: heads.width,
         context: config.max_position_embeddings,
@@ -159,6 +221,7 @@ fn lfm2(file: &ConfigFile<'_>, centered: bool) -> Result<Lfm2> {
         centered,
         rotary,
         attends,
+        experts: None,
     })
 }
 

@@ -1,9 +1,10 @@
 //! The metadata of GGUF files.
 
-use super::config::MOST_LAYERS;
+use super::config::{EXPERTS, MOST_LAYERS};
 use super::model::Lfm2;
 use crate::compute::{Heads, LONGEST_HEAD, LONGEST_SHORT_CONVOLUTION, RopeStyle, Rotary};
 use crate::models::architectures::architecture::Architecture;
+use crate::models::architectures::experts::{GGUF_DENSE_KEYS, GGUF_KEYS};
 use crate::models::architectures::family::LARGEST_SIZE;
 use crate::models::architectures::gguf_keys::Metadata;
 use crate::models::formats::gguf::Gguf;
@@ -26,7 +27,9 @@ const READ: &[&str] = &[
 /// [`Error::Unsupported`].
 pub(super) fn from_gguf(gguf: &Gguf) -> Result<Box<dyn Architecture>> {
     let metadata = Metadata::of(gguf);
-    metadata.refuse_unknown_but(&["attention.head_count_kv"], &[READ])?;
+    let has_experts = metadata.architecture == "lfm2moe";
+    let expert_keys = if has_experts { [GGUF_KEYS, GGUF_DENSE_KEYS] } else { [&[][..]; 2] };
+    metadata.refuse_unknown_but(&["attention.head_count_kv"], &[READ, expert_keys[0], expert_keys[1]])?;
     if metadata.flag("attention.causal") == Some(false) {
         return Err(metadata.unsupported("its attention is not causal, so it cannot write text"));
     }
@@ -71,6 +74,7 @@ pub(super) fn from_gguf(gguf: &Gguf) -> Result<Box<dyn Architecture>> {
             format!("it rotates {rotated} of {width} numbers of a head, from {base} on; supported are all");
         return Err(metadata.unsupported(reason));
     }
+    let experts = has_experts.then(|| EXPERTS.of_gguf(&metadata, layers, intermediate)).transpose()?;
     Ok(Box::new(Lfm2 {
         hidden,
         intermediate,
@@ -86,6 +90,7 @@ pub(super) fn from_gguf(gguf: &Gguf) -> Result<Box<dyn Architecture>> {
         centered: false,
         rotary: Rotary::new(base, width, RopeStyle::Neox),
         attends: counts.iter().map(|&count| count > 0).collect(),
+        experts,
     }))
 }
 

@@ -1,5 +1,5 @@
 //! LFM2: a pre-norm decoder of which most layers are short convolutions with gates, and the others attention; and its encoder,
-//! which sees in both directions.
+//! which sees in both directions. Another form has mixtures of experts in the place of perceptrons.
 //!
 //! Liquid AI, "LFM2 Technical Report", 2025.
 
@@ -7,7 +7,7 @@ mod config;
 mod gguf;
 mod model;
 
-use self::config::{FIELDS, IGNORED, read, read_bidirectional};
+use self::config::{EXPERT_FIELDS, FIELDS, IGNORED, read, read_bidirectional, read_experts};
 use self::gguf::from_gguf;
 use super::family::{Family, GgufFamily};
 
@@ -26,5 +26,11 @@ pub(super) const FAMILIES: &[Family] = &[
         generates: false,
         fields: FIELDS,
         ..Family::new("lfm2_bidirectional", "Lfm2Bidirectional", IGNORED, read_bidirectional)
+    },
+    Family {
+        gguf: &[GgufFamily::generators("lfm2moe")],
+        read_gguf: Some(from_gguf),
+        fields: EXPERT_FIELDS,
+        ..Family::new("lfm2_moe", "Lfm2Moe", IGNORED, read_experts)
     },
 ];

@@ -5,8 +5,9 @@ use crate::compute::{
     Activation, Biased, Heads, LayerAttention, Mask, Matrix, Positions, Rotary, ShortConvolutionFactors,
 };
 use crate::models::architectures::architecture::{Architecture, Description, Factors};
+use crate::models::architectures::experts::Mixture;
 use crate::models::architectures::tensors::{
-    EmbeddingTensors, LayerTensors, MixerTensors, NormTensors, PrefixedTensors, Tensors,
+    EmbeddingTensors, LayerTensors, MixerTensors, MlpTensors, NormTensors, PrefixedTensors, Tensors,
 };
 
 /// An LFM2 whose configuration was checked.
@@ -35,6 +36,8 @@ pub(in crate::models::architectures) struct Lfm2 {
     pub rotary: Rotary,
     /// Of each layer, whether it is attention.
     pub attends: Vec<bool>,
+    /// The mixtures of experts in the place of perceptrons.
+    pub experts: Option<Mixture>,
 }
 
 const WORDS: &str = "embed_tokens.weight";
@@ -114,14 +117,21 @@ impl Architecture for Lfm2 {
         let tensors = self.tensors(tensors);
         let (mixer, output) = self.mixer(&tensors, index)?;
         let name = |part: &str| format!("layers.{index}.{part}");
-        let wide = [self.intermediate, self.hidden];
-        let up = tensors.maybe_biased(&name("feed_forward.w3"), wide, false)?;
-        let down = tensors.maybe_biased(&name("feed_forward.w2"), [self.hidden, self.intermediate], false)?;
+        let mlp = if let Some(experts) = self.experts.as_ref().filter(|experts| experts.is_in(index)) {
+            MlpTensors::Experts(experts.tensors(&tensors, &format!("layers.{index}"), self.hidden)?)
+        } else {
+            let wide = [self.intermediate, self.hidden];
+            let linear = |part, shape| tensors.maybe_biased(&name(part), shape, false);
+            MlpTensors::gated(
+                linear("feed_forward.w1", wide)?,
+                linear("feed_forward.w3", wide)?,
+                linear("feed_forward.w2", [self.hidden, self.intermediate])?,
+            )
+        };
         Ok(LayerTensors {
             attention_norm: Some(self.norm(&tensors, &name("operator_norm"), self.hidden)?),
             mlp_norm: Some(self.norm(&tensors, &name("ffn_norm"), self.hidden)?),
-            gate: Some(tensors.maybe_biased(&name("feed_forward.w1"), wide, false)?),
-            ..LayerTensors::new(mixer, output, up, down)
+            ..LayerTensors::new(mixer, output, mlp)
         })
     }
 

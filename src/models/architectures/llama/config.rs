@@ -1,10 +1,12 @@
 //! `config.json` as transformers writes it, before and since version 5.
 
-use super::dialect::{DIALECTS, Dialect, ScalingRule, Windows};
+use super::dialect::{Dialect, ScalingRule, Windows};
 use super::fields::{DialectConfig, LlamaConfig, Pattern};
+use super::mixtures::DIALECTS;
 use super::model::{Llama, Variant};
 use crate::compute::{Activation, LONGEST_HEAD, LayerAttention, Mask, Rotary};
 use crate::models::architectures::architecture::{Architecture, Factors};
+use crate::models::architectures::experts::ExpertConfig;
 use crate::models::architectures::family::ConfigFile;
 use crate::models::architectures::rope_scaling::{RopeConfig, RopeDefaults};
 use crate::{Error, Result};
@@ -24,21 +26,27 @@ struct ConfigParts {
     common: LlamaConfig,
     own: DialectConfig,
     rope: RopeConfig,
+    experts: ExpertConfig,
 }
 
 impl ConfigParts {
     fn parse(file: &ConfigFile<'_>) -> Result<Self> {
-        Ok(Self { common: file.parse()?, own: file.parse()?, rope: file.parse()? })
+        let (common, own) = (file.parse()?, file.parse()?);
+        Ok(Self { common, own, rope: file.parse()?, experts: file.parse()? })
     }
 
     /// Checks the configuration of `model` and brings it into the common form.
     fn llama(&self, model: &str, dialect: &Dialect) -> Result<Llama> {
         let unsupported = |reason: String| Error::Unsupported { model: model.into(), reason };
         let bias = self.own.attention_bias.unwrap_or(dialect.attention_bias);
+        if let Some(clip) = self.own.clip_qkv {
+            return Err(unsupported(format!("its clip_qkv is {clip}; supported is null")));
+        }
+        let (layers, intermediate) = (self.common.num_hidden_layers, self.common.intermediate_size);
         let mut llama = Llama {
             hidden: self.common.hidden_size,
-            intermediate: self.common.intermediate_size,
-            layers: self.common.num_hidden_layers,
+            intermediate,
+            layers,
             heads: self.common.num_attention_heads,
             kv_heads: self.common.num_key_value_heads.unwrap_or(self.common.num_attention_heads),
             head: self.common.head_dim.unwrap_or(match dialect.head {
@@ -53,13 +61,16 @@ impl ConfigParts {
             factors: self.factors(dialect).map_err(unsupported)?,
             attention: Vec::new(),
             variant: Variant {
-                qkv_bias: dialect.variant.qkv_bias || bias,
+                qkv_bias: self.own.qkv_bias.unwrap_or(dialect.variant.qkv_bias) || bias,
                 output_bias: dialect.output_bias && bias,
                 mlp_bias: self.own.mlp_bias,
                 ..dialect.variant
             },
+            experts: None,
         };
         llama.check(model)?;
+        let experts = dialect.experts.map(|own| own.of_config(&self.experts, layers, intermediate));
+        llama.experts = experts.transpose().map_err(unsupported)?;
         llama.attention = self.attention(&llama, dialect).map_err(unsupported)?;
         Ok(llama)
     }
@@ -217,7 +228,7 @@ impl ConfigParts {
     /// The length of sliding windows, if layers may have one.
     fn window_size(&self, dialect: &Dialect) -> Option<usize> {
         let flagged = match dialect.windows {
-            Windows::Flagged => true,
+            Windows::Flagged | Windows::AllFlagged | Windows::EvenFlagged => true,
             Windows::Unrotated => self.own.layer_types.is_empty(),
             _ => false,
         };
@@ -239,7 +250,7 @@ impl ConfigParts {
                     "its layer_types name {other:?}; supported are full_attention and sliding_attention"
                 ));
             }
-            (None, Windows::Always) => size.is_some(),
+            (None, Windows::Always | Windows::AllFlagged) => size.is_some(),
             (None, Windows::AllBut(own)) => match &self.own.sliding_window_pattern {
                 Some(Pattern::Letters(letters)) => {
                     return Err(format!(
@@ -252,6 +263,9 @@ impl ConfigParts {
                 None => !(index + 1).is_multiple_of(own),
             },
             (None, Windows::Flagged) => size.is_some() && index >= self.own.max_window_layers,
+            (None, Windows::EvenFlagged) => {
+                size.is_some() && index.is_multiple_of(2) && index < self.own.max_window_layers
+            }
             (None, Windows::Unrotated) => size.is_some() && !self.is_rotated(index, layers, dialect)?,
         };
         match size.filter(|&tokens| tokens > 0) {

@@ -228,3 +228,34 @@ fn factors_follow_the_family() {
     assert_eq!(rotary.query_growth.map(|growth| (growth.rate, growth.length)), Some((0.1, 16)));
     assert!(refusal("mistral", growth).contains("llama_4_scaling_beta"));
 }
+
+#[test]
+fn mixtures_of_experts_are_read_by_family() {
+    let layers = |model_type, extra: Value| {
+        let experts = read_as(model_type, extra).unwrap().experts.unwrap();
+        (0..6).filter(|&layer| experts.is_in(layer)).collect::<Vec<_>>()
+    };
+    assert_eq!(layers("qwen3_moe", json!({})), [0, 1, 2, 3, 4, 5]);
+    assert_eq!(layers("qwen3_moe", json!({"decoder_sparse_step": 2, "mlp_only_layers": [3]})), [1, 5]);
+    assert_eq!(layers("qwen2_moe", json!({"mlp_only_layers": [0, 9]})), [1, 2, 3, 4, 5]);
+    for (model_type, extra, word) in [
+        ("qwen3_moe", json!({"decoder_sparse_step": 0}), "decoder_sparse_step"),
+        ("qwen3_moe", json!({"num_experts": 8, "num_local_experts": 9}), "num_local_experts"),
+        ("qwen3_moe", json!({"num_experts": 4, "num_experts_per_tok": 5}), "5 of 4"),
+        ("qwen3_moe", json!({"num_experts_per_tok": 0}), "0 of 128"),
+        ("mixtral", json!({"num_local_experts": 0}), "2 of 0"),
+        ("mixtral", json!({"num_local_experts": 1u64 << 40}), "do not fit together"),
+        ("qwen2_moe", json!({"moe_intermediate_size": 0}), "do not fit together"),
+        ("olmoe", json!({"clip_qkv": 8.0}), "clip_qkv is 8"),
+    ] {
+        let error = refusal(model_type, extra);
+        assert!(error.contains(word), "{error}");
+    }
+    let sliding = json!({"use_sliding_window": true, "sliding_window": 8, "max_window_layers": 4});
+    assert_eq!(windows("qwen2_moe", sliding.clone()), [8, 0, 8, 0, 0, 0]);
+    assert_eq!(windows("qwen3_moe", sliding), [8]);
+    assert_eq!(windows("qwen3_moe", json!({"sliding_window": 8})), [0]);
+    assert_eq!(windows("mixtral", json!({"sliding_window": 8})), [8]);
+    assert!(read_as("qwen2_moe", json!({})).unwrap().variant.qkv_bias);
+    assert!(!read_as("qwen2_moe", json!({"qkv_bias": false})).unwrap().variant.qkv_bias);
+}

@@ -3,6 +3,7 @@
 use super::fields::{DialectConfig, LlamaConfig};
 use super::model::{HeadNorms, NormNames, Variant};
 use crate::compute::RopeStyle;
+use crate::models::architectures::experts::ExpertDefaults;
 use crate::models::architectures::family::{ConfigFields, GgufFamily, keys_of};
 use crate::models::architectures::rope_scaling::RopeConfig;
 
@@ -17,6 +18,11 @@ pub(super) enum Windows {
     AllBut(usize),
     /// Those from `max_window_layers` on, with `use_sliding_window`, unless `layer_types` says otherwise.
     Flagged,
+    /// All, with `use_sliding_window`.
+    AllFlagged,
+    /// Each second one from the first on, of those before `max_window_layers`, with `use_sliding_window`, unless `layer_types`
+    /// says otherwise.
+    EvenFlagged,
     /// Those without rotary positions, with `use_sliding_window`, unless there are `layer_types`.
     Unrotated,
 }
@@ -99,6 +105,10 @@ pub(super) struct Dialect {
     pub causal: bool,
     /// Whether models with a head of classes are known.
     pub classifies: bool,
+    /// What files mean by what they do not say of experts, if models have any.
+    pub experts: Option<&'static ExpertDefaults>,
+    /// The same of GGUF files. Those of some families have experts if they count them.
+    pub gguf_experts: Option<&'static ExpertDefaults>,
 }
 
 /// The keys that all families read, and the given ones of those that some read; before a `;` those of rotary positions.
@@ -115,9 +125,9 @@ macro_rules! keys {
     };
 }
 
-const NEOX: [RopeStyle; 2] = [RopeStyle::Neox; 2];
+pub(super) const NEOX: [RopeStyle; 2] = [RopeStyle::Neox; 2];
 
-const LLAMA: Dialect = Dialect {
+pub(super) const LLAMA: Dialect = Dialect {
     model_type: "llama",
     classes: "Llama",
     fields: keys!["attention_bias", "mlp_bias", "layer_types"],
@@ -148,6 +158,8 @@ const LLAMA: Dialect = Dialect {
     caps: None,
     causal: true,
     classifies: false,
+    experts: None,
+    gguf_experts: None,
 };
 
 const GEMMA: Dialect = Dialect {
@@ -202,9 +214,9 @@ const GEMMA2: Dialect = Dialect {
 const SLIDING: &[ConfigFields] =
     keys!["attention_bias", "layer_types", "use_sliding_window", "sliding_window", "max_window_layers"];
 
-/// All of them.
-pub(super) const DIALECTS: [Dialect; 17] = [
-    Dialect { classifies: true, ..LLAMA },
+/// Those without experts.
+pub(super) const DENSE: [Dialect; 17] = [
+    Dialect { classifies: true, gguf_experts: Some(&ExpertDefaults::MIXTRAL), ..LLAMA },
     Dialect {
         model_type: "qwen2",
         classes: "Qwen2",

@@ -24,6 +24,9 @@ pub(super) struct LlamaConfig {
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct DialectConfig {
     pub attention_bias: Option<bool>,
+    pub qkv_bias: Option<bool>,
+    /// The largest number of queries, keys and values.
+    pub clip_qkv: Option<f32>,
     #[serde(default)]
     pub mlp_bias: bool,
     pub hidden_activation: Option<String>,

@@ -1,10 +1,12 @@
 //! The metadata of GGUF files.
 
-use super::dialect::{DIALECTS, Dialect, ScalingRule, UnsaidWindow, Windows};
+use super::dialect::{Dialect, ScalingRule, UnsaidWindow, Windows};
+use super::mixtures::DIALECTS;
 use super::model::{HeadNorms, Llama, NormNames, Variant};
 use crate::Result;
 use crate::compute::{Activation, LONGEST_HEAD, LayerAttention, Mask, QueryGrowth, Rotary};
 use crate::models::architectures::architecture::{Architecture, Factors};
+use crate::models::architectures::experts::{ExpertDefaults, GGUF_KEYS, GGUF_SHARED_KEYS};
 use crate::models::architectures::gguf_keys::Metadata;
 use crate::models::architectures::rope_scaling::{RopeScaling, Yarn};
 use crate::models::formats::gguf::Gguf;
@@ -41,7 +43,15 @@ pub(super) fn from_gguf(gguf: &Gguf) -> Result<Box<dyn Architecture>> {
         _ => &[],
     };
     let dense = if family.generates { &[] } else { DENSE };
-    metadata.refuse_unknown(&[READ, windowed, dialect.gguf_keys, dense])?;
+    // Files of a Llama may have experts: those of Mixtral.
+    let counted = dialect.experts.is_some() || metadata.number("expert_count").is_some_and(|count| count > 0);
+    let experts = dialect.gguf_experts.filter(|_| counted && family.generates);
+    let expert_keys: [&[&str]; 2] = match experts {
+        Some(ExpertDefaults { shared: Some(_), .. }) => [GGUF_KEYS, GGUF_SHARED_KEYS],
+        Some(_) => [GGUF_KEYS, &[]],
+        None => [&[], &[]],
+    };
+    metadata.refuse_unknown(&[READ, windowed, dialect.gguf_keys, dense, expert_keys[0], expert_keys[1]])?;
     let (hidden, heads) =
         (metadata.required("embedding_length")?, metadata.required("attention.head_count")?);
     let head = metadata.number("attention.key_length").unwrap_or(hidden / heads.max(1)).min(LONGEST_HEAD + 1);
@@ -71,8 +81,11 @@ pub(super) fn from_gguf(gguf: &Gguf) -> Result<Box<dyn Architecture>> {
         },
         attention: Vec::new(),
         variant: variant(gguf, head),
+        experts: None,
     };
     llama.check(&metadata.model())?;
+    let experts = experts.map(|own| own.of_gguf(&metadata, llama.layers, llama.intermediate));
+    llama.experts = experts.transpose()?;
     let causal = metadata.flag("attention.causal").unwrap_or(family.generates);
     llama.attention = attention(&metadata, &llama, dialect, causal)?;
     Ok(Box::new(llama))
@@ -101,7 +114,7 @@ fn variant(gguf: &Gguf, head: usize) -> Variant {
         // Converters have added it already.
         norm_offset: 0.0,
         fused_qkv: has("attn_qkv.weight"),
-        fused_mlp: !has("ffn_gate.weight"),
+        fused_mlp: has("ffn_up.weight") && !has("ffn_gate.weight"),
     }
 }
 

@@ -7,11 +7,13 @@ mod config;
 mod dialect;
 mod fields;
 mod gguf;
+mod mixtures;
 mod model;
 
 use self::config::read;
-use self::dialect::{DIALECTS, Dialect};
+use self::dialect::Dialect;
 use self::gguf::from_gguf;
+use self::mixtures::DIALECTS;
 use super::family::{Family, ReadGguf};
 use crate::models::heads::layout;
 

@@ -2,9 +2,10 @@
 
 use crate::compute::{Activation, Biased, Heads, LONGEST_HEAD, LayerAttention, Matrix, Positions, Weight};
 use crate::models::architectures::architecture::{Architecture, Description, Factors};
+use crate::models::architectures::experts::Mixture;
 use crate::models::architectures::family::LARGEST_SIZE;
 use crate::models::architectures::tensors::{
-    EmbeddingTensors, LayerTensors, MixerTensors, NormTensors, Tensors,
+    EmbeddingTensors, LayerTensors, MixerTensors, MlpTensors, NormTensors, Tensors,
 };
 use crate::{Error, Result};
 
@@ -118,6 +119,8 @@ pub(in crate::models::architectures) struct Llama {
     pub attention: Vec<LayerAttention>,
     /// Biases, norms and the form of tensors.
     pub variant: Variant,
+    /// The mixtures of experts in the place of perceptrons.
+    pub experts: Option<Mixture>,
 }
 
 impl Llama {
@@ -204,13 +207,18 @@ impl Architecture for Llama {
                 part("self_attn.v_proj", [keys, hidden], variant.qkv_bias)?,
             ]
         };
-        let (gate, up) = if variant.fused_mlp {
-            let (both, _) = part("mlp.gate_up_proj", [2 * intermediate, hidden], false)?;
-            let rows = |rows| (both.slice_rows(rows), None);
-            (rows(0..intermediate), rows(intermediate..2 * intermediate))
+        let mlp = if let Some(experts) = self.experts.as_ref().filter(|experts| experts.is_in(index)) {
+            MlpTensors::Experts(experts.tensors(tensors, &format!("model.layers.{index}"), hidden)?)
         } else {
-            let linear = |rest| part(rest, [intermediate, hidden], variant.mlp_bias);
-            (linear("mlp.gate_proj")?, linear("mlp.up_proj")?)
+            let (gate, up) = if variant.fused_mlp {
+                let (both, _) = part("mlp.gate_up_proj", [2 * intermediate, hidden], false)?;
+                let rows = |rows| (both.slice_rows(rows), None);
+                (rows(0..intermediate), rows(intermediate..2 * intermediate))
+            } else {
+                let linear = |rest| part(rest, [intermediate, hidden], variant.mlp_bias);
+                (linear("mlp.gate_proj")?, linear("mlp.up_proj")?)
+            };
+            MlpTensors::gated(gate, up, part("mlp.down_proj", [hidden, intermediate], variant.mlp_bias)?)
         };
         Ok(LayerTensors {
             attention_norm: block_norm(variant.norms.attention)?,
@@ -218,11 +226,13 @@ impl Architecture for Llama {
             output: part("self_attn.o_proj", [hidden, queries], variant.output_bias)?,
             output_norm: block_norm(variant.norms.output)?,
             mlp_norm: block_norm(variant.norms.mlp)?,
-            gate: Some(gate),
-            up,
-            down: part("mlp.down_proj", [hidden, intermediate], variant.mlp_bias)?,
+            mlp,
             down_norm: block_norm(variant.norms.down)?,
         })
+    }
+
+    fn has_kernels_on_cards(&self) -> bool {
+        self.experts.is_none()
     }
 
     fn final_norm(&self, tensors: &dyn Tensors) -> Result<Option<NormTensors>> {

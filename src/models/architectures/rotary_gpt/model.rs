@@ -4,7 +4,7 @@ use crate::compute::memory::zeroed;
 use crate::compute::{Activation, Biased, Heads, LayerAttention, Matrix, Positions, Weight};
 use crate::models::architectures::architecture::{Architecture, Description, Factors};
 use crate::models::architectures::tensors::{
-    EmbeddingTensors, LayerTensors, MixerTensors, NormTensors, Tensors,
+    EmbeddingTensors, LayerTensors, MixerTensors, MlpTensors, NormTensors, Tensors,
 };
 use crate::{Error, Result};
 
@@ -253,12 +253,14 @@ impl Architecture for RotaryGpt {
         Ok(LayerTensors {
             attention_norm: norm(names.attention_norm)?,
             mlp_norm: norm(mlp_norm)?,
-            gate: variant.gated.then(|| wide(names.gate)).transpose()?,
             ..LayerTensors::new(
                 MixerTensors::Attention { qkv, head_norms },
                 linear(names.output, [hidden, queries], variant.output_bias)?,
-                wide(names.up)?,
-                linear(names.down, [hidden, intermediate], variant.mlp_bias)?,
+                MlpTensors::Dense {
+                    gate: variant.gated.then(|| wide(names.gate)).transpose()?,
+                    up: wide(names.up)?,
+                    down: linear(names.down, [hidden, intermediate], variant.mlp_bias)?,
+                },
             )
         })
     }

@@ -1,0 +1,48 @@
+//! Mixtures of experts on tensors: the host chooses, and each expert multiplies its rows at once.
+
+use candle_core::{Result, Tensor};
+
+use super::tensors::TensorLinear;
+use crate::compute::experts::{ChosenExpert, ExpertLayers, Experts};
+use crate::compute::kernels::activation::Activation;
+
+impl ExpertLayers<TensorLinear> {
+    fn apply(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
+        self.down.apply(&self.up.activated(x, activation)?)
+    }
+}
+
+impl Experts<TensorLinear> {
+    /// What they make of `[rows, columns]`: the weighted sum for each row.
+    pub(super) fn apply(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
+        let mut scores = self.router.apply(x)?.to_vec2::<f32>()?;
+        let used = self.routing.used;
+        let mut rows = vec![(Vec::new(), Vec::new()); self.experts.len()];
+        let mut chosen = vec![ChosenExpert::default(); used];
+        for (row, scores) in scores.iter_mut().enumerate() {
+            self.routing.choose(scores, &self.choice_bias, &mut chosen);
+            for ChosenExpert { index, weight } in &chosen {
+                let (rows, weights) = &mut rows[*index as usize];
+                rows.push(row as u32);
+                weights.push(*weight);
+            }
+        }
+        let mut sum = x.zeros_like()?;
+        for (layers, (rows, weights)) in self.experts.iter().zip(rows).filter(|(_, own)| !own.0.is_empty()) {
+            let count = rows.len();
+            let rows = Tensor::from_vec(rows, count, x.device())?;
+            let weights = Tensor::from_vec(weights, (count, 1), x.device())?;
+            let y = layers.apply(&x.index_select(&rows, 0)?, activation)?.broadcast_mul(&weights)?;
+            sum = sum.index_add(&rows, &y, 0)?;
+        }
+        let Some(shared) = &self.shared else { return Ok(sum) };
+        let y = shared.layers.apply(x, activation)?;
+        match &shared.gate {
+            Some(gate) => {
+                let gates = ((gate.apply(x)?.neg()?.exp()? + 1.0)?).recip()?;
+                sum + y.broadcast_mul(&gates)?
+            }
+            None => sum + y,
+        }
+    }
+}
