@@ -107,9 +107,14 @@ def fingerprint_of(known: Description, dimension: int | None, names: Sequence[st
         str(dimension),
         known["prompts"].get(prompt or "", ""),
     ]
-    if known["adapter"]:
-        parts.append(known["adapter"].rstrip("/").rpartition("/")[2])
+    if known["adapter_content"]:
+        parts.append(known["adapter_content"])  # many adapters have one name: checkpoint-500
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def model_of(known: Description) -> str:
+    """The source of a described model, with its adapter: what it is called where models are told apart."""
+    return known["source"] if known["adapter"] is None else f"{known['source']} + {known['adapter']}"
 
 
 def _texts(given: Any) -> Any:
@@ -172,7 +177,7 @@ class Embedder:
     @property
     def fingerprint(self) -> str:
         """A hash of everything but the text that document vectors depend on: model, length, prompt. A folder counts by
-        its name only, so that an index can move between machines.
+        its name only, and an adapter by what it contains, so that an index can move between machines.
         """
         return fingerprint_of(self.describe(), self.dimension)
 
@@ -183,11 +188,11 @@ class Embedder:
 
     @property
     def query_model(self) -> tuple[str, str]:
-        """The source of the slot's present model, and `query_fingerprint`. Vectors of queries are compared only with
+        """The source of the slot's present model with its adapter, and `query_fingerprint`. Vectors of queries are compared only with
         those of an equal value.
         """
         known = self.describe()
-        return known["source"], fingerprint_of(known, self._length(known), QUERY_PROMPTS)
+        return model_of(known), fingerprint_of(known, self._length(known), QUERY_PROMPTS)
 
     @property
     def truncated(self) -> int:

@@ -141,6 +141,8 @@ class Description(TypedDict):
     """The model as configured: hub id, path, `pkg:…`, `ollama://…`."""
     adapter: str | None
     """The adapter that changes its weights, as configured."""
+    adapter_content: str | None
+    """A hash of the adapter's files, equal for equal ones on every machine. For one of the model's own: of its name."""
     path: str
     """Folder of the files in use; a server's address."""
     architecture: str

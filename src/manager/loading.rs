@@ -272,6 +272,7 @@ impl ModelLoader {
         }
 
         let plan = self.plan(files, spec)?;
+        let adapter = plan.files.adapter.as_ref().map(|adapter| adapter.name().to_owned());
         let LoadPlan { ref files, card, isa, format, overrides, .. } = plan;
         let identity = Arc::clone(&plan.stamp);
         let (backend, charge) = self.models.get_or_load(&identity, || {
@@ -299,7 +300,7 @@ impl ModelLoader {
         let facts = backend.facts(identity);
         let content = self.content_of(plan, &facts);
         let info = Arc::new(ModelInfo { content, ..info(&backend, spec, facts) });
-        Ok((ModelHandle { backend, info, source: source.to_owned() }, charge))
+        Ok((ModelHandle { backend, info, source: source.to_owned(), adapter }, charge))
     }
 
     /// What the model of `files` computes. Unless that is known, it is computed in the background: a load never waits.
@@ -428,7 +429,7 @@ impl ModelLoader {
         // A replacement with other dimensions is another model. One of equal dimensions cannot be detected.
         let identity = format!("{address} {}", backend.shapes().dense.unwrap_or(0)).into();
         let info = Arc::new(info(&backend, spec, backend.facts(identity)));
-        Ok(ModelHandle { backend, info, source: shown(source).into_owned() })
+        Ok(ModelHandle { backend, info, source: shown(source).into_owned(), adapter: None })
     }
 
     fn load_generator(

@@ -36,6 +36,8 @@ pub(super) struct ModelHandle {
     pub(super) info: Arc<ModelInfo>,
     /// The source that was loaded: the configured one, or a fallback. Never contains a key.
     pub(super) source: String,
+    /// The adapter as this name's own configuration spells it: names with equal files share the model.
+    pub(super) adapter: Option<String>,
 }
 
 /// A language model as one name serves it.

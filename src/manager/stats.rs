@@ -35,6 +35,8 @@ pub struct ModelDescription {
     pub source: String,
     /// The adapter that changes its weights.
     pub adapter: Option<String>,
+    /// SHA-256 of what the adapter contains.
+    pub adapter_content: Option<String>,
     /// Folder of the files in use, or the URL of a server.
     pub path: String,
     /// `model_type` of its config.json; ollama or openai for a server's model.
@@ -75,14 +77,14 @@ impl ModelDescription {
     pub(super) fn new(name: &str, handle: &ModelHandle, profile: Profile, device: &ComputeDevice) -> Self {
         let (backend, config) = (&handle.backend, &handle.info.facts.config);
         let shapes = backend.shapes();
-        let (path, architecture, engine, pooling, dtype, adapter) = match &**backend {
+        let (path, architecture, engine, pooling, dtype, adapter_content) = match &**backend {
             EncoderBackend::Local { encoder, .. } => (
                 encoder.path.display().to_string(),
                 encoder.architecture.clone(),
                 ENGINE,
                 shapes.dense.or(shapes.scores).map(|_| config.pooling.name().to_owned()),
                 encoder.dtype(),
-                encoder.adapter.clone(),
+                encoder.adapter_content.clone(),
             ),
             EncoderBackend::Remote(remote) => {
                 let link = remote.link();
@@ -94,7 +96,8 @@ impl ModelDescription {
             name: name.to_owned(),
             profile: profile.as_str(),
             source: handle.source.clone(),
-            adapter,
+            adapter: handle.adapter.clone(),
+            adapter_content,
             path,
             architecture,
             engine,

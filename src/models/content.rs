@@ -94,6 +94,27 @@ impl ModelFiles {
     }
 }
 
+impl ModelFiles {
+    /// SHA-256 of the adapter's files, or of the name of one that the model's own files have; `None` without an adapter.
+    /// Adapters of one name are often different ones.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Permission`].
+    pub fn adapter_content(&self) -> Result<Option<String>> {
+        let mut all = Sha256::new();
+        match &self.adapter {
+            None => return Ok(None),
+            Some(ModelAdapter::Own(name)) => all.update(name),
+            Some(ModelAdapter::Peft { folder, weights, .. }) => {
+                for path in weights.paths().iter().chain([&config_path(folder)]) {
+                    all.update(checksum(path, &mut || Ok(()))?);
+                }
+            }
+        }
+        Ok(Some(ContentId(all.finalize().into()).to_string()))
+    }
+}
+
 #[cfg(unix)]
 fn inode(meta: &fs::Metadata) -> u64 {
     std::os::unix::fs::MetadataExt::ino(meta)

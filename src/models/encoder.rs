@@ -80,8 +80,10 @@ pub struct Encoder {
     pub tokenizer: Tokenizer,
     /// Pooling, normalization, length, prompts.
     pub config: SentenceConfig,
-    /// The adapter that changes its weights.
+    /// The adapter that changes its weights, as the one who loaded it first calls it.
     pub adapter: Option<String>,
+    /// What the adapter contains.
+    pub adapter_content: Option<String>,
     /// `model_type` of `config.json`.
     pub architecture: String,
     /// Ids that the model has an embedding of: those below this one.
@@ -122,6 +124,7 @@ impl Encoder {
         let (tokenizer, (weights, model)) = (tokenizer?, loaded?);
         let (head, scores) = settings.head(&weights, &tokenizer, model.width())?;
         weights.check_adapter_read(settings.config.kind)?;
+        let adapter_content = files.adapter_content()?;
         weights.check()?;
         let late = settings.late_texts(&tokenizer, overrides)?;
         settings.warn_of_tokenizer(&tokenizer);
@@ -131,6 +134,7 @@ impl Encoder {
             tokenizer,
             config: settings.sentence,
             adapter: files.adapter.as_ref().map(|adapter| adapter.name().to_owned()),
+            adapter_content,
             architecture: settings.config.family.model_type.to_owned(),
             vocabulary: settings.config.describe().vocabulary,
             scores,
@@ -169,6 +173,7 @@ impl Encoder {
             tokenizer,
             config: sentence,
             adapter: None,
+            adapter_content: None,
             architecture: form.name().to_owned(),
             vocabulary: model.tokens(),
             scores: None,

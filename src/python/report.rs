@@ -66,6 +66,7 @@ pub(super) fn description<'py>(py: Python<'py>, model: &ModelDescription) -> PyR
         "profile": model.profile,
         "source": &model.source,
         "adapter": &model.adapter,
+        "adapter_content": &model.adapter_content,
         "path": &model.path,
         "architecture": &model.architecture,
         "engine": model.engine,

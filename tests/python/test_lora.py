@@ -8,7 +8,9 @@ import shutil
 import numpy as np
 import pytest
 from conftest import FIXTURES, tiny
+from model_manager._embedder import Embedder
 from model_manager.errors import InputError, ModelManagerError
+from model_manager.semantic import SemanticCache
 
 BASE = str(FIXTURES / "bert_plain")
 FOLDER = FIXTURES / "adapters"
@@ -124,3 +126,81 @@ def test_the_command_says_whether_one_fits(command):
     assert other.code == 1
     assert "[24, 4]" in other.err
     assert command("doctor", "--adapter", ONE).code != 0
+
+
+def of_one_name(tmp_path, *adapters):
+    """Copies of these adapters in folders of one name."""
+    return [shutil.copytree(adapter, str(tmp_path / str(place) / "lora")) for place, adapter in enumerate(adapters)]
+
+
+def test_adapters_of_one_name_are_different_models(tmp_path):
+    one, other = of_one_name(tmp_path, ONE, OTHER)
+    with tiny() as manager:
+        manager.register("s", BASE, adapter=one)
+        embedder = Embedder(manager, "s")
+        first = (embedder.query_model, embedder.fingerprint)
+        cache = SemanticCache(threshold=0.999, manager=manager, model="s")
+        cache.put("soru", "cevap")
+        manager.register("s", BASE, adapter=other, replace=True)
+        second = (embedder.query_model, embedder.fingerprint)
+        assert first[0][0] != second[0][0]
+        assert first[0][1] != second[0][1]
+        assert first[1] != second[1]
+        # Its question is embedded again: the vector of the former adapter would not be found.
+        assert cache.get("soru") is not None
+        # The content alone counts, too: the same path with another adapter.
+        shutil.copytree(ONE, other, dirs_exist_ok=True)
+        manager.register("s", BASE, adapter=other, replace=True)
+        assert embedder.fingerprint == first[1] != second[1]
+
+
+def test_an_index_tells_adapters_of_one_name_apart(tmp_path):
+    pytest.importorskip("qdrant_client")
+    from model_manager.integrations.qdrant.encoders import Encoders
+
+    one, other = of_one_name(tmp_path, ONE, OTHER)
+    with tiny() as manager:
+        manager.register("s", BASE, adapter=one)
+        encoders = Encoders(Embedder(manager, "s"))
+        before = encoders.identity()
+        encoders.remember_checked()
+        manager.register("s", BASE, adapter=other, replace=True)
+        after = encoders.identity()
+        for key in ("model", "fingerprint", "probe"):
+            assert before[key] != after[key], key
+        with pytest.raises(ModelManagerError, match="replaced"):
+            encoders.check_unchanged()
+
+
+def test_slots_with_equal_files_have_their_own_spelling(tmp_path):
+    (tmp_path / "link").symlink_to(ONE, target_is_directory=True)
+    link = str(tmp_path / "link")
+    found = []
+    for order in ((ONE, link), (link, ONE)):
+        with tiny() as manager:
+            for name in order:
+                manager.register(name, BASE, adapter=name)
+                manager.load(name)
+            assert [manager.describe(name)["adapter"] for name in order] == list(order)
+            found += [Embedder(manager, name).fingerprint for name in order]
+    assert len(set(found)) == 1
+
+
+def test_a_server_answers_under_the_name_of_the_base_without_an_adapter():
+    pytest.importorskip("fastapi")
+    from fastapi.testclient import TestClient
+    from model_manager.server import ServedModel, ServerConfig, create_app
+
+    reranker = str(FIXTURES / "rerank_bert")
+    with tiny(reranker_model=reranker) as manager:
+        manager.register("reranker", reranker, adapter=FOLDER / "bert_rerank", replace="reranker" in manager.slots())
+        manager.register("s", BASE, adapter=ONE)
+        manager.register("t", BASE, adapter=OTHER)
+        with pytest.raises(InputError, match="with the adapter"):
+            create_app(ServerConfig(models=(ServedModel("e", slot="s", source=BASE),)), manager)
+        with TestClient(create_app(ServerConfig(models=(ServedModel("e", slot="s"),)), manager)) as client:
+            asked = {"query": "soru", "documents": ["bir"]}
+            assert client.post("/v1/rerank", json=asked | {"model": reranker}).status_code == 404
+            assert client.post("/v1/rerank", json=asked | {"model": "reranker"}).status_code == 200
+            digests = [model["digest"] for model in client.get("/api/tags").json()["models"]]
+            assert len(set(digests)) == len(digests) > 1

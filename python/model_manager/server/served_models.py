@@ -86,6 +86,9 @@ class ServedModels:
             return  # the default source: it is for a manager without such a slot
         there = self.source(model.key)
         held = "an object of its own" if there is None else repr(there)
+        state = self.state(model.key)
+        if state is not None and state["adapter"] is not None:
+            held += f" with the adapter {state['adapter']!r}"
         # The one of the environment has the name of its slot.
         remedy = (
             "choose another OLLAMA_MODEL_NAME"
@@ -145,8 +148,9 @@ class ServedModels:
         return self.manager.stats()["slots"].get(slot)
 
     def holds(self, slot: str, source: str) -> bool:
-        """Whether the slot exists and has this source."""
-        return slot in self.manager.slots() and self.source(slot) == without_key(source)
+        """Whether the slot exists and has this source, without an adapter: with one it gives other results."""
+        state = self.state(slot)
+        return state is not None and state["adapter"] is None and self.source(slot) == without_key(source)
 
     def slots(self, kind: Kind) -> dict[str, SlotStatistics]:
         """The manager's slots of one kind, with their state."""

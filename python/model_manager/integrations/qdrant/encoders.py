@@ -11,7 +11,7 @@ import numpy as np
 from qdrant_client import models
 
 from ..._arguments import argument_error, type_error
-from ..._embedder import Embedder, fingerprint_of, slot_for
+from ..._embedder import Embedder, fingerprint_of, model_of, slot_for
 from ...errors import TaskError
 from ...handles.sentence_model import DOCUMENT_PROMPTS, QUERY_PROMPTS, find_prompt
 from ...semantic.bm25 import BM25
@@ -140,11 +140,11 @@ class _Model:
     def identity(self) -> dict[str, Any]:
         """What the collection keeps."""
         known, fingerprint = self.describe(), self.fingerprint
-        return {"model": known["source"], "fingerprint": fingerprint, PROBE: self._probed(known)[0]}
+        return {"model": model_of(known), "fingerprint": fingerprint, PROBE: self._probed(known)[0]}
 
     def _probed(self, known: Description) -> tuple[dict[str, Any], tuple[int, ...]]:
         """The probe of the present model, and the length of its dense vectors."""
-        model = f"{known['source']} {self.fingerprint}"  # two folders of one name have one fingerprint
+        model = f"{model_of(known)} {self.fingerprint}"  # two folders of one name have one fingerprint
         if self._probe is None or self._probe[0] != model:
             vectors = self.documents(TEXTS)
             self._probe = model, probe_of(known, vectors), np.shape(vectors[0])[-1:]
@@ -263,10 +263,10 @@ class Encoders:
         made: dict[str, Any] = {}
         if self.dense is not None:
             known, fingerprint = self.dense.describe(), self.dense.fingerprint
-            model = f"{known['source']} {fingerprint}"
+            model = f"{model_of(known)} {fingerprint}"
             if self._probe is None or self._probe[0] != model:
                 self._probe = model, probe_of(known, self.dense.documents(TEXTS))
-            made = {"model": known["source"], "fingerprint": fingerprint, PROBE: self._probe[1]}
+            made = {"model": model_of(known), "fingerprint": fingerprint, PROBE: self._probe[1]}
         if self.sparse is not None:
             made["sparse"] = self.sparse.identity()
         if self.multi is not None:
@@ -287,7 +287,7 @@ class Encoders:
     def _present(self) -> str:
         """The slots' present models. Two folders of one name have one fingerprint, but not one source."""
         slots = [one for one in (self.dense, self.sparse, self.multi) if isinstance(one, Embedder | _Model)]
-        return " ".join([self.fingerprint, *(one.describe()["source"] for one in slots)])
+        return " ".join([self.fingerprint, *(model_of(one.describe()) for one in slots)])
 
     @contextlib.contextmanager
     def unchanged(self) -> Iterator[None]:

@@ -150,7 +150,7 @@ def running(service: Service) -> list[dict[str, Any]]:
             {
                 "name": name,
                 "model": name,
-                "digest": digest(state["source"] or slot),
+                "digest": digest(state["source"] or slot, state["adapter"]),
                 "details": details(service, slot, state["source"]),
                 "slot": slot,
                 "source": state["source"],

@@ -9,9 +9,12 @@ if TYPE_CHECKING:
     from ...service import Service
 
 
-def digest(source: str) -> str:
-    """64 hexadecimal digits that identify a model by its source, not by its content. Clients show the first twelve."""
-    return hashlib.sha256(source.encode(errors="replace")).hexdigest()
+def digest(source: str, adapter: str | None = None) -> str:
+    """64 hexadecimal digits that identify a model by its source and its adapter, not by its content. Clients show the
+    first twelve.
+    """
+    named = source if adapter is None else f"{source}\0{adapter}"
+    return hashlib.sha256(named.encode(errors="replace")).hexdigest()
 
 
 def details(service: Service, slot: str, source: str | None) -> dict[str, Any]:

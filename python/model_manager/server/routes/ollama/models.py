@@ -89,7 +89,7 @@ def _tags(service: Service) -> list[dict[str, Any]]:
                     "model": tagged(name),
                     "modified_at": timestamp(service.started),
                     "size": slots[slot]["bytes"],
-                    "digest": digest(about["source"] or slot),
+                    "digest": digest(about["source"] or slot, about["adapter"]),
                     "details": details(service, slot, about["source"]),
                 }
             )
