@@ -15,6 +15,8 @@ use crate::chat::{self, TURNS_TEMPLATE};
 #[cfg(feature = "cuda")]
 use crate::compute::Cuda;
 use crate::compute::{Candle, CandleDevice, Cpu, Isa, WeightFormat};
+use crate::models::adapted::added_bytes;
+use crate::models::adapter_files::warn_of_unused;
 use crate::models::architectures::Transformer;
 use crate::models::json::read_json;
 use crate::models::manifest::WeightFiles;
@@ -177,7 +179,8 @@ impl TextFiles {
         };
         let size =
             |path: &PathBuf| fs::metadata(path).map(|m| m.len()).map_err(|e| Error::io(path, "read", &e));
-        paths.iter().map(size).sum()
+        let own = paths.iter().map(size).sum::<Result<u64>>()?;
+        Ok(own + if let Self::Folder(files) = self { added_bytes(files)? } else { 0 })
     }
 }
 
@@ -266,6 +269,7 @@ impl TextModel {
         weights.check_read()?;
         weights.check_adapter_read(config.kind)?;
         weights.check()?;
+        warn_of_unused(files);
         let spelling = |key: &str| settings.word(key).unwrap_or_default();
         let mut end_text = spelling("eos_token");
         let mut eos_ids = [&generation, &config.json]

@@ -6,10 +6,48 @@ use super::adapters::adapter::{Adapter, Base, OwnAdapter, is_pooler};
 use super::adapters::config::PeftConfig;
 use super::adapters::own::{OwnAdapters, unknown_adapter};
 use super::architectures::ModelKind;
-use super::manifest::WeightFiles;
+use super::manifest::{ModelAdapter, ModelFiles, WeightFiles};
 use super::unread::left;
 use super::weights::Weights;
 use crate::{Error, Result};
+
+/// The bytes of what an adapter makes larger: a table of words that it changes is held in float32, and a matrix of logits that
+/// was the table is one of its own.
+///
+/// # Errors
+/// Those of [`Weights::open`].
+pub(crate) fn added_bytes(files: &ModelFiles) -> Result<u64> {
+    let Some(adapter) = &files.adapter else { return Ok(0) };
+    let tables = match adapter {
+        ModelAdapter::Own(_) => {
+            let weights = Weights::open(&files.weights)?;
+            let tables = weights.names().filter(|name| name.ends_with(OWN_TABLE));
+            tables.filter_map(|name| weights.shape(name)).map(|shape| shape.iter().product()).collect()
+        }
+        ModelAdapter::Peft { weights, .. } => {
+            let (own, base) = (Weights::open(weights)?, Weights::open(&files.weights)?);
+            let size = |name: &str| {
+                let (module, ends) = match name.strip_suffix(".lora_embedding_A") {
+                    Some(module) => (module, [".lora_embedding_A", ".lora_embedding_B"]),
+                    None => (name.strip_suffix(".lora_A.weight")?, [".lora_A.weight", ".lora_B.weight"]),
+                };
+                let head = module.rsplit('.').next()?;
+                let is_head = HEADS.contains(&head) && !base.names().any(|name| name.contains(head));
+                if ends[0] != ".lora_embedding_A" && !is_head {
+                    return None;
+                }
+                let (a, b) = (own.shape(name)?, own.shape(&format!("{module}{}", ends[1]))?);
+                Some(a.get(1)? * b.first()?)
+            };
+            own.names().filter_map(size).collect::<Vec<usize>>()
+        }
+    };
+    Ok(tables.into_iter().map(|size| 4 * size as u64).sum())
+}
+
+/// How tables end in files with adapters of their own, and what matrices of logits are called.
+const OWN_TABLE: &str = "_embeddings.parametrizations.weight.original";
+const HEADS: [&str; 2] = ["lm_head", "embed_out"];
 
 /// The tensors of a model without its adapter.
 struct StoredBase<'a> {

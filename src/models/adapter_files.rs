@@ -1,5 +1,6 @@
 //! Finds the files of an adapter, and the model that it changes.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::adapters::config::{CONFIG, PeftConfig, is_adapter};
@@ -22,6 +23,14 @@ pub(super) fn attach(
     options: &ResolveOptions,
     progress: &mut dyn FnMut(&Progress<'_>) -> Result<()>,
 ) -> Result<ModelFiles> {
+    if files.adapter.is_some() {
+        let reason = format!(
+            "={adapter:?}: {:?} is an adapter itself, and a model takes one; give its base as the source, {:?}",
+            files.model,
+            files.root.display().to_string()
+        );
+        return Err(Error::argument("adapter", reason));
+    }
     refuse_quantized(&files)?;
     let config = files.transformer.join("config.json");
     let json = if config.is_file() { read_json(&config)? } else { serde_json::Value::Null };
@@ -53,6 +62,58 @@ pub(super) fn attach_folder(files: ModelFiles, name: &str, folder: &Path) -> Res
     };
     let adapter = ModelAdapter::Peft { name: name.to_owned(), folder: folder.to_path_buf(), weights };
     Ok(ModelFiles { adapter: Some(adapter), ..files })
+}
+
+/// Files that sentence-transformers and transformers save with an adapter, of which nothing is read.
+const UNUSED: [&str; 6] = [
+    "modules.json",
+    "1_Pooling/config.json",
+    "config_sentence_transformers.json",
+    "tokenizer.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+];
+
+/// Says which files of the adapter's folder are not used though they differ from those of the base, and that the adapter was
+/// trained on another model than the given one.
+pub(crate) fn warn_of_unused(files: &ModelFiles) {
+    let Some(ModelAdapter::Peft { name, folder, .. }) = &files.adapter else { return };
+    let differs = |file: &&str| {
+        let Ok(own) = fs::read(folder.join(file)) else { return false };
+        let same = |base: &PathBuf| fs::read(base.join(file)).is_ok_and(|base| base == own);
+        ![&files.root, &files.transformer].into_iter().any(same)
+    };
+    let unused: Vec<_> = UNUSED.into_iter().filter(differs).collect();
+    if !unused.is_empty() {
+        log::warn!(
+            "{}: the adapter {name:?} has files that are not used: {}; pooling, prompts, tokenizer and chat template are \
+             those of the base",
+            files.model,
+            unused.join(", ")
+        );
+    }
+    let trained_on = PeftConfig::read(name, folder).ok().and_then(|config| config.base_model_name_or_path);
+    let last = |path: &str| path.trim_end_matches(['/', '\\']).rsplit(['/', '\\']).next().map(str::to_owned);
+    if let Some(base) = trained_on.filter(|base| *name != files.model && last(base) != last(&files.model)) {
+        log::warn!("{}: the adapter {name:?} says that it was trained on {base:?}", files.model);
+    }
+}
+
+/// Refuses a model with an adapter next to weights of its own: transformers adds it to them, others do not.
+///
+/// # Errors
+/// [`Error::Unsupported`] with both ways to say what is meant.
+pub(super) fn refuse_both(files: &ModelFiles) -> Result<()> {
+    let is_file = matches!(files.weights, WeightFiles::Gguf(_));
+    if is_file || ![&files.root, &files.transformer].into_iter().any(|folder| is_adapter(folder)) {
+        return Ok(());
+    }
+    let model = &files.model;
+    let reason = format!(
+        "it has an adapter ({CONFIG}) next to weights of its own; to add it, register(name, {model:?}, adapter={model:?}); \
+         for the weights alone, give a folder without {CONFIG}"
+    );
+    Err(Error::Unsupported { model: model.clone(), reason })
 }
 
 fn refuse_quantized(files: &ModelFiles) -> Result<()> {

@@ -139,17 +139,24 @@ impl ModelConfig {
                 weights.with_peft(files, &config, &is_transposed)?
             }
         };
+        let refused = |reason: String| Err(Error::Unsupported { model: self.model.clone(), reason });
         // The matrix of a masked language model's logits is its table of words, which PEFT then leaves as it was.
-        let embeddings = weights.adapter().and_then(Adapter::changes_embeddings);
-        match embeddings.filter(|_| self.kind == ModelKind::Sparse) {
-            Some(name) => {
-                let reason = format!(
-                    "its adapter changes {name:?}, which is not supported for sparse vectors; merge it with PEFT                      (merge_and_unload) and save the model"
-                );
-                Err(Error::Unsupported { model: self.model.clone(), reason })
-            }
-            None => Ok(weights),
+        let words = weights.adapter().and_then(Adapter::changes_words);
+        if let Some(name) = words.filter(|_| self.kind == ModelKind::Sparse) {
+            return refused(format!(
+                "its adapter changes {name:?}, the table of words, which is not supported for sparse vectors; train one \
+                 without it"
+            ));
         }
+        // The encoder of T5 refers to the table by another name, and PEFT leaves that one as it was.
+        let words = weights.adapter().and_then(Adapter::changes_words_in_place);
+        if let Some(name) = words.filter(|_| self.family.model_type.contains("t5")) {
+            return refused(format!(
+                "its adapter changes {name:?}, the table of words, which PEFT itself does not apply in the encoder of T5; \
+                 train one without it"
+            ));
+        }
+        Ok(weights)
     }
 
     /// The numbers of its architecture.

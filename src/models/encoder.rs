@@ -5,6 +5,7 @@ use std::panic::resume_unwind;
 use std::path::PathBuf;
 use std::thread;
 
+use super::adapter_files::warn_of_unused;
 use super::architectures::{ModelKind, Transformer};
 use super::config::ModelConfig;
 use super::head::Head;
@@ -128,6 +129,7 @@ impl Encoder {
         weights.check()?;
         let late = settings.late_texts(&tokenizer, overrides)?;
         settings.warn_of_tokenizer(&tokenizer);
+        warn_of_unused(files);
         Ok(Self {
             name: files.model.clone(),
             path: files.root.clone(),

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::adapter_files::{attach, attach_folder, base_of};
+use super::adapter_files::{attach, attach_folder, base_of, refuse_both};
 use super::architectures::{ModelKind, check_masked, check_tensors};
 use super::config::ModelConfig;
 use super::encoder::Encoder;
@@ -108,10 +108,10 @@ fn of_hub(
         return Ok((attach(files, adapter, options, progress)?, bytes));
     }
     let error = match Hub::new(options)?.configuration(id, progress) {
-        Ok(found) => return Ok(found),
+        Ok((files, bytes)) => return refuse_both(&files).map(|()| (files, bytes)),
         Err(error) => error,
     };
-    let Some(folder) = adapter_folder(&error, source, options, progress) else { return Err(error) };
+    let Some(folder) = adapter_folder(&error, source, options, progress)? else { return Err(error) };
     let (base, revision) = base_of(id, &folder, false)?;
     let options = ResolveOptions { revision, ..options.clone() };
     let (files, bytes) = match &base {

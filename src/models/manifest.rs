@@ -199,7 +199,7 @@ pub(crate) enum Missing {
 }
 
 /// Optional files next to the weights, which configure the tokenizer and the pooling.
-const OPTIONAL: [&str; 10] = [
+const OPTIONAL: [&str; 11] = [
     "tokenizer_config.json",
     "special_tokens_map.json",
     "generation_config.json",
@@ -212,6 +212,8 @@ const OPTIONAL: [&str; 10] = [
     "artifact.metadata",
     "colbert_linear.pt",
     "sparse_linear.pt",
+    // Where a model has it next to weights of its own, that is known and refused.
+    "adapter_config.json",
 ];
 /// The names that sentence-transformers has given the transformer's own settings over time.
 pub(crate) const SENTENCE_CONFIGS: [&str; 7] = [

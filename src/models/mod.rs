@@ -20,8 +20,8 @@
 //! content.rs     what its results are named by outside this process
 //! ```
 
-mod adapted;
-mod adapter_files;
+pub(crate) mod adapted;
+pub(crate) mod adapter_files;
 mod adapters;
 pub mod architectures;
 pub mod chunks;

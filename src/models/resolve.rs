@@ -11,7 +11,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::adapter_files::{attach, attach_folder, base_of};
+use super::adapter_files::{attach, attach_folder, base_of, refuse_both};
 use super::adapters::config::is_adapter;
 pub use super::hub::ResolveOptions;
 use super::hub::{Hub, Progress};
@@ -33,8 +33,15 @@ pub fn resolve(
 ) -> Result<ModelFiles> {
     let base = ResolveOptions { adapter: None, ..options.clone() };
     match &options.adapter {
-        Some(adapter) => attach(resolve(source, &base, progress)?, adapter, options, progress),
-        None => find(source, options, progress).or_else(|error| with_base(error, source, options, progress)),
+        Some(adapter) => {
+            let found = find(source, &base, progress);
+            let files = found.or_else(|error| with_base(error, source, &base, progress))?;
+            attach(files, adapter, options, progress)
+        }
+        None => match find(source, options, progress) {
+            Ok(files) => refuse_both(&files).map(|()| files),
+            Err(error) => with_base(error, source, options, progress),
+        },
     }
 }
 
@@ -45,7 +52,7 @@ fn with_base(
     options: &ResolveOptions,
     progress: &mut dyn FnMut(&Progress<'_>) -> Result<()>,
 ) -> Result<ModelFiles> {
-    let Some(folder) = adapter_folder(&error, source, options, progress) else { return Err(error) };
+    let Some(folder) = adapter_folder(&error, source, options, progress)? else { return Err(error) };
     let (model, is_local) = (source.to_string(), !matches!(source, Source::Hub(_)));
     let (base, revision) = base_of(&model, &folder, is_local)?;
     let options = ResolveOptions { revision, ..options.clone() };
@@ -56,24 +63,32 @@ fn with_base(
 
 /// The folder of `source` if it has an adapter of PEFT. `error` is why it is no model: where it says anything else than that
 /// files are missing, no adapter is looked for.
+///
+/// # Errors
+/// Those of a download: a stop, a full disk, a damaged file. That there is no adapter is none.
 pub(super) fn adapter_folder(
     error: &Error,
     source: &Source,
     options: &ResolveOptions,
     progress: &mut dyn FnMut(&Progress<'_>) -> Result<()>,
-) -> Option<PathBuf> {
+) -> Result<Option<PathBuf>> {
     let folder = match (source, error) {
         (Source::Directory(path), Error::MissingFile { .. }) => path.clone(),
         (Source::Package { package, inner }, Error::MissingFile { .. }) => {
-            options.host.package_dir(package)?.join(inner)
+            let Some(folder) = options.host.package_dir(package) else { return Ok(None) };
+            folder.join(inner)
         }
         // Offline, a snapshot that is no model is not there.
         (Source::Hub(id), Error::MissingFile { .. } | Error::ModelNotFound { .. }) => {
-            Hub::new(options).ok()?.adapter(id, Path::new(""), progress).ok()?
+            match Hub::new(options)?.adapter(id, Path::new(""), progress) {
+                Ok(folder) => folder,
+                Err(Error::MissingFile { .. } | Error::ModelNotFound { .. }) => return Ok(None),
+                Err(error) => return Err(error),
+            }
         }
-        _ => return None,
+        _ => return Ok(None),
     };
-    is_adapter(&folder).then_some(folder)
+    Ok(Some(folder).filter(|folder| is_adapter(folder)))
 }
 
 /// The files of a model.

@@ -66,8 +66,14 @@ impl<'a> EncoderSettings<'a> {
             ModelKind::Embedding if config.gguf.is_none() => LateInteraction::read(files)?,
             _ => None,
         };
+        let has_head = kind::trained_for(files) == Some(ModelKind::Classifier);
         let mut sentence = match (&config.gguf, kind) {
             (Some(gguf), _) => SentenceConfig::from_gguf(gguf, &files.model, positions, overrides.pooling)?,
+            // Behind the states is the adapter's own head: what sentence-transformers put there for vectors is not used.
+            (None, ModelKind::Classifier) if has_head => {
+                let bare = ModelFiles { modules: Vec::new(), ..files.clone() };
+                SentenceConfig::of_classifier(&bare, positions)?
+            }
             (None, ModelKind::Classifier) => SentenceConfig::of_classifier(files, positions)?,
             (None, ModelKind::Sparse) => SentenceConfig::of_sparse(files, positions)?,
             (None, _) => match &late {
@@ -81,8 +87,6 @@ impl<'a> EncoderSettings<'a> {
         sentence.pooling = overrides.pooling.unwrap_or(sentence.pooling);
         sentence.max_length =
             overrides.max_length.map_or(sentence.max_length, |length| length.min(positions));
-        // An adapter for classification has a head of its own.
-        let has_head = kind::trained_for(files) == Some(ModelKind::Classifier);
         let judges = kind == ModelKind::Classifier && !has_head && kind::judges(&files.modules, &config.json);
         let pair_chat = match kind {
             ModelKind::Classifier => PairChat::load(files, judges, config.family.model_type)?,

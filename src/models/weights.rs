@@ -11,6 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
+use super::adapted::added_bytes;
 use super::adapters::adapter::Adapter;
 use super::adapters::change::{is_own_part, original_name};
 use super::architectures::{GgufTensors, Tensors};
@@ -454,7 +455,8 @@ impl ModelFiles {
             // Its table stays in its file; it has two numbers for each token in memory, whose file has at least two bytes.
             return Ok(16 * tokenizer);
         }
-        Ok(elements(&self.weights)? * format.group_bytes() / GROUP as u64 + 12 * tokenizer)
+        let own = elements(&self.weights)? * format.group_bytes() / GROUP as u64;
+        Ok(own + added_bytes(self)? + 12 * tokenizer)
     }
 }
 

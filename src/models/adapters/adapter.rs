@@ -61,6 +61,14 @@ pub(crate) struct TensorChanges {
 /// Ends of names of matrices that models share with their table of words: they have no tensor of their own then.
 const HEADS: [&str; 2] = ["lm_head.weight", "embed_out.weight"];
 
+/// What the modules of tables of words are called.
+const WORDS: [&str; 6] = ["word_embeddings", "tok_embeddings", "embed_tokens", "embed_in", "wte", "shared"];
+
+/// Whether the tensor is a table of words. Tables of positions are none, nor is the norm after all of them.
+fn is_words(name: &str) -> bool {
+    name.split('.').any(|word| WORDS.contains(&word))
+}
+
 /// Whether the tensor is one of the layer that BERT and its kin put after the first token's state.
 pub(crate) fn is_pooler(name: &str) -> bool {
     name.split('.').any(|word| word == "pooler")
@@ -119,18 +127,9 @@ impl Adapter {
             let twice = match change {
                 Change::LowRank(mut tensors) => {
                     tensors.transposed = base.is_transposed(&stored);
-                    if let Some(shape) = &shape {
-                        tensors.check(shape).map_err(invalid)?;
-                    }
                     all.low_rank.replace(tensors).is_some()
                 }
-                Change::Shift { shift, scale } => {
-                    if shape.as_deref().is_some_and(|shape| shift.shape() != shape) {
-                        let reason = format!("has shape {:?}, the base's has {shape:?}", shift.shape());
-                        return Err(invalid(reason));
-                    }
-                    all.shift.replace((shift, scale)).is_some()
-                }
+                Change::Shift { shift, scale } => all.shift.replace((shift, scale)).is_some(),
                 Change::Whole { weight, copy } => {
                     // A copy of a head may have other labels than that of the base.
                     let fits = |shape: &Vec<usize>| match (copy, weight.shape(), shape.as_slice()) {
@@ -149,6 +148,15 @@ impl Adapter {
             };
             if twice {
                 return Err(invalid("is there twice".into()));
+            }
+        }
+        for (name, all) in &changes {
+            // What is added is added to the tensor that takes the place of the base's, if there is one.
+            let whole = all.whole.as_ref().map(|(weight, _)| weight.shape().to_vec());
+            if let Some(shape) = whole.or_else(|| (!all.is_new).then(|| base.shape(name))) {
+                all.check(&shape).map_err(|reason| {
+                    Error::invalid_file(path, format!("the adapter's change of the tensor {name:?} {reason}"))
+                })?;
             }
         }
         if changes.is_empty() {
@@ -183,10 +191,18 @@ impl Adapter {
         self.changes.get(name)?.whole.as_ref().filter(|(_, copy)| !copy).map(|(weight, _)| weight)
     }
 
-    /// Whether a matrix is changed that gives rows by their number.
-    pub(crate) fn changes_embeddings(&self) -> Option<&str> {
-        let embeds = |name: &str| name.contains("embed") || name.ends_with("wte.weight");
-        self.changes.keys().map(String::as_str).filter(|name| embeds(name)).min()
+    /// The table of words, if it is changed.
+    pub(crate) fn changes_words(&self) -> Option<&str> {
+        self.changes.keys().map(String::as_str).filter(|name| is_words(name)).min()
+    }
+
+    /// The table of words, if it is changed in its module alone, not in whatever shares it.
+    pub(crate) fn changes_words_in_place(&self) -> Option<&str> {
+        let in_place = |changes: &TensorChanges| {
+            changes.low_rank.is_some() || changes.whole.as_ref().is_some_and(|(_, copy)| *copy)
+        };
+        let found = self.changes.iter().filter(|(name, changes)| is_words(name) && in_place(changes));
+        found.map(|(name, _)| name.as_str()).min()
     }
 
     /// The stored tensor `name` with what is added to it.
@@ -216,6 +232,19 @@ impl Adapter {
 }
 
 impl TensorChanges {
+    /// Checks that what is added fits a tensor of `shape`.
+    fn check(&self, shape: &[usize]) -> Result<(), String> {
+        if let Some(tensors) = &self.low_rank {
+            tensors.check(shape)?;
+        }
+        match &self.shift {
+            Some((shift, _)) if shift.shape() != shape => {
+                Err(format!("has shape {:?}, that of the tensor is {shape:?}", shift.shape()))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn apply(&self, base: Weight) -> Result<Weight> {
         let base = match &self.low_rank {
             Some(tensors) => tensors.apply(&base)?,

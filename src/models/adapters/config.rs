@@ -68,9 +68,9 @@ pub(crate) struct PeftConfig {
     pub(crate) base_model_name_or_path: Option<String>,
     #[serde(default)]
     pub(crate) revision: Option<String>,
-    #[serde(default)]
+    #[serde(default = "default_rank")]
     r: usize,
-    #[serde(default)]
+    #[serde(default = "default_alpha")]
     lora_alpha: f64,
     #[serde(default)]
     use_rslora: bool,
@@ -87,6 +87,18 @@ pub(crate) struct PeftConfig {
     #[serde(default)]
     pub(super) modules_to_save: Vec<String>,
 }
+
+/// What PEFT takes where the file does not say.
+fn default_rank() -> usize {
+    8
+}
+
+fn default_alpha() -> f64 {
+    8.0
+}
+
+/// The heads that PEFT saves with every adapter for classification, whether the file names them or not.
+const CLASSIFIER_HEADS: [&str; 2] = ["classifier", "score"];
 
 impl PeftConfig {
     /// Reads the file of `folder`. `model` is what messages call the model.
@@ -170,7 +182,10 @@ impl PeftConfig {
     /// module that was to be saved is the end of that of the module, or of one that it is in.
     pub(super) fn saves(&self, module: &str) -> bool {
         let ends = module.match_indices('.').map(|(at, _)| at).chain([module.len()]);
-        ends.into_iter().any(|end| self.modules_to_save.iter().any(|name| module[..end].ends_with(&**name)))
+        let heads = CLASSIFIER_HEADS.iter().filter(|_| self.kind() == Some(ModelKind::Classifier));
+        let names: Vec<&str> =
+            self.modules_to_save.iter().map(String::as_str).chain(heads.copied()).collect();
+        ends.into_iter().any(|end| names.iter().any(|name| module[..end].ends_with(name)))
     }
 
     /// Whether biases of the model were trained.
@@ -273,6 +288,15 @@ mod tests {
         assert_eq!((patterns.scale("key", 8), patterns.scale("layer.key", 8)), (Ok(4.0), Ok(2.0)));
         let several = read(&json!({"alpha_pattern": {"query": 2, "0.query": 4}})).unwrap();
         assert!(several.scale("layer.0.query", 8).unwrap_err().contains("several"));
+    }
+
+    #[test]
+    fn what_the_file_does_not_say_is_as_in_peft() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(config_path(folder.path()), r#"{"peft_type": "LORA"}"#).unwrap();
+        assert_eq!(PeftConfig::read("m", folder.path()).unwrap().scale("query", 8), Ok(1.0));
+        let classes = read(&json!({"task_type": "SEQ_CLS", "modules_to_save": null})).unwrap();
+        assert!(classes.saves("classifier.dense") && classes.saves("score") && !classes.saves("pooler"));
     }
 
     #[test]

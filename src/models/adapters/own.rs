@@ -3,7 +3,7 @@
 //! Sturua et al., "jina-embeddings-v3: Multilingual Embeddings With Task LoRA", 2024. `config.json` names the tasks
 //! (`lora_adaptations`), the rank and `lora_alpha`, and the text that goes before those of a task (`task_instructions`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use serde::Deserialize;
@@ -62,6 +62,9 @@ impl OwnAdapters {
             }
             Some(name) => {
                 Err(invalid(format!("task_instructions has {name:?}, which lora_adaptations does not")))
+            }
+            None if own.names.iter().collect::<HashSet<_>>().len() < own.names.len() => {
+                Err(invalid("lora_adaptations has a name twice".into()))
             }
             None if !own.load_trained_adapters => {
                 Err(invalid("load_trained_adapters is false, so its weights have none".into()))

@@ -144,13 +144,37 @@ impl Hub {
         let repo = self.cache.join(folder_name(id));
         let elsewhere = self.others.iter().map(|other| other.join(folder_name(id)));
         let caches = std::iter::once(repo.clone()).chain(elsewhere);
-        let cached = |repo: PathBuf| adapter_in(&snapshot_of(&repo, &self.revision)?.join(inner));
-        if let Some(folder) = caches.into_iter().find_map(cached) {
-            return Ok(folder);
+        // PEFT caches an adapter without the list of modules that sentence-transformers saved with it.
+        let cached = |repo: PathBuf| {
+            let snapshot = snapshot_of(&repo, &self.revision)?;
+            let absent = repo.join(".no_exist").join(snapshot.file_name()?).join(inner).join(MODULES);
+            let folder = adapter_in(&snapshot.join(inner))?;
+            let is_known = folder.join(MODULES).is_file() || absent.exists();
+            Some((folder, is_known))
+        };
+        let found = caches.into_iter().find_map(cached);
+        match found {
+            Some((folder, true)) => return Ok(folder),
+            Some((folder, false)) if self.offline => {
+                log::warn!(
+                    "{id}: whether its adapter has a {MODULES} is not known offline; it is taken for one without"
+                );
+                return Ok(folder);
+            }
+            None if self.offline => return Err(self.is_absent(id)),
+            _ => {}
         }
-        if self.offline {
-            return Err(self.is_absent(id));
+        match (self.fetch_adapter(id, inner, progress), found) {
+            (Err(error @ Error::Download { .. }), Some((folder, _))) => {
+                log::warn!("{id}: using the cached copy; {error}");
+                Ok(folder)
+            }
+            (result, _) => result,
         }
+    }
+
+    fn fetch_adapter(&self, id: &str, inner: &Path, progress: &mut OnProgress<'_>) -> Result<PathBuf> {
+        let repo = self.cache.join(folder_name(id));
         // A model of the same repository stays at its commit: the branch moves only with all of its files.
         let known = snapshot_of(&repo, &self.revision);
         let commit = known.as_deref().and_then(Path::file_name).and_then(|name| name.to_str());
@@ -171,9 +195,12 @@ impl Hub {
         let weights = ADAPTER_WEIGHTS.into_iter().find(|name| has(name));
         let weights = weights.ok_or_else(|| missing(ADAPTER_WEIGHTS[0], "an adapter of PEFT has it"))?;
         // What else sentence-transformers saved with it is not read, and has to be known for that.
-        let modules = Some("modules.json").filter(|name| has(name));
+        let modules = Some(MODULES).filter(|name| has(name));
         for file in [CONFIG, weights].into_iter().chain(modules) {
             blobs.download(&place(file), progress)?;
+        }
+        if modules.is_none() {
+            write_whole(&repo.join(".no_exist").join(&commit).join(inner).join(MODULES), b"")?;
         }
         if known.is_none() && self.revision != commit {
             write_whole(&repo.join("refs").join(&self.revision), commit.as_bytes())?;
@@ -206,6 +233,9 @@ impl Hub {
         Ok(snapshot)
     }
 }
+
+/// The list of the modules of sentence-transformers.
+const MODULES: &str = "modules.json";
 
 /// `folder`, if it has the files of an adapter.
 fn adapter_in(folder: &Path) -> Option<PathBuf> {

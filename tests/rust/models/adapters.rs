@@ -22,20 +22,20 @@ const SCORES: [&str; 3] = ["bert_classes", "bert_rerank", "qwen3_score"];
 const TEXTS: [&str; 7] =
     ["qwen3_layers", "qwen3_tied", "qwen3_words", "qwen3_saved", "llama_head", "gpt2_lora", "gpt2_dora"];
 
-fn adapter(name: &str) -> PathBuf {
+pub(crate) fn adapter(name: &str) -> PathBuf {
     fixture("adapters").join(name)
 }
 
-fn reference(name: &str) -> Value {
+pub(crate) fn reference(name: &str) -> Value {
     serde_json::from_slice(&fs::read(adapter(name).join("reference.json")).unwrap()).unwrap()
 }
 
-fn options(adapter: Option<&Path>) -> ResolveOptions {
+pub(crate) fn options(adapter: Option<&Path>) -> ResolveOptions {
     let adapter = adapter.map(|folder| folder.display().to_string());
     ResolveOptions { offline: true, adapter, ..ResolveOptions::new(Arc::new(SystemHost)) }
 }
 
-fn files_of(base: &Path, adapter: &Path) -> Result<ModelFiles> {
+pub(crate) fn files_of(base: &Path, adapter: &Path) -> Result<ModelFiles> {
     resolve(&Source::Directory(base.to_path_buf()), &options(Some(adapter)), &mut |_| Ok(()))
 }
 
@@ -43,11 +43,11 @@ fn files(name: &str) -> ModelFiles {
     files_of(&fixture(reference(name)["base"].as_str().unwrap()), &adapter(name)).unwrap()
 }
 
-fn encoder(files: &ModelFiles, format: WeightFormat, isa: Isa) -> Result<Encoder> {
+pub(crate) fn encoder(files: &ModelFiles, format: WeightFormat, isa: Isa) -> Result<Encoder> {
     Encoder::load(files, Overrides::default(), &|config, weights| on_cpu(config, weights, isa, format))
 }
 
-fn numbers(value: &Value) -> Vec<f32> {
+pub(crate) fn numbers(value: &Value) -> Vec<f32> {
     value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect()
 }
 
@@ -56,7 +56,7 @@ fn ids(value: &Value) -> Vec<u32> {
 }
 
 /// What the encoder makes of these cases in one batch.
-fn encode(encoder: &Encoder, cases: &[&Value]) -> Vec<f32> {
+pub(crate) fn encode(encoder: &Encoder, cases: &[&Value]) -> Vec<f32> {
     let (mut all, mut offsets, mut seconds) = (Vec::new(), vec![0], Vec::new());
     for case in cases {
         all.extend(ids(&case["ids"]));
@@ -70,7 +70,7 @@ fn encode(encoder: &Encoder, cases: &[&Value]) -> Vec<f32> {
     out
 }
 
-fn furthest(a: &[f32], b: &[f32]) -> f32 {
+pub(crate) fn furthest(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
@@ -81,7 +81,7 @@ fn distance(a: &[f32], b: &[f32]) -> f32 {
     (squares(&mut a.iter().zip(b).map(|(a, b)| a - b)) / squares(&mut b.iter().copied())).sqrt()
 }
 
-fn cases(reference: &Value) -> Vec<&Value> {
+pub(crate) fn cases(reference: &Value) -> Vec<&Value> {
     reference["cases"].as_array().unwrap().iter().collect()
 }
 
@@ -171,7 +171,7 @@ fn logits_and_greedy_texts_are_those_of_peft() {
 }
 
 /// A copy of an adapter with another configuration.
-fn changed(name: &str, change: impl FnOnce(&mut Value)) -> tempfile::TempDir {
+pub(crate) fn changed(name: &str, change: impl FnOnce(&mut Value)) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let weights = "adapter_model.safetensors";
     fs::copy(adapter(name).join(weights), folder.path().join(weights)).unwrap();

@@ -8,7 +8,7 @@ use model_manager::models::{ModelAdapter, ModelFiles, ResolveOptions, Source, re
 
 use super::{Environment, Setup};
 use crate::fixtures::fixture;
-use crate::server::Hub;
+use crate::server::{COMMIT, Hub};
 
 fn find(setup: &Setup, source: &Source, adapter: Option<&str>, offline: bool) -> Result<ModelFiles, Error> {
     let mut options = ResolveOptions::new(Arc::new(Environment(setup.environment.clone())));
@@ -86,4 +86,39 @@ fn files_of_the_hub_name_no_folder_as_their_base() {
         let refused = find(&setup, &Source::Hub("org/model".into()), None, false).unwrap_err().to_string();
         assert!(refused.contains(named) && refused.contains("adapter=\"org/model\""), "{refused}");
     }
+}
+
+#[test]
+fn an_adapter_that_others_cached_is_looked_at_once_more() {
+    let config = br#"{"peft_type": "LORA", "r": 4, "base_model_name_or_path": "org/base"}"#;
+    let cache = |setup: &Setup| {
+        let snapshot = setup.repo().join("snapshots").join(COMMIT);
+        fs::create_dir_all(&snapshot).unwrap();
+        fs::create_dir_all(setup.repo().join("refs")).unwrap();
+        fs::write(setup.repo().join("refs/main"), COMMIT).unwrap();
+        for (name, content) in files("", config) {
+            if name.starts_with("adapter_") {
+                fs::write(snapshot.join(name), content).unwrap();
+            }
+        }
+    };
+    let mut listed = files("", config);
+    listed.push(("modules.json".into(), b"[]".to_vec()));
+    let hub = hub(&listed);
+    let setup = Setup::new(&hub);
+    cache(&setup);
+    let alone = Source::Hub("org/model".into());
+    let refused = find(&setup, &alone, None, false).unwrap_err().to_string();
+    assert!(refused.contains("modules.json"), "{refused}");
+    assert!(find(&setup, &base(), Some("org/model"), true).is_ok(), "over a base of this machine");
+}
+
+#[test]
+fn a_stop_of_the_download_of_an_adapter_is_a_stop() {
+    let config = br#"{"peft_type": "LORA", "r": 4, "base_model_name_or_path": "org/base"}"#;
+    let hub = hub(&files("", config));
+    let setup = Setup::new(&hub);
+    let options = ResolveOptions::new(Arc::new(Environment(setup.environment.clone())));
+    let stopped = resolve(&Source::Hub("org/model".into()), &options, &mut |_| Err(Error::Closed));
+    assert_eq!(stopped, Err(Error::Closed));
 }

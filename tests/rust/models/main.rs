@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // helpers of tests are tests too
 
+mod adapter_refusals;
 mod adapters;
 mod faults;
 mod fixtures;
