@@ -150,7 +150,8 @@ impl Adapter {
                 return Err(invalid("is there twice".into()));
             }
         }
-        for (name, all) in &changes {
+        // In order: of several faults, always the same one is named.
+        for (name, all) in changes.iter().collect::<BTreeMap<_, _>>() {
             // What is added is added to the tensor that takes the place of the base's, if there is one.
             let whole = all.whole.as_ref().map(|(weight, _)| weight.shape().to_vec());
             if let Some(shape) = whole.or_else(|| (!all.is_new).then(|| base.shape(name))) {

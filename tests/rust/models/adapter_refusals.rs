@@ -154,20 +154,14 @@ fn tables_of_words_that_others_share_are_refused() {
 #[test]
 fn what_is_added_fits_the_saved_head_that_it_is_added_to() {
     for (tensors, named) in [
-        ([("classifier.lora_A.weight", [3, 24]), ("classifier.lora_B.weight", [2, 3])], "classifier.weight"),
+        ([("classifier.lora_A.weight", [3, 24]), ("classifier.lora_B.weight", [1, 3])], "classifier.weight"),
         ([("classifier.lora_A.weight", [3, 20]), ("classifier.lora_B.weight", [3, 3])], "classifier.weight"),
     ] {
-        let config =
-            json!({"peft_type": "LORA", "r": 3, "task_type": "SEQ_CLS", "modules_to_save": ["pooler"]});
-        let mut all: Vec<(&str, &[usize])> = vec![
-            ("classifier.weight", &[3, 24]),
-            ("classifier.bias", &[3]),
-            ("pooler.dense.weight", &[24, 24]),
-            ("pooler.dense.bias", &[24]),
-        ];
+        let config = json!({"peft_type": "LORA", "r": 3, "task_type": "SEQ_CLS"});
+        let mut all: Vec<(&str, &[usize])> = vec![("classifier.weight", &[3, 24]), ("classifier.bias", &[3])];
         all.extend(tensors.iter().map(|(name, shape)| (*name, &shape[..])));
         let folder = made(&config, &all);
-        let refused = refusal("bert_plain", folder.path(), Some(ModelKind::Classifier));
+        let refused = refusal("rerank_bert", folder.path(), Some(ModelKind::Classifier));
         assert!(refused.contains(named) && refused.contains("shape"), "{refused}");
     }
     let config = json!({"peft_type": "LORA", "r": 3, "task_type": "SEQ_CLS", "lora_bias": true});
@@ -178,10 +172,10 @@ fn what_is_added_fits_the_saved_head_that_it_is_added_to() {
             ("classifier.bias", &[3]),
             ("classifier.lora_A.weight", &[3, 24]),
             ("classifier.lora_B.weight", &[3, 3]),
-            ("classifier.lora_B.bias", &[2]),
+            ("classifier.lora_B.bias", &[1]),
         ],
     );
-    let refused = refusal("bert_plain", folder.path(), Some(ModelKind::Classifier));
+    let refused = refusal("rerank_bert", folder.path(), Some(ModelKind::Classifier));
     assert!(refused.contains("classifier.bias") && refused.contains("[3]"), "{refused}");
 }
 
