@@ -188,8 +188,8 @@ class Embedder:
 
     @property
     def query_model(self) -> tuple[str, str]:
-        """The source of the slot's present model with its adapter, and `query_fingerprint`. Vectors of queries are compared only with
-        those of an equal value.
+        """The source of the slot's present model with its adapter, and `query_fingerprint`. Vectors of queries are
+        compared only with those of an equal value.
         """
         known = self.describe()
         return model_of(known), fingerprint_of(known, self._length(known), QUERY_PROMPTS)

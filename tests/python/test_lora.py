@@ -204,3 +204,18 @@ def test_a_server_answers_under_the_name_of_the_base_without_an_adapter():
             assert client.post("/v1/rerank", json=asked | {"model": "reranker"}).status_code == 200
             digests = [model["digest"] for model in client.get("/api/tags").json()["models"]]
             assert len(set(digests)) == len(digests) > 1
+
+
+def test_what_is_not_used_of_an_adapter_is_said(tmp_path, caplog):
+    folder = shutil.copytree(ONE, tmp_path / "lora")
+    (folder / "modules.json").write_text("[]", encoding="utf-8")
+    (folder / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
+    shutil.copy(FIXTURES / "bert_plain" / "tokenizer.json", folder)
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(config | {"base_model_name_or_path": "org/another"}), encoding="utf-8")
+    with tiny() as manager, caplog.at_level("WARNING"):
+        manager.register("s", BASE, adapter=folder)
+        manager.embed("a", "s")
+    assert "files that are not used: modules.json, chat_template.jinja;" in caplog.text
+    assert "org/another" in caplog.text

@@ -143,7 +143,7 @@ impl Hub {
     pub(crate) fn adapter(&self, id: &str, inner: &Path, progress: &mut OnProgress<'_>) -> Result<PathBuf> {
         let repo = self.cache.join(folder_name(id));
         let elsewhere = self.others.iter().map(|other| other.join(folder_name(id)));
-        let caches = std::iter::once(repo.clone()).chain(elsewhere);
+        let caches = std::iter::once(repo).chain(elsewhere);
         // PEFT caches an adapter without the list of modules that sentence-transformers saved with it.
         let cached = |repo: PathBuf| {
             let snapshot = snapshot_of(&repo, &self.revision)?;
