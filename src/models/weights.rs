@@ -11,20 +11,18 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
-use super::adapted::added_bytes;
 use super::adapters::adapter::Adapter;
 use super::adapters::change::{is_own_part, original_name};
 use super::architectures::{GgufTensors, Tensors};
 use super::formats::gguf::Gguf;
 use super::formats::pickle::{self, Pickled, Storage};
 use super::formats::safetensors;
-use super::manifest::{ModelFiles, WeightFiles, metadata};
+use super::manifest::WeightFiles;
 use super::text_part::{of_images, stored_names};
 use super::unread::{ReadTensors, left};
 use crate::compute::file::{Bytes, WeightFile};
-use crate::compute::linear::GROUP;
 use crate::compute::memory::zeroed;
-use crate::compute::{Matrix, Stored, Weight, WeightFormat};
+use crate::compute::{Matrix, Stored, Weight};
 use crate::sync::Mutex;
 use crate::{Error, Result};
 
@@ -435,33 +433,8 @@ impl fmt::Debug for Weights {
     }
 }
 
-impl ModelFiles {
-    /// The memory that the model takes in this format, known before it is loaded: all floating-point elements at that
-    /// width, plus twelve times the tokenizer's file for its tables (measured: 8 MB for 0.5 MB of WordPiece, 94 MB for
-    /// 8.6 MB of Unigram).
-    ///
-    /// # Errors
-    /// As for reading the weights' header.
-    pub fn expected_bytes(&self, format: WeightFormat) -> Result<u64> {
-        if let WeightFiles::Gguf(parts) = &self.weights {
-            // Quantized weights stay as they are. The tokenizer's tables take about as much as the file's metadata.
-            return parts.iter().map(|path| Ok(metadata(path)?.len())).sum();
-        }
-        let tokenizer = ["tokenizer.json", "vocab.txt"]
-            .iter()
-            .find_map(|name| self.beside_weights(name))
-            .map_or(Ok(0), |path| metadata(&path).map(|meta| meta.len()))?;
-        if self.static_form()?.is_some() {
-            // Its table stays in its file; it has two numbers for each token in memory, whose file has at least two bytes.
-            return Ok(16 * tokenizer);
-        }
-        let own = elements(&self.weights)? * format.group_bytes() / GROUP as u64;
-        Ok(own + added_bytes(self)? + 12 * tokenizer)
-    }
-}
-
 /// The number of floating-point elements in `files`; integers (position ids) are not loaded and do not count.
-fn elements(files: &WeightFiles) -> Result<u64> {
+pub(super) fn elements(files: &WeightFiles) -> Result<u64> {
     let weights = Weights::open(files)?;
     let read = weights.tensors.iter().filter(|(name, entry)| entry.dtype.is_ok() && !of_images(name));
     Ok(read.map(|(_, entry)| entry.shape.iter().product::<usize>() as u64).sum())
