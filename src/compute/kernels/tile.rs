@@ -162,7 +162,7 @@ unsafe fn sum<S: Simd, const ROWS: usize, const AHEAD: bool>(
     step: impl Fn(S::V, S::V, S::V) -> S::V,
 ) {
     let (mut panel, mut a) = (t.panel, t.a);
-    let mut ahead = Stream::<AHEAD>::new(t);
+    let mut ahead = Prefetches::<AHEAD>::new(t);
     for _ in 0..t.k {
         // SAFETY: iteration `n < k` reads row `n` of the panel, two registers, and unit `n` of each of the `ROWS` rows of
         // `a`; both pointers advance by one row or unit, and end at most one past the operands.
@@ -200,7 +200,7 @@ unsafe fn sum_widened<S: Simd, const ROWS: usize, const AHEAD: bool>(
     let mut halves = MaybeUninit::<[[[f32; WIDENED]; ROWS]; 2]>::uninit();
     let [low, high] = [0, ROWS * WIDENED].map(|from| halves.as_mut_ptr().cast::<f32>().wrapping_add(from));
     let (mut panel, mut from) = (t.panel, 0);
-    let mut ahead = Stream::<AHEAD>::new(t);
+    let mut ahead = Prefetches::<AHEAD>::new(t);
     while from < t.k {
         let units = WIDENED.min(t.k - from);
         for i in 0..ROWS {
@@ -283,12 +283,12 @@ unsafe fn widen<S: Simd>(s: S, a: *const u8, units: usize, low: *mut f32, high: 
 }
 
 /// Where the next tile's memory is prefetched from; nothing without `AHEAD`.
-struct Stream<const AHEAD: bool> {
+struct Prefetches<const AHEAD: bool> {
     from: *const u8,
     step: usize,
 }
 
-impl<const AHEAD: bool> Stream<AHEAD> {
+impl<const AHEAD: bool> Prefetches<AHEAD> {
     #[inline(always)]
     fn new(t: &Tile) -> Self {
         let (from, step) = t.ahead.map_or((std::ptr::null(), 0), |ahead| (ahead.from, ahead.step));
