@@ -114,6 +114,7 @@ def test_examples_of_the_readme(command, tmp_path):
             line += ["--model", ENGLISH_MODEL]  # no network
         if line[0] == "doctor" and len(line) > 1:
             line[1] = ENGLISH_MODEL
+            line = line[:2]  # an adapter of the hub cannot be fetched
         if line[0] != "serve":
             done = command(*line)
             assert done.code == 0, (line, done.err)

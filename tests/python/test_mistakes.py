@@ -387,7 +387,7 @@ def test_a_host_that_is_none(host, message):
 )
 def test_a_wrong_value_of_a_variable(name, value, message):
     code, _, lines = command("serve", **{name: value})
-    assert code == 1
+    assert code == 2
     assert lines == [f"Error: {message}"]
 
 

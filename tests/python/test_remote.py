@@ -378,7 +378,8 @@ def test_a_server_that_dies_is_left_alone(make_manager):
         report = manager.stats()["slots"]["remote"]["remote"]
         # Another load keeps the figures, and sends nothing either.
         manager.unload("remote")
-        # A thread of the last call may still hold the model on a busy machine; the load then takes it back without a request.
+        # A thread of the last call may still hold the model on a busy machine; the load then takes it back, without a
+        # request.
         with contextlib.suppress(RemoteError):
             manager.load("remote")
         # A busy machine may need longer than the first pause, which is the shortest. After each pause one request goes
