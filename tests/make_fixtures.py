@@ -35,6 +35,7 @@ from fixture_makers import (  # noqa: E402  (after the environment above)
     jina_tasks,
     judges,
     late,
+    mixture_vectors,
     real,
     regexes,
     rope,
@@ -70,6 +71,7 @@ def makers(models: Path) -> dict[str, Callable[[], None]]:
     generators = (*families.FAMILIES, *families.WHOLE, *families.OTHERS)
     table |= {name: partial(families.make, name, FIXTURES) for name in generators}
     table |= {f"{adapters.FOLDER}/{spec.name}": partial(adapters.make, spec, FIXTURES) for spec in adapters.ADAPTERS}
+    table[mixture_vectors.NAME] = partial(mixture_vectors.make, FIXTURES)
     table["gguf_headers"] = partial(gguf_headers.make, FIXTURES)
     return table | {name: partial(real.make, name, models, FIXTURES) for name in real.NAMES}
 

@@ -6,6 +6,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 use super::*;
+use crate::compute::linear::quant_unpack::everywhere;
 
 const WIDTH: usize = 64;
 /// Columns between the matrices of an expert.
@@ -153,4 +154,57 @@ fn metadata_of_experts_is_computed_or_refused_by_name() {
     }
     assert!(refusal(count(7, 2)).contains("ffn_gate_inp"));
     assert!(refusal(metadata()).contains("expert_count"));
+}
+
+/// Rows of a prompt and of an answer meet at the same experts, whose weights are unpacked for the former alone, as on AMX.
+#[test]
+fn rows_of_both_phases_use_experts_as_alone() {
+    let (_folder, path) = with_experts(counted(), GgmlDType::Q8_0, true, false).write();
+    let text: Vec<u32> = (0..40).map(|i| i * 37 % 300).collect();
+    let mut unpacking = 0;
+    for isa in Isa::available() {
+        let model = everywhere(|| from_gguf("experts", &path, WeightFormat::Bf16, isa).unwrap());
+        let Network::Cpu(decoder) = &model.network else { unreachable!("it was loaded onto the CPU") };
+        let decoder: &Transformer<Cpu> = decoder;
+        if !decoder.phases_differ() {
+            continue;
+        }
+        unpacking += 1;
+        let vocabulary = decoder.vocabulary();
+        let step = |caches: &mut [_; 3], together: bool, prompt: usize| -> Vec<f32> {
+            let mut logits = vec![0.0; 3 * vocabulary];
+            let [first, second, third] = caches;
+            let mut steps = [
+                Step { cache: first, tokens: &text[9..10], prompt, length: 10, needs_logits: true },
+                Step { cache: second, tokens: &text[10..33], prompt: 23, length: 23, needs_logits: true },
+                Step { cache: third, tokens: &text[20..21], prompt: 1, length: 1, needs_logits: true },
+            ];
+            if together {
+                Decoder::forward(decoder, &mut steps, &mut logits).unwrap();
+            } else {
+                for (step, logits) in steps.into_iter().zip(logits.chunks_mut(vocabulary)) {
+                    Decoder::forward(decoder, &mut [step], logits).unwrap();
+                }
+            }
+            logits
+        };
+        // The first text has nine tokens in its cache.
+        let run = |together: bool, prompt: usize| {
+            let mut caches = [(); 3].map(|()| decoder.new_cache(64).unwrap());
+            let begun = Step {
+                cache: &mut caches[0],
+                tokens: &text[..9],
+                prompt: prompt.min(9),
+                length: 9,
+                needs_logits: false,
+            };
+            Decoder::forward(decoder, &mut [begun], &mut []).unwrap();
+            step(&mut caches, together, prompt)
+        };
+        let (written, read) = (run(false, 9), run(false, 10));
+        assert_ne!(written[..vocabulary], read[..vocabulary], "{isa}: the phases compute the same");
+        assert_eq!(run(true, 9), written, "{isa}");
+        assert_eq!(run(true, 10), read, "{isa}");
+    }
+    assert!(unpacking > 0 || !cfg!(target_arch = "x86_64"), "none unpacks");
 }

@@ -245,3 +245,6 @@ fn layers_without_positions_are_known() {
     let rotated: Vec<bool> = config.describe().attention.iter().map(|layer| layer.rotary.is_some()).collect();
     assert_eq!(rotated, [true, true, true, false, true]);
 }
+
+#[path = "gguf_mixtures_tests.rs"]
+mod mixtures;

@@ -53,7 +53,7 @@ impl ModelConfig {
         let path = files.transformer.join("config.json");
         let (family, json) = Self::family_of(&files.model, &path, &read_config(&path)?, kind)?;
         let file = ConfigFile { model: &files.model, path: &path, json: &json };
-        let architecture = (family.read)(&file)?.into();
+        let architecture = family.read_config(&file)?.into();
         Ok(Self { model: files.model.clone(), family, kind, architecture, json, path, gguf: None })
     }
 

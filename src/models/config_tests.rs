@@ -49,7 +49,7 @@ fn read(json: &Value) -> Result<(Arc<dyn Architecture>, ModelKind)> {
         kinds.map(|kind| ModelConfig::family_of("m", path, json, kind).map(|(f, json)| (f, json, kind)));
     let [generator, embedding] = found;
     let (family, json, kind) = generator.or(embedding)?;
-    Ok(((family.read)(&ConfigFile { model: "m", path, json: &json })?.into(), kind))
+    Ok((family.read_config(&ConfigFile { model: "m", path, json: &json })?.into(), kind))
 }
 
 /// Tensors of wrong shapes are refused; what fits is loaded.
@@ -94,4 +94,36 @@ fn wrong_values_in_every_key_of_every_family_end_in_no_panic() {
         ["bert", "llama", "gpt2", "exaone4", "helium", "gpt_neox", "phi", "stablelm", "starcoder2", "gemma3"];
     let missing: Vec<_> = names.iter().filter(|name| !families.contains(&(**name).to_owned())).collect();
     assert!(missing.is_empty(), "{missing:?}");
+}
+
+/// transformers reads of a family's file what its own configuration has: what related families have changes nothing.
+#[test]
+fn keys_of_related_families_change_nothing_where_they_are_not_set() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let mut families = Vec::new();
+    for entry in fs::read_dir(fixtures).unwrap().flatten() {
+        let Ok(original) = read_config(&entry.path().join("config.json")) else { continue };
+        let Ok((unchanged, _)) = read(&original) else { continue };
+        let Some(family) = architectures::find_config(&original) else { continue };
+        // Those of experts are no keys of a family without them.
+        let experts = ["num_experts", "norm_topk_prob", "use_expert_bias", "mlp_only_layers"];
+        let unknown = experts.into_iter().filter(|key| !family.accepted_keys().contains(key));
+        for key in family.foreign_keys().into_iter().chain(unknown) {
+            for value in [json!(false), Value::Null, json!([])] {
+                let mut changed = original.clone();
+                changed[key] = value.clone();
+                let (read, _) = read(&changed).unwrap_or_else(|error| panic!("{key} {value}: {error}"));
+                assert_eq!(
+                    format!("{read:?}"),
+                    format!("{unchanged:?}"),
+                    "{}: {key} {value}",
+                    family.model_type
+                );
+            }
+        }
+        families.push(family.model_type);
+    }
+    for name in ["mixtral", "granitemoe", "qwen2", "lfm2_moe", "starcoder2", "modernbert"] {
+        assert!(families.contains(&name), "{name}");
+    }
 }

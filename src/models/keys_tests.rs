@@ -46,7 +46,7 @@ fn configurations_of_well_known_models_are_accepted() {
             check(json.clone(), model_type).unwrap_or_else(|error| panic!("{name}: {error}"));
             let family = architectures::find(model_type).filter(|family| family.serves(kind)).unwrap();
             let file = ConfigFile { model: &name, path: Path::new("/m/config.json"), json: &json };
-            let described = (family.read)(&file).unwrap().describe();
+            let described = family.read_config(&file).unwrap().describe();
             assert!(described.is_causal() || kind == ModelKind::Embedding, "{name}");
         }
     }

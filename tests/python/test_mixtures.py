@@ -61,9 +61,32 @@ def test_vectors_do_not_depend_on_the_texts_with_them(make_manager, name):
         assert (manager.embed([text], "model")[0] == vector).all()
 
 
+@pytest.mark.parametrize("attention", ["causal", "both"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_vectors_are_those_of_transformers(make_manager, tmp_path, name, attention):
+    change = {"is_causal": False} if attention == "both" else {}
+    manager = make_manager(cache_size=0)
+    folder = changed(name, tmp_path / "model", **change)
+    manager.register("model", str(folder), kind="embedding", dtype="float32", pooling="mean")
+    expected = json.loads((FIXTURES / "mixture_vectors.json").read_text("utf-8"))["vectors"][name][attention]
+    texts = [case["prompt"] for case in reference(name)["cases"]]
+    found = manager.embed(texts, "model", normalize=False)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_key_for_both_directions_that_transformers_ignores_is_refused(make_manager, tmp_path, name):
+    manager = make_manager()
+    folder = changed(name, tmp_path / "model", use_bidirectional_attention=True)
+    manager.register("model", str(folder), kind="embedding", pooling="mean")
+    with pytest.raises(ModelManagerError, match="use_bidirectional_attention"):
+        manager.embed("Merhaba", "model")
+
+
 @pytest.mark.parametrize(
     ("name", "change", "word"),
     [
+        ("qwen3_moe", {"num_experts": 0}, "num_experts is 0"),
         ("qwen3_moe", {"num_experts": 9}, "mlp.gate.weight"),
         ("qwen3_moe", {"moe_intermediate_size": 13}, "experts.0"),
         ("qwen3_moe", {"num_experts_per_tok": 9}, "9 of 8"),
@@ -89,3 +112,19 @@ def test_what_is_for_training_changes_nothing(make_writer, tmp_path):
     change = {"router_aux_loss_coef": 0.5, "output_router_logits": True, "router_jitter_noise": 0.1}
     manager = make_writer("mixtral", generator_model=str(changed("mixtral", tmp_path / "model", **change)))
     assert_answers_of_transformers(manager, "mixtral")
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        # What Qwen3-Coder-30B-A3B-Instruct has in addition.
+        ("qwen3_moe", {"use_qk_norm": True, "shared_expert_intermediate_size": 0, "qkv_bias": False}),
+        # Keys of other families.
+        ("mixtral", {"norm_topk_prob": False, "qkv_bias": False, "use_expert_bias": False}),
+        ("granitemoe", {"norm_topk_prob": False}),
+        ("qwen2", {"qkv_bias": False, "norm_topk_prob": False}),
+    ],
+)
+def test_what_transformers_does_not_read_changes_nothing(make_writer, tmp_path, name, change):
+    manager = make_writer(name, generator_model=str(changed(name, tmp_path / "model", **change)))
+    assert_answers_of_transformers(manager, name)

@@ -76,7 +76,7 @@ fn read(json: &str) -> Result<Box<dyn Architecture>> {
         config[key] = value.clone();
     }
     let family = architectures::find(config["model_type"].as_str().unwrap()).unwrap();
-    (family.read)(&ConfigFile { model: "made", path: "config.json".as_ref(), json: &config })
+    family.read_config(&ConfigFile { model: "made", path: "config.json".as_ref(), json: &config })
 }
 
 fn config(json: &str) -> Box<dyn Architecture> {

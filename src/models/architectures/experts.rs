@@ -5,8 +5,8 @@ use serde::Deserialize;
 use super::family::LARGEST_SIZE;
 use super::gguf_keys::Metadata;
 use super::tensors::{ExpertTensors, SharedTensors, Tensors};
-use crate::Result;
-use crate::compute::{ExpertRouting, ExpertScores, Matrix};
+use crate::compute::{ExpertRouting, ExpertScores, Matrix, Weight};
+use crate::{Error, Result};
 
 /// More experts than any layer has.
 const MOST_EXPERTS: usize = 1 << 14;
@@ -127,6 +127,20 @@ impl ExpertDefaults {
         {
             return Err(format!("its num_experts is {one} and its num_local_experts is {other}"));
         }
+        for (key, count) in
+            [("num_experts", config.num_experts), ("num_local_experts", config.num_local_experts)]
+        {
+            if count == Some(0) {
+                return Err(format!(
+                    "its {key} is 0; supported is 1 to {MOST_EXPERTS}: its model_type is that of models with experts"
+                ));
+            }
+        }
+        if let (None, Some(wide @ 1..)) = (self.shared, config.shared_expert_intermediate_size) {
+            return Err(format!(
+                "its shared_expert_intermediate_size is {wide}; supported is 0: no expert of its family is that of all tokens"
+            ));
+        }
         let step = config.decoder_sparse_step.unwrap_or(1);
         if step == 0 {
             return Err("its decoder_sparse_step is 0; it must be above 0".into());
@@ -148,6 +162,7 @@ impl ExpertDefaults {
                 factor: config.routed_scaling_factor.unwrap_or(1.0),
             },
             choice_bias: config.use_expert_bias.unwrap_or(self.choice_bias),
+            stacked: false,
             shared: self.shared.map(|own| config.shared_expert_intermediate_size.unwrap_or(own)),
             layers: (0..layers).map(sparse).collect(),
         }
@@ -158,8 +173,8 @@ impl ExpertDefaults {
     /// `feed_forward_length`.
     ///
     /// # Errors
-    /// [`Error::InvalidFile`](crate::Error::InvalidFile) naming what is missing,
-    /// [`Error::Unsupported`](crate::Error::Unsupported).
+    /// [`Error::InvalidFile`] naming what is missing,
+    /// [`Error::Unsupported`].
     pub(super) fn of_gguf(
         &self,
         metadata: &Metadata<'_>,
@@ -180,25 +195,33 @@ impl ExpertDefaults {
         let normalized = metadata.flag("expert_weights_norm").unwrap_or(self.gguf_normalized);
         // In llama.cpp, a scale of 0 is none.
         let factor = metadata.float("expert_weights_scale").filter(|factor| *factor != 0.0);
-        let dense = metadata.number("leading_dense_block_count").unwrap_or(self.dense);
+        let single = (0..layers).map(|layer| format!("blk.{layer}.ffn_gate.0.weight"));
+        if let Some(name) = single.into_iter().find(|name| metadata.gguf.contains(name)) {
+            return Err(metadata.unsupported(format!(
+                "it has one tensor for each expert ({name}), as the first converters wrote them; convert the model again, or                  choose a newer file of it"
+            )));
+        }
+        // As in llama.cpp.
+        let dense = metadata.number("leading_dense_block_count").unwrap_or(0);
         let known_shared = metadata.number(GGUF_SHARED_KEYS[0]);
-        let stored = (0..layers).find_map(|layer| {
-            let shape = metadata.gguf.shape(&format!("blk.{layer}.ffn_up_shexp.weight"))?;
-            shape.first().copied()
-        });
-        let choice_bias =
-            (0..layers).any(|layer| metadata.gguf.contains(&format!("blk.{layer}.exp_probs_b.bias")));
+        let shape = |name: &str| {
+            (0..layers).find_map(|layer| metadata.gguf.shape(&format!("blk.{layer}.{name}.weight")))
+        };
+        let stored = shape("ffn_up_shexp").and_then(|shape| shape.first().copied());
+        let wide = shape("ffn_down_exps").filter(|shape| shape.len() == 3).map(|shape| shape[2]);
+        let known = metadata.number("expert_feed_forward_length");
         let mixture = Mixture {
             blocks: &self.blocks[self.blocks.len() - 1..],
             count: metadata.required("expert_count")?,
-            intermediate: metadata.number("expert_feed_forward_length").unwrap_or(intermediate),
+            intermediate: known.or(wide).unwrap_or(intermediate),
             routing: ExpertRouting {
                 used: metadata.required("expert_used_count")?,
                 scores,
                 normalized: normalized.then_some(self.epsilon),
                 factor: factor.unwrap_or(1.0),
             },
-            choice_bias,
+            choice_bias: self.choice_bias,
+            stacked: true,
             shared: self.shared.map(|own| known_shared.or(stored).unwrap_or(own)),
             layers: (0..layers).map(|index| index >= dense).collect(),
         };
@@ -218,6 +241,8 @@ pub(super) struct Mixture {
     routing: ExpertRouting,
     /// Whether numbers are added to the scores that choose.
     choice_bias: bool,
+    /// Whether one tensor has the matrices of all experts, as in GGUF files; else each may have its own.
+    stacked: bool,
     /// Columns between the matrices of the expert that all rows use, if there is one.
     shared: Option<usize>,
     /// Of each layer, whether it has experts.
@@ -268,7 +293,7 @@ impl Mixture {
             router: tensors.matrix(&name(router), [self.count, hidden])?,
             routing: self.routing,
             choice_bias: match self.choice_bias {
-                true => Some(tensors.vector(&name("expert_bias"), self.count)?),
+                true => Some(choice_bias(tensors, &name("expert_bias"), self.count)?),
                 false => None,
             },
             experts: self.experts(tensors, &name, hidden)?,
@@ -286,7 +311,11 @@ impl Mixture {
         let (count, wide) = (self.count, self.intermediate);
         let rows = |matrix: &Matrix, start: usize, rows: usize| matrix.slice_rows(start..start + rows);
         let stacked = |part: &&str| tensors.contains(&name(&format!("experts.{part}.weight")));
-        if let Some(parts) = PROJECTIONS.iter().find(|parts| stacked(&parts[0])) {
+        let fused = FUSED.iter().find(|parts| parts.iter().all(|part| tensors.contains(&name(part))));
+        let found = PROJECTIONS.iter().find(|parts| stacked(&parts[0]));
+        // Then the first tensor that is missing is named.
+        let missing = (self.stacked && fused.is_none()).then_some(&PROJECTIONS[0]);
+        if let Some(parts) = found.or(missing) {
             let all = |part: &str, shape| tensors.stacked(&name(&format!("experts.{part}.weight")), shape);
             let (gates, ups) = (all(parts[0], [count, wide, hidden])?, all(parts[1], [count, wide, hidden])?);
             let downs = all(parts[2], [count, hidden, wide])?;
@@ -296,8 +325,7 @@ impl Mixture {
             };
             return Ok((0..count).map(of).collect());
         }
-        if let Some(parts) = FUSED.iter().find(|parts| parts.iter().all(|part| tensors.contains(&name(part))))
-        {
+        if let Some(parts) = fused {
             let both = tensors.stacked(&name(parts[0]), [count, 2 * wide, hidden])?;
             let downs = tensors.stacked(&name(parts[1]), [count, hidden, wide])?;
             let of = |index: usize| {
@@ -332,5 +360,18 @@ impl Mixture {
             ],
             gate: Some(tensors.matrix(&format!("{name}_gate.weight"), [1, hidden])?),
         })
+    }
+}
+
+/// The numbers `name` that are added to the scores which choose. One that is not finite would always or never choose its expert,
+/// and no result would show it.
+fn choice_bias(tensors: &dyn Tensors, name: &str, count: usize) -> Result<Weight> {
+    let bias = tensors.vector(name, count)?;
+    match bias.to_f32()?.iter().find(|number| !number.is_finite()) {
+        None => Ok(bias),
+        Some(number) => Err(Error::Unsupported {
+            model: name.into(),
+            reason: format!("a bias of its experts is {number}; the file is damaged, download it again"),
+        }),
     }
 }

@@ -174,15 +174,20 @@ pub enum ConfigFields {
 pub type FieldsOf = fn() -> &'static [&'static str];
 
 impl ConfigFields {
+    /// All fields of the struct.
+    fn all(self) -> &'static [&'static str] {
+        let (Self::All(fields) | Self::But(fields, _) | Self::Only(fields, _)) = self;
+        fields()
+    }
+
     /// The keys.
     fn keys(self) -> Vec<&'static str> {
-        let (Self::All(fields) | Self::But(fields, _) | Self::Only(fields, _)) = self;
         let is_own = |key: &&'static str| match self {
             Self::All(_) => true,
             Self::But(_, others) => !others.contains(key),
             Self::Only(_, own) => own.contains(key),
         };
-        fields().iter().copied().filter(is_own).collect()
+        self.all().iter().copied().filter(is_own).collect()
     }
 }
 
@@ -340,6 +345,27 @@ impl Family {
     /// The keys of `config.json` that are accepted.
     pub fn accepted_keys(&self) -> Vec<&'static str> {
         self.fields.iter().flat_map(|fields| fields.keys()).chain(self.keys.iter().copied()).collect()
+    }
+
+    /// Keys of `config.json` that related families read and this one does not.
+    pub(crate) fn foreign_keys(&self) -> Vec<&'static str> {
+        let own: Vec<_> = self.fields.iter().flat_map(|fields| fields.keys()).collect();
+        let all = self.fields.iter().flat_map(|fields| fields.all());
+        all.copied().filter(|key| !own.contains(key)).collect()
+    }
+
+    /// Reads `config.json` without [`foreign_keys`](Self::foreign_keys). A file may have them if they are not set, and false is
+    /// no value of theirs: in transformers, they change nothing.
+    ///
+    /// # Errors
+    /// Those of [`read`](Self::read).
+    pub fn read_config(&self, file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
+        let foreign = self.foreign_keys();
+        let mut json = file.json.clone();
+        if let Some(config) = json.as_object_mut() {
+            config.retain(|key, _| !foreign.contains(&key.as_str()));
+        }
+        (self.read)(&ConfigFile { json: &json, ..*file })
     }
 
     /// Whether its models can be used so.

@@ -12,7 +12,7 @@ pub(crate) struct GgufTensors<'a>(pub &'a Gguf);
 impl GgufTensors<'_> {
     /// The name that a GGUF file gives a tensor.
     pub(crate) fn renamed(name: &str) -> String {
-        const PARTS: [(&str, &str); 76] = [
+        const PARTS: [(&str, &str); 77] = [
             ("model.layers.", "blk."),
             // Experts.
             ("mlp.gate.", "ffn_gate_inp."),
@@ -26,9 +26,10 @@ impl GgufTensors<'_> {
             ("mlp.shared_expert_gate", "ffn_gate_inp_shexp"),
             ("mlp.expert_bias", "exp_probs_b.bias"),
             ("feed_forward.gate.", "ffn_gate_inp."),
-            ("feed_forward.experts.w1", "ffn_gate_exps"),
-            ("feed_forward.experts.w3", "ffn_up_exps"),
-            ("feed_forward.experts.w2", "ffn_down_exps"),
+            ("feed_forward.experts.gate_proj", "ffn_gate_exps"),
+            ("feed_forward.experts.up_proj", "ffn_up_exps"),
+            ("feed_forward.experts.gate_up_proj", "ffn_gate_up_exps.weight"),
+            ("feed_forward.experts.down_proj", "ffn_down_exps"),
             ("feed_forward.expert_bias", "exp_probs_b.bias"),
             ("input_layernorm", "attn_norm"),
             ("post_attention_layernorm", "ffn_norm"),

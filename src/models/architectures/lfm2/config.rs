@@ -23,7 +23,6 @@ pub(super) const EXPERT_FIELDS: &[ConfigFields] = &[
             "block_ffn_dim_multiplier",
             "block_multiple_of",
             "full_attn_idxs",
-            "is_causal",
         ],
     ),
     RopeConfig::WHOLE,

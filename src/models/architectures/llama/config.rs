@@ -15,7 +15,7 @@ pub(super) fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
     let model_type = file.json["model_type"].as_str().unwrap_or_default();
     let dialect = DIALECTS.iter().find(|dialect| dialect.model_type == model_type);
     let dialect = dialect.ok_or_else(|| file.unsupported(format!("its model_type is {model_type:?}")))?;
-    Ok(Box::new(ConfigParts::parse(file)?.llama(file.model, dialect)?))
+    Ok(Box::new(ConfigParts::parse(file, dialect)?.llama(file.model, dialect)?))
 }
 
 /// Keys of `rope_parameters` where queries grow; the second repeats a number of the file.
@@ -26,13 +26,15 @@ struct ConfigParts {
     common: LlamaConfig,
     own: DialectConfig,
     rope: RopeConfig,
-    experts: ExpertConfig,
+    /// Of families that may have experts.
+    experts: Option<ExpertConfig>,
 }
 
 impl ConfigParts {
-    fn parse(file: &ConfigFile<'_>) -> Result<Self> {
+    fn parse(file: &ConfigFile<'_>, dialect: &Dialect) -> Result<Self> {
         let (common, own) = (file.parse()?, file.parse()?);
-        Ok(Self { common, own, rope: file.parse()?, experts: file.parse()? })
+        let experts = dialect.experts.map(|_| file.parse()).transpose()?;
+        Ok(Self { common, own, rope: file.parse()?, experts })
     }
 
     /// Checks the configuration of `model` and brings it into the common form.
@@ -69,7 +71,8 @@ impl ConfigParts {
             experts: None,
         };
         llama.check(model)?;
-        let experts = dialect.experts.map(|own| own.of_config(&self.experts, layers, intermediate));
+        let experts = dialect.experts.zip(self.experts.as_ref());
+        let experts = experts.map(|(own, said)| own.of_config(said, layers, intermediate));
         llama.experts = experts.transpose().map_err(unsupported)?;
         llama.attention = self.attention(&llama, dialect).map_err(unsupported)?;
         Ok(llama)

@@ -14,7 +14,7 @@ fn read_as(model_type: &str, extra: impl Into<Value>) -> Result<Llama> {
     }
     let dialect = DIALECTS.iter().find(|dialect| dialect.model_type == model_type).unwrap();
     let file = ConfigFile { model: "m", path: Path::new("config.json"), json: &json };
-    ConfigParts::parse(&file).unwrap().llama("m", dialect)
+    ConfigParts::parse(&file, dialect).unwrap().llama("m", dialect)
 }
 
 fn refusal(model_type: &str, extra: impl Into<Value>) -> String {
@@ -243,7 +243,9 @@ fn mixtures_of_experts_are_read_by_family() {
         ("qwen3_moe", json!({"num_experts": 8, "num_local_experts": 9}), "num_local_experts"),
         ("qwen3_moe", json!({"num_experts": 4, "num_experts_per_tok": 5}), "5 of 4"),
         ("qwen3_moe", json!({"num_experts_per_tok": 0}), "0 of 128"),
-        ("mixtral", json!({"num_local_experts": 0}), "2 of 0"),
+        ("mixtral", json!({"num_local_experts": 0}), "num_local_experts is 0"),
+        ("qwen3_moe", json!({"num_experts": 0}), "num_experts is 0"),
+        ("qwen3_moe", json!({"shared_expert_intermediate_size": 9}), "shared_expert_intermediate_size is 9"),
         ("mixtral", json!({"num_local_experts": 1u64 << 40}), "do not fit together"),
         ("qwen2_moe", json!({"moe_intermediate_size": 0}), "do not fit together"),
         ("olmoe", json!({"clip_qkv": 8.0}), "clip_qkv is 8"),

@@ -11,7 +11,8 @@ use crate::models::architectures::rope_scaling::RopeConfig;
 macro_rules! expert_keys {
     ($($own:literal),*; $($experts:literal),*) => {
         &[
-            ConfigFields::All(keys_of::<LlamaConfig>),
+            // transformers ignores this key in some of these families.
+            ConfigFields::But(keys_of::<LlamaConfig>, &["use_bidirectional_attention"]),
             RopeConfig::PARTIAL,
             ConfigFields::Only(keys_of::<DialectConfig>, &[$($own),*]),
             ConfigFields::Only(keys_of::<ExpertConfig>, &[$($experts),*]),
@@ -29,10 +30,10 @@ const QWEN3_MOE: Dialect = Dialect {
     fields: expert_keys![
         "attention_bias", "use_sliding_window", "sliding_window";
         "num_experts", "num_local_experts", "num_experts_per_tok", "norm_topk_prob", "moe_intermediate_size",
-        "mlp_only_layers", "decoder_sparse_step"
+        "shared_expert_intermediate_size", "mlp_only_layers", "decoder_sparse_step"
     ],
-    // transformers reads no `max_window_layers` of this family.
-    ignored: &["router_aux_loss_coef", "max_window_layers"],
+    // transformers reads none of the last two in this family.
+    ignored: &["router_aux_loss_coef", "max_window_layers", "use_qk_norm"],
     gguf: &[GgufFamily::generators("qwen3moe")],
     variant: Variant { head_norms: HeadNorms::Each, ..Variant::LLAMA },
     windows: Windows::AllFlagged,
