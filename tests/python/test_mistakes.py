@@ -185,7 +185,7 @@ def test_in_python(models, call, error, message):
     with pytest.raises(error, match=message) as caught:
         call(models)
     assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 400 + 2 * len(str(FIXTURES))
+    assert len(str(caught.value)) < 500 + 2 * len(str(FIXTURES))
     param = getattr(caught.value, "param", None)
     if error is TypeError:
         assert str(caught.value).startswith((f"{param} ", f"{param}["))
