@@ -3,7 +3,7 @@
 use pyo3::exceptions::{PyMemoryError, PyOverflowError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
-use pyo3::types::{PyBool, PyByteArray, PyBytes, PyMapping, PyMemoryView, PyString};
+use pyo3::types::{PyBool, PyByteArray, PyBytes, PyList, PyMapping, PyMemoryView, PyString, PyTuple};
 
 use super::arrow;
 use super::errors::{OrRaise, to_py, wrong_type, wrong_type_of};
@@ -219,6 +219,10 @@ fn id(name: &'static str, item: &Bound<'_, PyAny>, settled: bool, place: &[usize
 fn items<'py>(
     given: &Bound<'py, PyAny>,
 ) -> Option<impl Iterator<Item = PyResult<Bound<'py, PyAny>>> + use<'py>> {
+    // A check for mappings runs Python's own code, where an interrupt (Ctrl-C) would be lost. Lists need none.
+    if given.is_instance_of::<PyList>() || given.is_instance_of::<PyTuple>() {
+        return given.try_iter().ok();
+    }
     // Iterable, but never meant as texts or ids.
     let wrong = given.is_instance_of::<PyBytes>()
         || given.is_instance_of::<PyByteArray>()
