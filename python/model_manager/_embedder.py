@@ -113,7 +113,7 @@ def fingerprint_of(known: Description, dimension: int | None, names: Sequence[st
 
 
 def model_of(known: Description) -> str:
-    """The source of a described model, with its adapter: what it is called where models are told apart."""
+    """The source of a described model, with its adapter: the name under which results of different models are kept."""
     return known["source"] if known["adapter"] is None else f"{known['source']} + {known['adapter']}"
 
 

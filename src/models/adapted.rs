@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::adapters::adapter::{Adapter, Base, OwnAdapter, is_pooler};
+use super::adapters::adapter::{Adapter, Base, HEADS, OwnAdapter, is_pooler};
 use super::adapters::config::PeftConfig;
 use super::adapters::own::{OwnAdapters, unknown_adapter};
 use super::architectures::ModelKind;
@@ -58,8 +58,9 @@ pub(crate) fn added_bytes(files: &ModelFiles) -> Result<u64> {
                     Some(module) => (module, [".lora_embedding_A", ".lora_embedding_B"]),
                     None => (name.strip_suffix(".lora_A.weight")?, [".lora_A.weight", ".lora_B.weight"]),
                 };
-                let head = module.rsplit('.').next()?;
-                let is_head = HEADS.contains(&head) && !base.names().any(|name| name.contains(head));
+                let matrix = format!("{module}.weight");
+                let head = HEADS.into_iter().find(|head| matrix.ends_with(head));
+                let is_head = head.is_some_and(|head| !base.names().any(|name| name.ends_with(head)));
                 if ends[0] != ".lora_embedding_A" && !is_head {
                     return None;
                 }
@@ -72,9 +73,8 @@ pub(crate) fn added_bytes(files: &ModelFiles) -> Result<u64> {
     Ok(tables.into_iter().map(|size| 4 * size as u64).sum())
 }
 
-/// How tables end in files with adapters of their own, and what matrices of logits are called.
+/// How tables end in files with adapters of their own.
 const OWN_TABLE: &str = "_embeddings.parametrizations.weight.original";
-const HEADS: [&str; 2] = ["lm_head", "embed_out"];
 
 /// The tensors of a model without its adapter.
 struct StoredBase<'a> {

@@ -9,7 +9,8 @@ use std::path::PathBuf;
 use pyo3::PyTypeInfo;
 use pyo3::exceptions::{PyTypeError, PyUnicodeEncodeError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyDict, PyInt, PyMapping, PyString};
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyBool, PyDict, PyInt, PyList, PyMapping, PyString, PyTuple, PyType};
 
 use super::config::PyConfig;
 use super::errors::{to_py, wrong_type_of};
@@ -33,6 +34,22 @@ impl From<PyErr> for WrongArgument {
     fn from(error: PyErr) -> Self {
         Self::Raised(error)
     }
+}
+
+/// Whether `given` is a mapping. For what is neither a dict nor a list this runs Python's own code, whose exceptions are
+/// returned: a cast to [`PyMapping`] would lose an interrupt (Ctrl-C) that comes there.
+///
+/// # Errors
+/// What Python's code raised.
+pub(super) fn is_mapping(given: &Bound<'_, PyAny>) -> PyResult<bool> {
+    static MAPPING: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    if given.is_instance_of::<PyDict>() {
+        return Ok(true);
+    }
+    if given.is_instance_of::<PyList>() || given.is_instance_of::<PyTuple>() {
+        return Ok(false);
+    }
+    given.is_instance(MAPPING.import(given.py(), "collections.abc", "Mapping")?)
 }
 
 impl WrongArgument {
@@ -190,7 +207,7 @@ impl<'py> Argument<'py> for Vec<Utf8> {
     const TAKES: &'static str = "a list of str";
 
     fn take(given: &Bound<'py, PyAny>) -> Result<Self, WrongArgument> {
-        if given.is_instance_of::<PyString>() || given.cast::<PyMapping>().is_ok() {
+        if given.is_instance_of::<PyString>() || is_mapping(given)? {
             return Err(WrongArgument::Type);
         }
         let items = given.try_iter().map_err(|_| WrongArgument::Type)?;

@@ -3,7 +3,7 @@
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyList, PyMapping, PyString, PyTuple};
 
-use super::argument::argument;
+use super::argument::{argument, is_mapping};
 use super::errors::{to_py, wrong_type, wrong_type_of};
 use super::texts::text_of;
 use super::utf8::{Utf8, shortened};
@@ -27,7 +27,7 @@ pub(super) fn messages<'a, 'py>(given: &'a Bound<'py, PyAny>) -> PyResult<&'a Bo
         return wrong("messages".into(), "a list of {\"role\": ..., \"content\": ...}", given);
     };
     for (number, message) in messages.iter().enumerate() {
-        if !is_mapping(&message) {
+        if !is_mapping(&message)? {
             return wrong(format!("messages[{number}]"), "{\"role\": ..., \"content\": ...}", &message);
         }
     }
@@ -220,10 +220,6 @@ pub(super) fn add_kwargs(prompt: &mut OwnedPrompt, given: &Bound<'_, PyAny>) -> 
         }
     }
     add(conversation, NAME, &variables)
-}
-
-fn is_mapping(value: &Bound<'_, PyAny>) -> bool {
-    value.is_instance_of::<PyDict>() || value.cast::<PyMapping>().is_ok()
 }
 
 struct Values {

@@ -3,8 +3,9 @@
 use pyo3::exceptions::{PyMemoryError, PyOverflowError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
-use pyo3::types::{PyBool, PyByteArray, PyBytes, PyList, PyMapping, PyMemoryView, PyString, PyTuple};
+use pyo3::types::{PyBool, PyByteArray, PyBytes, PyMemoryView, PyString};
 
+use super::argument::is_mapping;
 use super::arrow;
 use super::errors::{OrRaise, to_py, wrong_type, wrong_type_of};
 use super::utf8::LONE_SURROGATE;
@@ -74,7 +75,7 @@ fn numbered<'py>(
     name: &str,
     texts: &Bound<'py, PyAny>,
 ) -> PyResult<impl Iterator<Item = PyResult<(usize, Bound<'py, PyAny>)>> + use<'py>> {
-    let Some(items) = items(texts) else {
+    let Some(items) = items(texts)? else {
         let reason = format!("{name} must be a str or an iterable of str, not {}", kind(texts)?);
         return Err(wrong_type(texts.py(), name, reason));
     };
@@ -90,7 +91,7 @@ pub(super) fn inputs(name: &'static str, given: &Bound<'_, PyAny>) -> PyResult<(
     if let Some(texts) = arrow::texts(given)? {
         return Ok((texts.into(), false));
     }
-    let Some(items) = items(given) else {
+    let Some(items) = items(given)? else {
         let takes = "a str, token ids (int), or an iterable of one of these";
         return Err(wrong_type(given.py(), name, format!("{name} must be {takes}, not {}", kind(given)?)));
     };
@@ -110,7 +111,7 @@ fn several<'py>(
     if first.is_instance_of::<PyString>() {
         let text = |item: &Bound<'py, PyAny>, number| text_item(name, item, &[number]);
         Ok((Inputs::Texts(collected(expected, all, text)?), false))
-    } else if self::items(&first).is_some() {
+    } else if self::items(&first)?.is_some() {
         let ids = |item: &Bound<'py, PyAny>, number| list_of_ids(name, item, number);
         Ok((Inputs::Tokens(collected(expected, all, ids)?), false))
     } else {
@@ -188,7 +189,7 @@ fn text_at<'a, 'py>(
 
 fn list_of_ids(name: &'static str, item: &Bound<'_, PyAny>, number: usize) -> Result<Vec<u32>, Refusal> {
     let wrong = item.is_instance_of::<PyString>();
-    let Some(items) = items(item).filter(|_| !wrong) else {
+    let Some(items) = items(item)?.filter(|_| !wrong) else {
         let rest = format!(" must be a list of token ids like the first one, not {}", kind(item)?);
         return Err(wrong_type_of(item.py(), name, &[number], &rest).into());
     };
@@ -218,17 +219,13 @@ fn id(name: &'static str, item: &Bound<'_, PyAny>, settled: bool, place: &[usize
 /// The items of an iterable that may be meant as several inputs.
 fn items<'py>(
     given: &Bound<'py, PyAny>,
-) -> Option<impl Iterator<Item = PyResult<Bound<'py, PyAny>>> + use<'py>> {
-    // A check for mappings runs Python's own code, where an interrupt (Ctrl-C) would be lost. Lists need none.
-    if given.is_instance_of::<PyList>() || given.is_instance_of::<PyTuple>() {
-        return given.try_iter().ok();
-    }
+) -> PyResult<Option<impl Iterator<Item = PyResult<Bound<'py, PyAny>>> + use<'py>>> {
     // Iterable, but never meant as texts or ids.
     let wrong = given.is_instance_of::<PyBytes>()
         || given.is_instance_of::<PyByteArray>()
         || given.is_instance_of::<PyMemoryView>()
-        || given.cast::<PyMapping>().is_ok();
-    if wrong { None } else { given.try_iter().ok() }
+        || is_mapping(given)?;
+    Ok(if wrong { None } else { given.try_iter().ok() })
 }
 
 fn kind(object: &Bound<'_, PyAny>) -> PyResult<String> {

@@ -10,7 +10,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, run_python
+from conftest import ROOT, run_python, tiny
 
 pytestmark = pytest.mark.chaos
 
@@ -177,6 +177,23 @@ except KeyboardInterrupt:
         after,
     )
     assert (code, out) == (0, "interrupted (32,)\n"), err
+
+
+class Interrupting:
+    """Raises in the check for mappings, which runs Python's code, as a Ctrl-C that comes there does."""
+
+    @property
+    def __class__(self):
+        raise KeyboardInterrupt
+
+    def __iter__(self):
+        return iter(["a"])
+
+
+@pytest.mark.parametrize("make", [Interrupting, lambda: [Interrupting()]], ids=["texts", "one text"])
+def test_ctrl_c_while_an_argument_is_looked_at_is_raised(make):
+    with tiny() as manager, pytest.raises(KeyboardInterrupt):
+        manager.embed(make())
 
 
 def test_ctrl_c_stops_waiting_for_a_load():

@@ -223,7 +223,7 @@ unsafe fn sum_widened<S: Simd, const ROWS: usize, const AHEAD: bool>(
             }
         }
         for unit in 0..units {
-            // SAFETY: as above.
+            // SAFETY: row `from + unit < k` of the panel has two registers, and the values of all rows are written.
             unsafe {
                 let b = panel.add(2 * S::LANES * unit);
                 let b = [s.high_bf16(s.load(b)), s.high_bf16(s.load(b.add(S::LANES)))];

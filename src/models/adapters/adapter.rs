@@ -59,7 +59,7 @@ pub(crate) struct TensorChanges {
 }
 
 /// Ends of names of matrices that models share with their table of words: they have no tensor of their own then.
-const HEADS: [&str; 2] = ["lm_head.weight", "embed_out.weight"];
+pub(crate) const HEADS: [&str; 2] = ["lm_head.weight", "embed_out.weight"];
 
 /// What the modules of tables of words are called.
 const WORDS: [&str; 6] = ["word_embeddings", "tok_embeddings", "embed_tokens", "embed_in", "wte", "shared"];

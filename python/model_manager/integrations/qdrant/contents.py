@@ -64,7 +64,7 @@ class Contents:
         return self.encoders.dense.chunks(text, max_tokens=most, overlap=self.overlap)
 
     def fingerprint(self) -> str:
-        """A name for everything that the points of a text depend on."""
+        """A name for all that the points of a text depend on."""
         made = self.encoders.fingerprint
         return f"{made} in chunks of {self.chunk} overlapping by {self.overlap}" if self.chunk else made
 
