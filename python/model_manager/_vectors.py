@@ -6,7 +6,8 @@ import time
 from collections.abc import Mapping, Sequence, Set as AbstractSet
 
 from ._arguments import argument_error, one_of, type_error
-from ._async import aembed as aembed_dense, ainfer, in_thread, seconds_of
+from ._async import aembed as aembed_dense, ainfer
+from ._bridge import in_thread, seconds_of
 from ._scoring import ScoringManager
 
 TYPE_CHECKING = False

@@ -123,7 +123,7 @@ ELSEWHERE = {
     ("model_manager.server.generation", "Continuation"): "model_manager.server.routes.generation.forms",
     ("model_manager.server.generation", "EventStream"): "model_manager.server.routes.generation.events",
     ("model_manager.server.app", "Routes"): "model_manager.server.routing",
-    ("model_manager.server.service", "in_thread"): "model_manager._async",
+    ("model_manager.server.service", "in_thread"): "model_manager._bridge",
     ("model_manager.server.embeddings", "check_token_ids"): "model_manager.server.routes.token_ids",
 }
 """Names that left their module alone, and their new home."""

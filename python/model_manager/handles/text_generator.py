@@ -13,7 +13,8 @@ from collections import deque
 from collections.abc import Mapping
 
 from .._arguments import a_flag, a_manager, a_text, an_int, argument_error, type_error, unexpected
-from .._async import acomplete, in_thread
+from .._async import acomplete
+from .._bridge import in_thread
 from ..errors import InputError, OverloadedError
 from .sentence_model import state_of
 

@@ -8,7 +8,7 @@ import os
 import re
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from .._async import in_thread
+from .._bridge import in_thread
 from .._embedder import without_key
 from ..errors import InputError, ModelManagerError, WaitTimeoutError
 from .config import DEFAULT_DIMENSIONS, DEFAULT_SOURCE, ServedModel, ServerConfig, default_models

@@ -13,7 +13,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from .. import tracing
-from .._async import in_thread
+from .._bridge import in_thread
 from .._core import Config
 from ..compat import ModelManager
 from ..errors import ClosedError, ModelManagerError

@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
-from ..._async import in_thread
+from ..._bridge import in_thread
 from ..._scoring import RERANKER
 from ..bodies import read_json
 from ..errors import ApiError, bad_request, unknown_model

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from ..._async import in_thread
+from ..._bridge import in_thread
 from ..._scoring import RERANKER, classified, ranked
 from ..bodies import read_json
 from ..disconnect import deadline_of, seconds_until, unless_disconnected

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from starlette.requests import ClientDisconnect
 
-from ..._async import start
+from ..._bridge import start
 from ...errors import InputError
 from ..bodies import is_large
 from ..disconnect import unless_disconnected, watch_disconnect

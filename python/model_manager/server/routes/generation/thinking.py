@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ...._async import in_thread
+from ...._bridge import in_thread
 from ....thinking import opens_thinking
 from ...errors import bad_request
 from ...fields import unsupported

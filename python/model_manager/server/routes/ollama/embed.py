@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from starlette.responses import Response
 
-from ...._async import aembed, in_thread
+from ...._async import aembed
+from ...._bridge import in_thread
 from ...bodies import read_json
 from ...disconnect import deadline_of, unless_disconnected
 from ...errors import ApiError, bad_request, timed_out

@@ -10,7 +10,8 @@ import contextlib
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ...._async import AsyncTextStream, acomplete, in_thread
+from ...._async import AsyncTextStream, acomplete
+from ...._bridge import in_thread
 from ....thinking import ThinkingParser
 from ...bodies import is_large, read_json
 from ...disconnect import unless_disconnected
