@@ -130,7 +130,8 @@ macro_rules! for_each_setting {
             /// How sentence models' weights are held: float32, bfloat16, int8, int4, or auto: bfloat16 where the CPU or
             /// the card multiplies it natively, else float32.
             dtype: DTypeChoice = DTypeChoice::Auto, "MODEL_MANAGER_DTYPE";
-            /// The same for the generator. GGUF files keep their own form.
+            /// The same for the generator, but auto is bfloat16 on every CPU: a token of an answer reads all weights. GGUF
+            /// files keep their own form.
             generator_dtype: DTypeChoice = DTypeChoice::Auto, "MODEL_MANAGER_GENERATOR_DTYPE";
             /// auto, cpu, cuda, cuda:1 (the second card) or mps, also written metal; a card needs a build with its
             /// feature (docs/gpu.md). auto is the card with the most free memory, else the CPU. Generators use a card

@@ -207,7 +207,9 @@ class Config:
         """
     @property
     def generator_dtype(self) -> str:
-        """The same for the generator. GGUF files keep their own form. `MODEL_MANAGER_GENERATOR_DTYPE`, default auto."""
+        """The same for the generator, but ``auto`` is bfloat16 on every CPU: a token of an answer reads all weights.
+        GGUF files keep their own form. `MODEL_MANAGER_GENERATOR_DTYPE`, default auto.
+        """
     @property
     def device(self) -> str:
         """``auto``, ``cpu``, ``cuda``, ``cuda:1`` (the second card) or ``mps``, also written ``metal``; a card needs a

@@ -34,6 +34,22 @@ pub(super) fn weight_format(choice: DTypeChoice, isa: Isa, card: Option<&Device>
     })
 }
 
+/// The same for a model that writes text. On a CPU `auto` is bfloat16, native or not: each token of an answer reads all
+/// weights, so half the bytes are worth more than faster products.
+///
+/// # Errors
+/// As [`weight_format`].
+pub(super) fn generator_format(
+    choice: DTypeChoice,
+    isa: Isa,
+    card: Option<&Device>,
+) -> Result<WeightFormat> {
+    match (card, choice) {
+        (None, DTypeChoice::Auto) => Ok(WeightFormat::Bf16),
+        _ => weight_format(choice, isa, card),
+    }
+}
+
 /// Loads the model of `name` on a card. If it lacks memory, idle models of the card are unloaded, one after the other.
 pub(super) fn on_card<M>(
     device: &Device,
@@ -79,5 +95,15 @@ mod tests {
             assert!(error.contains("bfloat16") && error.contains(choice.as_str()), "{error}");
             assert_eq!(weight_format(choice, Isa::best(), None), Ok(choice.weight_format(Isa::best())));
         }
+    }
+
+    #[test]
+    fn a_generator_is_held_in_bfloat16_on_every_cpu() {
+        let isa = Isa::Portable;
+        assert_eq!(generator_format(DTypeChoice::Auto, isa, None), Ok(WeightFormat::Bf16));
+        assert_eq!(weight_format(DTypeChoice::Auto, isa, None), Ok(WeightFormat::F32));
+        assert_eq!(generator_format(DTypeChoice::Float32, isa, None), Ok(WeightFormat::F32));
+        assert_eq!(generator_format(DTypeChoice::Int4, isa, None), Ok(WeightFormat::Int4));
+        assert_eq!(generator_format(DTypeChoice::Auto, isa, Some(&Device::Cpu)), Ok(WeightFormat::F32));
     }
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use candle_core::Device;
 
 use super::backend::EncoderBackend;
-use super::card::{on_card, weight_format};
+use super::card::{generator_format, on_card, weight_format};
 use super::device::ComputeDevice;
 use super::info::{ModelFacts, ModelInfo};
 use super::known::{KnownModel, KnownModels};
@@ -448,7 +448,7 @@ impl ModelLoader {
             _ => None,
         };
         let dtype = spec.dtype.or(self.settings.generator_dtype);
-        let format = weight_format(dtype, isa, card)?;
+        let format = generator_format(dtype, isa, card)?;
         let expected = files.expected_bytes()?;
         let budget = if card.is_some() { &self.card_budget } else { &self.budget };
         let charge = make_room(budget, entries, name, expected, card.is_some())?;

@@ -1,5 +1,6 @@
 //! A model before it is loaded.
 
+use super::super::card::{generator_format, weight_format};
 use super::super::instance::Manager;
 use super::super::mistaken::name_kind;
 use crate::Result;
@@ -65,14 +66,14 @@ impl Manager {
             Inspected::Static(found) => return Ok(static_report(&parsed, &found)),
         };
         let settings = &parts.settings;
-        let choice = match found.kind {
+        let isa = Isa::from_env()?;
+        let format = match found.kind {
             ModelKind::Generator => {
                 load::check(&found.config)?;
-                settings.generator_dtype
+                generator_format(settings.generator_dtype, isa, None)?
             }
-            _ => settings.dtype,
+            _ => weight_format(settings.dtype, isa, None)?,
         };
-        let format = choice.weight_format(Isa::from_env()?);
         let description = found.config.describe();
         let mut max_length = description.context;
         if let Some(sentence) = &found.sentence {
