@@ -10,7 +10,7 @@ use pyo3::PyTypeInfo;
 use pyo3::exceptions::{PyTypeError, PyUnicodeEncodeError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyBool, PyDict, PyInt, PyList, PyMapping, PyString, PyTuple, PyType};
+use pyo3::types::{PyBool, PyDict, PyInt, PyList, PyString, PyTuple, PyType};
 
 use super::config::PyConfig;
 use super::errors::{to_py, wrong_type_of};
@@ -37,7 +37,7 @@ impl From<PyErr> for WrongArgument {
 }
 
 /// Whether `given` is a mapping. For what is neither a dict nor a list this runs Python's own code, whose exceptions are
-/// returned: a cast to [`PyMapping`] would lose an interrupt (Ctrl-C) that comes there.
+/// returned: a cast to PyO3's type of mappings would lose an interrupt (Ctrl-C) that comes there.
 ///
 /// # Errors
 /// What Python's code raised.
@@ -50,6 +50,33 @@ pub(super) fn is_mapping(given: &Bound<'_, PyAny>) -> PyResult<bool> {
         return Ok(false);
     }
     given.is_instance(MAPPING.import(given.py(), "collections.abc", "Mapping")?)
+}
+
+/// The pairs of a mapping, or `None` of what is none.
+///
+/// # Errors
+/// As [`is_mapping`].
+pub(super) fn items_of_mapping<'py>(given: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyList>>> {
+    if let Ok(dict) = given.cast::<PyDict>() {
+        return Ok(Some(dict.items()));
+    }
+    if !is_mapping(given)? {
+        return Ok(None);
+    }
+    let items = given.call_method0("items")?.try_iter()?.collect::<PyResult<Vec<_>>>()?;
+    PyList::new(given.py(), items).map(Some)
+}
+
+/// Whether `given` is a sequence, a str too. Exceptions are returned as those of [`is_mapping`].
+///
+/// # Errors
+/// What Python's code raised.
+pub(super) fn is_sequence(given: &Bound<'_, PyAny>) -> PyResult<bool> {
+    static SEQUENCE: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    if given.is_instance_of::<PyList>() || given.is_instance_of::<PyTuple>() {
+        return Ok(true);
+    }
+    given.is_instance(SEQUENCE.import(given.py(), "collections.abc", "Sequence")?)
 }
 
 impl WrongArgument {
@@ -219,14 +246,14 @@ impl<'py> Argument<'py> for BTreeMap<Utf8, Utf8> {
     const TAKES: &'static str = "a mapping of names to texts";
 
     fn take(given: &Bound<'py, PyAny>) -> Result<Self, WrongArgument> {
-        let mapping = given.cast::<PyMapping>().map_err(|_| WrongArgument::Type)?;
+        let items = items_of_mapping(given)?.ok_or(WrongArgument::Type)?;
         let entry = |pair: Bound<'py, PyAny>| {
             let (key, value): (Bound<'py, PyAny>, Bound<'py, PyAny>) = pair.extract()?;
             let shown = key.repr()?;
             let key = part(&key, || format!(": the name {shown}"))?;
             Ok((key, part(&value, || format!("[{shown}]"))?))
         };
-        mapping.items()?.iter().map(entry).collect()
+        items.iter().map(entry).collect()
     }
 }
 

@@ -1,9 +1,9 @@
 //! Conversations as Python gives them: messages, tools and a template's own variables.
 
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyList, PyMapping, PyString, PyTuple};
+use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple};
 
-use super::argument::{argument, is_mapping};
+use super::argument::{argument, is_mapping, items_of_mapping};
 use super::errors::{to_py, wrong_type, wrong_type_of};
 use super::texts::text_of;
 use super::utf8::{Utf8, shortened};
@@ -46,7 +46,7 @@ pub(super) fn conversation(messages: &Bound<'_, PyList>) -> PyResult<Conversatio
 pub(super) fn turns(messages: &Bound<'_, PyList>) -> PyResult<Conversation> {
     let turns = PyList::empty(messages.py());
     for (number, message) in messages.iter().enumerate() {
-        let Ok(message) = message.cast::<PyMapping>() else {
+        let Some(items) = items_of_mapping(&message)? else {
             let reason = format!(
                 "prompt must be a str, a list of token ids, or a list of messages \
                  {{\"role\": ..., \"content\": ...}}, not a list of {}",
@@ -54,18 +54,19 @@ pub(super) fn turns(messages: &Bound<'_, PyList>) -> PyResult<Conversation> {
             );
             return Err(wrong_type(message.py(), "prompt", reason));
         };
-        turns.append(turn(message, number)?)?;
+        turns.append(turn(&items, number)?)?;
     }
     conversation(&turns)
 }
 
-fn turn<'py>(message: &Bound<'py, PyMapping>, number: usize) -> PyResult<Bound<'py, PyDict>> {
-    let py = message.py();
+/// The message of these pairs, as the template understands it.
+fn turn<'py>(items: &Bound<'py, PyList>, number: usize) -> PyResult<Bound<'py, PyDict>> {
+    let py = items.py();
     let lacks = |key: &str| {
         let form = "{\"role\": ..., \"content\": ...}";
         refused(py, &[number], &format!(" has no {key}: it must be {form}"))
     };
-    let turn = PyDict::from_sequence(message.items()?.as_any())?;
+    let turn = PyDict::from_sequence(items)?;
     let role = turn.get_item("role")?.ok_or_else(|| lacks("role"))?;
     let known = role.cast::<PyString>().ok().and_then(|role| {
         let role = role.to_string_lossy();
@@ -102,11 +103,11 @@ fn turn<'py>(message: &Bound<'py, PyMapping>, number: usize) -> PyResult<Bound<'
 }
 
 fn text_part(part: &Bound<'_, PyAny>, number: usize, at: usize) -> PyResult<String> {
-    let text = part
-        .cast::<PyMapping>()
-        .ok()
-        .filter(|part| part.get_item("type").is_ok_and(|kind| kind.eq("text").unwrap_or(false)));
-    match text.and_then(|part| part.get_item("text").ok()).as_ref().map(|text| text.cast::<PyString>()) {
+    let items = items_of_mapping(part)?;
+    let part_of = items.map(|items| PyDict::from_sequence(&items)).transpose()?;
+    let found = |key: &str| part_of.as_ref().map(|part| part.get_item(key)).transpose().map(Option::flatten);
+    let is_text = found("type")?.is_some_and(|kind| kind.eq("text").unwrap_or(false));
+    match found("text")?.filter(|_| is_text).as_ref().map(|text| text.cast::<PyString>()) {
         Some(Ok(text)) => Ok(text_of(text, None)?.to_owned()),
         _ => Err(refused(
             part.py(),
@@ -195,12 +196,12 @@ fn add(
 pub(super) fn add_kwargs(prompt: &mut OwnedPrompt, given: &Bound<'_, PyAny>) -> PyResult<()> {
     const NAME: &str = "chat_template_kwargs";
     let py = given.py();
-    let Ok(mapping) = given.cast::<PyMapping>() else {
+    let Some(items) = items_of_mapping(given)? else {
         let kind = given.get_type().name()?;
         let rest = format!(" must be a mapping of the template's variables to values, not {kind}");
         return Err(wrong_type_of(py, NAME, &[], &rest));
     };
-    let variables = PyDict::from_sequence(mapping.items()?.as_any())?;
+    let variables = PyDict::from_sequence(&items)?;
     if variables.is_empty() {
         return Ok(());
     }
@@ -267,9 +268,9 @@ impl Values {
         } else if let Ok(tuple) = value.cast::<PyTuple>() {
             let items = tuple.iter().map(|item| self.convert(&item, depth + 1)).collect::<PyResult<_>>()?;
             Value::tuple(items).map_err(wrong)
-        } else if let Ok(mapping) = value.cast::<PyMapping>() {
+        } else if let Some(items) = items_of_mapping(value)? {
             let mut entries = Vec::new();
-            for pair in mapping.items()?.iter() {
+            for pair in items.iter() {
                 let (key, item): (Bound<'_, PyAny>, Bound<'_, PyAny>) = pair.extract()?;
                 entries.push((self.convert(&key, depth + 1)?, self.convert(&item, depth + 1)?));
             }

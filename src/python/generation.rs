@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyDict, PyInt, PyList, PySequence, PyString};
+use pyo3::types::{PyBool, PyDict, PyInt, PyList, PyString};
 
-use super::argument::{Argument, WrongArgument, argument, unexpected};
+use super::argument::{Argument, WrongArgument, argument, is_sequence, unexpected};
 use super::chat;
 use super::discard::discard;
 use super::errors::{OrRaise, to_py, wrong_type, wrong_type_of};
@@ -159,8 +159,10 @@ fn stops(value: &Bound<'_, PyAny>) -> PyResult<Vec<String>> {
         return Ok(vec![text_of(text, None)?.to_owned()]);
     }
     let wrong = || wrong_type_of(value.py(), "stop", &[], " must be a str or a list of str");
-    let texts = value.cast::<PySequence>().map_err(|_| wrong())?;
-    let count = texts.len()?;
+    if !is_sequence(value)? {
+        return Err(wrong());
+    }
+    let count = value.len()?;
     // Before they are copied.
     if count > MAX_STOP_TEXTS {
         let many = format!(" has {count} texts: at most {MAX_STOP_TEXTS} are allowed");
@@ -170,7 +172,7 @@ fn stops(value: &Bound<'_, PyAny>) -> PyResult<Vec<String>> {
         let text = text.cast::<PyString>().map_err(|_| wrong())?;
         Ok(text_of(text, None)?.to_owned())
     };
-    texts.try_iter()?.map(|item| text(item?)).collect()
+    value.try_iter()?.map(|item| text(item?)).collect()
 }
 
 /// The pieces of one answer: an iterator of str. Dropping it ends the generation.

@@ -196,6 +196,23 @@ def test_ctrl_c_while_an_argument_is_looked_at_is_raised(make):
         manager.embed(make())
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda writer: writer.generate([Interrupting()]),
+        lambda writer: writer.generate([{"role": "user", "content": [Interrupting()]}]),
+        lambda writer: writer.generate([{"role": "user", "content": "a", "key": Interrupting()}]),
+        lambda writer: writer.generate([{"role": "user", "content": "a"}], chat_template_kwargs=Interrupting()),
+        lambda writer: writer.generate("a", stop=Interrupting()),
+        lambda writer: writer.register("other", "a", kind="embedding", prompts=Interrupting()),
+    ],
+    ids=["message", "part", "value", "variables", "stop", "prompts"],
+)
+def test_ctrl_c_while_an_argument_of_text_is_looked_at_is_raised(call):
+    with tiny() as writer, pytest.raises(KeyboardInterrupt):
+        call(writer)
+
+
 def test_ctrl_c_stops_waiting_for_a_load():
     code, out, err = interrupted(
         MANAGER
