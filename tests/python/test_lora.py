@@ -206,6 +206,38 @@ def test_a_server_answers_under_the_name_of_the_base_without_an_adapter():
             assert len(set(digests)) == len(digests) > 1
 
 
+def test_a_served_model_with_an_adapter():
+    pytest.importorskip("fastapi")
+    from fastapi.testclient import TestClient
+    from model_manager.errors import ConfigError
+    from model_manager.server import ServedModel, ServerConfig, create_app
+
+    served = ServedModel("support", source=BASE, adapter=ONE)
+    with tiny() as manager:
+        app = create_app(ServerConfig(models=(served, ServedModel("plain", source=BASE))), manager)
+        with TestClient(app) as client:
+
+            def vector(name):
+                answer = client.post("/v1/embeddings", json={"model": name, "input": "Merhaba"})
+                assert answer.status_code == 200, answer.text
+                return np.array(answer.json()["data"][0]["embedding"], np.float32)
+
+            assert np.abs(vector("support") - manager.embed("Merhaba", "support")).max() < 1e-6
+            assert np.abs(vector("support") - vector("plain")).max() > 1e-3
+            assert np.array_equal(vector(BASE), vector("plain")), "the name of the base is that of the bare model"
+            listed = {model["id"]: model for model in client.get("/v1/models").json()["data"]}
+            assert listed["support"]["capabilities"]["adapter"] == ONE
+        assert manager.describe("support")["adapter"] == ONE
+        create_app(ServerConfig(models=(served,)), manager)  # the slot holds what it asks for
+        for other in (ServedModel("support", source=BASE), ServedModel("support", source=BASE, adapter=OTHER)):
+            with pytest.raises(InputError, match="with the adapter"):
+                create_app(ServerConfig(models=(other,)), manager)
+    with pytest.raises(ConfigError, match="needs the source"):
+        ServedModel("support", adapter=ONE)
+    with pytest.raises(ConfigError, match="must be a text"):
+        ServedModel("support", source=BASE, adapter=" ")
+
+
 def test_what_is_not_used_of_an_adapter_is_said(tmp_path, caplog):
     folder = shutil.copytree(ONE, tmp_path / "lora")
     (folder / "modules.json").write_text("[]", encoding="utf-8")

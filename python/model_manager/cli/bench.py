@@ -13,7 +13,7 @@ import click
 from .. import ModelManager, isa, resident_bytes
 from .._embedder import slot_for
 from .._sizes import size_text
-from .output import json_option, manager, model_option, show_json
+from .output import adapted, adapter_option, json_option, manager, model_option, show_json
 from .texts import Command, option, say
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class _Seconds(click.FloatRange):
     ),
 )
 @model_option
+@adapter_option
 @option(
     "--seconds",
     type=_Seconds(min=0, min_open=True),
@@ -52,9 +53,9 @@ class _Seconds(click.FloatRange):
     help=("Seconds for each of the three measurements.", "Üç ölçümün her biri için saniye."),
 )
 @json_option
-def bench(model: str | None, seconds: float, as_json: bool) -> None:
+def bench(model: str | None, adapter: str | None, seconds: float, as_json: bool) -> None:
     with manager(cache_size=0) as models:
-        slot = slot_for(models, model)
+        slot = slot_for(models, adapted(models, model, adapter))
         started = time.perf_counter()
         models.load(slot)
         loaded = time.perf_counter() - started

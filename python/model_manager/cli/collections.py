@@ -17,6 +17,8 @@ from .._text_files import form_of, rows
 from ..errors import InputError
 from .lines import file_errors, reading
 from .output import (
+    adapted,
+    adapter_option,
     complete_model,
     complete_source,
     dimensions_option,
@@ -44,6 +46,7 @@ def _collection_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Options for the collection, the Qdrant and the model."""
     for add in (
         dimensions_option,
+        adapter_option,
         model_option,
         option(
             "--url",
@@ -79,7 +82,8 @@ def _collection_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def _indexer(models: ModelManager, settings: dict[str, Any]) -> QdrantIndexer:
     with extra("qdrant"):
         from ..integrations.qdrant import QdrantIndexer
-    return QdrantIndexer(manager=models, **settings)
+    model = adapted(models, settings.pop("model"), settings.pop("adapter"))
+    return QdrantIndexer(manager=models, model=model, **settings)
 
 
 @click.command(

@@ -17,6 +17,8 @@ import numpy as np
 from .._embedder import Embedder
 from .lines import input_format_option, naming, read_texts
 from .output import (
+    adapted,
+    adapter_option,
     check_inputs,
     column_option,
     dimensions_option,
@@ -80,6 +82,7 @@ def _name(_context: click.Context, _parameter: click.Parameter, given: str | Non
     help=("Default: by the extension of --output, else jsonl.", "Varsayılan: --output uzantısına göre, yoksa jsonl."),
 )
 @model_option
+@adapter_option
 @dimensions_option
 @option(
     "--query",
@@ -105,6 +108,7 @@ def embed(
     output: Path | None,
     form: str | None,
     model: str | None,
+    adapter: str | None,
     dimensions: int | None,
     query: bool,
     column: str,
@@ -116,7 +120,7 @@ def embed(
 
         if form not in (None, "parquet") or input_format is not None:
             raise click.UsageError("from .parquet files a .parquet file is made: leave --format and --input-format out")
-        embed_parquet(files, output, column, vector_column, model, dimensions, query=query)
+        embed_parquet(files, output, column, vector_column, model, adapter, dimensions, query=query)
         return
     form = form or _format_of(output)
     if output is not None and is_standard_output(output):
@@ -134,7 +138,7 @@ def embed(
     if output is not None and not output.parent.is_dir():
         raise click.UsageError(f"there is no folder {output.parent}")
     with manager(cache_size=0) as models:
-        embedder = Embedder(models, model, dimensions)
+        embedder = Embedder(models, adapted(models, model, adapter), dimensions)
         compute = embedder.queries if query else embedder.documents
         lines = read_texts(files or ["-"], column, input_format)
         if output is None:

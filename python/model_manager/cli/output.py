@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import Config, ModelManager
+from .._embedder import without_key
 from .._sizes import size_text as size  # noqa: F401 - its former name here
 from ..manager import BUILT_IN_SLOTS
 from .lines import reading  # noqa: F401 - its former place
@@ -30,10 +31,13 @@ from .texts import option
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+    from typing import Literal, TypeAlias
 
     from typing_extensions import Unpack
 
     from .._types import Settings
+
+    Kind: TypeAlias = Literal["encoder", "reranker"]
 
 _WIDEST = 10_000_000
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -64,6 +68,13 @@ model_option = option(
         "Bir model yuvası ya da kaynak: hub adı, klasör, ollama://… Varsayılan: tercih edilen cümle modeli.",
     ),
 )
+adapter_option = option(
+    "--adapter",
+    help=(
+        "A LoRA adapter of PEFT over --model (folder or hub id), or one of the model's own by its name.",
+        "--model üzerine bir PEFT LoRA uyarlayıcısı (klasör ya da hub adı) ya da modelin kendi uyarlayıcısının adı.",
+    ),
+)
 dimensions_option = option(
     "-d",
     "--dimensions",
@@ -85,6 +96,23 @@ json_option = option("--json", "as_json", is_flag=True, help=("Print JSON.", "JS
 def manager(**overrides: Unpack[Settings]) -> ModelManager:
     """A new manager with the settings of the environment. Raises `ConfigError`."""
     return ModelManager(Config(**overrides))
+
+
+def adapted(models: ModelManager, model: str | None, adapter: str | None, kind: Kind = "encoder") -> str | None:
+    """`model`, or with an adapter the name of a new slot for both. The name of a slot stands for its source."""
+    if adapter is None:
+        return model
+    if model is None:
+        raise click.UsageError("--adapter changes a model: name it with --model")
+    slots = models.stats()["slots"]
+    source = slots[model]["source"] if model in slots else model
+    if source is None or (model in slots and slots[model]["adapter"] is not None):
+        raise click.UsageError(
+            f"--adapter: give the source of a model with --model; {model!r} is a slot of another kind"
+        )
+    name = f"{without_key(source)} + {adapter}"
+    models.register(name, source, kind=kind, adapter=adapter)
+    return name
 
 
 @contextlib.contextmanager

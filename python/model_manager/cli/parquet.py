@@ -14,7 +14,7 @@ from .._embedder import Embedder
 from .._extras import extra
 from ..errors import InputError
 from ..frames import BATCH_ROWS, with_vectors
-from .output import manager, writing
+from .output import adapted, manager, writing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +28,7 @@ def embed_parquet(
     column: str,
     vector_column: str | None,
     model: str | None,
+    adapter: str | None,
     dimensions: int | None,
     *,
     query: bool,
@@ -50,7 +51,7 @@ def embed_parquet(
         raise click.UsageError(f"--vector-column {into}: the vectors would replace the texts; name another")
     rows = _check_files(files, column, into, may_replace=vector_column is not None)
     with manager(cache_size=0) as models, _progress(rows) as advance, writing(output) as file:
-        embedder = Embedder(models, model, dimensions)
+        embedder = Embedder(models, adapted(models, model, adapter), dimensions)
         vectors = embedder.queries_arrow if query else embedder.documents_arrow
         # Closed before its file, after an error too.
         with contextlib.ExitStack() as opened:

@@ -8,7 +8,17 @@ import click
 
 from .._embedder import reranker_for
 from .lines import input_format_option, naming, read_texts
-from .output import column_option, complete_model, json_option, manager, show_json, standard_output, visible
+from .output import (
+    adapted,
+    adapter_option,
+    column_option,
+    complete_model,
+    json_option,
+    manager,
+    show_json,
+    standard_output,
+    visible,
+)
 from .texts import Command, option, say
 
 if TYPE_CHECKING:
@@ -37,6 +47,7 @@ if TYPE_CHECKING:
         "Bir model yuvası ya da kaynak: hub adı, klasör. Varsayılan: ayarlardaki sıralayıcı.",
     ),
 )
+@adapter_option
 @option(
     "-n",
     "--top-n",
@@ -50,6 +61,7 @@ def rerank(
     query: str,
     files: Sequence[str],
     model: str | None,
+    adapter: str | None,
     top_n: int | None,
     column: str,
     input_format: str | None,
@@ -57,7 +69,7 @@ def rerank(
 ) -> None:
     lines = [line for line in read_texts(files or ["-"], column, input_format) if line.text.strip()]
     with manager(cache_size=0) as models:
-        found, slot = reranker_for(models, model)
+        found, slot = reranker_for(models, adapted(models, model, adapter, "reranker"))
         with naming(lines):
             results = found.rerank(query, [line.text for line in lines], slot, top_n=top_n)
     if as_json:

@@ -36,6 +36,13 @@ _WRONG_USAGE = 2
         "Vektör modelinin kaynağı: hub adı, klasör, … Son parçasının ya da OLLAMA_MODEL_NAME'in adıyla sunulur.",
     ),
 )
+@option(
+    "--adapter",
+    help=(
+        "A LoRA adapter over --model: folder, hub id, or one of the model's own. Served as MODEL+ADAPTER.",
+        "--model üzerine bir LoRA uyarlayıcısı: klasör, hub adı ya da modelin kendininki. Adı MODEL+UYARLAYICI olur.",
+    ),
+)
 @option("--host", help=("Address to listen at; default: API_HOST.", "Dinlenecek adres; varsayılan: API_HOST."))
 @option(
     "--port",
@@ -47,7 +54,9 @@ _WRONG_USAGE = 2
     type=click.IntRange(min=1),
     help=("Worker processes, each with its own models.", "Süreç sayısı; her birinin modelleri ayrıdır."),
 )
-def serve(model: str | None, **given: Any) -> int:
+def serve(model: str | None, adapter: str | None, **given: Any) -> int:
+    if adapter is not None and model is None:
+        raise click.UsageError("--adapter changes a model: name it with --model")
     with extra("server"):
         from ..server import ServerConfig
         from ..server.config import default_models
@@ -56,8 +65,8 @@ def serve(model: str | None, **given: Any) -> int:
     try:
         if model is not None:
             (served,) = default_models()
-            name = os.environ.get("OLLAMA_MODEL_NAME", "").strip() or name_of(model) or served.name
-            settings["models"] = (replace(served, source=model, name=name, slot=name),)
+            name = os.environ.get("OLLAMA_MODEL_NAME", "").strip() or name_of(model, adapter) or served.name
+            settings["models"] = (replace(served, source=model, adapter=adapter, name=name, slot=name),)
         run(ServerConfig(**settings))
     except (ConfigError, InputError) as error:
         click.echo(f"Error: {error}", err=True)
@@ -65,7 +74,10 @@ def serve(model: str | None, **given: Any) -> int:
     return 0
 
 
-def name_of(source: str) -> str | None:
-    """What clients call the model of a source: its last part. None where that would say nothing."""
-    last = re.split(r"[/\\]", without_key(source).rstrip("/\\"))[-1].removesuffix(".gguf")
-    return None if last in ("", ".", "..", *BUILT_IN_SLOTS) else last
+def name_of(source: str, adapter: str | None = None) -> str | None:
+    """What clients call the model of a source: its last part, and that of its adapter. None where that would say
+    nothing.
+    """
+    parts = [source] if adapter is None else [source, adapter]
+    last = [re.split(r"[/\\]", without_key(part).rstrip("/\\"))[-1].removesuffix(".gguf") for part in parts]
+    return None if {*last} & {"", ".", "..", *BUILT_IN_SLOTS} else "+".join(last)

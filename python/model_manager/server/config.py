@@ -39,6 +39,7 @@ class ServedModel:
         slot: The manager's slot. None: the slot of the same name.
         source: The model that the slot loads (see `Manager.register`). None: the slot exists already. A slot that
             exists with another source is refused when the application is made.
+        adapter: The adapter over the source (see `Manager.register`). None: none. It needs a source.
         aliases: Further names that clients may use. The first word of the name (`qwen3` of `qwen3-embedding`) is always
             an alias, unless two models have it.
         dimensions: Length of vectors when a request gives none. None: the model's own.
@@ -50,6 +51,7 @@ class ServedModel:
     _: KW_ONLY
     slot: str | None = None
     source: str | None = None
+    adapter: str | None = None
     aliases: tuple[str, ...] | list[str] = ()
     dimensions: int | None = None
     instructions: Literal["auto", "on", "off"] = "auto"
@@ -57,6 +59,12 @@ class ServedModel:
     def __post_init__(self) -> None:
         _text("ServedModel.name", self.name)
         object.__setattr__(self, "slot", self.slot or self.name)
+        if self.adapter is not None:
+            _text("ServedModel.adapter", self.adapter)
+            if self.source is None:
+                raise config_error(
+                    "adapter", f"ServedModel.adapter={self.adapter!r}: needs the source of the model that it changes"
+                )
         if isinstance(self.aliases, str):
             raise config_error("aliases", "ServedModel.aliases must be a list, not one text")
         object.__setattr__(self, "aliases", tuple(_text("ServedModel.aliases", alias) for alias in self.aliases))

@@ -58,7 +58,8 @@ class ServedModels:
         self._generators: dict[str, tuple[int, GeneratorDescription]] = {}
         self._by_name = {name: model for model in config.models for name in (model.name, *model.aliases)}
         for model in config.models:
-            if model.source is not None:
+            # With an adapter, a model gives other results than its source.
+            if model.source is not None and model.adapter is None:
                 self._by_name.setdefault(model.source, model)
         words = [_first_word(model.name) for model in config.models]
         self._by_word = {
@@ -76,11 +77,11 @@ class ServedModels:
                     f"the served model {model.name!r} has no source and the manager has no slot {model.key!r}; "
                     "register the slot or give ServedModel a source"
                 )
-            self.manager.register(model.key, model.source, kind="embedding")
+            self.manager.register(model.key, model.source, kind="embedding", adapter=model.adapter)
 
     def _check_source(self, model: ServedModel) -> None:
         """Refuse a model whose slot holds another one, which would answer in its name."""
-        if model.source is None or self.holds(model.key, model.source):
+        if model.source is None or self.holds(model.key, model.source, model.adapter):
             return
         if model.source == DEFAULT_SOURCE and model in default_models():
             return  # the default source: it is for a manager without such a slot
@@ -95,8 +96,11 @@ class ServedModels:
             if model.name == model.key == os.environ.get("OLLAMA_MODEL_NAME", "").strip()
             else "give ServedModel another slot, or leave its source out to serve that one"
         )
+        wanted = repr(without_key(model.source))
+        if model.adapter is not None:
+            wanted += f" with the adapter {model.adapter!r}"
         raise InputError(
-            f"the served model {model.name!r} has the source {without_key(model.source)!r}, and the manager's slot"
+            f"the served model {model.name!r} has the source {wanted}, and the manager's slot"
             f" {model.key!r} holds {held}; {remedy}"
         )
 
@@ -147,10 +151,10 @@ class ServedModels:
         """What `stats` says of a slot; None for one that the embedding program has removed."""
         return self.manager.stats()["slots"].get(slot)
 
-    def holds(self, slot: str, source: str) -> bool:
-        """Whether the slot exists and has this source, without an adapter: with one it gives other results."""
+    def holds(self, slot: str, source: str, adapter: str | None = None) -> bool:
+        """Whether the slot exists and has this source and this adapter: with another one it gives other results."""
         state = self.state(slot)
-        return state is not None and state["adapter"] is None and self.source(slot) == without_key(source)
+        return state is not None and state["adapter"] == adapter and self.source(slot) == without_key(source)
 
     def slots(self, kind: Kind) -> dict[str, SlotStatistics]:
         """The manager's slots of one kind, with their state."""
