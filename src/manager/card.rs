@@ -39,11 +39,7 @@ pub(super) fn weight_format(choice: DTypeChoice, isa: Isa, card: Option<&Device>
 ///
 /// # Errors
 /// As [`weight_format`].
-pub(super) fn generator_format(
-    choice: DTypeChoice,
-    isa: Isa,
-    card: Option<&Device>,
-) -> Result<WeightFormat> {
+pub(super) fn generator_format(choice: DTypeChoice, isa: Isa, card: Option<&Device>) -> Result<WeightFormat> {
     match (card, choice) {
         (None, DTypeChoice::Auto) => Ok(WeightFormat::Bf16),
         _ => weight_format(choice, isa, card),

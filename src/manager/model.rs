@@ -80,6 +80,14 @@ impl LoadedModel {
         Err(Error::Task { name: name.to_owned(), asked: asked.name(), given })
     }
 
+    /// The model of vectors or scores that the slot `name` has, for its description.
+    pub(super) fn described(&self, name: &str) -> Result<&ModelHandle> {
+        let Self::Generator(_) = self else { return self.encoder(name, OutputKind::Dense) };
+        let (asked, given) =
+            (OutputKind::Dense.name(), "text (generate, stream); describe_generator describes it");
+        Err(Error::Task { name: name.to_owned(), asked, given: given.into() })
+    }
+
     /// The text generator, if it is one.
     pub(super) fn text_generator(&self) -> Option<&Generator> {
         match self {

@@ -148,6 +148,11 @@ def models():
             r'"text_generator" gives no vectors of texts \(embed\); it gives text .* with kind="embedding"',
         ),
         (
+            lambda m: m.describe("text_generator"),
+            errors.TaskError,
+            r'"text_generator" gives no vectors .*; it gives text .*; describe_generator describes it',
+        ),
+        (
             lambda m: m.rerank("a", ["b"], "text_generator"),
             errors.TaskError,
             r'"text_generator" gives no scores .*\(rerank, classify\); it gives text .* with kind="reranker"',

@@ -129,9 +129,9 @@ impl Manager {
         let parts = self.parts()?;
         let entry = parts.registry.entry(name)?;
         let handle = if load {
-            Some(self.lease(name, None, check)?.encoder(name, OutputKind::Dense)?.clone())
+            Some(self.lease(name, None, check)?.described(name)?.clone())
         } else {
-            entry.slot.inspect(|model| model.encoder(name, OutputKind::Dense).cloned()).transpose()?
+            entry.slot.inspect(|model| model.described(name).cloned()).transpose()?
         };
         Ok(handle.map(|handle| {
             ModelDescription::new(name, &handle, parts.settings.profile, parts.loader.device())
