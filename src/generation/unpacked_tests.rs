@@ -70,9 +70,9 @@ fn steps_of_any_size_compute_the_same() {
         let text: Vec<u32> = (0..40).map(|i| (i * i * 17 + 3) % VOCABULARY as u32).collect();
         for (isa, model) in unpacking(&path) {
             let mut all = Vec::new();
-            for prompt in [40, 39, 13, 1] {
+            for prompt in [40, 13, 1] {
                 let whole = logits_in(&model, &text, prompt, &[40]);
-                for steps in [&[1][..], &[13, 27], &[7], &[39, 1], &[20, 3]] {
+                for steps in [&[1][..], &[13, 27], &[39, 1], &[20, 3]] {
                     let parts = logits_in(&model, &text, prompt, steps);
                     assert_eq!(parts, whole, "{file} {isa} {prompt} {steps:?}");
                 }

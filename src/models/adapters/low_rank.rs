@@ -144,22 +144,16 @@ mod tests {
             f64::from(base[index]) + f64::from(change.scale) * product
         };
         let sum: Vec<_> = (0..base.len()).map(entry).collect();
-        let length = |indices: &mut dyn Iterator<Item = usize>| {
-            indices.map(|index| sum[index] * sum[index]).sum::<f64>().sqrt()
+        // Which sum of squares a number belongs to.
+        let (lengths, place): (_, fn(usize, usize) -> usize) = match &change.magnitude {
+            None => return sum,
+            Some(Magnitude::Rows(lengths)) => (lengths, |index, columns| index / columns),
+            Some(Magnitude::Columns(lengths)) => (lengths, |index, columns| index % columns),
         };
-        let rows = base.len() / columns;
-        let factor = |index: usize| match &change.magnitude {
-            None => 1.0,
-            Some(Magnitude::Rows(lengths)) => {
-                let row = index / columns;
-                f64::from(lengths[row]) / length(&mut (row * columns..(row + 1) * columns))
-            }
-            Some(Magnitude::Columns(lengths)) => {
-                let column = index % columns;
-                f64::from(lengths[column]) / length(&mut (0..rows).map(|row| row * columns + column))
-            }
-        };
-        sum.iter().enumerate().map(|(index, x)| x * factor(index)).collect()
+        let mut squares = vec![0.0; lengths.len()];
+        sum.iter().enumerate().for_each(|(index, x)| squares[place(index, columns)] += x * x);
+        let factor = |at: usize| f64::from(lengths[at]) / squares[at].sqrt();
+        sum.iter().enumerate().map(|(index, x)| x * factor(place(index, columns))).collect()
     }
 
     #[test]

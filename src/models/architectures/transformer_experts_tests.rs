@@ -71,6 +71,8 @@ fn experts_agree_with_candle() {
 #[test]
 fn a_text_has_the_same_states_with_any_experts_at_work() {
     let (texts, short) = (texts(&[300, 257, 64, 40, 1]), self::texts(&[40, 5, 1]));
+    // Tiles of bfloat16 are emulated on many CPUs, and weights of few bits are unpacked into them.
+    let emulated = self::texts(&[130, 64, 40, 1]);
     let check = |model: &Transformer<Cpu>, texts: &[Vec<u32>], chunk: usize, of: &dyn Architecture| {
         let whole = encode(model, texts, Pooling::Last);
         for (text, row) in texts.iter().zip(whole.chunks(36)) {
@@ -82,11 +84,11 @@ fn a_text_has_the_same_states_with_any_experts_at_work() {
         let load = |isa, format| Transformer::load(Cpu::new(isa, format), &*described, &Made).unwrap();
         for format in [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Int8, WeightFormat::Int4] {
             let model = load(Isa::best(), format);
-            check(&model, &texts, 97, &*described);
+            check(&model, if format == WeightFormat::F32 { &texts } else { &emulated }, 97, &*described);
             check(&model, &short, 1, &*described);
         }
         check(&load(Isa::Portable, WeightFormat::Int8), &short, 7, &*described);
-        let model = load(Isa::best(), WeightFormat::Bf16);
+        let model = load(Isa::best(), WeightFormat::F32);
         let long = self::texts(&[2500, 1500]);
         let whole = encode(&model, &long, Pooling::Last);
         assert!(in_chunks(&model, &long, 1300) == whole, "{described:?}");

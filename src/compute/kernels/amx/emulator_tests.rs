@@ -196,6 +196,50 @@ fn sums_are_those_of_the_manual() {
 }
 
 #[test]
+fn wide_products_are_those_of_the_plain_loops() {
+    if !is_x86_feature_detected!("avx512f") {
+        return;
+    }
+    let mut state = 7_u64;
+    let mut random = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 32) as u32
+    };
+    for (rows, columns, depth) in [(16, 16, 16), (1, 1, 1), (5, 16, 3), (16, 7, 16), (12, 2, 9)] {
+        // Elements from the smallest denormal to those whose products are too large, none of them a NaN.
+        let mut element = || {
+            let bits = random();
+            u32::from(f32::from_bits(bits).is_finite()) * bits
+        };
+        let mut register = |rows: usize, columns: usize| {
+            let mut units = [[0; 16]; 16];
+            units.iter_mut().flatten().for_each(|unit| *unit = element() & 0xffff_0000 | element() >> 16);
+            units
+                .iter_mut()
+                .flatten()
+                .filter(|unit| **unit as u16 & 0x7f80 == 0x7f80)
+                .for_each(|unit| *unit = 0);
+            Register { rows, bytes: 4 * columns, units }
+        };
+        let (a, b) = (register(rows, depth), register(depth, columns));
+        let mut sums = register(rows, columns);
+        sums.units
+            .iter_mut()
+            .flatten()
+            .filter(|unit| !f32::from_bits(**unit).is_finite())
+            .for_each(|u| *u = 0);
+        let mut plain = sums;
+        products(&mut plain, &a, &b);
+        // SAFETY: the CPU has AVX-512F by the check above.
+        unsafe { wide_products(&mut sums, &a, &b) };
+        for (wide, plain) in sums.units.iter().flatten().zip(plain.units.iter().flatten()) {
+            let nan = f32::from_bits(*wide).is_nan() && f32::from_bits(*plain).is_nan();
+            assert!(nan || wide == plain, "{rows} {columns} {depth}: {wide:x} {plain:x}");
+        }
+    }
+}
+
+#[test]
 fn a_load_clears_what_it_does_not_fill() {
     let bytes: Vec<u8> = (1..=64).collect();
     let mut tiles = Tiles::configured_by(&configuration(&[(3, 8)])).unwrap();
