@@ -47,6 +47,7 @@ from transformers_options import (
     CONVOLUTIONS,
     DECODERS,
     ENCODERS,
+    FULL_LAYERS,
     MIXTURES,
     ROPE,
     SCORED,
@@ -103,7 +104,7 @@ def config(draw: random.Random, family: str, options: Options, tokens: Options) 
     """A configuration of transformers with drawn sizes and options."""
     heads, layers = draw.choice([1, 2, 3, 4]), draw.choice([1, 2, 4])
     # Of some, a quarter or half of each head is rotated, in pairs.
-    widths = [8, 16] if family in ("gpt_neox", "phi", "stablelm", "glm4") else [4, 6, 12]
+    widths = [8, 16] if family in ("gpt_neox", "phi", "stablelm", "glm4", "glm", "nemotron") else [4, 6, 12]
     values = [heads * draw.choice(widths), layers, heads, draw.choice([5, 16, 33]), CONTEXT]
     found: Options = {name: value for name, value in zip(SIZES.get(family, COMMON), values, strict=True) if name}
     if family in DECODERS and family not in ("gpt2", "gptj", "gpt_neox", "phi", "falcon"):
@@ -113,6 +114,7 @@ def config(draw: random.Random, family: str, options: Options, tokens: Options) 
         value = rope(draw) if value is ROPE else value
         value = [draw.choice([FULL, SLIDING]) for _ in range(layers)] if value is TYPES else value
         value = [draw.choice([FULL, "conv"]) for _ in range(layers)] if value is CONVOLUTIONS else value
+        value = [FULL] * layers if value is FULL_LAYERS else value
         found |= {} if value is None else {key: value}
     if family in DECODERS and draw.random() < 0.5:
         found["tie_word_embeddings"] = draw.choice(BOTH)
@@ -130,8 +132,10 @@ def save(draw: random.Random, kind: Any, settings: Any, folder: Path) -> None:
         model = kind._from_config(settings) if kind is T5EncoderModel else kind.from_config(settings)
     except (ValueError, TypeError, RuntimeError, ZeroDivisionError, KeyError) as error:
         raise UnfitError from error
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    model.load_state_dict(random_weights(shapes, draw.randrange(10**6), gain=2.0, embedding=0.3))
+    # Constants of an activation stay as they are.
+    constants = ("act_fn.beta", "act_fn.eps")
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items() if not name.endswith(constants)}
+    model.load_state_dict(random_weights(shapes, draw.randrange(10**6), gain=2.0, embedding=0.3), strict=False)
     model.to(draw.choice([torch.float32, torch.float32, torch.bfloat16, torch.float16]))
     shards = draw.choice(["1GB", "1GB", "20KB"])
     # Experts as published files have them, or as modules hold them.
@@ -140,7 +144,9 @@ def save(draw: random.Random, kind: Any, settings: Any, folder: Path) -> None:
     (folder / "generation_config.json").unlink(missing_ok=True)
     path = folder / "config.json"
     saved = json.loads(path.read_text("utf-8"))
-    needed = {"model_type", "architectures", "vocab_size", *SIZES.get(settings.model_type, COMMON)}
+    # transformers compares the number of its heads of Mamba with other keys.
+    needed = {"model_type", "architectures", "vocab_size", "mamba_n_heads"}
+    needed |= {*SIZES.get(settings.model_type, COMMON)}
     path.write_text(json.dumps({key: saved[key] for key in saved if key in needed or draw.random() > 0.03}), "utf-8")
     _, loaded = kind.from_pretrained(folder, output_loading_info=True)
     if loaded["missing_keys"] or loaded["mismatched_keys"] or loaded["unexpected_keys"]:

@@ -7,7 +7,7 @@ BOTH = [True, False]
 ACTIVATIONS = ["silu", "gelu", "relu", "gelu_new", "gelu_pytorch_tanh"]
 
 # None leaves the key out; rotary parameters and types of layers are drawn in place of these.
-ROPE, TYPES, CONVOLUTIONS = object(), object(), object()
+ROPE, TYPES, CONVOLUTIONS, FULL_LAYERS = object(), object(), object(), object()
 
 
 def flags(*names: str) -> Options:
@@ -104,6 +104,49 @@ MIXTURES: dict[str, Options] = {
     "granitemoe": {**LLAMA, **FACTORS, **LOCAL, "embedding_multiplier": [1.0, 3.0]},
 }
 DECODERS |= MIXTURES
+# Other forms of norms, perceptrons or blocks.
+COHERE: Options = {**LAYER_NORM, **flags("attention_bias"), "logit_scale": [None, 0.25, 2.0]}
+ALPHA: Options = {"rope_type": "dynamic", "alpha": 50.0, "factor": 1.0, "rope_theta": 100.0}
+SQUARED: Options = {"hidden_act": [None, "relu2", "silu", "gelu"]}
+FORMS: dict[str, Options] = {
+    "cohere": {**COHERE, **flags("use_qk_norm")},
+    "cohere2": {
+        **COHERE,
+        "sliding_window": [3, 7, 100],
+        "sliding_window_pattern": [None, 2, 3],
+        "layer_types": [None, TYPES],
+    },
+    "olmo3": {
+        **flags("attention_bias"),
+        "hidden_act": ACTIVATIONS,
+        "sliding_window": [3, 7, 100],
+        "layer_types": [None, TYPES],
+        "rope_scaling": [None, ROPE],
+    },
+    "granitemoehybrid": {
+        **LLAMA,
+        **FACTORS,
+        "embedding_multiplier": [1.0, 3.0],
+        "num_local_experts": [0],
+        "shared_intermediate_size": [5, 16],
+        "layer_types": [FULL_LAYERS],
+        "position_embedding_type": [None, "rope"],
+        "mamba_n_heads": [1],
+    },
+    "hunyuan_v1_dense": {**LLAMA, **WIDE, "rope_parameters": [ROPE, ALPHA]},
+    "ernie4_5": {
+        **flags("use_bias"),
+        "hidden_act": ACTIVATIONS,
+        "head_dim": [None, 4, 12],
+        "rope_parameters": [ROPE],
+    },
+    "seed_oss": {**BIASED, **flags("attention_out_bias"), "head_dim": [None, 4, 12]},
+    "apertus": {**LLAMA, "hidden_act": [None, "xielu", "relu2", "silu"]},
+    "glm": {**LLAMA, "head_dim": [4, 8]},
+    "arcee": {**BIASED, **SQUARED, "head_dim": [None, 6, 12]},
+    "nemotron": {**BIASED, **SQUARED, "norm_eps": [1e-5, 1e-2], "head_dim": [None, 8, 16]},
+}
+DECODERS |= FORMS
 BERT: Options = {"hidden_act": ACTIVATIONS, "type_vocab_size": [1, 2], "layer_norm_eps": [1e-12, 1e-5, 1e-1]}
 ROBERTA: Options = {**BERT, "pad_token_id": [0, 1, 3]}
 BUCKETS: Options = {"relative_attention_num_buckets": [8, 32], "relative_attention_max_distance": [20, 128]}
@@ -155,7 +198,7 @@ ENCODERS: dict[str, tuple[str, Options]] = {
     "t5": ("t5", T5),
     "mt5": ("t5", T5),
     "lfm2": ("bytes", {**LFM2, **flags("is_causal")}),
-    **{family: ("qwen", options) for family, options in MIXTURES.items()},
+    **{family: ("qwen", options) for family, options in {**MIXTURES, **FORMS}.items()},
 }
 SCORED = list(ENCODERS)[:15]
 SPARSE = ["bert", "xlm-roberta", "roberta", "camembert", "distilbert"]

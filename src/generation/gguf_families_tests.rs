@@ -28,13 +28,17 @@ struct Header {
 }
 
 fn headers() -> BTreeMap<String, Header> {
-    let json: Value = read_json(&folder("gguf_headers.json")).unwrap();
-    serde_json::from_value(json["families"].clone()).unwrap()
+    let of = |name: &str| -> BTreeMap<String, Header> {
+        let json: Value = read_json(&folder(name)).unwrap();
+        serde_json::from_value(json["families"].clone()).unwrap()
+    };
+    let mut all = of("gguf_headers.json");
+    all.extend(of("gguf_form_headers.json"));
+    all
 }
 
 /// Pairs `i` and `i + half` of each head become neighbors.
-fn permuted(values: &[f32], heads: usize) -> Vec<f32> {
-    let columns = 32;
+fn permuted(values: &[f32], heads: usize, columns: usize) -> Vec<f32> {
     let width = values.len() / columns / heads;
     let source = |row: usize| row / width * width + row % width % 2 * (width / 2) + row % width / 2;
     (0..values.len() / columns).flat_map(|row| &values[source(row) * columns..][..columns]).copied().collect()
@@ -67,6 +71,10 @@ fn with_metadata(mut writer: Writer, metadata: &BTreeMap<String, Value>) -> Writ
                 let flags: Vec<bool> = list.iter().filter_map(Value::as_bool).collect();
                 writer.flags(key, &flags)
             }
+            Value::Array(list) if list.iter().all(Value::is_f64) => {
+                let numbers: Vec<f32> = list.iter().map(|number| number.as_f64().unwrap() as f32).collect();
+                writer.floats(key, &numbers)
+            }
             Value::Array(list) => {
                 let numbers: Vec<i32> = list.iter().map(|number| number.as_i64().unwrap() as i32).collect();
                 writer.integers(key, &numbers)
@@ -85,7 +93,9 @@ fn with_tensors(family: &str, header: &Header) -> Writer {
     for (name, renamed) in &header.names {
         let mut shape = weights.shape(name).unwrap().to_vec();
         let mut values = weights.get(name).unwrap().to_f32().unwrap();
-        if shape.len() == 1 && family.starts_with("gemma") {
+        if shape.len() == 1
+            && (family.starts_with("gemma") || family == "nemotron" && name.ends_with("norm.weight"))
+        {
             values.iter_mut().for_each(|x| *x += 1.0);
         }
         // Gemma's score scale is not in the file; the fixtures have another than the real models.
@@ -98,11 +108,12 @@ fn with_tensors(family: &str, header: &Header) -> Writer {
             values.iter_mut().for_each(|x| *x *= (12.0_f32 / 20.0).sqrt());
         }
         let heads = |part: &str| header.permuted.as_ref()?.get(part).copied();
-        if let Some(heads) = heads("heads").filter(|_| name.contains("q_proj.weight")) {
-            values = permuted(&values, heads);
+        let columns = if shape.len() == 1 { 1 } else { shape[shape.len() - 1] };
+        if let Some(heads) = heads("heads").filter(|_| name.contains("q_proj.")) {
+            values = permuted(&values, heads, columns);
         }
-        if let Some(heads) = heads("kv_heads").filter(|_| name.contains("k_proj.weight")) {
-            values = permuted(&values, heads);
+        if let Some(heads) = heads("kv_heads").filter(|_| name.contains("k_proj.")) {
+            values = permuted(&values, heads, columns);
         }
         if name.contains("query_key_value") {
             let known = |key: &str| header.metadata.get(&format!("{}.attention.{key}", header.architecture));
@@ -134,11 +145,16 @@ fn with_tensors(family: &str, header: &Header) -> Writer {
     }
     for (name, (from, part, parts)) in &header.slices {
         let values = weights.get(from).unwrap().to_f32().unwrap();
-        let &[experts, rows, columns] = weights.shape(from).unwrap() else { panic!("{from}") };
+        let (experts, rows, columns) = match *weights.shape(from).unwrap() {
+            [experts, rows, columns] => (experts, rows, columns),
+            [rows, columns] => (0, rows, columns),
+            ref other => panic!("{from}: {other:?}"),
+        };
         let own = rows / parts * columns;
         let values: Vec<f32> =
             values.chunks(rows * columns).flat_map(|expert| &expert[part * own..][..own]).copied().collect();
-        writer = writer.tensor(name, &[experts, rows / parts, columns], 0, &f32s(&values));
+        let shape = [experts, rows / parts, columns];
+        writer = writer.tensor(name, &shape[usize::from(experts == 0)..], 0, &f32s(&values));
     }
     for (name, values) in &header.factors {
         writer = writer.tensor(name, &[values.len()], 0, &f32s(values));
@@ -164,7 +180,7 @@ fn metadata_that_no_family_reads_is_named() {
     let headers = headers();
     for (family, key) in [
         ("llama", "attention.sliding_window"),
-        ("olmo2", "attention.sliding_window"),
+        ("arcee", "attention.sliding_window"),
         ("qwen3", "attention.scale"),
         ("gemma3_text", "attn_logit_softcapping"),
         ("gpt2", "attention.head_count_kv"),

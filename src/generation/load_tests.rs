@@ -47,7 +47,8 @@ struct Chat {
 const NAMES: &str = "gpt2 gpt2_bin llama qwen2 qwen3 mistral ministral ministral3 smollm3 granite phi3 \
     gemma gemma2 gemma3_text glm4 olmo2 gemma3 mistral3 exaone4 helium gpt_neox phi phi_norms stablelm \
     stablelm_parallel starcoder2 falcon falcon_new falcon_serial gptj lfm2 lfm2_biased \
-    qwen3_moe qwen3_moe_mixed mixtral olmoe lfm2_moe qwen2_moe granitemoe";
+    qwen3_moe qwen3_moe_mixed mixtral olmoe lfm2_moe qwen2_moe granitemoe \
+    cohere cohere2 olmo3 granitemoehybrid hunyuan_v1_dense ernie4_5 seed_oss apertus glm arcee nemotron";
 
 fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)

@@ -137,6 +137,85 @@ FAMILIES |= {
     },
 }
 
+# Other forms of norms, perceptrons or blocks.
+LAYER_NORMED = {"rms_norm_eps": ABSENT, "layer_norm_eps": 1e-5, "logit_scale": 0.25, "tie_word_embeddings": True}
+FAMILIES |= {
+    "cohere": {**LAYER_NORMED, "use_qk_norm": True, "attention_bias": True, "rope_theta": 1000.0},
+    # With the keys of its first files.
+    "cohere2": {
+        **LAYER_NORMED,
+        **WINDOW,
+        "sliding_window_pattern": 2,
+        "rope_theta": 1000.0,
+        "order_of_interleaved_layers": "local_attn_first",
+        "position_embedding_type": "rope_gptj",
+        "rotary_pct": 1.0,
+        "layer_switch": 4,
+        "use_gated_activation": True,
+        "use_parallel_block": True,
+    },
+    "olmo3": {
+        **WINDOW,
+        "layer_types": [SLIDING, FULL],
+        "rope_theta": 1000.0,
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 16,
+            "attention_factor": 1.2,
+            "beta_fast": 16.0,
+            "beta_slow": 1.0,
+        },
+    },
+    "granitemoehybrid": {
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.6,
+        "attention_multiplier": 0.4,
+        "logits_scaling": 0.7,
+        "intermediate_size": 40,
+        "shared_intermediate_size": 48,
+        "num_local_experts": 0,
+        "num_experts_per_tok": 0,
+        "layer_types": ["attention", "attention"],
+        "position_embedding_type": "rope",
+        "normalization_function": "rmsnorm",
+        "mamba_n_heads": 8,
+        "attention_bias": True,
+    },
+    "hunyuan_v1_dense": {
+        "head_dim": 12,
+        "attention_bias": True,
+        "use_qk_norm": True,
+        "rope_theta": 100.0,
+        "rope_scaling": {
+            "type": "dynamic",
+            "alpha": 50.0,
+            "factor": 1.0,
+            "beta_fast": 32,
+            "beta_slow": 1,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+        },
+    },
+    "ernie4_5": {"head_dim": 12, "use_bias": True, "rope_theta": 1000.0},
+    "seed_oss": {"head_dim": 12, "attention_bias": True, "attention_out_bias": True, "mlp_bias": True},
+    "apertus": {
+        "hidden_act": "xielu",
+        "qk_norm": True,
+        "rope_parameters": {**LLAMA3, "rope_theta": 1000.0, "original_max_position_embeddings": 20},
+    },
+    "glm": {"head_dim": 12, "attention_bias": True, "partial_rotary_factor": 0.5},
+    "arcee": {"hidden_act": "relu2", "mlp_bias": True, "rope_parameters": YARN},
+    "nemotron": {
+        "rms_norm_eps": ABSENT,
+        "norm_eps": 1e-5,
+        "hidden_act": "relu2",
+        "partial_rotary_factor": 0.5,
+        "attention_bias": True,
+        "mlp_bias": True,
+    },
+}
+
 # Models that read images too: the family of their text model, and what their `config.json` says of images.
 VISION = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "image_size": 8}
 WHOLE: dict[str, tuple[str, dict[str, Any]]] = {
@@ -280,10 +359,18 @@ def write_weights(name: str, directory: Path, seed: int) -> None:
         del shapes["lm_head.weight"]
     # Gemma multiplies embeddings by the root of their length, and adds one to its norms.
     gemma = name.startswith("gemma")
-    mixture = hasattr(empty.config, "num_experts_per_tok")
+    # One that counts none has no experts.
+    mixture = getattr(empty.config, "num_experts_per_tok", 0) > 0
     # The factors of experts' weights amplify roundings once more.
     tensors = random_weights(shapes, seed, gain=1.5 if mixture else 2.0, embedding=0.1 if gemma else 0.3)
-    norms = {key for key, tensor in tensors.items() if gemma and tensor.ndim == 1}
+    # Nemotron adds one too, to the scales alone.
+    one_more = gemma or name == "nemotron"
+    norms = {key for key in tensors if one_more and key.endswith("norm.weight")}
+    for key, tensor in tensors.items():
+        if tensor.ndim == 2 and key.endswith("_norm.weight"):  # of each head
+            tensors[key] = 1 + 0.2 * tensor
+    constants = ("act_fn.beta", "act_fn.eps")
+    tensors |= {key: tensor for key, tensor in empty.state_dict().items() if key.endswith(constants)}
     if "lm_head.weight" in tensors and name == "gpt_neox":  # as it was published
         tensors["embed_out.weight"] = tensors.pop("lm_head.weight")
     if mixture:  # transformers chooses the names

@@ -1,7 +1,7 @@
 //! Activation functions.
 
 /// An elementwise function after a linear layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Activation {
     /// None.
     Identity,
@@ -15,4 +15,24 @@ pub enum Activation {
     Silu,
     /// Hyperbolic tangent.
     Tanh,
+    /// `max(x, 0)²`.
+    ReluSquared,
+    /// With numbers of its own in each layer.
+    Xielu(Xielu),
+}
+
+/// An activation that grows with the square of a positive number, and bends down from the line for a negative one:
+/// `p x² + b x` above 0, and `n (e^min(x, c) - 1 - x) + b x` elsewhere.
+///
+/// Huang and Schlag, "Deriving Activation Functions Using Integration", 2024.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Xielu {
+    /// `p`.
+    pub positive: f32,
+    /// `n`.
+    pub negative: f32,
+    /// `b`.
+    pub slope: f32,
+    /// `c`, next to 0 and not above it.
+    pub cut: f32,
 }

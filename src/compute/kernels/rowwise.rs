@@ -97,6 +97,12 @@ pub(crate) unsafe fn finish<S: Simd>(s: S, f: &TileEpilogue) {
                 ($activation, StoreMode::F32 | StoreMode::AddF32) => unsafe {
                     finish_with::<S, false>(s, f, $activation)
                 },)*
+                // SAFETY: the preconditions are the same, and the output is bf16.
+                (Activation::Xielu(_), StoreMode::Bf16) => unsafe { finish_with::<S, true>(s, f, f.activation) },
+                // SAFETY: the preconditions are the same, and the output is f32.
+                (Activation::Xielu(_), StoreMode::F32 | StoreMode::AddF32) => unsafe {
+                    finish_with::<S, false>(s, f, f.activation)
+                },
             }
         };
     }
@@ -106,7 +112,8 @@ pub(crate) unsafe fn finish<S: Simd>(s: S, f: &TileEpilogue) {
         Activation::GeluTanh,
         Activation::Relu,
         Activation::Silu,
-        Activation::Tanh
+        Activation::Tanh,
+        Activation::ReluSquared
     );
 }
 

@@ -127,7 +127,7 @@ impl TileBuffer {
 }
 
 /// What is done with a product.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Epilogue {
     /// The activation is applied, and the result is stored.
     Store(Activation),

@@ -97,6 +97,20 @@ pub trait Architecture: Debug + Send + Sync {
         false
     }
 
+    /// Whether queries and keys are rotated before their norms, and not after them.
+    fn rotates_first(&self) -> bool {
+        false
+    }
+
+    /// The activation of layer `index`, where it has numbers of its own; else it is the one that
+    /// [`describe`](Self::describe) gives.
+    ///
+    /// # Errors
+    /// When a tensor is missing or of another shape, or has a number that is not computed.
+    fn layer_activation(&self, _tensors: &dyn Tensors, _index: usize) -> Result<Option<Activation>> {
+        Ok(None)
+    }
+
     /// The first layer that has the weights and the attention of layer `index`: another one where layers share them.
     fn same_as(&self, index: usize) -> usize {
         index
@@ -199,6 +213,7 @@ pub fn check_tensors(architecture: &dyn Architecture, tensors: &dyn Tensors, wri
     let layers = 0..architecture.describe().layers;
     for index in layers.filter(|&index| architecture.same_as(index) == index) {
         architecture.layer(tensors, index)?;
+        architecture.layer_activation(tensors, index)?;
         architecture.relative_layers(tensors, index)?;
         architecture.dynamic_convolution(tensors, index)?;
     }

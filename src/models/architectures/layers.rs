@@ -7,8 +7,8 @@ use super::dynamic_convolution::DynamicConvolution;
 use super::tensors::{ExpertTensors, MixerTensors, MlpTensors, NormTensors, SharedTensors, Tensors};
 use crate::Result;
 use crate::compute::{
-    Backend, Biased, DistanceBias, ExpertLayers, Experts, LayerAttention, Matrix, RelativeTable, RopeStyle,
-    Rotary, SharedExpert, ShortConvolutionFactors, ShortConvolutionShape,
+    Activation, Backend, Biased, DistanceBias, ExpertLayers, Experts, LayerAttention, Matrix, RelativeTable,
+    RopeStyle, Rotary, SharedExpert, ShortConvolutionFactors, ShortConvolutionShape,
 };
 
 /// What a layer mixes the rows of a sequence with.
@@ -19,6 +19,8 @@ pub(super) enum Mixer<B: Backend> {
         head_norms: Option<(B::Norm, B::Norm)>,
         /// Index of its rotary positions.
         rotary: Option<usize>,
+        /// Index of positions that rotate nothing, where norms follow the rotation.
+        unrotated: Option<usize>,
         attention: LayerAttention,
         relative: Option<B::Relative>,
         /// Its outputs follow those of attention.
@@ -59,6 +61,8 @@ pub(super) struct Layer<B: Backend> {
     pub output_norm: Option<B::Norm>,
     pub mlp_norm: Option<B::Norm>,
     pub mlp: Mlp<B>,
+    /// Of the perceptron.
+    pub activation: Activation,
     pub down_norm: Option<B::Norm>,
 }
 
@@ -144,6 +148,7 @@ struct LayerLoader<'l, B> {
 impl<B: Backend> LayerLoader<'_, B> {
     fn layer(&mut self, index: usize) -> Result<Layer<B>> {
         let layer = self.architecture.layer(self.tensors, index)?;
+        let activation = self.architecture.layer_activation(self.tensors, index)?;
         let mixer = match layer.mixer {
             MixerTensors::Attention { qkv, head_norms } => self.attention(index, &qkv, head_norms)?,
             MixerTensors::ShortConvolution { input, factors } => {
@@ -165,6 +170,7 @@ impl<B: Backend> LayerLoader<'_, B> {
                 }
                 MlpTensors::Experts(experts) => Mlp::Experts(self.experts(experts)?),
             },
+            activation: activation.unwrap_or(self.description.activation),
             down_norm: self.optional_norm(layer.down_norm)?,
         })
     }
@@ -177,9 +183,12 @@ impl<B: Backend> LayerLoader<'_, B> {
     ) -> Result<Mixer<B>> {
         let mut attention = self.described(index).clone();
         attention.bias = attention.bias.or_else(|| self.bias.clone());
+        // The operation that rotates heads normalizes them too, and before.
+        let nothing = || Rotary::new(1.0, 0, RopeStyle::Neox);
+        let norms_last = self.architecture.rotates_first() && attention.rotary.is_some();
+        let unrotated = (norms_last && head_norms.is_some()).then(|| self.rotary_index(nothing()));
         if head_norms.is_some() && attention.rotary.is_none() {
-            // The operation that rotates heads normalizes them too.
-            attention.rotary = Some(Rotary::new(1.0, 0, RopeStyle::Neox));
+            attention.rotary = Some(nothing());
         }
         let rotary = attention.rotary.take().map(|rotary| self.rotary_index(rotary));
         let relative = match &self.relative {
@@ -199,7 +208,7 @@ impl<B: Backend> LayerLoader<'_, B> {
         }
         let dynamic = dynamic.map(|dynamic| DynamicConvolution::load(self.backend, dynamic)).transpose()?;
         let qkv = self.backend.linear(qkv)?;
-        Ok(Mixer::Attention { qkv, head_norms, rotary, attention, relative, dynamic })
+        Ok(Mixer::Attention { qkv, head_norms, rotary, unrotated, attention, relative, dynamic })
     }
 
     fn experts(&self, experts: ExpertTensors) -> Result<Experts<B::Linear>> {

@@ -219,6 +219,45 @@ impl RopeConfig {
         self.object().is_some()
     }
 
+    /// Whether `rope_parameters` are those of all layers.
+    pub(super) fn has_flat_parameters(&self) -> bool {
+        let nested = |value: &Value| value.get("full_attention").or(value.get("sliding_attention")).is_some();
+        self.rope_parameters.as_ref().is_some_and(|value| !is_unset(value) && !nested(value))
+    }
+
+    /// The same with the larger base of heads of `head` that "dynamic" scaling means where it has an `alpha`; `base` is where
+    /// the file gives none. `None` without an `alpha`.
+    ///
+    /// # Errors
+    /// What cannot be computed with.
+    pub(super) fn with_alpha(&self, base: f32, head: usize) -> Result<Option<Self>, String> {
+        let found = self.object().and_then(Value::as_object);
+        let Some(object) = found.filter(|_| self.kind() == Some("dynamic")) else { return Ok(None) };
+        let Some(alpha) = object.get("alpha").and_then(Value::as_f64).filter(|alpha| *alpha != 0.0) else {
+            return Ok(None);
+        };
+        let base = object
+            .get("rope_theta")
+            .and_then(Value::as_f64)
+            .map(|base| base as f32)
+            .or(self.rope_theta)
+            .unwrap_or(base);
+        if alpha < 0.0 || head <= 2 {
+            return Err(format!("its rotary scaling has an alpha of {alpha}, and its heads are {head} wide"));
+        }
+        let width = head as f64;
+        let mut rest = object.clone();
+        for key in ["type", "rope_type", "alpha", "rope_theta"] {
+            rest.remove(key);
+        }
+        Ok(Some(Self {
+            rope_theta: Some((f64::from(base) * alpha.powf(width / (width - 2.0))) as f32),
+            rope_scaling: Some(Value::Object(rest)),
+            rope_parameters: None,
+            ..self.clone()
+        }))
+    }
+
     /// Sets the length of the first training, if it does not stand outside of the object; there it comes before that inside.
     pub(super) fn set_original(&mut self, length: f32) {
         self.original_max_position_embeddings.get_or_insert(length);

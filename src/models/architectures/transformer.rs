@@ -190,12 +190,17 @@ impl<B: Backend> Transformer<B> {
         ropes: &[RopeTable<'_>],
     ) -> Result<<B::Pass<'a> as Pass<B>>::States> {
         match &layer.mixer {
-            Mixer::Attention { head_norms, rotary, attention, relative, dynamic, .. } => {
+            Mixer::Attention { head_norms, rotary, unrotated, attention, relative, dynamic, .. } => {
                 let heads = self.description.heads;
                 let scores = dynamic.as_ref().map(|dynamic| dynamic.scores(pass, states, &x)).transpose()?;
-                let x = match *rotary {
-                    Some(rotary) => pass.rotate(x, heads, head_norms.as_ref(), &ropes[rotary])?,
-                    None => x,
+                let norms = head_norms.as_ref();
+                let x = match (*rotary, *unrotated) {
+                    (Some(rotary), None) => pass.rotate(x, heads, norms, &ropes[rotary])?,
+                    (Some(rotary), Some(nothing)) => {
+                        let x = pass.rotate(x, heads, None, &ropes[rotary])?;
+                        pass.rotate(x, heads, norms, &ropes[nothing])?
+                    }
+                    (None, _) => x,
                 };
                 let attended = pass.attention(*cache_index, x, heads, attention, relative.as_ref())?;
                 match dynamic.as_ref().zip(scores) {
@@ -244,8 +249,8 @@ impl<B: Backend> Transformer<B> {
         row: Option<Row>,
         ropes: &[RopeTable<'_>],
     ) -> Result<<B::Pass<'a> as Pass<B>>::States> {
-        let (layer, activation, factor) =
-            (&placed.layer, self.description.activation, self.description.factors.residual);
+        let (layer, factor) = (&placed.layer, self.description.factors.residual);
+        let activation = layer.activation;
         let norm = layer.attention_norm.as_ref();
         let input = pass.norm_linear(&x, norm, layer.mixer.input(), Activation::Identity)?;
         let mut mixed = self.mix(pass, &x, input, placed, ropes)?;
@@ -281,7 +286,6 @@ impl<B: Backend> Transformer<B> {
         row: Option<Row>,
         ropes: &[RopeTable<'_>],
     ) -> Result<<B::Pass<'a> as Pass<B>>::States> {
-        let activation = self.description.activation;
         let convolution = self.convolution.as_ref();
         let mut convolved = convolution.map(|convolution| convolution.apply(pass, &x)).transpose()?;
         for (index, placed) in self.layers.placed.iter().enumerate() {
@@ -300,7 +304,7 @@ impl<B: Backend> Transformer<B> {
             let Mlp::Dense { up, down } = &layer.mlp else {
                 return Err(misuse("experts are for blocks that begin with their norm"));
             };
-            let up = pass.linear(&x, up, activation)?;
+            let up = pass.linear(&x, up, layer.activation)?;
             x = pass.linear_add_norm(up, down, x, mlp_norm)?;
             if let Some((convolution, added)) = convolution.zip(convolved.take()) {
                 x = pass.add_norm(added, x, &convolution.norm)?;

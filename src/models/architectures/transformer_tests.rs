@@ -163,6 +163,7 @@ fn shape(kv_heads: usize, head: usize, style: RopeStyle, variant: Variant) -> Ll
         epsilon: 1e-6,
         tied: true,
         activation: Activation::Silu,
+        xielu: None,
         factors: Factors::default(),
         attention: attention(Mask::CAUSAL, head, style),
         variant,

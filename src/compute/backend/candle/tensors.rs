@@ -214,6 +214,14 @@ impl TensorLinear {
             Activation::Relu => gate.relu()?,
             Activation::Silu => gate.silu()?,
             Activation::Tanh => gate.tanh()?,
+            Activation::ReluSquared => gate.relu()?.sqr()?,
+            Activation::Xielu(own) => {
+                let (slope, above) = (f64::from(own.slope), gate.relu()?.sqr()?);
+                let below = (&gate - gate.relu()?)?;
+                let bent = ((below.minimum(own.cut)?.exp()? - 1.0)? - &below)?;
+                let bent = (bent * gate.le(0.0)?.to_dtype(gate.dtype())?)?;
+                (((above * f64::from(own.positive))? + (bent * f64::from(own.negative))?)? + (gate * slope)?)?
+            }
         };
         if self.gated { gate * y.narrow(1, half, half)? } else { Ok(gate) }
     }

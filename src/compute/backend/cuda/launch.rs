@@ -8,6 +8,7 @@ use super::tensors::{CudaNorm, CudaStates, CudaTable, RowIndices, size};
 use crate::Result;
 use crate::compute::attention::heads::Heads;
 use crate::compute::attention::rope::RopeStyle;
+use crate::compute::backend::traits::lacking;
 use crate::compute::isa::DType;
 use crate::compute::kernels::activation::Activation;
 use crate::compute::pooling::Pooling;
@@ -134,6 +135,7 @@ pub(super) fn activation(
         Activation::Relu => 3,
         Activation::Silu => 4,
         Activation::Tanh => 5,
+        Activation::ReluSquared | Activation::Xielu(_) => return Err(lacking("for this activation")),
     };
     let (from, to) = (x.address(), out.address());
     let (columns, gated) = (width as i32, i32::from(gated));

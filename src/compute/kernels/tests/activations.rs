@@ -18,6 +18,16 @@ pub(super) fn reference(activation: Activation, x: f64) -> f64 {
         Activation::Relu => x.max(0.0),
         Activation::Silu => x / (1.0 + (-x).exp()),
         Activation::Tanh => x.tanh(),
+        Activation::ReluSquared => x.max(0.0).powi(2),
+        Activation::Xielu(own) => {
+            let [positive, negative, slope, cut] =
+                [own.positive, own.negative, own.slope, own.cut].map(f64::from);
+            if x > 0.0 {
+                positive * x * x + slope * x
+            } else {
+                negative * (x.min(cut).exp_m1() - x) + slope * x
+            }
+        }
     }
 }
 
@@ -28,7 +38,7 @@ fn ulps(got: f32, expected: f64) -> f64 {
 }
 
 /// `activation` of each value, in f32.
-fn activated(kernels: &Kernels, activation: Activation, values: &[f32]) -> Vec<f32> {
+pub(super) fn activated(kernels: &Kernels, activation: Activation, values: &[f32]) -> Vec<f32> {
     let mut out = vec![0.0; values.len()];
     for (x, y) in values.chunks(kernels.width).zip(out.chunks_mut(kernels.width)) {
         finish_row(kernels, activation, x, y.as_mut_ptr().cast(), DType::F32);
@@ -37,7 +47,7 @@ fn activated(kernels: &Kernels, activation: Activation, values: &[f32]) -> Vec<f
 }
 
 /// `activation` of each value, rounded to bf16.
-fn activated_narrow(kernels: &Kernels, activation: Activation, values: &[f32]) -> Vec<bf16> {
+pub(super) fn activated_narrow(kernels: &Kernels, activation: Activation, values: &[f32]) -> Vec<bf16> {
     let mut out = vec![bf16::ZERO; values.len()];
     for (x, y) in values.chunks(kernels.width).zip(out.chunks_mut(kernels.width)) {
         finish_row(kernels, activation, x, y.as_mut_ptr().cast(), DType::Bf16);

@@ -13,6 +13,7 @@ mod pack;
 mod quantize;
 mod rowwise;
 mod softmax;
+mod squares;
 mod tiles;
 
 const FORMATS: [DType; 2] = [DType::F32, DType::Bf16];

@@ -1,21 +1,40 @@
 //! `config.json` as transformers writes it, before and since version 5.
 
-use super::dialect::{Dialect, ScalingRule, Windows};
+use super::dialect::{Dialect, ScalingRule, UnrotatedFull, Windows};
 use super::fields::{DialectConfig, LlamaConfig, Pattern};
 use super::mixtures::DIALECTS;
-use super::model::{Llama, Variant};
+use super::model::{HeadNorms, Llama, Variant};
+use super::parts::{NormForm, XieluNumbers};
 use crate::compute::{Activation, LONGEST_HEAD, LayerAttention, Mask, Rotary};
 use crate::models::architectures::architecture::{Architecture, Factors};
 use crate::models::architectures::experts::ExpertConfig;
 use crate::models::architectures::family::ConfigFile;
 use crate::models::architectures::rope_scaling::{RopeConfig, RopeDefaults};
 use crate::{Error, Result};
+use serde_json::Value;
 
 pub(super) fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
     let model_type = file.json["model_type"].as_str().unwrap_or_default();
     let dialect = DIALECTS.iter().find(|dialect| dialect.model_type == model_type);
     let dialect = dialect.ok_or_else(|| file.unsupported(format!("its model_type is {model_type:?}")))?;
+    check_fixed(file, dialect)?;
     Ok(Box::new(ConfigParts::parse(file, dialect)?.llama(file.model, dialect)?))
+}
+
+/// Checks the keys of which one value is computed.
+fn check_fixed(file: &ConfigFile<'_>, dialect: &Dialect) -> Result<()> {
+    for key in dialect.fixed {
+        let (found, value) = (&file.json[key.name], serde_json::from_str::<Value>(key.value));
+        // 1 and 1.0 are the same number.
+        let same = match (found.as_f64(), value.as_ref().ok().and_then(Value::as_f64)) {
+            (Some(one), Some(other)) => one == other,
+            _ => value.is_ok_and(|value| *found == value),
+        };
+        if !same && (key.required || !found.is_null()) {
+            return Err(file.refuse(key.name, key.value));
+        }
+    }
+    Ok(())
 }
 
 /// Keys of `rope_parameters` where queries grow; the second repeats a number of the file.
@@ -40,32 +59,43 @@ impl ConfigParts {
     /// Checks the configuration of `model` and brings it into the common form.
     fn llama(&self, model: &str, dialect: &Dialect) -> Result<Llama> {
         let unsupported = |reason: String| Error::Unsupported { model: model.into(), reason };
-        let bias = self.own.attention_bias.unwrap_or(dialect.attention_bias);
+        let all = self.own.use_bias.unwrap_or(false);
+        let bias = self.own.attention_bias.unwrap_or(dialect.attention_bias) || all;
         if let Some(clip) = self.own.clip_qkv {
             return Err(unsupported(format!("its clip_qkv is {clip}; supported is null")));
         }
-        let (layers, intermediate) = (self.common.num_hidden_layers, self.common.intermediate_size);
+        let (layers, mut intermediate) = (self.common.num_hidden_layers, self.common.intermediate_size);
+        if let Some(own) = dialect.shared_mlp {
+            intermediate = self.own.shared_intermediate_size.unwrap_or(own);
+        }
+        let own_epsilon = match dialect.variant.norm_form {
+            NormForm::Rms => self.common.rms_norm_eps,
+            NormForm::Layer | NormForm::Unshifted => self.own.layer_norm_eps.or(self.own.norm_eps),
+        };
+        let xielu = self.common.hidden_act.as_deref().unwrap_or(dialect.activation) == "xielu";
         let mut llama = Llama {
             hidden: self.common.hidden_size,
             intermediate,
             layers,
             heads: self.common.num_attention_heads,
             kv_heads: self.common.num_key_value_heads.unwrap_or(self.common.num_attention_heads),
-            head: self.common.head_dim.unwrap_or(match dialect.head {
-                0 => self.common.hidden_size / self.common.num_attention_heads.max(1),
-                head => head,
-            }),
+            head: self.head(dialect).map_err(unsupported)?,
             vocabulary: self.common.vocab_size,
             context: self.common.max_position_embeddings,
-            epsilon: self.common.rms_norm_eps.unwrap_or(dialect.epsilon),
+            epsilon: own_epsilon.unwrap_or(dialect.epsilon),
             tied: self.common.tie_word_embeddings.unwrap_or(dialect.tied),
             activation: self.activation(dialect).map_err(unsupported)?,
+            xielu: xielu.then_some(XieluNumbers::Tensors),
             factors: self.factors(dialect).map_err(unsupported)?,
             attention: Vec::new(),
             variant: Variant {
                 qkv_bias: self.own.qkv_bias.unwrap_or(dialect.variant.qkv_bias) || bias,
-                output_bias: dialect.output_bias && bias,
-                mlp_bias: self.own.mlp_bias,
+                output_bias: self.own.attention_out_bias.unwrap_or(dialect.output_bias && bias),
+                mlp_bias: self.own.mlp_bias || all,
+                head_norms: match dialect.variant.head_norms {
+                    HeadNorms::None if self.own.use_qk_norm => HeadNorms::Own,
+                    own => own,
+                },
                 ..dialect.variant
             },
             experts: None,
@@ -76,6 +106,20 @@ impl ConfigParts {
         llama.experts = experts.transpose().map_err(unsupported)?;
         llama.attention = self.attention(&llama, dialect).map_err(unsupported)?;
         Ok(llama)
+    }
+
+    /// The length of a head.
+    fn head(&self, dialect: &Dialect) -> Result<usize, String> {
+        let divided = self.common.hidden_size / self.common.num_attention_heads.max(1);
+        match self.common.head_dim {
+            Some(Some(head)) if dialect.whole_heads && head != divided => {
+                Err(format!("its head_dim is {head}; supported is {divided}: its heads divide a state"))
+            }
+            Some(Some(head)) => Ok(head),
+            Some(None) if dialect.null_head => Ok(divided),
+            _ if dialect.head == 0 => Ok(divided),
+            _ => Ok(dialect.head),
+        }
     }
 
     fn activation(&self, dialect: &Dialect) -> Result<Activation, String> {
@@ -89,13 +133,16 @@ impl ConfigParts {
                 )),
             };
         }
-        match self.common.hidden_act.as_deref().unwrap_or("silu") {
+        match self.common.hidden_act.as_deref().unwrap_or(dialect.activation) {
             "silu" | "swish" => Ok(Activation::Silu),
             "gelu" => Ok(Activation::Gelu),
             "gelu_pytorch_tanh" | "gelu_new" => Ok(Activation::GeluTanh),
             "relu" => Ok(Activation::Relu),
+            "relu2" => Ok(Activation::ReluSquared),
+            // Each layer has numbers of its own for it.
+            "xielu" if dialect.activation == "xielu" => Ok(Activation::Identity),
             other => Err(format!(
-                "its hidden_act is {other:?}; supported are silu, gelu, gelu_pytorch_tanh and relu"
+                "its hidden_act is {other:?}; supported are silu, gelu, gelu_pytorch_tanh, relu and relu2"
             )),
         }
     }
@@ -109,7 +156,10 @@ impl ConfigParts {
                 self.own.embedding_multiplier.unwrap_or(one.embedding)
             },
             residual: self.own.residual_multiplier.unwrap_or(one.residual),
-            logits: 1.0 / self.own.logits_scaling.unwrap_or(1.0),
+            logits: match dialect.logit_scale {
+                Some(own) => self.own.logit_scale.unwrap_or(own),
+                None => 1.0 / self.own.logits_scaling.unwrap_or(1.0),
+            },
             logits_cap: self.own.final_logit_softcapping.unwrap_or(dialect.caps.map(|caps| caps[1])),
         };
         let numbers =
@@ -164,8 +214,13 @@ impl ConfigParts {
                 (false, Some(_)) => return Err("it attends through a window in both directions".into()),
             };
             let rotary = if window.is_some() { &local } else { &full };
-            let rotated = self.is_rotated(index, llama.layers, dialect)?
-                && !(dialect.unrotated_full && window.is_none() && self.window_size(dialect).is_some());
+            let unrotated_full = match dialect.unrotated_full {
+                UnrotatedFull::Never => false,
+                UnrotatedFull::WithWindows => self.window_size(dialect).is_some(),
+                UnrotatedFull::Always => true,
+            };
+            let rotated =
+                self.is_rotated(index, llama.layers, dialect)? && !(unrotated_full && window.is_none());
             let rotary = rotated.then(|| rotary.clone());
             Ok(LayerAttention { scale, soft_cap, rotary, ..LayerAttention::new(mask) })
         };
@@ -194,8 +249,13 @@ impl ConfigParts {
             rope.set_original(original);
         }
         let grows = dialect.scaling == ScalingRule::Growing;
-        if grows && !rope.has_parameters() {
+        if (grows || dialect.scaling == ScalingRule::Given) && !rope.has_parameters() {
             return Err("it has no rope_parameters, without which its family has a scaling of its own".into());
+        }
+        if dialect.scaling == ScalingRule::Alpha
+            && let Some(larger) = rope.with_alpha(dialect.base, defaults.head)?
+        {
+            rope = larger;
         }
         let others: &[&str] = if grows { &GROWTH } else { &[] };
         let full = rope.rotary(&defaults, Some("full_attention"), others)?;
@@ -203,6 +263,11 @@ impl ConfigParts {
             return Err("its rope_parameters have no llama_4_scaling_beta, which its family needs".into());
         }
         let Some(base) = dialect.local_base else { return Ok([full.clone(), full]) };
+        if rope.has_flat_parameters() {
+            return Err("its rope_parameters are not divided into full_attention and sliding_attention, and transformers \
+                        reads none of them in its family"
+                .into());
+        }
         let base = self.own.rope_local_base_freq.unwrap_or(base);
         let local = RopeDefaults { base, ..defaults };
         // Scaling, and a base outside of the object, are of layers without a window.
@@ -215,6 +280,15 @@ impl ConfigParts {
     }
 
     fn is_rotated(&self, index: usize, layers: usize, dialect: &Dialect) -> Result<bool, String> {
+        if dialect.named_rotation {
+            return match self.own.position_embedding_type.as_deref() {
+                Some("rope") => Ok(true),
+                None | Some("nope") => Ok(false),
+                Some(other) => {
+                    Err(format!("its position_embedding_type is {other:?}; supported are rope and nope"))
+                }
+            };
+        }
         match (&self.own.no_rope_layers, dialect.windows) {
             (Some(list), Windows::Unrotated) if list.len() < layers => {
                 Err(format!("its no_rope_layers name {} of {layers} layers", list.len()))
@@ -246,7 +320,12 @@ impl ConfigParts {
             return Err(format!("its layer_types name {} of {layers} layers", self.own.layer_types.len()));
         }
         let slides = match (self.own.layer_types.get(index).map(String::as_str), dialect.windows) {
-            (Some("full_attention"), _) | (None, Windows::Never) => false,
+            (Some("full_attention" | "attention"), _) | (None, Windows::Never) => false,
+            (None, Windows::Listed) => {
+                return Err(
+                    "it has no layer_types, without which its layers have no attention (mamba)".into()
+                );
+            }
             (Some("sliding_attention"), _) => true,
             (Some(other), _) => {
                 return Err(format!(
@@ -286,3 +365,7 @@ impl ConfigParts {
 #[cfg(test)]
 #[path = "config_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "forms_tests.rs"]
+mod forms;

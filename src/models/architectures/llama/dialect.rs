@@ -25,6 +25,19 @@ pub(super) enum Windows {
     EvenFlagged,
     /// Those without rotary positions, with `use_sliding_window`, unless there are `layer_types`.
     Unrotated,
+    /// None, in layers that `layer_types` name: without it they have no attention.
+    Listed,
+}
+
+/// Whether layers without a window have no rotary positions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum UnrotatedFull {
+    /// They have some.
+    Never,
+    /// They have none where others have a window.
+    WithWindows,
+    /// They have none.
+    Always,
 }
 
 /// Which scaling of rotary positions the models know.
@@ -34,8 +47,12 @@ pub(super) enum ScalingRule {
     Any,
     /// LongRoPE alone, with `original_max_position_embeddings` where it is absent.
     LongRope(f32),
-    /// That of `rope_parameters`, which the file must have, with queries that grow with their position.
+    /// That of `rope_parameters`, which the file must have: without them the family has a scaling of its own.
+    Given,
+    /// The same, with queries that grow with their position.
     Growing,
+    /// Any, and a larger base by `alpha`, which files call "dynamic".
+    Alpha,
 }
 
 /// Whether windows have the length that `config.json` would mean by leaving it out, where a GGUF file gives none.
@@ -49,6 +66,16 @@ pub(super) enum UnsaidWindow {
     Always,
 }
 
+/// A key of which one value is computed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FixedKey {
+    pub name: &'static str,
+    /// As JSON.
+    pub value: &'static str,
+    /// Whether a file must have the key.
+    pub required: bool,
+}
+
 /// How the models of one `model_type` differ from Llama.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Dialect {
@@ -58,9 +85,15 @@ pub(super) struct Dialect {
     pub fields: &'static [ConfigFields],
     /// Keys that change nothing.
     pub ignored: &'static [&'static str],
+    /// Keys of which one value is computed: those that a struct has are among the fields, others among the ignored ones.
+    pub fixed: &'static [FixedKey],
     pub gguf: &'static [GgufFamily],
     /// Metadata that GGUF files of these models have and others do not.
     pub gguf_keys: &'static [&'static str],
+    /// Metadata by which GGUF files are those of another family, and its `model_type`.
+    pub gguf_marked: Option<(&'static str, &'static str)>,
+    /// The norm before the perceptron in GGUF files.
+    pub gguf_mlp_norm: &'static str,
     /// Whether a GGUF file that does not give the length of windows has them nevertheless.
     pub unsaid_window: UnsaidWindow,
     /// Layers of the model that divides scores by the root of a head's share of the state, which its GGUF file does not say.
@@ -72,8 +105,11 @@ pub(super) struct Dialect {
     /// Whether `attention_bias` counts for the output of attention too.
     pub output_bias: bool,
     pub windows: Windows,
-    /// Whether layers without a window have no rotary positions, where others have one.
-    pub unrotated_full: bool,
+    pub unrotated_full: UnrotatedFull,
+    /// Whether layers have rotary positions only where `position_embedding_type` is "rope".
+    pub named_rotation: bool,
+    /// Whether `rope.scaling.finetuned` of GGUF files says so.
+    pub gguf_switched: bool,
     /// `sliding_window` where it is absent; null means none.
     pub window: Option<usize>,
     /// Pairs of rotary positions in transformers' files, and in GGUF files.
@@ -84,6 +120,8 @@ pub(super) struct Dialect {
     pub base: f32,
     /// `rope_local_base_freq` where it is absent; `None` if layers with a window have the positions of all others.
     pub local_base: Option<f32>,
+    /// Whether GGUF files that do not give this base have that of all layers there.
+    pub gguf_one_base: bool,
     pub scaling: ScalingRule,
     /// `rms_norm_eps` where it is absent.
     pub epsilon: f32,
@@ -91,6 +129,16 @@ pub(super) struct Dialect {
     pub tied: bool,
     /// `head_dim` where it is absent; with 0 the heads divide a state.
     pub head: usize,
+    /// Whether they do so with null.
+    pub null_head: bool,
+    /// Whether they always do: transformers does not read `head_dim`.
+    pub whole_heads: bool,
+    /// `shared_intermediate_size` where it is absent, in families whose perceptron is the expert that all tokens use.
+    pub shared_mlp: Option<usize>,
+    /// `hidden_act` where it is absent.
+    pub activation: &'static str,
+    /// `logit_scale` where it is absent, of families that multiply logits by it.
+    pub logit_scale: Option<f32>,
     /// `query_pre_attn_scalar` where it is absent.
     pub query_scalar: Option<f32>,
     /// `attention_multiplier` where it is absent; without both, the scale follows from the length of a head.
@@ -132,25 +180,36 @@ pub(super) const LLAMA: Dialect = Dialect {
     classes: "Llama",
     fields: keys!["attention_bias", "mlp_bias", "layer_types"],
     ignored: &[],
+    fixed: &[],
     gguf: &[GgufFamily::generators("llama")],
     gguf_keys: &[],
+    gguf_marked: None,
+    gguf_mlp_norm: "ffn_norm",
     unsaid_window: UnsaidWindow::Never,
     unsaid_scale: None,
     variant: Variant::LLAMA,
     attention_bias: false,
     output_bias: true,
     windows: Windows::Never,
-    unrotated_full: false,
+    unrotated_full: UnrotatedFull::Never,
+    named_rotation: false,
+    gguf_switched: false,
     window: None,
     // Converters permute queries and keys so that pairs are neighbors.
     styles: [RopeStyle::Neox, RopeStyle::Interleaved],
     part: None,
     base: 10_000.0,
     local_base: None,
+    gguf_one_base: false,
     scaling: ScalingRule::Any,
     epsilon: 1e-6,
     tied: false,
     head: 0,
+    null_head: false,
+    whole_heads: false,
+    shared_mlp: None,
+    activation: "silu",
+    logit_scale: None,
     query_scalar: None,
     multiplier: None,
     gemma: false,
@@ -215,7 +274,7 @@ const SLIDING: &[ConfigFields] =
     keys!["attention_bias", "layer_types", "use_sliding_window", "sliding_window", "max_window_layers"];
 
 /// Those without experts.
-pub(super) const DENSE: [Dialect; 17] = [
+pub(super) const DENSE: [Dialect; 16] = [
     Dialect { classifies: true, gguf_experts: Some(&ExpertDefaults::MIXTRAL), ..LLAMA },
     Dialect {
         model_type: "qwen2",
@@ -322,7 +381,20 @@ pub(super) const DENSE: [Dialect; 17] = [
         ],
         multiplier: Some(1.0),
         gguf: &[GgufFamily::generators("granite")],
-        gguf_keys: &["embedding_scale", "residual_scale", "logit_scale", "attention.scale"],
+        // The others are those of Granite 4 without layers of Mamba.
+        gguf_keys: &[
+            "embedding_scale",
+            "residual_scale",
+            "logit_scale",
+            "attention.scale",
+            "expert_shared_feed_forward_length",
+            "ssm.conv_kernel",
+            "ssm.state_size",
+            "ssm.group_count",
+            "ssm.inner_size",
+            "ssm.time_step_rank",
+        ],
+        gguf_switched: true,
         ..LLAMA
     },
     Dialect {
@@ -395,6 +467,7 @@ pub(super) const DENSE: [Dialect; 17] = [
         classes: "Olmo2",
         fields: keys!["attention_bias"],
         gguf: &[GgufFamily::generators("olmo2")],
+        gguf_marked: Some(("attention.sliding_window", "olmo3")),
         variant: Variant { head_norms: HeadNorms::All, norms: NormNames::AFTER, ..Variant::LLAMA },
         styles: NEOX,
         epsilon: 1e-5,
@@ -409,22 +482,10 @@ pub(super) const DENSE: [Dialect; 17] = [
         unsaid_window: UnsaidWindow::OfLayers(64),
         variant: Variant { head_norms: HeadNorms::Each, norms: NormNames::AFTER, ..Variant::LLAMA },
         windows: Windows::AllBut(4),
-        unrotated_full: true,
+        unrotated_full: UnrotatedFull::WithWindows,
         window: Some(4096),
         styles: NEOX,
         epsilon: 1e-5,
-        ..LLAMA
-    },
-    Dialect {
-        model_type: "helium",
-        classes: "Helium",
-        fields: keys!["attention_bias", "mlp_bias"],
-        gguf: &[],
-        output_bias: false,
-        styles: [RopeStyle::Interleaved; 2],
-        base: 100_000.0,
-        epsilon: 1e-8,
-        head: 128,
         ..LLAMA
     },
 ];

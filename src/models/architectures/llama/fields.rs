@@ -10,7 +10,8 @@ pub(super) struct LlamaConfig {
     pub num_hidden_layers: usize,
     pub num_attention_heads: usize,
     pub num_key_value_heads: Option<usize>,
-    pub head_dim: Option<usize>,
+    #[serde(default, deserialize_with = "given")]
+    pub head_dim: Given<usize>,
     pub vocab_size: usize,
     pub max_position_embeddings: usize,
     pub rms_norm_eps: Option<f32>,
@@ -25,10 +26,19 @@ pub(super) struct LlamaConfig {
 pub(super) struct DialectConfig {
     pub attention_bias: Option<bool>,
     pub qkv_bias: Option<bool>,
+    pub attention_out_bias: Option<bool>,
+    /// Of all linear layers.
+    pub use_bias: Option<bool>,
     /// The largest number of queries, keys and values.
     pub clip_qkv: Option<f32>,
     #[serde(default)]
     pub mlp_bias: bool,
+    #[serde(default)]
+    pub use_qk_norm: bool,
+    pub shared_intermediate_size: Option<usize>,
+    // What layer normalizations add to a variance.
+    pub layer_norm_eps: Option<f32>,
+    pub norm_eps: Option<f32>,
     pub hidden_activation: Option<String>,
     // Windows.
     #[serde(default)]
@@ -44,11 +54,13 @@ pub(super) struct DialectConfig {
     pub no_rope_layers: Option<Vec<u8>>,
     pub no_rope_layer_interval: Option<usize>,
     pub rope_local_base_freq: Option<f32>,
+    pub position_embedding_type: Option<String>,
     // Factors.
     pub embedding_multiplier: Option<f32>,
     pub residual_multiplier: Option<f32>,
     pub attention_multiplier: Option<f32>,
     pub logits_scaling: Option<f32>,
+    pub logit_scale: Option<f32>,
     pub query_pre_attn_scalar: Option<f32>,
     #[serde(default, deserialize_with = "given")]
     pub attn_logit_softcapping: Given<f32>,

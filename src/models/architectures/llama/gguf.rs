@@ -1,15 +1,16 @@
 //! The metadata of GGUF files.
 
-use super::dialect::{Dialect, ScalingRule, UnsaidWindow, Windows};
+use super::dialect::{Dialect, ScalingRule, UnrotatedFull, UnsaidWindow, Windows};
 use super::mixtures::DIALECTS;
 use super::model::{HeadNorms, Llama, NormNames, Variant};
+use super::parts::{NormForm, XieluNumbers, xielu};
 use crate::Result;
 use crate::compute::{Activation, LONGEST_HEAD, LayerAttention, Mask, QueryGrowth, Rotary};
 use crate::models::architectures::architecture::{Architecture, Factors};
 use crate::models::architectures::experts::{ExpertDefaults, GGUF_KEYS, GGUF_SHARED_KEYS};
 use crate::models::architectures::gguf_keys::Metadata;
 use crate::models::architectures::rope_scaling::{RopeScaling, Yarn};
-use crate::models::formats::gguf::Gguf;
+use crate::models::formats::gguf::{Gguf, GgufValue};
 
 /// Metadata of the architecture that is read.
 const READ: &[&str] = &[
@@ -37,7 +38,13 @@ pub(super) fn from_gguf(gguf: &Gguf) -> Result<Box<dyn Architecture>> {
     let metadata = Metadata::of(gguf);
     let own = |dialect: &Dialect| dialect.gguf.iter().find(|own| own.architecture == metadata.architecture);
     let found = DIALECTS.iter().find_map(|dialect| Some((dialect, own(dialect)?)));
-    let Some((dialect, family)) = found else { return Err(metadata.unsupported("it is of no family")) };
+    let Some((mut dialect, family)) = found else { return Err(metadata.unsupported("it is of no family")) };
+    // Of two families whose files have one name.
+    let marked =
+        dialect.gguf_marked.filter(|(mark, _)| metadata.number(mark).is_some_and(|number| number > 0));
+    if let Some((_, model_type)) = marked {
+        dialect = DIALECTS.iter().find(|other| other.model_type == model_type).unwrap_or(dialect);
+    }
     let windowed = match dialect.windows {
         Windows::Always | Windows::AllBut(_) => WINDOWED,
         _ => &[],
@@ -51,7 +58,10 @@ pub(super) fn from_gguf(gguf: &Gguf) -> Result<Box<dyn Architecture>> {
         Some(_) => [GGUF_KEYS, &[]],
         None => [&[], &[]],
     };
-    metadata.refuse_unknown(&[READ, windowed, dialect.gguf_keys, dense, expert_keys[0], expert_keys[1]])?;
+    metadata.refuse_unknown_but(
+        &["attention.head_count_kv"],
+        &[READ, windowed, dialect.gguf_keys, dense, expert_keys[0], expert_keys[1]],
+    )?;
     let (hidden, heads) =
         (metadata.required("embedding_length")?, metadata.required("attention.head_count")?);
     let head = metadata.number("attention.key_length").unwrap_or(hidden / heads.max(1)).min(LONGEST_HEAD + 1);
@@ -59,16 +69,23 @@ pub(super) fn from_gguf(gguf: &Gguf) -> Result<Box<dyn Architecture>> {
     let one = Factors::default();
     let mut llama = Llama {
         hidden,
-        intermediate: metadata.required("feed_forward_length")?,
+        intermediate: intermediate(&metadata, dialect)?,
         layers: metadata.required("block_count")?,
         heads,
-        kv_heads: metadata.number("attention.head_count_kv").unwrap_or(heads),
+        kv_heads: kv_heads(&metadata)?.unwrap_or(heads),
         head,
         vocabulary: vocabulary.unwrap_or(0),
         context: metadata.required("context_length")?,
-        epsilon: metadata.float("attention.layer_norm_rms_epsilon").unwrap_or(1e-5),
+        epsilon: metadata.float(epsilon_key(dialect)).unwrap_or(1e-5),
         tied: !gguf.contains("output.weight"),
-        activation: if dialect.gemma { Activation::GeluTanh } else { Activation::Silu },
+        activation: match dialect.activation {
+            _ if dialect.gemma => Activation::GeluTanh,
+            "relu2" => Activation::ReluSquared,
+            // Each layer has numbers of its own for it.
+            "xielu" => Activation::Identity,
+            _ => Activation::Silu,
+        },
+        xielu: if dialect.activation == "xielu" { Some(xielu_numbers(&metadata)?) } else { None },
         factors: Factors {
             embedding: if dialect.gemma {
                 (hidden as f32).sqrt()
@@ -76,11 +93,15 @@ pub(super) fn from_gguf(gguf: &Gguf) -> Result<Box<dyn Architecture>> {
                 metadata.float("embedding_scale").unwrap_or(one.embedding)
             },
             residual: metadata.float("residual_scale").unwrap_or(one.residual),
-            logits: 1.0 / metadata.float("logit_scale").unwrap_or(1.0),
+            logits: match (dialect.logit_scale, metadata.float("logit_scale")) {
+                (Some(_), Some(scale)) => scale,
+                (Some(_), None) => return Err(metadata.unsupported("its metadata has no logit_scale")),
+                (None, scale) => 1.0 / scale.unwrap_or(1.0),
+            },
             logits_cap: metadata.float("final_logit_softcapping").or(dialect.caps.map(|caps| caps[1])),
         },
         attention: Vec::new(),
-        variant: variant(gguf, head),
+        variant: variant(&metadata, head, dialect)?,
         experts: None,
     };
     llama.check(&metadata.model())?;
@@ -91,31 +112,99 @@ pub(super) fn from_gguf(gguf: &Gguf) -> Result<Box<dyn Architecture>> {
     Ok(Box::new(llama))
 }
 
+/// The length of the perceptron's gate. Granite 4 has that of its shared expert, which is its perceptron.
+fn intermediate(metadata: &Metadata<'_>, dialect: &Dialect) -> Result<usize> {
+    let key = "expert_shared_feed_forward_length";
+    let shared = metadata.number(key).filter(|_| dialect.gguf_keys.contains(&key));
+    shared.map_or_else(|| metadata.required("feed_forward_length"), Ok)
+}
+
+/// The heads of keys, as a number, or as a list that has the same one for each layer.
+fn kv_heads(metadata: &Metadata<'_>) -> Result<Option<usize>> {
+    let key = "attention.head_count_kv";
+    let heads = match metadata.gguf.get(&format!("{}.{key}", metadata.architecture)) {
+        None => return Ok(None),
+        Some(GgufValue::Array(_)) => {
+            let layers = metadata.numbers(key, metadata.required("block_count")?)?;
+            layers.first().copied().filter(|first| layers.iter().all(|heads| heads == first))
+        }
+        Some(_) => metadata.number(key),
+    };
+    let reason = || format!("its {key} is no number: layers of different shapes are not supported");
+    heads.map(Some).ok_or_else(|| metadata.unsupported(reason()))
+}
+
+fn epsilon_key(dialect: &Dialect) -> &'static str {
+    match dialect.variant.norm_form {
+        NormForm::Rms => "attention.layer_norm_rms_epsilon",
+        NormForm::Layer | NormForm::Unshifted => "attention.layer_norm_epsilon",
+    }
+}
+
+/// The numbers of each layer's activation, which lie outside of the architecture's metadata.
+fn xielu_numbers(metadata: &Metadata<'_>) -> Result<XieluNumbers> {
+    let layers = metadata.required("block_count")?;
+    let list = |name: &str| {
+        let number = |value: &GgufValue| match value {
+            GgufValue::Float(number) => Some(*number as f32),
+            GgufValue::Integer(number) => Some(*number as f32),
+            _ => None,
+        };
+        let found =
+            metadata.gguf.understood(&format!("xielu.{name}"), "a list of numbers", |value| match value {
+                GgufValue::Array(values) => values.iter().map(number).collect::<Option<Vec<f32>>>(),
+                _ => None,
+            });
+        found.filter(|list| list.len() == layers).ok_or_else(|| {
+            metadata.unsupported(format!("its metadata has no xielu.{name} with a number for each layer"))
+        })
+    };
+    let (positive, negative) = (list("alpha_p")?, list("alpha_n")?);
+    let (slope, cut) = (list("beta")?, list("eps")?);
+    let of = |index: usize| xielu(positive[index], negative[index], slope[index], cut[index]);
+    let numbers = (0..layers).map(of).collect::<Result<_, _>>();
+    numbers.map(XieluNumbers::Known).map_err(|reason| metadata.unsupported(reason))
+}
+
 /// Which tensors there are says how the model differs from Llama.
-fn variant(gguf: &Gguf, head: usize) -> Variant {
+fn variant(metadata: &Metadata<'_>, head: usize, dialect: &Dialect) -> Result<Variant> {
+    let gguf = metadata.gguf;
     let has = |name: &str| gguf.contains(&format!("blk.0.{name}"));
     let norm = |name: &'static str| has(&format!("{name}.weight")).then_some(name);
     let head_norms = match gguf.shape("blk.0.attn_q_norm.weight") {
         None => HeadNorms::None,
         Some(shape) if shape == [head] => HeadNorms::Each,
+        Some([_, _]) => HeadNorms::Own,
         Some(_) => HeadNorms::All,
     };
-    Variant {
+    let Variant { norm_form, rotates_first, gated, parallel, .. } = dialect.variant;
+    if !gated && has("ffn_gate.weight") {
+        return Err(
+            metadata.unsupported("its perceptron has a gate (ffn_gate), and those of its family have none")
+        );
+    }
+    let first = dialect.gguf_mlp_norm == "post_attention_norm";
+    Ok(Variant {
         qkv_bias: has("attn_q.bias") || has("attn_qkv.bias"),
         output_bias: has("attn_output.bias"),
         mlp_bias: has("ffn_up.bias"),
         head_norms,
         norms: NormNames {
             attention: norm("attn_norm"),
-            output: norm("post_attention_norm"),
-            mlp: norm("ffn_norm"),
+            output: norm("post_attention_norm").filter(|_| !first),
+            mlp: norm(dialect.gguf_mlp_norm),
             down: norm("post_ffw_norm"),
         },
+        norm_form,
+        rotates_first,
+        gated,
+        parallel,
         // Converters have added it already.
         norm_offset: 0.0,
         fused_qkv: has("attn_qkv.weight"),
-        fused_mlp: has("ffn_up.weight") && !has("ffn_gate.weight"),
-    }
+        fused_mlp: gated && has("ffn_up.weight") && !has("ffn_gate.weight"),
+        ..Variant::LLAMA
+    })
 }
 
 fn attention(
@@ -126,7 +215,10 @@ fn attention(
 ) -> Result<Vec<LayerAttention>> {
     let full = rotary(metadata, llama, dialect)?;
     // Layers with a window that have a base of their own have no scaling.
-    let local = dialect.local_base.map(|base| metadata.float("rope.freq_base_swa").unwrap_or(base));
+    let local = dialect.local_base.map(|base| {
+        let one = metadata.float("rope.freq_base").filter(|_| dialect.gguf_one_base);
+        metadata.float("rope.freq_base_swa").or(one).unwrap_or(base)
+    });
     let local = local.map(|base| Rotary::new(base, llama.head, dialect.styles[1]));
     let local = local.unwrap_or_else(|| full.clone());
     let unsaid = match dialect.unsaid_window {
@@ -165,8 +257,14 @@ fn attention(
         };
         let rotated = match dialect.windows {
             Windows::Unrotated => !(index + 1).is_multiple_of(4),
-            _ => !dialect.unrotated_full || size.is_none() || window(index).is_some(),
+            _ => match dialect.unrotated_full {
+                UnrotatedFull::Never => true,
+                UnrotatedFull::WithWindows => size.is_none() || window(index).is_some(),
+                UnrotatedFull::Always => window(index).is_some(),
+            },
         };
+        let off = dialect.gguf_switched && metadata.flag("rope.scaling.finetuned") == Some(false);
+        let rotated = rotated && !off;
         let rotary = if window(index).is_some() { &local } else { &full };
         LayerAttention {
             scale,
@@ -205,7 +303,14 @@ fn rotary(metadata: &Metadata<'_>, llama: &Llama, dialect: &Dialect) -> Result<R
             slow: metadata.float("rope.scaling.yarn_beta_slow").unwrap_or(1.0),
             truncate: true,
             // Ministral 3 divides the growth away again.
-            attention: if dialect.scaling == ScalingRule::Growing { 1.0 } else { Yarn::growth(factor, 1.0) },
+            attention: match metadata
+                .float("rope.scaling.attn_factor")
+                .or(metadata.float("rope.scaling.yarn_attn_factor"))
+            {
+                Some(attention) => attention,
+                None if dialect.scaling == ScalingRule::Growing => 1.0,
+                None => Yarn::growth(factor, 1.0),
+            },
         }),
         (_, Some(other), _) => {
             return Err(metadata.unsupported(format!(

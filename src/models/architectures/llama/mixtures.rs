@@ -2,6 +2,7 @@
 
 use super::dialect::{DENSE, Dialect, LLAMA, NEOX, Windows};
 use super::fields::{DialectConfig, LlamaConfig};
+use super::forms::FORMS;
 use super::model::{HeadNorms, Variant};
 use crate::models::architectures::experts::{ExpertConfig, ExpertDefaults};
 use crate::models::architectures::family::{ConfigFields, GgufFamily, keys_of};
@@ -118,6 +119,7 @@ const GRANITE_MOE: Dialect = Dialect {
     multiplier: Some(1.0),
     gguf: &[GgufFamily::generators("granitemoe")],
     gguf_keys: &["embedding_scale", "residual_scale", "logit_scale", "attention.scale"],
+    gguf_switched: true,
     experts: Some(&ExpertDefaults::MIXTRAL),
     gguf_experts: Some(&ExpertDefaults::MIXTRAL),
     ..LLAMA
@@ -126,11 +128,15 @@ const GRANITE_MOE: Dialect = Dialect {
 const MIXTURES: [Dialect; 5] = [QWEN3_MOE, MIXTRAL, OLMOE, QWEN2_MOE, GRANITE_MOE];
 
 /// All families of this kind.
-pub(super) const DIALECTS: [Dialect; DENSE.len() + MIXTURES.len()] = {
-    let mut all = [LLAMA; DENSE.len() + MIXTURES.len()];
-    let mut index = 0;
+pub(super) const DIALECTS: [Dialect; DENSE.len() + FORMS.len() + MIXTURES.len()] = {
+    let mut all = [LLAMA; DENSE.len() + FORMS.len() + MIXTURES.len()];
+    let (mut index, parts) = (0, [&DENSE as &[Dialect], &FORMS, &MIXTURES]);
+    let (mut part, mut first) = (0, 0);
     while index < all.len() {
-        all[index] = if index < DENSE.len() { DENSE[index] } else { MIXTURES[index - DENSE.len()] };
+        if index - first == parts[part].len() {
+            (part, first) = (part + 1, index);
+        }
+        all[index] = parts[part][index - first];
         index += 1;
     }
     all

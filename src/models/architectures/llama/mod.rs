@@ -6,9 +6,11 @@
 mod config;
 mod dialect;
 mod fields;
+mod forms;
 mod gguf;
 mod mixtures;
 mod model;
+mod parts;
 
 use self::config::read;
 use self::dialect::Dialect;

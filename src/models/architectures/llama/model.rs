@@ -1,5 +1,7 @@
 //! The model, whatever file describes it.
 
+use super::parts::{MlpNames, NormForm, XieluNumbers};
+use crate::compute::memory::zeroed;
 use crate::compute::{Activation, Biased, Heads, LONGEST_HEAD, LayerAttention, Matrix, Positions, Weight};
 use crate::models::architectures::architecture::{Architecture, Description, Factors};
 use crate::models::architectures::experts::Mixture;
@@ -51,6 +53,8 @@ pub(in crate::models::architectures) enum HeadNorms {
     Each,
     /// Of all heads together.
     All,
+    /// Layer normalizations of each head, with numbers for each.
+    Own,
 }
 
 /// Where models of this kind differ.
@@ -64,14 +68,26 @@ pub(in crate::models::architectures) struct Variant {
     pub mlp_bias: bool,
     /// Norms of queries and keys.
     pub head_norms: HeadNorms,
+    /// Their names.
+    pub head_norm_names: [&'static str; 2],
+    /// Whether queries and keys are rotated before them.
+    pub rotates_first: bool,
     /// The other norms.
     pub norms: NormNames,
+    /// Their form.
+    pub norm_form: NormForm,
     /// Added to the scale of every norm.
     pub norm_offset: f32,
     /// Queries, keys and values are one tensor.
     pub fused_qkv: bool,
-    /// The perceptron's gate and its first matrix are one tensor.
+    /// The perceptron has a gate.
+    pub gated: bool,
+    /// Its gate and its first matrix are one tensor.
     pub fused_mlp: bool,
+    /// The names of its matrices.
+    pub mlp_names: MlpNames,
+    /// Both blocks of a layer read its input, through one norm.
+    pub parallel: bool,
 }
 
 impl Variant {
@@ -81,10 +97,16 @@ impl Variant {
         output_bias: false,
         mlp_bias: false,
         head_norms: HeadNorms::None,
+        head_norm_names: ["self_attn.q_norm", "self_attn.k_norm"],
+        rotates_first: false,
         norms: NormNames::FIRST,
+        norm_form: NormForm::Rms,
         norm_offset: 0.0,
         fused_qkv: false,
+        gated: true,
         fused_mlp: false,
+        mlp_names: MlpNames::LLAMA,
+        parallel: false,
     };
 }
 
@@ -111,8 +133,10 @@ pub(in crate::models::architectures) struct Llama {
     pub epsilon: f32,
     /// Whether the matrix of logits is that of embeddings.
     pub tied: bool,
-    /// Of the perceptron's gate.
+    /// Of the perceptron's gate, or without one of its first matrix.
     pub activation: Activation,
+    /// Where the numbers of an activation that differ by layer are.
+    pub xielu: Option<XieluNumbers>,
     /// What states and logits are multiplied by.
     pub factors: Factors,
     /// The attention of each layer. A shorter list repeats.
@@ -149,7 +173,36 @@ impl Llama {
                 scale.to_f32()?.into_iter().map(|x| x + self.variant.norm_offset).collect();
             scale = Weight::from_f32(&values, &[length])?;
         }
-        Ok(NormTensors { scale, shift: None, epsilon: self.epsilon })
+        let shift = match self.variant.norm_form {
+            NormForm::Rms => None,
+            NormForm::Layer => Some(tensors.vector(&format!("{name}.bias"), length)?),
+            NormForm::Unshifted => Some(Weight::from_f32(&zeroed(length)?, &[length])?),
+        };
+        Ok(NormTensors { scale, shift, epsilon: self.epsilon })
+    }
+
+    /// The norms of queries and keys of the layer whose names `name` makes.
+    fn head_norms(
+        &self,
+        tensors: &dyn Tensors,
+        name: &dyn Fn(&str) -> String,
+    ) -> Result<Option<[NormTensors; 2]>> {
+        let heads = [self.heads, self.kv_heads];
+        let norm = |index: usize| -> Result<NormTensors> {
+            let (name, length) = (name(self.variant.head_norm_names[index]), heads[index] * self.head);
+            if self.variant.head_norms != HeadNorms::Own {
+                let each = self.variant.head_norms == HeadNorms::Each;
+                return self.norm(tensors, &name, if each { self.head } else { length });
+            }
+            let scales = tensors.matrix(&format!("{name}.weight"), [heads[index], self.head])?.to_f32()?;
+            let scale = Weight::from_f32(&scales, &[length])?;
+            let shift = Some(Weight::from_f32(&zeroed(length)?, &[length])?);
+            Ok(NormTensors { scale, shift, epsilon: self.epsilon })
+        };
+        match self.variant.head_norms {
+            HeadNorms::None => Ok(None),
+            _ => Ok(Some([norm(0)?, norm(1)?])),
+        }
     }
 
     fn words(&self, tensors: &dyn Tensors, name: &str) -> Result<Matrix> {
@@ -189,15 +242,6 @@ impl Architecture for Llama {
         };
         let norm = |rest: &str, length: usize| self.norm(tensors, &name(rest), length);
         let block_norm = |rest: Option<&str>| rest.map(|rest| norm(rest, hidden)).transpose();
-        let head_norms = match variant.head_norms {
-            HeadNorms::None => None,
-            HeadNorms::Each => Some([head, head]),
-            HeadNorms::All => Some([queries, keys]),
-        };
-        let head_norms = match head_norms {
-            Some([q, k]) => Some([norm("self_attn.q_norm", q)?, norm("self_attn.k_norm", k)?]),
-            None => None,
-        };
         let qkv = if variant.fused_qkv {
             vec![part("self_attn.qkv_proj", [queries + 2 * keys, hidden], variant.qkv_bias)?]
         } else {
@@ -210,29 +254,46 @@ impl Architecture for Llama {
         let mlp = if let Some(experts) = self.experts.as_ref().filter(|experts| experts.is_in(index)) {
             MlpTensors::Experts(experts.tensors(tensors, &format!("model.layers.{index}"), hidden)?)
         } else {
+            let names = variant.mlp_names;
+            let linear = |rest| part(rest, [intermediate, hidden], variant.mlp_bias);
             let (gate, up) = if variant.fused_mlp {
-                let (both, _) = part("mlp.gate_up_proj", [2 * intermediate, hidden], false)?;
+                let (both, _) = part(names.both, [2 * intermediate, hidden], false)?;
                 let rows = |rows| (both.slice_rows(rows), None);
-                (rows(0..intermediate), rows(intermediate..2 * intermediate))
+                (Some(rows(0..intermediate)), rows(intermediate..2 * intermediate))
             } else {
-                let linear = |rest| part(rest, [intermediate, hidden], variant.mlp_bias);
-                (linear("mlp.gate_proj")?, linear("mlp.up_proj")?)
+                let gate = variant.gated.then(|| linear(names.gate)).transpose()?;
+                (gate, linear(names.up)?)
             };
-            MlpTensors::gated(gate, up, part("mlp.down_proj", [hidden, intermediate], variant.mlp_bias)?)
+            let down = part(names.down, [hidden, intermediate], variant.mlp_bias)?;
+            MlpTensors::Dense { gate, up, down }
         };
+        let second = if variant.parallel { variant.norms.attention } else { variant.norms.mlp };
         Ok(LayerTensors {
             attention_norm: block_norm(variant.norms.attention)?,
-            mixer: MixerTensors::Attention { qkv, head_norms },
+            mixer: MixerTensors::Attention { qkv, head_norms: self.head_norms(tensors, &name)? },
             output: part("self_attn.o_proj", [hidden, queries], variant.output_bias)?,
             output_norm: block_norm(variant.norms.output)?,
-            mlp_norm: block_norm(variant.norms.mlp)?,
+            mlp_norm: block_norm(second)?,
             mlp,
             down_norm: block_norm(variant.norms.down)?,
         })
     }
 
+    fn layer_activation(&self, tensors: &dyn Tensors, index: usize) -> Result<Option<Activation>> {
+        let numbers = self.xielu.as_ref().map(|numbers| numbers.of_layer(tensors, index));
+        Ok(numbers.transpose()?.map(Activation::Xielu))
+    }
+
+    fn has_parallel_blocks(&self) -> bool {
+        self.variant.parallel
+    }
+
+    fn rotates_first(&self) -> bool {
+        self.variant.rotates_first
+    }
+
     fn has_kernels_on_cards(&self) -> bool {
-        self.experts.is_none()
+        self.experts.is_none() && self.xielu.is_none() && self.activation != Activation::ReluSquared
     }
 
     fn final_norm(&self, tensors: &dyn Tensors) -> Result<Option<NormTensors>> {
