@@ -173,6 +173,20 @@ CONVBERT: Options = {
     "conv_kernel_size": [1, 3, 5, 9, 31],
     "num_groups": [1, 1, 2, 3],
 }
+EMBEDDING_GEMMA2: Options = {
+    **flags("attention_bias"),
+    "num_key_value_heads": [1],
+    "head_dim": [2, 6, 16],
+    "global_head_dim": [4, 24],
+    "num_global_key_value_heads": [1],
+    "hidden_activation": ["gelu_pytorch_tanh", "gelu", "silu"],
+    "sliding_window": [1, 3, 7, 100],
+    "sliding_window_pattern": [1, 2, 3],
+    "layer_types": [None, TYPES],
+    "hidden_size_per_layer_input": [1, 7, 16],
+    "embedding_dim": [5, 48],
+    "rms_norm_eps": [1e-6, 1e-2],
+}
 GROUPS: Options = {"num_hidden_groups": [1, 2], "inner_group_num": [1, 2]}
 ENCODERS: dict[str, tuple[str, Options]] = {
     "bert": ("uncased", BERT),
@@ -198,6 +212,7 @@ ENCODERS: dict[str, tuple[str, Options]] = {
     "t5": ("t5", T5),
     "mt5": ("t5", T5),
     "lfm2": ("bytes", {**LFM2, **flags("is_causal")}),
+    "embedding_gemma2_text": ("bytes", EMBEDDING_GEMMA2),
     **{family: ("qwen", options) for family, options in {**MIXTURES, **FORMS}.items()},
 }
 SCORED = list(ENCODERS)[:15]

@@ -192,12 +192,13 @@ fn sentence(model: &str, name: &str, data: &[u8]) {
 }
 
 /// Sentence models, and their families.
-const SENTENCES: [(&str, &str); 5] = [
+const SENTENCES: [(&str, &str); 6] = [
     ("bert_plain", "bert"),
     ("qwen3_embedding", "qwen3"),
     ("deberta_v2", "deberta-v2"),
     ("t5", "t5"),
     ("convbert_grouped", "convbert"),
+    ("embedding_gemma2_text", "embedding_gemma2_text"),
 ];
 
 /// Generators, and their families.

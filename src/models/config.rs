@@ -164,6 +164,11 @@ impl ModelConfig {
         self.architecture.describe()
     }
 
+    /// Length of an output row of an encoder.
+    pub fn output_width(&self) -> usize {
+        self.architecture.output_width()
+    }
+
     /// The longest sequence that the positions of the model allow.
     ///
     /// # Errors

@@ -78,10 +78,7 @@ impl Facts {
         }
         let weights = checked_weights(files, &settings.config, false)?;
         settings.read_layers()?;
-        let (width, vocabulary) = {
-            let model = settings.config.describe();
-            (model.hidden, model.vocabulary)
-        };
+        let (width, vocabulary) = (settings.config.output_width(), settings.config.describe().vocabulary);
         if let Some(masked) = settings.config.family.masked_lm.filter(|_| kind == ModelKind::Sparse) {
             check_masked(&weights, masked, [vocabulary, width])?;
         }

@@ -106,7 +106,7 @@ impl<'a> EncoderSettings<'a> {
         let has_layers = self.kind == ModelKind::Embedding && self.late.is_none();
         if has_layers {
             self.layers = match &self.config.gguf {
-                Some(gguf) => DenseLayer::of_gguf(gguf, self.config.describe().hidden)?,
+                Some(gguf) => DenseLayer::of_gguf(gguf, self.config.output_width())?,
                 None => dense_layers(self.files, &self.sentence)?,
             };
         }
@@ -116,7 +116,7 @@ impl<'a> EncoderSettings<'a> {
     /// The shapes of what the model will give, as far as its small files say: widths are those of its states.
     pub(super) fn expected_shapes(&self) -> Shapes {
         let model = self.config.describe();
-        let (states, none) = (Some(model.hidden), Shapes::default());
+        let (states, none) = (Some(self.config.output_width()), Shapes::default());
         match self.kind {
             ModelKind::Classifier => Shapes { scores: Some(self.expected_labels()), ..none },
             ModelKind::Sparse => Shapes { sparse: Some(model.vocabulary), ..none },

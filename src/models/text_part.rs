@@ -10,14 +10,30 @@ use super::keys::{HARMLESS, refusal, refuse_unknown};
 use crate::Result;
 
 /// Models that read images, and what their text model is where `text_config` does not say.
-const PARTS: [(&str, &str); 2] = [("gemma3", "gemma3_text"), ("mistral3", "mistral")];
+const PARTS: [(&str, &str); 3] =
+    [("gemma3", "gemma3_text"), ("mistral3", "mistral"), ("embedding_gemma2", "embedding_gemma2_text")];
+
+/// The tokens that stand for an image, a video and sound in texts, and their numbers where the file gives none. A text that
+/// names one has the embedding of padding there.
+const PLACEHOLDERS: [(&str, u32); 3] =
+    [("image_token_id", 258_880), ("video_token_id", 258_884), ("audio_token_id", 258_881)];
+/// Models with such tokens.
+const WITH_PLACEHOLDERS: [&str; 1] = ["embedding_gemma2"];
 
 /// Keys next to `text_config` that say nothing of texts without images, and those that count for both models.
 const KEYS: &[&str] = &[
     "model_type",
     "text_config",
     "tie_word_embeddings",
-    // Images.
+    // Images, and sound.
+    "audio_config",
+    "audio_token_id",
+    "boa_token_id",
+    "boi_token_id",
+    "eoa_token_id",
+    "eoa_token_index",
+    "eoi_token_id",
+    "video_token_id",
     "vision_config",
     "boi_token_index",
     "eoi_token_index",
@@ -72,6 +88,10 @@ pub(super) fn text_part(json: Value) -> Value {
     for (key, value) in text.iter().filter(|(key, value)| counts(key, value)) {
         all[key] = value.clone();
     }
+    if WITH_PLACEHOLDERS.iter().any(|whole| json["model_type"] == *whole) {
+        let id = |(key, usual): (&str, u32)| json.get(key).cloned().unwrap_or_else(|| usual.into());
+        all["placeholder_token_ids"] = PLACEHOLDERS.map(id).to_vec().into();
+    }
     // One head serves both models.
     if let Some(tied) = json.get("tie_word_embeddings") {
         all["tie_word_embeddings"] = tied.clone();
@@ -98,16 +118,20 @@ pub(super) fn stored_names(name: &str) -> [Option<String>; 2] {
     ]
 }
 
-/// Whether a tensor belongs to images: it is never read.
+/// Whether a tensor belongs to images or to sound: it is never read.
 pub(super) fn of_images(name: &str) -> bool {
     let name = name.strip_prefix("model.").unwrap_or(name);
-    ["vision_tower.", "multi_modal_projector."].iter().any(|part| name.starts_with(part))
+    const PARTS: [&str; 5] =
+        ["vision_tower.", "multi_modal_projector.", "audio_tower.", "embed_vision.", "embed_audio."];
+    PARTS.iter().any(|part| name.starts_with(part))
 }
 
 /// Whether `json` is that of a model whose text model writes text.
 pub(super) fn writes(json: &Map<String, Value>) -> bool {
     let is_whole = |(whole, _): &(&str, &str)| json.get("model_type").is_some_and(|own| own == whole);
-    PARTS.iter().any(is_whole) && json.get("text_config").is_some_and(Value::is_object)
+    json.get("model_type").is_some_and(|own| own != "embedding_gemma2")
+        && PARTS.iter().any(is_whole)
+        && json.get("text_config").is_some_and(Value::is_object)
 }
 
 #[cfg(test)]

@@ -230,6 +230,41 @@ def t5_gated(sizes: Sizes) -> Config:
     return t5(sizes, feed_forward_proj="gated-gelu", dense_act_fn="gelu_new", is_gated_act=True)
 
 
+def embedding_gemma2_text(sizes: Sizes, **others: Any) -> Config:
+    """Vectors are wider than states; each second layer sees all tokens, with one wider head of keys."""
+    return {
+        "vocab_size": sizes["vocabulary"],
+        "hidden_size": sizes["hidden"] - 8,
+        "embedding_dim": sizes["hidden"],
+        "intermediate_size": sizes["intermediate"],
+        "num_hidden_layers": sizes["layers"],
+        "num_attention_heads": sizes["heads"],
+        "num_key_value_heads": 2,
+        "head_dim": 10,
+        "global_head_dim": 20,
+        "num_global_key_value_heads": 1,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_size_per_layer_input": 12,
+        "max_position_embeddings": sizes["positions"],
+        "sliding_window": 3,
+        "sliding_window_pattern": 2,
+        "pad_token_id": 1,
+        **others,
+    }
+
+
+def embedding_gemma2_partial(sizes: Sizes) -> Config:
+    """Types of layers by name, biases, and rotary positions of a part of the wider heads, as Gemma 4 has them."""
+    full = {"rope_type": "proportional", "partial_rotary_factor": 0.3, "rope_theta": 1e5}
+    return embedding_gemma2_text(
+        sizes,
+        layer_types=["full_attention", "sliding_attention", "full_attention"],
+        attention_bias=True,
+        rms_norm_eps=1e-3,
+        rope_parameters={"sliding_attention": {"rope_type": "default", "rope_theta": 500.0}, "full_attention": full},
+    )
+
+
 CONFIGS: dict[str, tuple[str, Callable[[Sizes], Config]]] = {
     "gte": ("GteModel", gte),
     "nomic_bert": ("NomicBertModel", nomic),
@@ -252,6 +287,8 @@ CONFIGS: dict[str, tuple[str, Callable[[Sizes], Config]]] = {
     "deberta_plain": ("DebertaV2Model", deberta_plain),
     "convbert": ("ConvBertModel", convbert),
     "convbert_grouped": ("ConvBertModel", convbert_grouped),
+    "embedding_gemma2_text": ("EmbeddingGemma2TextModel", embedding_gemma2_text),
+    "embedding_gemma2_text_partial": ("EmbeddingGemma2TextModel", embedding_gemma2_partial),
     "t5": ("T5EncoderModel", t5),
     "t5_gated": ("MT5EncoderModel", t5_gated),
 }
@@ -259,11 +296,9 @@ CONFIGS: dict[str, tuple[str, Callable[[Sizes], Config]]] = {
 
 def config(architecture: str, sizes: Sizes, dtype: torch.dtype) -> Config:
     name, settings = CONFIGS[architecture]
-    model_type = (
-        "deberta-v2"
-        if architecture.startswith("deberta")
-        else architecture.removesuffix("_silu").removesuffix("_bidirectional").removesuffix("_grouped")
-    )
+    model_type = "deberta-v2" if architecture.startswith("deberta") else architecture
+    for variant in ("_silu", "_bidirectional", "_grouped", "_partial"):
+        model_type = model_type.removesuffix(variant)
     model_type = "mt5" if architecture == "t5_gated" else model_type
     dtype_name = str(dtype).removeprefix("torch.")
     return {"architectures": [name], "model_type": model_type, "torch_dtype": dtype_name, **settings(sizes)}
@@ -274,7 +309,7 @@ def publish(directory: Path) -> None:
     config = json.loads((directory / "config.json").read_text("utf-8"))
     tensors = load_file(directory / "model.safetensors")
     makers = {"gte": publish_gte, "nomic_bert": publish_nomic, "modernbert": publish_modernbert}
-    makers["lfm2"] = publish_lfm2
+    makers |= {"lfm2": publish_lfm2, "embedding_gemma2_text": publish_embedding_gemma2}
     published = makers[config["model_type"]]
     (directory / "model.safetensors").unlink()
     files.write_json(directory / "config.json", published(config, tensors))
@@ -331,6 +366,29 @@ def publish_modernbert(config: Config, tensors: dict[str, torch.Tensor]) -> Conf
     """Part of a masked language model."""
     prefix(tensors, "model.")
     return {**config, "architectures": ["ModernBertForMaskedLM"], "sparse_pred_ignore_index": -100}
+
+
+def publish_embedding_gemma2(config: Config, tensors: dict[str, torch.Tensor]) -> Config:
+    """The text model of one that reads images and sound, for which a token of texts stands."""
+    prefix(tensors, "language_model.")
+    for name in ("vision_tower.patch_embedder.input_proj", "audio_tower.output_proj", "embed_vision.projection"):
+        tensors[f"{name}.weight"] = torch.ones(4, 4)
+    return {
+        "dtype": config.pop("torch_dtype"),
+        "architectures": ["EmbeddingGemma2Model"],
+        "model_type": "embedding_gemma2",
+        "text_config": config,
+        "vision_config": {"model_type": "gemma4_vision", "hidden_size": 4, "rms_norm_eps": 1e-6},
+        "audio_config": {"model_type": "gemma4_audio", "hidden_size": 4, "chunk_size_feed_forward": 0},
+        "image_token_id": config["vocab_size"] - 4,  # [UNK]
+        "video_token_id": 258884,
+        "audio_token_id": 258881,
+        "boa_token_id": 256000,
+        "boi_token_id": 255999,
+        "eoa_token_index": 258883,
+        "eoi_token_id": 258882,
+        "initializer_range": 0.02,
+    }
 
 
 def publish_lfm2(config: Config, _tensors: dict[str, torch.Tensor]) -> Config:

@@ -128,7 +128,9 @@ def write_tokenizer(spec: Encoder, directory: Path) -> Tokenizer:
 
 def write_weights(spec: Encoder, directory: Path) -> None:
     bare = (*DECODERS, "modernbert", "modernbert_silu", "distilbert", "electra", "eurobert", "mistral", "gemma")
-    without = spec.architecture in bare or spec.architecture.startswith(("convbert", "deberta", "t5", "lfm2"))
+    without = spec.architecture in bare or spec.architecture.startswith(
+        ("convbert", "deberta", "t5", "lfm2", "embedding")
+    )
     options = {} if spec.pooler or without else {"add_pooling_layer": False}
     kind = T5EncoderModel if spec.architecture.startswith("t5") else AutoModel
     settings = AutoConfig.from_pretrained(directory)

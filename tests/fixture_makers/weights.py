@@ -22,6 +22,8 @@ def random_weights(
         noise = torch.randn(shapes[name], generator=generator)
         if name.endswith("weight") and noise.ndim == 1:  # a norm
             tensors[name] = 1 + 0.2 * noise
+        elif name.endswith("layer_scalar"):  # a factor of the states after a layer of Gemma 4
+            tensors[name] = 0.7 + 0.2 * noise
         elif name.endswith("bias"):
             tensors[name] = 0.5 * noise
         elif EMBEDDING.search(name):

@@ -103,6 +103,8 @@ impl DistanceBias {
 /// The attention of one layer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LayerAttention {
+    /// Its heads, where they differ from those that the model describes.
+    pub heads: Option<Heads>,
     /// The keys of each query.
     pub mask: Mask,
     /// The factor of a query's products with keys; by default `1 / √width`.
@@ -118,7 +120,7 @@ pub struct LayerAttention {
 impl LayerAttention {
     /// Scaled dot-product attention over the keys of `mask`, without positions.
     pub const fn new(mask: Mask) -> Self {
-        Self { mask, scale: None, soft_cap: None, bias: None, rotary: None }
+        Self { heads: None, mask, scale: None, soft_cap: None, bias: None, rotary: None }
     }
 
     /// The same with rotary positions.

@@ -257,7 +257,15 @@ pub trait Pass<B: Backend> {
         token_types: Option<&B::Table>,
     ) -> Result<Self::States>;
 
-    /// Multiplies all values by `factor`.
+    /// A copy of the embeddings, for what layers make of them.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] where the backend has no such layers.
+    fn copy(&mut self, _x: &Self::States) -> Result<Self::States> {
+        Err(lacking("copy"))
+    }
+
+    /// Multiplies all values by `factor`: those of the rows that a layer works on.
     fn scale(&mut self, x: Self::States, factor: f32) -> Result<Self::States>;
 
     /// Normalizes each row.
@@ -312,6 +320,21 @@ pub trait Pass<B: Backend> {
 
     /// Takes back the memory of states that no further operation needs. Operations that consume states do so themselves.
     fn discard(&mut self, _x: Self::States) {}
+
+    /// Multiplies each row by `norm(e Wᵀ + b)`, where `e` is its row of `embeddings`, a [`copy`](Self::copy) from which the same
+    /// rows were gathered.
+    ///
+    /// # Errors
+    /// As [`copy`](Self::copy).
+    fn multiply_by_inputs(
+        &mut self,
+        _x: Self::States,
+        _embeddings: &Self::States,
+        _linear: &B::Linear,
+        _norm: &B::Norm,
+    ) -> Result<Self::States> {
+        Err(lacking("multiply_by_inputs"))
+    }
 
     /// The convolution of each column of whole sequences, without gates.
     ///
@@ -406,6 +429,14 @@ pub trait Pass<B: Backend> {
         norms: Option<&(B::Norm, B::Norm)>,
         table: &RopeTable<'_>,
     ) -> Result<Self::States>;
+
+    /// Normalizes each head of the values by its root mean square. The scale of `norm` is as long as a head.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] where the backend has no such norms.
+    fn norm_values(&mut self, _qkv: Self::States, _heads: Heads, _norm: &B::Norm) -> Result<Self::States> {
+        Err(lacking("norm_values"))
+    }
 
     /// `residual += factor * norm(x Wᵀ + b)`: the end of a block that began with [`norm_linear`](Self::norm_linear).
     fn linear_add(

@@ -1,13 +1,16 @@
 //! What a family says of its model: numbers, switches, and where its tensors are.
 
+use std::borrow::Cow;
 use std::fmt::Debug;
 
 use super::tensors::{
-    ConvolutionTensors, DynamicConvolutionTensors, EmbeddingTensors, LayerTensors, NormTensors, Tensors,
+    ConvolutionTensors, DynamicConvolutionTensors, EmbeddingTensors, LayerInputTensors, LayerTensors,
+    NormTensors, Tensors,
 };
 
 use crate::compute::{
-    Activation, DistanceBias, Heads, LayerAttention, Matrix, Positions, RelativeLayers, RelativeTable, Weight,
+    Activation, Biased, DistanceBias, Heads, LayerAttention, Matrix, Positions, RelativeLayers,
+    RelativeTable, Weight,
 };
 use crate::{Error, Result};
 
@@ -64,6 +67,26 @@ impl Factors {
         if let Some(cap) = self.logits_cap {
             logits.iter_mut().for_each(|x| *x = cap * (*x / cap).tanh());
         }
+    }
+}
+
+/// Tokens that stand for images and sound, which are not computed: a text that names one has another token's embedding there,
+/// as in transformers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placeholders {
+    /// These tokens.
+    pub ids: Vec<u32>,
+    /// The other token.
+    pub token: u32,
+}
+
+impl Placeholders {
+    /// `ids` as the model reads them.
+    pub(super) fn replaced<'i>(&self, ids: &'i [u32]) -> Cow<'i, [u32]> {
+        if !ids.iter().any(|id| self.ids.contains(id)) {
+            return ids.into();
+        }
+        ids.iter().map(|id| if self.ids.contains(id) { self.token } else { *id }).collect()
     }
 }
 
@@ -168,6 +191,48 @@ pub trait Architecture: Debug + Send + Sync {
         Ok(None)
     }
 
+    /// The norm of each head of the values of layer `index`, without a shift, if there is one.
+    ///
+    /// # Errors
+    /// When a tensor is missing or of another shape.
+    fn value_norm(&self, _tensors: &dyn Tensors, _index: usize) -> Result<Option<NormTensors>> {
+        Ok(None)
+    }
+
+    /// The input that layer `index` makes of the embeddings, if it has one of its own.
+    ///
+    /// # Errors
+    /// When a tensor is missing or of another shape.
+    fn layer_input(&self, _tensors: &dyn Tensors, _index: usize) -> Result<Option<LayerInputTensors>> {
+        Ok(None)
+    }
+
+    /// What the states after layer `index` are multiplied by.
+    ///
+    /// # Errors
+    /// When a tensor is missing or of another shape, or is no number.
+    fn layer_factor(&self, _tensors: &dyn Tensors, _index: usize) -> Result<f32> {
+        Ok(1.0)
+    }
+
+    /// What makes output rows of normalized states, where these are not the output rows themselves.
+    ///
+    /// # Errors
+    /// When a tensor is missing or of another shape.
+    fn output_projection(&self, _tensors: &dyn Tensors) -> Result<Option<Biased>> {
+        Ok(None)
+    }
+
+    /// Length of an output row of the encoder.
+    fn output_width(&self) -> usize {
+        self.describe().hidden
+    }
+
+    /// Tokens that stand for what is not text, and the token whose embedding they have in a text.
+    fn placeholders(&self) -> Option<&Placeholders> {
+        None
+    }
+
     /// Whether its files store the matrix `name` as `[inputs, outputs]`.
     fn stores_transposed(&self, _name: &str) -> bool {
         false
@@ -216,8 +281,12 @@ pub fn check_tensors(architecture: &dyn Architecture, tensors: &dyn Tensors, wri
         architecture.layer_activation(tensors, index)?;
         architecture.relative_layers(tensors, index)?;
         architecture.dynamic_convolution(tensors, index)?;
+        architecture.value_norm(tensors, index)?;
+        architecture.layer_input(tensors, index)?;
+        architecture.layer_factor(tensors, index)?;
     }
     architecture.final_norm(tensors)?;
+    architecture.output_projection(tensors)?;
     if writes {
         architecture.head(tensors)?;
         architecture.head_bias(tensors)?;

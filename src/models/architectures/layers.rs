@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use super::architecture::{Architecture, Description, misuse};
 use super::dynamic_convolution::DynamicConvolution;
-use super::tensors::{ExpertTensors, MixerTensors, MlpTensors, NormTensors, SharedTensors, Tensors};
+use super::tensors::{
+    ExpertTensors, LayerInputTensors, MixerTensors, MlpTensors, NormTensors, SharedTensors, Tensors,
+};
 use crate::Result;
 use crate::compute::{
-    Activation, Backend, Biased, DistanceBias, ExpertLayers, Experts, LayerAttention, Matrix, RelativeTable,
-    RopeStyle, Rotary, SharedExpert, ShortConvolutionFactors, ShortConvolutionShape,
+    Activation, Backend, Biased, DistanceBias, ExpertLayers, Experts, Heads, LayerAttention, Matrix, Pass,
+    RelativeTable, RopeStyle, Rotary, SharedExpert, ShortConvolutionFactors, ShortConvolutionShape,
 };
 
 /// What a layer mixes the rows of a sequence with.
@@ -16,7 +18,9 @@ pub(super) enum Mixer<B: Backend> {
     Attention {
         /// Queries, keys and values side by side.
         qkv: B::Linear,
+        heads: Heads,
         head_norms: Option<(B::Norm, B::Norm)>,
+        value_norm: Option<B::Norm>,
         /// Index of its rotary positions.
         rotary: Option<usize>,
         /// Index of positions that rotate nothing, where norms follow the rotation.
@@ -53,6 +57,15 @@ pub(super) enum Mlp<B: Backend> {
     Experts(Experts<B::Linear>),
 }
 
+/// The block of an input that a layer has of its own: see [`LayerInputTensors`].
+pub(super) struct LayerInput<B: Backend> {
+    pub projection: B::Linear,
+    pub norm: B::Norm,
+    pub gate: B::Linear,
+    pub output: B::Linear,
+    pub output_norm: B::Norm,
+}
+
 /// One layer.
 pub(super) struct Layer<B: Backend> {
     pub attention_norm: Option<B::Norm>,
@@ -64,6 +77,28 @@ pub(super) struct Layer<B: Backend> {
     /// Of the perceptron.
     pub activation: Activation,
     pub down_norm: Option<B::Norm>,
+    pub input: Option<LayerInput<B>>,
+    /// Of the states after it.
+    pub factor: f32,
+}
+
+impl<B: Backend> Layer<B> {
+    /// What ends a layer whose mixer and perceptron made `x`. `embeddings` has its rows.
+    pub(super) fn end<'a>(
+        &self,
+        pass: &mut B::Pass<'a>,
+        mut x: <B::Pass<'a> as Pass<B>>::States,
+        embeddings: Option<&<B::Pass<'a> as Pass<B>>::States>,
+        activation: Activation,
+    ) -> Result<<B::Pass<'a> as Pass<B>>::States> {
+        if let Some(input) = &self.input {
+            let embeddings = embeddings.ok_or_else(|| misuse("embeddings were not kept"))?;
+            let gate = pass.norm_linear(&x, None, &input.gate, activation)?;
+            let product = pass.multiply_by_inputs(gate, embeddings, &input.projection, &input.norm)?;
+            pass.linear_add(product, &input.output, Some(&input.output_norm), 1.0, &mut x)?;
+        }
+        if self.factor == 1.0 { Ok(x) } else { pass.scale(x, self.factor) }
+    }
 }
 
 /// A layer and its place in caches.
@@ -172,7 +207,24 @@ impl<B: Backend> LayerLoader<'_, B> {
             },
             activation: activation.unwrap_or(self.description.activation),
             down_norm: self.optional_norm(layer.down_norm)?,
+            input: self.input(index)?,
+            factor: self.architecture.layer_factor(self.tensors, index)?,
         })
+    }
+
+    fn input(&self, index: usize) -> Result<Option<LayerInput<B>>> {
+        let Some(tensors) = self.architecture.layer_input(self.tensors, index)? else { return Ok(None) };
+        if !self.description.norm_first {
+            return Err(misuse("inputs of layers are for blocks that begin with their norm"));
+        }
+        let LayerInputTensors { projection, norm, gate, output, output_norm } = tensors;
+        Ok(Some(LayerInput {
+            projection: self.backend.linear(&[projection])?,
+            norm: self.norm(&norm)?,
+            gate: self.backend.linear(&[gate])?,
+            output: self.backend.linear(&[output])?,
+            output_norm: self.norm(&output_norm)?,
+        }))
     }
 
     fn attention(
@@ -182,6 +234,7 @@ impl<B: Backend> LayerLoader<'_, B> {
         head_norms: Option<[NormTensors; 2]>,
     ) -> Result<Mixer<B>> {
         let mut attention = self.described(index).clone();
+        let heads = attention.heads.take().unwrap_or(self.description.heads);
         attention.bias = attention.bias.or_else(|| self.bias.clone());
         // The operation that rotates heads normalizes them too, and before.
         let nothing = || Rotary::new(1.0, 0, RopeStyle::Neox);
@@ -194,7 +247,7 @@ impl<B: Backend> LayerLoader<'_, B> {
         let relative = match &self.relative {
             Some(table) => {
                 let layers = self.architecture.relative_layers(self.tensors, index)?;
-                Some(self.backend.relative(table, &layers, self.description.heads)?)
+                Some(self.backend.relative(table, &layers, heads)?)
             }
             None => None,
         };
@@ -207,8 +260,19 @@ impl<B: Backend> LayerLoader<'_, B> {
             return Err(misuse("a convolution next to attention is for blocks that end with their norm"));
         }
         let dynamic = dynamic.map(|dynamic| DynamicConvolution::load(self.backend, dynamic)).transpose()?;
+        let value_norm = self.optional_norm(self.architecture.value_norm(self.tensors, index)?)?;
         let qkv = self.backend.linear(qkv)?;
-        Ok(Mixer::Attention { qkv, head_norms, rotary, unrotated, attention, relative, dynamic })
+        Ok(Mixer::Attention {
+            qkv,
+            heads,
+            head_norms,
+            value_norm,
+            rotary,
+            unrotated,
+            attention,
+            relative,
+            dynamic,
+        })
     }
 
     fn experts(&self, experts: ExpertTensors) -> Result<Experts<B::Linear>> {

@@ -14,6 +14,7 @@ mod distilbert;
 mod dynamic_convolution;
 mod experts;
 mod family;
+mod gemma4;
 mod gguf_keys;
 mod gguf_tensors;
 mod gpt2;

@@ -4,14 +4,14 @@ use serde_json::Value;
 
 use super::family::{Family, GgufFamily, ModelKind, ReadGguf};
 use super::{
-    albert, bert, convbert, deberta_v2, distilbert, gpt2, jina_bert, lfm2, llama, modernbert, mpnet,
+    albert, bert, convbert, deberta_v2, distilbert, gemma4, gpt2, jina_bert, lfm2, llama, modernbert, mpnet,
     rotary_bert, rotary_gpt, t5,
 };
 use crate::sync::Mutex;
 use crate::{Error, Result};
 
 /// The families of this crate.
-static BUILT_IN: [&[Family]; 14] = [
+static BUILT_IN: [&[Family]; 15] = [
     bert::FAMILIES,
     convbert::FAMILIES,
     modernbert::FAMILIES,
@@ -26,6 +26,7 @@ static BUILT_IN: [&[Family]; 14] = [
     rotary_gpt::FAMILIES,
     gpt2::FAMILIES,
     lfm2::FAMILIES,
+    gemma4::FAMILIES,
 ];
 
 /// A well-known model of each of them.
@@ -92,6 +93,7 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("lfm2", "LiquidAI/LFM2-350M"),
     ("lfm2_moe", "LiquidAI/LFM2-8B-A1B"),
     ("lfm2_bidirectional", "LiquidAI/LFM2.5-Embedding-350M"),
+    ("embedding_gemma2_text", "google/embeddinggemma-2"),
 ];
 
 /// Those that a program added.

@@ -268,6 +268,12 @@ impl RopeConfig {
         self.object().is_some_and(|object| object.get(layer_type).is_some_and(|own| !is_unset(own)))
     }
 
+    /// Whether that object, or the file for all layers, gives a base.
+    pub(super) fn has_base(&self, layer_type: &str) -> bool {
+        let given = |all: &Value| all.get(layer_type).is_some_and(|own| own.get("rope_theta").is_some());
+        self.rope_theta.is_some() || self.object().is_some_and(given)
+    }
+
     /// The rotary positions of the layers of this `layer_type`, if the file has several kinds; `others` are keys that the
     /// family reads itself.
     ///
@@ -292,7 +298,8 @@ impl RopeConfig {
         }
         let given = parameters.partial_rotary_factor.or(self.partial_rotary_factor);
         // transformers ignores such a factor in these families, or fails; proportional scaling has a use of its own for it.
-        let reads = defaults.part.is_some() || self.kind() == Some("proportional");
+        let own_kind = parameters.rope_type.as_deref().or(parameters.old_type.as_deref());
+        let reads = defaults.part.is_some() || own_kind == Some("proportional");
         if let Some(part) = given.filter(|&part| part != 1.0 && !reads) {
             return Err(format!("its partial_rotary_factor is {part}, and its family rotates whole heads"));
         }

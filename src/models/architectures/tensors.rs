@@ -238,6 +238,22 @@ impl LayerTensors {
     }
 }
 
+/// A block at the end of a layer with an input of its own: `x += output_norm(output(activation(gate(x)) * input))`, where the
+/// input is `norm(projection(e))` of the embeddings `e`.
+#[derive(Debug)]
+pub struct LayerInputTensors {
+    /// From embeddings to the input.
+    pub projection: Biased,
+    /// Of its outputs.
+    pub norm: NormTensors,
+    /// From states to what multiplies the input.
+    pub gate: Biased,
+    /// From the product to states.
+    pub output: Biased,
+    /// Of its outputs.
+    pub output_norm: NormTensors,
+}
+
 /// The names of the parts of a layer of BERT's form, under the name of the layer: each block ends with the norm of its residual.
 pub(super) struct PostNormNames {
     /// Queries, keys, values and output, under `attention`.

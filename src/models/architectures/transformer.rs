@@ -11,9 +11,10 @@
 //! Vectors are pooled from the rows of whole texts. To write text, a pass takes the new tokens of several sequences, whose
 //! earlier tokens' keys and values lie in caches, and gives the logits after the last one.
 
+use std::borrow::Cow;
 use std::sync::Weak;
 
-use super::architecture::{Architecture, Description, misuse};
+use super::architecture::{Architecture, Description, Placeholders, misuse};
 use super::convolution::Convolution;
 use super::layers::{Layers, Mixer, Mlp, PlacedLayer};
 use super::masked::MaskedLm;
@@ -43,6 +44,13 @@ pub struct Transformer<B: Backend> {
     convolution: Option<Convolution<B>>,
     layers: Layers<B>,
     final_norm: Option<B::Norm>,
+    /// Makes output rows of normalized states.
+    output_projection: Option<B::Linear>,
+    /// Length of an output row.
+    output_width: usize,
+    /// Whether layers make something of the embeddings.
+    keeps_embeddings: bool,
+    placeholders: Option<Placeholders>,
     /// Whether both blocks of a layer read its input.
     parallel: bool,
     /// Of a model that writes text.
@@ -70,6 +78,7 @@ impl<B: Backend> Transformer<B> {
         }
         let layers = Layers::load(&backend, architecture, tensors, &description)?;
         let embeddings = architecture.embeddings(tensors)?;
+        let output = architecture.output_projection(tensors)?;
         let table = |matrix: Option<Matrix>| matrix.map(|matrix| backend.table(matrix)).transpose();
         Ok(Self {
             words: backend.table(embeddings.words)?,
@@ -79,8 +88,12 @@ impl<B: Backend> Transformer<B> {
             embedding_projection: embeddings.projection.map(|part| backend.linear(&[part])).transpose()?,
             projection_norm: embeddings.projection_norm.map(norm).transpose()?,
             convolution: Convolution::load(&backend, architecture, tensors)?,
+            keeps_embeddings: layers.placed.iter().any(|placed| placed.layer.input.is_some()),
             layers,
             final_norm: architecture.final_norm(tensors)?.map(norm).transpose()?,
+            output_projection: output.map(|part| backend.linear(&[part])).transpose()?,
+            output_width: architecture.output_width(),
+            placeholders: architecture.placeholders().cloned(),
             parallel,
             head: None,
             masked: None,
@@ -190,8 +203,18 @@ impl<B: Backend> Transformer<B> {
         ropes: &[RopeTable<'_>],
     ) -> Result<<B::Pass<'a> as Pass<B>>::States> {
         match &layer.mixer {
-            Mixer::Attention { head_norms, rotary, unrotated, attention, relative, dynamic, .. } => {
-                let heads = self.description.heads;
+            Mixer::Attention {
+                heads,
+                head_norms,
+                value_norm,
+                rotary,
+                unrotated,
+                attention,
+                relative,
+                dynamic,
+                ..
+            } => {
+                let heads = *heads;
                 let scores = dynamic.as_ref().map(|dynamic| dynamic.scores(pass, states, &x)).transpose()?;
                 let norms = head_norms.as_ref();
                 let x = match (*rotary, *unrotated) {
@@ -201,6 +224,10 @@ impl<B: Backend> Transformer<B> {
                         pass.rotate(x, heads, norms, &ropes[nothing])?
                     }
                     (None, _) => x,
+                };
+                let x = match value_norm {
+                    Some(norm) => pass.norm_values(x, heads, norm)?,
+                    None => x,
                 };
                 let attended = pass.attention(*cache_index, x, heads, attention, relative.as_ref())?;
                 match dynamic.as_ref().zip(scores) {
@@ -222,6 +249,7 @@ impl<B: Backend> Transformer<B> {
         ropes: &[RopeTable<'_>],
     ) -> Result<<B::Pass<'a> as Pass<B>>::States> {
         let causal = self.description.is_causal();
+        let mut embeddings = if self.keeps_embeddings { Some(pass.copy(&x)?) } else { None };
         let mut gathered = false;
         for (index, placed) in self.layers.placed.iter().enumerate() {
             let last = index + 1 == self.layers.placed.len();
@@ -231,8 +259,11 @@ impl<B: Backend> Transformer<B> {
                 // pass that place one after another, so with several of them they are gathered at the end.
                 let row = row.filter(|_| last && all_rows);
                 gathered |= row.is_some();
-                self.norm_first_layer(pass, x, placed, row, ropes)
+                self.norm_first_layer(pass, x, &mut embeddings, placed, row, ropes)
             })?;
+        }
+        if let Some(embeddings) = embeddings {
+            pass.discard(embeddings);
         }
         match row {
             Some(row) if !gathered => pass.gather_rows(x, row),
@@ -240,11 +271,13 @@ impl<B: Backend> Transformer<B> {
         }
     }
 
-    /// What a layer adds to `x`, of which it gathers `row` of each sequence after its mixer, if there is one.
+    /// What a layer adds to `x`, of which, and of the embeddings, it gathers `row` of each sequence after its mixer, if there is
+    /// one.
     fn norm_first_layer<'a>(
         &self,
         pass: &mut B::Pass<'a>,
         mut x: <B::Pass<'a> as Pass<B>>::States,
+        embeddings: &mut Option<<B::Pass<'a> as Pass<B>>::States>,
         placed: &PlacedLayer<B>,
         row: Option<Row>,
         ropes: &[RopeTable<'_>],
@@ -256,6 +289,7 @@ impl<B: Backend> Transformer<B> {
         let mut mixed = self.mix(pass, &x, input, placed, ropes)?;
         if let Some(row) = row {
             (mixed, x) = (pass.gather_rows(mixed, row)?, pass.gather_rows(x, row)?);
+            *embeddings = embeddings.take().map(|all| pass.gather_rows(all, row)).transpose()?;
         }
         let (norm, down_norm) = (layer.mlp_norm.as_ref(), layer.down_norm.as_ref());
         let (up, down) = match &layer.mlp {
@@ -263,7 +297,7 @@ impl<B: Backend> Transformer<B> {
             Mlp::Experts(experts) => {
                 pass.linear_add(mixed, &layer.output, layer.output_norm.as_ref(), factor, &mut x)?;
                 pass.add_experts(norm, experts, activation, (down_norm, factor), &mut x)?;
-                return Ok(x);
+                return layer.end(pass, x, embeddings.as_ref(), activation);
             }
         };
         let first = match self.parallel {
@@ -276,7 +310,27 @@ impl<B: Backend> Transformer<B> {
             None => pass.norm_linear(&x, norm, up, activation)?,
         };
         pass.linear_add(up, down, down_norm, factor, &mut x)?;
-        Ok(x)
+        layer.end(pass, x, embeddings.as_ref(), activation)
+    }
+
+    /// The states that are read, of those of the last layer, and the norm that they still need.
+    fn outputs<'a>(
+        &self,
+        pass: &mut B::Pass<'a>,
+        x: <B::Pass<'a> as Pass<B>>::States,
+    ) -> Result<(<B::Pass<'a> as Pass<B>>::States, Option<&B::Norm>)> {
+        let norm = self.final_norm.as_ref();
+        let Some(projection) = &self.output_projection else { return Ok((x, norm)) };
+        let x = match norm {
+            Some(norm) => pass.norm(x, norm)?,
+            None => x,
+        };
+        Ok((pass.project_embeddings(x, projection)?, None))
+    }
+
+    /// `ids` as the model reads them.
+    fn read_ids<'i>(&self, ids: &'i [u32]) -> Cow<'i, [u32]> {
+        self.placeholders.as_ref().map_or(ids.into(), |placeholders| placeholders.replaced(ids))
     }
 
     fn norm_last<'a>(
@@ -316,11 +370,13 @@ impl<B: Backend> Transformer<B> {
 
 impl<B: Backend> SentenceEncoder for Transformer<B> {
     fn width(&self) -> usize {
-        self.description.hidden
+        self.output_width
     }
 
     fn encode(&self, batch: &PackedBatch<'_>, pooling: Pooling, out: &mut [f32]) -> Result<()> {
-        let width = self.description.hidden;
+        let width = self.output_width;
+        let ids = self.read_ids(batch.ids);
+        let batch = &PackedBatch { ids: &ids, ..*batch };
         if out.len() != batch.sequences() * width {
             return Err(Error::Input(format!(
                 "{} sequences of width {width} do not fit into {} values",
@@ -331,7 +387,8 @@ impl<B: Backend> SentenceEncoder for Transformer<B> {
         self.check_lengths(batch)?;
         self.backend.run(batch, width, out, &|pass, out| {
             let x = self.forward(pass, pooling.row())?;
-            pass.pool(x, self.final_norm.as_ref(), pooling, out)
+            let (x, norm) = self.outputs(pass, x)?;
+            pass.pool(x, norm, pooling, out)
         })?;
         // Rows of a table may have been read from a file that is being written to.
         self.check_files()
@@ -345,7 +402,9 @@ impl<B: Backend> SentenceEncoder for Transformer<B> {
             return self.encode_whole(prefix, batch, out);
         }
         self.check_length(longest)?;
-        let width = self.description.hidden;
+        let width = self.output_width;
+        let (prefix, ids) = (&*self.read_ids(prefix), self.read_ids(batch.ids));
+        let batch = &PackedBatch { ids: &ids, ..*batch };
         let mut beginning = self.new_cache(prefix.len())?;
         let length = prefix.len();
         let step =
@@ -379,7 +438,8 @@ impl<B: Backend> SentenceEncoder for Transformer<B> {
             let out = &mut out[members.start * width..members.end * width];
             self.backend.run_cached(&mut steps, width, out, &|pass, out| {
                 let x = self.forward(pass, Some(Row::Last))?;
-                pass.pool(x, self.final_norm.as_ref(), Pooling::Last, out)
+                let (x, norm) = self.outputs(pass, x)?;
+                pass.pool(x, norm, Pooling::Last, out)
             })?;
             next = members.end;
         }
@@ -388,11 +448,11 @@ impl<B: Backend> SentenceEncoder for Transformer<B> {
 
     fn states(&self, batch: &PackedBatch<'_>, each: &ReadStates<'_>) -> Result<()> {
         self.check_lengths(batch)?;
-        self.backend.run(batch, 0, &mut [], &|pass, _| {
+        let ids = self.read_ids(batch.ids);
+        self.backend.run(&PackedBatch { ids: &ids, ..*batch }, 0, &mut [], &|pass, _| {
             let (indices, x) = (pass.sequence_indices(), self.forward(pass, None)?);
-            pass.for_each_sequence(x, self.final_norm.as_ref(), &mut |index, rows| {
-                each(indices[index], 0, rows);
-            })
+            let (x, norm) = self.outputs(pass, x)?;
+            pass.for_each_sequence(x, norm, &mut |index, rows| each(indices[index], 0, rows))
         })?;
         self.check_files()
     }

@@ -497,5 +497,8 @@ mod experts;
 #[path = "transformer_dynamic_convolution_tests.rs"]
 mod dynamic_convolutions;
 
+#[path = "transformer_layer_inputs_tests.rs"]
+mod layer_inputs;
+
 #[path = "transformer_device_tests.rs"]
 mod devices;

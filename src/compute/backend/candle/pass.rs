@@ -93,6 +93,10 @@ impl Pass<Candle> for CandlePass<'_> {
         Ok(Some(sum))
     }
 
+    fn copy(&mut self, x: &Option<Tensor>) -> Result<Option<Tensor>> {
+        Ok(x.clone())
+    }
+
     fn scale(&mut self, x: Option<Tensor>, factor: f32) -> Result<Option<Tensor>> {
         x.map(|x| x * f64::from(factor)).transpose().map_err(failed)
     }
@@ -192,6 +196,33 @@ impl Pass<Candle> for CandlePass<'_> {
 
     fn multiply(&mut self, x: Option<Tensor>, by: &Option<Tensor>) -> Result<Option<Tensor>> {
         x.zip(by.as_ref()).map(|(x, by)| x.mul(&by.narrow(1, 0, x.dim(1)?)?)).transpose().map_err(failed)
+    }
+
+    fn multiply_by_inputs(
+        &mut self,
+        x: Option<Tensor>,
+        embeddings: &Option<Tensor>,
+        linear: &TensorLinear,
+        norm: &TensorNorm,
+    ) -> Result<Option<Tensor>> {
+        let both = x.zip(embeddings.as_ref());
+        both.map(|(x, e)| x.mul(&norm.apply(&linear.apply(e)?)?)).transpose().map_err(failed)
+    }
+
+    fn norm_values(
+        &mut self,
+        qkv: Option<Tensor>,
+        heads: Heads,
+        norm: &TensorNorm,
+    ) -> Result<Option<Tensor>> {
+        let Heads { heads, kv_heads, width } = heads;
+        let apply = |qkv: Tensor| {
+            let (rows, first) = (qkv.dim(0)?, (heads + kv_heads) * width);
+            let values = qkv.narrow(1, first, kv_heads * width)?.reshape((rows, kv_heads, width))?;
+            let values = norm.apply(&values)?.reshape((rows, kv_heads * width))?;
+            Tensor::cat(&[qkv.narrow(1, 0, first)?, values], 1)
+        };
+        qkv.map(apply).transpose().map_err(failed)
     }
 
     fn dynamic_convolution(

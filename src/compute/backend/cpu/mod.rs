@@ -8,6 +8,7 @@ mod attend;
 mod device;
 mod embed;
 mod experts;
+mod layer_inputs;
 mod normed;
 mod pass;
 mod plan;

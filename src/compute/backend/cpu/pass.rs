@@ -113,8 +113,20 @@ impl<'a> CpuPass<'a> {
         out: &Target<'_>,
         first: usize,
     ) -> Result<()> {
+        self.multiply_part((a, 0..a.rows()), linear, epilogue, out, first)
+    }
+
+    /// The product of some rows of `a`.
+    pub(super) fn multiply_part(
+        &mut self,
+        (a, rows): (&StateMatrix, Range<usize>),
+        linear: &Linear,
+        epilogue: Epilogue,
+        out: &Target<'_>,
+        first: usize,
+    ) -> Result<()> {
         let mut scratch = std::mem::take(&mut self.workspace.gemm);
-        let (x, kernel_set) = (a.plain(0..a.rows()), self.cpu.kernel_set());
+        let (x, kernel_set) = (a.plain(rows), self.cpu.kernel_set());
         let done = linear.multiply(
             kernel_set,
             self.parallelism,
@@ -169,9 +181,12 @@ impl Pass<Cpu> for CpuPass<'_> {
         self.embed_rows(words, positions, token_types)
     }
 
-    fn scale(&mut self, mut x: States, factor: f32) -> Result<States> {
-        x.residual()?.for_each_row(self.parallelism, |_, row| row.iter_mut().for_each(|x| *x *= factor))?;
-        Ok(x)
+    fn copy(&mut self, x: &States) -> Result<States> {
+        self.copied_states(x)
+    }
+
+    fn scale(&mut self, x: States, factor: f32) -> Result<States> {
+        self.scaled(x, factor)
     }
 
     fn norm(&mut self, x: States, norm: &Norm) -> Result<States> {
@@ -196,7 +211,7 @@ impl Pass<Cpu> for CpuPass<'_> {
     }
 
     fn project_embeddings(&mut self, x: States, linear: &Linear) -> Result<States> {
-        let rows = 0..x.operand(DType::F32)?.rows();
+        let (rows, gathered) = (0..x.operand(DType::F32)?.rows(), x.gathered);
         let x = self.with_operand(x)?;
         let mut wide = self.workspace.matrix(rows.len(), linear.outputs(), DType::F32)?;
         let store = Epilogue::Store(Activation::Identity);
@@ -206,7 +221,7 @@ impl Pass<Cpu> for CpuPass<'_> {
             DType::F32 => None,
             DType::Bf16 => Some(self.copied(&wide, rows)?),
         };
-        Ok(StateRows::with_bf16(wide, narrow).into())
+        Ok(States { rows: StateRows::with_bf16(wide, narrow), gathered })
     }
 
     fn linear_add_norm(
@@ -253,6 +268,20 @@ impl Pass<Cpu> for CpuPass<'_> {
 
     fn multiply(&mut self, x: States, by: &States) -> Result<States> {
         self.multiply_rows(x, by)
+    }
+
+    fn multiply_by_inputs(
+        &mut self,
+        x: States,
+        embeddings: &States,
+        linear: &Linear,
+        norm: &Norm,
+    ) -> Result<States> {
+        self.multiply_inputs(x, embeddings, linear, norm)
+    }
+
+    fn norm_values(&mut self, qkv: States, heads: Heads, norm: &Norm) -> Result<States> {
+        self.normed_values(qkv, heads, norm)
     }
 
     fn dynamic_convolution(

@@ -184,7 +184,7 @@ fn kinds(heads: usize) -> Vec<LayerAttention> {
     [&masked[..], &[biased, capped, all]].concat()
 }
 
-const SHAPES: [(usize, usize, usize, usize); 10] = [
+const SHAPES: [(usize, usize, usize, usize); 13] = [
     (1, 1, 1, 1),
     (2, 2, 2, 8),
     (17, 2, 1, 5),
@@ -195,6 +195,9 @@ const SHAPES: [(usize, usize, usize, usize); 10] = [
     (257, 2, 1, 16),
     (301, 1, 1, 7),
     (600, 1, 1, 24),
+    (19, 2, 1, 256),
+    (70, 2, 1, 512),
+    (261, 1, 1, 512),
 ];
 
 pub(super) fn assert_close(got: &[f32], expected: &[f64], format: DType, what: &dyn std::fmt::Debug) {
