@@ -147,6 +147,23 @@ FORMS: dict[str, Options] = {
     "nemotron": {**BIASED, **SQUARED, "norm_eps": [1e-5, 1e-2], "head_dim": [None, 8, 16]},
 }
 DECODERS |= FORMS
+GEMMA4: Options = {
+    **flags("attention_bias", "attention_k_eq_v", "use_double_wide_mlp"),
+    "num_key_value_heads": [1],
+    "num_global_key_value_heads": [None, 1],
+    "head_dim": [2, 6, 16],
+    "global_head_dim": [8, 24],
+    "hidden_activation": ["gelu_pytorch_tanh", "gelu", "silu"],
+    "sliding_window": [1, 3, 7, 100],
+    "layer_types": [None, TYPES],
+    "num_kv_shared_layers": [0, 1, 2],
+    "final_logit_softcapping": [None, 2.0],
+    "rms_norm_eps": [1e-6, 1e-2],
+}
+DECODERS |= {
+    "gemma4_text": {**GEMMA4, "hidden_size_per_layer_input": [0, 1, 7, 16], "vocab_size_per_layer_input": [400]},
+    "gemma4_unified_text": GEMMA4,
+}
 BERT: Options = {"hidden_act": ACTIVATIONS, "type_vocab_size": [1, 2], "layer_norm_eps": [1e-12, 1e-5, 1e-1]}
 ROBERTA: Options = {**BERT, "pad_token_id": [0, 1, 3]}
 BUCKETS: Options = {"relative_attention_num_buckets": [8, 32], "relative_attention_max_distance": [20, 128]}

@@ -36,13 +36,14 @@ mod threads;
 mod weight;
 
 pub use attention::{
-    CacheShape, DistanceBias, DistanceRows, Heads, LayerAttention, LongRope, Mask, QueryGrowth,
-    RelativeLayers, RelativeTable, RopeStyle, RopeTable, Rotary,
+    CacheShape, DistanceBias, DistanceRows, Heads, KeySource, LayerAttention, LayerShapes, LongRope, Mask,
+    QueryGrowth, RelativeLayers, RelativeTable, RopeStyle, RopeTable, Rotary,
 };
 #[cfg(feature = "cuda")]
 pub use backend::Cuda;
 pub use backend::{
     Backend, Candle, CandleDevice, Cpu, ForwardFn, KvCache, Pass, Positions, Relief, Row, Rows, Step,
+    TokenRows,
 };
 pub use batch::PackedBatch;
 pub use experts::{ExpertLayers, ExpertRouting, ExpertScores, Experts, SharedExpert};

@@ -10,15 +10,20 @@ use super::keys::{HARMLESS, refusal, refuse_unknown};
 use crate::Result;
 
 /// Models that read images, and what their text model is where `text_config` does not say.
-const PARTS: [(&str, &str); 3] =
-    [("gemma3", "gemma3_text"), ("mistral3", "mistral"), ("embedding_gemma2", "embedding_gemma2_text")];
+const PARTS: [(&str, &str); 5] = [
+    ("gemma3", "gemma3_text"),
+    ("mistral3", "mistral"),
+    ("gemma4", "gemma4_text"),
+    ("gemma4_unified", "gemma4_unified_text"),
+    ("embedding_gemma2", "embedding_gemma2_text"),
+];
 
 /// The tokens that stand for an image, a video and sound in texts, and their numbers where the file gives none. A text that
 /// names one has the embedding of padding there.
 const PLACEHOLDERS: [(&str, u32); 3] =
     [("image_token_id", 258_880), ("video_token_id", 258_884), ("audio_token_id", 258_881)];
 /// Models with such tokens.
-const WITH_PLACEHOLDERS: [&str; 1] = ["embedding_gemma2"];
+const WITH_PLACEHOLDERS: [&str; 3] = ["gemma4", "gemma4_unified", "embedding_gemma2"];
 
 /// Keys next to `text_config` that say nothing of texts without images, and those that count for both models.
 const KEYS: &[&str] = &[
@@ -44,6 +49,7 @@ const KEYS: &[&str] = &[
     "projector_hidden_act",
     "spatial_merge_size",
     "vision_feature_layer",
+    "vision_soft_tokens_per_image",
 ];
 
 /// Keys that the text model has from the whole one, where it has none of its own.

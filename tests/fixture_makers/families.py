@@ -24,6 +24,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 # In place of a value: a key that all others have.
 ABSENT = object()
+VOCABULARY = object()
 PHI = {"model_type": "phi", "rms_norm_eps": ABSENT, "layer_norm_eps": 1e-5, "hidden_act": "gelu_new"}
 STABLELM = {"model_type": "stablelm", "rms_norm_eps": ABSENT, "layer_norm_eps": 1e-5, "partial_rotary_factor": 0.5}
 # What each `config.json` has in addition to the sizes that all share.
@@ -259,6 +260,18 @@ LFM2 = {
     "tie_embedding": True,
     "num_key_value_heads": 2,
 }
+# Each second layer sees all tokens, with wider heads.
+GEMMA4 = {
+    "intermediate_size": 32,
+    "num_hidden_layers": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "global_head_dim": 16,
+    "layer_types": [SLIDING, FULL, SLIDING, FULL],
+    "sliding_window": 6,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "rms_norm_eps": 1e-6,
+}
 FALCON = {"model_type": "falcon", "layer_norm_epsilon": 1e-5, "alibi": False, "num_hidden_layers": 2}
 OTHERS: dict[str, dict[str, Any]] = {
     "lfm2": LFM2,
@@ -274,6 +287,28 @@ OTHERS: dict[str, dict[str, Any]] = {
         "rope_theta": 10000.0,
         "routed_scaling_factor": 1.5,
         "use_expert_bias": True,
+    },
+    # As the smallest models: inputs of layers with a table, and layers with the keys and values of earlier ones.
+    "gemma4_text": {
+        **GEMMA4,
+        "model_type": "gemma4_text",
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": VOCABULARY,
+        "num_kv_shared_layers": 2,
+        "use_double_wide_mlp": True,
+        "use_bidirectional_attention": None,
+        "enable_moe_block": False,
+        "final_logit_softcapping": 30.0,
+    },
+    # As the large dense ones: keys are values too in layers that see all tokens, with one head of them.
+    "gemma4_dense": {
+        **GEMMA4,
+        "model_type": "gemma4_text",
+        "hidden_size_per_layer_input": 0,
+        "attention_k_eq_v": True,
+        "num_global_key_value_heads": 1,
+        "use_bidirectional_attention": "vision",
+        "final_logit_softcapping": 5.0,
     },
     "lfm2_biased": {
         **LFM2,
@@ -317,6 +352,7 @@ def other(name: str, vocabulary: int) -> dict[str, Any]:
     sizes = {"hidden_size": HIDDEN, "num_attention_heads": 4, "vocab_size": vocabulary}
     tokens = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
     found = {**sizes, **tokens, "max_position_embeddings": POSITIONS, **OTHERS[name]}
+    found = {key: vocabulary if value is VOCABULARY else value for key, value in found.items()}
     return {key: value for key, value in found.items() if value is not ABSENT}
 
 
@@ -357,14 +393,14 @@ def write_weights(name: str, directory: Path, seed: int) -> None:
     shapes = {key: tensor.shape for key, tensor in empty.state_dict().items()}
     if empty.config.tie_word_embeddings:
         del shapes["lm_head.weight"]
-    # Gemma multiplies embeddings by the root of their length, and adds one to its norms.
+    # Gemma multiplies embeddings by the root of their length, and adds one to its norms, up to Gemma 3.
     gemma = name.startswith("gemma")
     # One that counts none has no experts.
     mixture = getattr(empty.config, "num_experts_per_tok", 0) > 0
     # The factors of experts' weights amplify roundings once more.
     tensors = random_weights(shapes, seed, gain=1.5 if mixture else 2.0, embedding=0.1 if gemma else 0.3)
     # Nemotron adds one too, to the scales alone.
-    one_more = gemma or name == "nemotron"
+    one_more = (gemma and not name.startswith("gemma4")) or name == "nemotron"
     norms = {key for key in tensors if one_more and key.endswith("norm.weight")}
     for key, tensor in tensors.items():
         if tensor.ndim == 2 and key.endswith("_norm.weight"):  # of each head

@@ -100,6 +100,18 @@ impl DistanceBias {
     }
 }
 
+/// Which layer makes the keys and values of a layer, and which layers use them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum KeySource {
+    /// The layer itself, and no other uses them.
+    #[default]
+    Own,
+    /// The layer itself, and later layers use them too.
+    Kept,
+    /// This earlier layer. Its own input has queries alone.
+    Layer(usize),
+}
+
 /// The attention of one layer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LayerAttention {
@@ -115,18 +127,38 @@ pub struct LayerAttention {
     pub bias: Option<Arc<DistanceBias>>,
     /// Rotary positions of queries and keys.
     pub rotary: Option<Rotary>,
+    /// Where keys and values come from.
+    pub keys: KeySource,
 }
 
 impl LayerAttention {
     /// Scaled dot-product attention over the keys of `mask`, without positions.
     pub const fn new(mask: Mask) -> Self {
-        Self { heads: None, mask, scale: None, soft_cap: None, bias: None, rotary: None }
+        Self {
+            heads: None,
+            mask,
+            scale: None,
+            soft_cap: None,
+            bias: None,
+            rotary: None,
+            keys: KeySource::Own,
+        }
     }
 
     /// The same with rotary positions.
     #[must_use]
     pub fn with_rotary(self, rotary: Rotary) -> Self {
         Self { rotary: Some(rotary), ..self }
+    }
+
+    /// Whether the keys and values are those of an earlier layer.
+    pub(crate) fn reuses_keys(&self) -> bool {
+        matches!(self.keys, KeySource::Layer(_))
+    }
+
+    /// The heads of its input, of all its `heads`: without those of keys and values that an earlier layer made.
+    pub(crate) fn input_heads(&self, heads: Heads) -> Heads {
+        if self.reuses_keys() { Heads { kv_heads: 0, ..heads } } else { heads }
     }
 
     /// The factor of the products for heads of `width` columns.

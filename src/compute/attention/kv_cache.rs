@@ -31,8 +31,34 @@ pub struct CacheShape {
     pub kv_heads: usize,
     /// Length of a head's key and of its value.
     pub width: usize,
+    /// Layers with other heads. They are counted after the others.
+    pub others: LayerShapes,
     /// The convolutions of other layers.
     pub short_convolutions: ShortConvolutionShape,
+}
+
+/// Layers with the same heads of keys and values.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LayerShapes {
+    /// Layers.
+    pub layers: usize,
+    /// Heads of keys and values.
+    pub kv_heads: usize,
+    /// Length of a head's key and of its value.
+    pub width: usize,
+}
+
+impl CacheShape {
+    /// Both kinds of layers.
+    fn kinds(self) -> [LayerShapes; 2] {
+        let Self { layers, kv_heads, width, others, .. } = self;
+        [LayerShapes { layers, kv_heads, width }, others]
+    }
+
+    /// Numbers of a position in all layers.
+    pub(in crate::compute) fn numbers(self) -> [[usize; 4]; 2] {
+        self.kinds().map(|kind| [2, kind.layers, kind.kv_heads, kind.width])
+    }
 }
 
 /// The layout of a page. For each layer and head, the keys are the columns of panels, whose product with queries is the
@@ -45,6 +71,17 @@ struct PageLayout {
     /// Columns of a panel.
     panel: usize,
     /// Units of one step of a sum over positions.
+    depth: usize,
+}
+
+/// The layout of a head of keys and values in a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct HeadLayout {
+    /// Heads of the layer.
+    kv_heads: usize,
+    width: usize,
+    format: DType,
+    panel: usize,
     depth: usize,
 }
 
@@ -77,7 +114,7 @@ pub(crate) struct Panels<'a> {
 
 /// One head's part of a page, and the positions in it to write.
 pub(crate) struct HeadPage<'a> {
-    layout: PageLayout,
+    layout: HeadLayout,
     memory: &'a mut [u32],
     capacity: usize,
     at: Range<usize>,
@@ -86,9 +123,9 @@ pub(crate) struct HeadPage<'a> {
     pub kv_head: usize,
 }
 
-impl PageLayout {
+impl HeadLayout {
     fn key_units(self) -> usize {
-        units(self.format, self.shape.width)
+        units(self.format, self.width)
     }
 
     fn value_units(self, capacity: usize) -> usize {
@@ -96,19 +133,42 @@ impl PageLayout {
     }
 
     fn value_panels(self) -> usize {
-        self.shape.width.div_ceil(self.panel)
+        self.width.div_ceil(self.panel)
+    }
+
+    /// The first unit of panel `panel` of a head's values.
+    fn values_at(self, capacity: usize, panel: usize) -> usize {
+        capacity * self.key_units() + panel * self.panel * self.value_units(capacity)
     }
 
     /// Units of one head in a page.
     fn head_units(self, capacity: usize) -> usize {
         capacity * self.key_units() + self.value_panels() * self.panel * self.value_units(capacity)
     }
+}
+
+impl PageLayout {
+    /// The heads of layers of a kind.
+    fn of_kind(self, LayerShapes { kv_heads, width, .. }: LayerShapes) -> HeadLayout {
+        let Self { format, panel, depth, .. } = self;
+        HeadLayout { kv_heads, width, format, panel, depth }
+    }
+
+    /// The heads of layer `layer`.
+    fn of_layer(self, layer: usize) -> HeadLayout {
+        self.of_kind(self.shape.kinds()[usize::from(layer >= self.shape.layers)])
+    }
 
     /// Bytes of a page; `None` on overflow.
     fn page_bytes(self, capacity: usize) -> Option<u64> {
-        [self.shape.layers, self.shape.kv_heads, 4]
-            .into_iter()
-            .try_fold(self.head_units(capacity) as u64, |bytes, factor| bytes.checked_mul(factor as u64))
+        let of_kind = |kind: LayerShapes| {
+            let units = self.of_kind(kind).head_units(capacity) as u64;
+            [kind.layers, kind.kv_heads, 4]
+                .into_iter()
+                .try_fold(units, |bytes, factor| bytes.checked_mul(factor as u64))
+        };
+        let [own, others] = self.shape.kinds();
+        of_kind(own)?.checked_add(of_kind(others)?)
     }
 
     /// Bytes of a cache of `positions`; `None` on overflow.
@@ -129,43 +189,43 @@ impl PageLayout {
 
     /// The units of one head in a page: keys, then values.
     fn head(self, capacity: usize, layer: usize, head: usize) -> Range<usize> {
-        let size = self.head_units(capacity);
-        let index = layer * self.shape.kv_heads + head;
-        index * size..(index + 1) * size
+        let [own, _] = self.shape.kinds();
+        let before = layer.min(own.layers) * own.kv_heads * self.of_kind(own).head_units(capacity);
+        let layout = self.of_layer(layer);
+        let size = layout.head_units(capacity);
+        let first = before + ((layer - layer.min(own.layers)) * layout.kv_heads + head) * size;
+        first..first + size
     }
 
     /// Copies the first `positions` of `page` to a new page.
     fn copy(self, page: &Page, positions: usize, capacity: usize) -> Result<Page> {
         let mut copy = self.page(capacity)?;
-        let keys = positions.next_multiple_of(self.panel) * self.key_units();
         let values = units(self.format, positions) * self.panel;
         for (layer, head) in self.heads() {
+            let layout = self.of_layer(layer);
+            let keys = positions.next_multiple_of(self.panel) * layout.key_units();
             let from = &page.memory.as_slice::<u32>()[self.head(page.capacity, layer, head)];
             let to = &mut copy.memory.as_mut_slice::<u32>()[self.head(capacity, layer, head)];
             to[..keys].copy_from_slice(&from[..keys]);
-            for panel in 0..self.value_panels() {
-                let source = &from[self.values_at(page.capacity, panel)..][..values];
-                to[self.values_at(capacity, panel)..][..values].copy_from_slice(source);
+            for panel in 0..layout.value_panels() {
+                let source = &from[layout.values_at(page.capacity, panel)..][..values];
+                to[layout.values_at(capacity, panel)..][..values].copy_from_slice(source);
             }
-            clear(self, to, capacity, positions..units(self.format, positions) * 4 / self.format.bytes());
+            clear(layout, to, capacity, positions..units(self.format, positions) * 4 / self.format.bytes());
         }
         Ok(copy)
     }
 
-    /// The first unit of panel `panel` of a head's values.
-    fn values_at(self, capacity: usize, panel: usize) -> usize {
-        capacity * self.key_units() + panel * self.panel * self.value_units(capacity)
-    }
-
     fn heads(self) -> impl Iterator<Item = (usize, usize)> {
-        let kv_heads = self.shape.kv_heads;
-        (0..self.shape.layers).flat_map(move |layer| (0..kv_heads).map(move |head| (layer, head)))
+        let layers = self.shape.layers + self.shape.others.layers;
+        let of_layer = move |layer| (0..self.of_layer(layer).kv_heads).map(move |head| (layer, head));
+        (0..layers).flat_map(of_layer)
     }
 }
 
 /// Zeroes the values of some positions. A sum over positions includes all positions of its last step, whose probabilities
 /// are zero, and zero times a NaN would not be zero.
-fn clear(layout: PageLayout, head: &mut [u32], capacity: usize, positions: Range<usize>) {
+fn clear(layout: HeadLayout, head: &mut [u32], capacity: usize, positions: Range<usize>) {
     for panel in 0..layout.value_panels() {
         let values = &mut head[layout.values_at(capacity, panel)..];
         for position in positions.clone() {
@@ -332,7 +392,7 @@ impl PagedKvCache {
     /// # Errors
     /// [`Error::Internal`] if `positions` were not reserved.
     pub(crate) fn heads_mut(&mut self, layer: usize, positions: Range<usize>) -> Result<Vec<HeadPage<'_>>> {
-        let layout = self.layout;
+        let (all, layout) = (self.layout, self.layout.of_layer(layer));
         self.written = self.written.max(positions.end);
         let mut heads = Vec::new();
         let touched = positions.start / BLOCK..positions.end.div_ceil(BLOCK);
@@ -343,9 +403,8 @@ impl PagedKvCache {
             let at = positions.start.max(first) - first..positions.end.min(first + BLOCK) - first;
             let page = Arc::get_mut(page).filter(|page| at.end <= page.capacity).ok_or_else(misuse)?;
             let (capacity, size) = (page.capacity, layout.head_units(page.capacity));
-            let all = page.memory.as_mut_slice::<u32>();
-            let of_layer = &mut all[layer * layout.shape.kv_heads * size..];
-            let parts = of_layer.chunks_exact_mut(size.max(1)).take(layout.shape.kv_heads);
+            let of_layer = &mut page.memory.as_mut_slice::<u32>()[all.head(capacity, layer, 0).start..];
+            let parts = of_layer.chunks_exact_mut(size.max(1)).take(layout.kv_heads);
             heads.extend(parts.enumerate().map(|(kv_head, memory)| HeadPage {
                 layout,
                 memory,
@@ -360,8 +419,8 @@ impl PagedKvCache {
 
     /// The panels of one head in block `block` of positions.
     pub(crate) fn panels(&self, layer: usize, head: usize, block: usize) -> Panels<'_> {
-        let (layout, page) = (self.layout, &self.pages[block]);
-        let head = &page.memory.as_slice::<f32>()[layout.head(page.capacity, layer, head)];
+        let (layout, page) = (self.layout.of_layer(layer), &self.pages[block]);
+        let head = &page.memory.as_slice::<f32>()[self.layout.head(page.capacity, layer, head)];
         let (keys, values) = head.split_at(layout.values_at(page.capacity, 0));
         Panels { keys, values, value_units: layout.value_units(page.capacity) }
     }
@@ -375,7 +434,7 @@ impl HeadPage<'_> {
 
     /// Whether the head is one of `kv_heads` heads of `width` values.
     pub(crate) fn has_shape(&self, kv_heads: usize, width: usize) -> bool {
-        (self.layout.shape.kv_heads, self.layout.shape.width) == (kv_heads, width)
+        (self.layout.kv_heads, self.layout.width) == (kv_heads, width)
     }
 
     /// Writes the positions from rows that are `stride` bytes apart.
@@ -405,7 +464,7 @@ impl HeadPage<'_> {
     ///
     /// - The preconditions of [`write`](Self::write) for keys.
     unsafe fn write_keys(&mut self, kernels: &Kernels, from: *const u8, stride: usize) {
-        let PageLayout { format, panel, shape, .. } = self.layout;
+        let HeadLayout { format, panel, width, .. } = self.layout;
         let units = self.layout.key_units();
         let mut position = self.at.start;
         while position < self.at.end {
@@ -417,12 +476,12 @@ impl HeadPage<'_> {
                 let count = panel.min(self.at.end - position);
                 // SAFETY: `count <= at.end - position`, so so many rows of `width` elements are readable, and one more element
                 // after each if the width is odd and the format is bf16.
-                unsafe { kernels.pack_columns(format, row, stride, count, shape.width, memory) };
+                unsafe { kernels.pack_columns(format, row, stride, count, width, memory) };
                 position += count;
                 continue;
             }
             for unit in 0..units {
-                let odd = format == DType::Bf16 && unit + 1 == units && shape.width % 2 == 1;
+                let odd = format == DType::Bf16 && unit + 1 == units && width % 2 == 1;
                 // SAFETY: `unit < units`, and the row has `units` readable units: the last unit of an odd bf16 row includes
                 // the element after it, which is readable. The read is unaligned.
                 let number = unsafe { row.add(unit * 4).cast::<u32>().read_unaligned() };
@@ -438,9 +497,9 @@ impl HeadPage<'_> {
     ///
     /// - The preconditions of [`write`](Self::write) for values.
     unsafe fn write_values(&mut self, kernels: &Kernels, from: *const u8, stride: usize) {
-        let PageLayout { format, panel, shape, .. } = self.layout;
-        for (index, first) in (0..shape.width).step_by(panel).enumerate() {
-            let columns = panel.min(shape.width - first);
+        let HeadLayout { format, panel, width, .. } = self.layout;
+        for (index, first) in (0..width).step_by(panel).enumerate() {
+            let columns = panel.min(width - first);
             let memory = &mut self.memory[self.layout.values_at(self.capacity, index)..];
             let (mut start, end) = (self.at.start, self.at.end);
             let mut row = from.wrapping_add(first * format.bytes());

@@ -2,8 +2,9 @@ use super::*;
 use crate::compute::Isa;
 
 const SHORT_CONVOLUTIONS: ShortConvolutionShape = ShortConvolutionShape { layers: 0, before: 0, columns: 0 };
+const OTHERS: LayerShapes = LayerShapes { layers: 0, kv_heads: 0, width: 0 };
 const SHAPE: CacheShape =
-    CacheShape { layers: 2, kv_heads: 3, width: 40, short_convolutions: SHORT_CONVOLUTIONS };
+    CacheShape { layers: 2, kv_heads: 3, width: 40, others: OTHERS, short_convolutions: SHORT_CONVOLUTIONS };
 const ROW: usize = 3 * 40;
 
 fn kernels() -> impl Iterator<Item = (&'static Kernels, DType)> {
@@ -62,7 +63,9 @@ fn check(cache: &PagedKvCache) {
             let expected = number(layer, position, head * SHAPE.width + i);
             let panels = cache.panels(layer, head, position / BLOCK);
             let inside = position % BLOCK;
-            let key = inside / panel * panel * cache.layout.key_units() + i / pair * panel + inside % panel;
+            let key = inside / panel * panel * cache.layout.of_layer(layer).key_units()
+                + i / pair * panel
+                + inside % panel;
             assert_eq!(at(format, panels.keys, key, i % pair), expected, "{format:?} {position}");
             let value = i / panel * panel * panels.value_units + inside / pair * panel + i % panel;
             assert_eq!(at(format, panels.values, value, inside % pair), -expected, "{format:?} {position}");

@@ -6,7 +6,7 @@ pub(crate) mod relative;
 pub(crate) mod rope;
 pub(crate) mod tiles;
 
-pub use heads::{DistanceBias, Heads, LayerAttention, Mask};
-pub use kv_cache::{CacheShape, PagedKvCache};
+pub use heads::{DistanceBias, Heads, KeySource, LayerAttention, Mask};
+pub use kv_cache::{CacheShape, LayerShapes, PagedKvCache};
 pub use relative::{DistanceRows, RelativeLayers, RelativeTable};
 pub use rope::{LongRope, QueryGrowth, RopeStyle, RopeTable, Rotary};

@@ -222,6 +222,27 @@ pub trait Backend: Send + Sync + Sized + 'static {
     }
 }
 
+/// A row of a table for each token, times a factor: row `each * id + at`.
+#[derive(Debug)]
+pub struct TokenRows<'a, T> {
+    /// The table.
+    pub table: &'a T,
+    /// Rows of a token.
+    pub each: usize,
+    /// Which of them.
+    pub at: usize,
+    /// What it is multiplied by.
+    pub factor: f32,
+}
+
+impl<T> Clone for TokenRows<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for TokenRows<'_, T> {}
+
 /// The error of a backend without an operation.
 pub(super) fn lacking(operation: &str) -> Error {
     Error::internal("backend", format!("it has no operation {operation}"))
@@ -322,16 +343,16 @@ pub trait Pass<B: Backend> {
     fn discard(&mut self, _x: Self::States) {}
 
     /// Multiplies each row by `norm(e Wᵀ + b)`, where `e` is its row of `embeddings`, a [`copy`](Self::copy) from which the same
-    /// rows were gathered.
+    /// rows were gathered, and by what `tokens` adds to it.
     ///
     /// # Errors
-    /// As [`copy`](Self::copy).
+    /// As [`copy`](Self::copy); [`Error::Input`] for an id outside the table of `tokens`.
     fn multiply_by_inputs(
         &mut self,
         _x: Self::States,
         _embeddings: &Self::States,
-        _linear: &B::Linear,
-        _norm: &B::Norm,
+        (_linear, _norm): (&B::Linear, &B::Norm),
+        _tokens: Option<TokenRows<'_, B::Table>>,
     ) -> Result<Self::States> {
         Err(lacking("multiply_by_inputs"))
     }

@@ -5,7 +5,7 @@ use std::fmt::Debug;
 
 use super::tensors::{
     ConvolutionTensors, DynamicConvolutionTensors, EmbeddingTensors, LayerInputTensors, LayerTensors,
-    NormTensors, Tensors,
+    LayerTokenTensors, NormTensors, Tensors,
 };
 
 use crate::compute::{
@@ -207,6 +207,15 @@ pub trait Architecture: Debug + Send + Sync {
         Ok(None)
     }
 
+    /// A table of tokens whose rows are added to the inputs of layers: for each token of the vocabulary, one row after the other
+    /// for each layer.
+    ///
+    /// # Errors
+    /// When a tensor is missing or of another shape.
+    fn layer_tokens(&self, _tensors: &dyn Tensors) -> Result<Option<LayerTokenTensors>> {
+        Ok(None)
+    }
+
     /// What the states after layer `index` are multiplied by.
     ///
     /// # Errors
@@ -275,6 +284,7 @@ pub fn check_tensors(architecture: &dyn Architecture, tensors: &dyn Tensors, wri
     architecture.convolution(tensors)?;
     architecture.distance_bias(tensors)?;
     architecture.relative_table(tensors)?;
+    architecture.layer_tokens(tensors)?;
     let layers = 0..architecture.describe().layers;
     for index in layers.filter(|&index| architecture.same_as(index) == index) {
         architecture.layer(tensors, index)?;

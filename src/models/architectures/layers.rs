@@ -5,12 +5,14 @@ use std::sync::Arc;
 use super::architecture::{Architecture, Description, misuse};
 use super::dynamic_convolution::DynamicConvolution;
 use super::tensors::{
-    ExpertTensors, LayerInputTensors, MixerTensors, MlpTensors, NormTensors, SharedTensors, Tensors,
+    ExpertTensors, LayerInputTensors, LayerTokenTensors, MixerTensors, MlpTensors, NormTensors,
+    SharedTensors, Tensors,
 };
 use crate::Result;
 use crate::compute::{
-    Activation, Backend, Biased, DistanceBias, ExpertLayers, Experts, Heads, LayerAttention, Matrix, Pass,
-    RelativeTable, RopeStyle, Rotary, SharedExpert, ShortConvolutionFactors, ShortConvolutionShape,
+    Activation, Backend, Biased, CacheShape, DistanceBias, ExpertLayers, Experts, Heads, KeySource,
+    LayerAttention, LayerShapes, Matrix, Pass, RelativeTable, RopeStyle, Rotary, SharedExpert,
+    ShortConvolutionFactors, ShortConvolutionShape, TokenRows,
 };
 
 /// What a layer mixes the rows of a sequence with.
@@ -64,6 +66,15 @@ pub(super) struct LayerInput<B: Backend> {
     pub gate: B::Linear,
     pub output: B::Linear,
     pub output_norm: B::Norm,
+    pub tokens: Option<LayerTokens<B>>,
+}
+
+/// A row for each token that is added to the input: row `each * token + at` of a table that all layers share.
+pub(super) struct LayerTokens<B: Backend> {
+    table: Arc<B::Table>,
+    each: usize,
+    at: usize,
+    factor: f32,
 }
 
 /// One layer.
@@ -94,7 +105,14 @@ impl<B: Backend> Layer<B> {
         if let Some(input) = &self.input {
             let embeddings = embeddings.ok_or_else(|| misuse("embeddings were not kept"))?;
             let gate = pass.norm_linear(&x, None, &input.gate, activation)?;
-            let product = pass.multiply_by_inputs(gate, embeddings, &input.projection, &input.norm)?;
+            let tokens = input.tokens.as_ref().map(|LayerTokens { table, each, at, factor }| TokenRows {
+                table: &**table,
+                each: *each,
+                at: *at,
+                factor: *factor,
+            });
+            let made_by = (&input.projection, &input.norm);
+            let product = pass.multiply_by_inputs(gate, embeddings, made_by, tokens)?;
             pass.linear_add(product, &input.output, Some(&input.output_norm), 1.0, &mut x)?;
         }
         if self.factor == 1.0 { Ok(x) } else { pass.scale(x, self.factor) }
@@ -113,8 +131,8 @@ pub(super) struct PlacedLayer<B: Backend> {
 pub(super) struct Layers<B: Backend> {
     /// In their order.
     pub placed: Vec<PlacedLayer<B>>,
-    /// What those with a convolution keep of a sequence.
-    pub short_convolutions: ShortConvolutionShape,
+    /// What caches keep of a sequence.
+    pub cache: CacheShape,
     /// Their rotary positions, each once.
     pub rotaries: Vec<Rotary>,
 }
@@ -137,18 +155,29 @@ impl<B: Backend> Layers<B> {
             description,
             bias: architecture.distance_bias(tensors)?.map(Arc::new),
             relative: architecture.relative_table(tensors)?,
+            tokens: None,
             rotaries: Vec::new(),
             short_convolution: None,
         };
+        if let Some(LayerTokenTensors { table, factor }) = architecture.layer_tokens(tensors)? {
+            loader.tokens = Some((Arc::new(backend.table(table)?), factor));
+        }
         let mut placed: Vec<PlacedLayer<B>> = Vec::new();
         let mut convolutions = 0;
+        let mut caches = CacheLayers::new(description.heads);
         for index in 0..description.layers {
             let layer = match placed.get(architecture.same_as(index)) {
                 Some(shared) => Arc::clone(&shared.layer),
                 None => Arc::new(loader.layer(index)?),
             };
-            let cache_index = match layer.mixer {
-                Mixer::Attention { .. } => index - convolutions,
+            let cache_index = match &layer.mixer {
+                Mixer::Attention {
+                    attention: LayerAttention { keys: KeySource::Layer(source), .. }, ..
+                } => match placed.get(*source) {
+                    Some(source) => source.cache_index,
+                    None => return Err(misuse("keys of a later layer")),
+                },
+                Mixer::Attention { heads, .. } => caches.place(*heads)?,
                 Mixer::ShortConvolution { .. } => {
                     convolutions += 1;
                     convolutions - 1
@@ -159,14 +188,53 @@ impl<B: Backend> Layers<B> {
         if convolutions > 0 && !description.norm_first {
             return Err(misuse("layers with a convolution have their norm first"));
         }
+        // Layers with other heads are counted after the others.
+        for PlacedLayer { layer, cache_index } in &mut placed {
+            if let Mixer::Attention { heads, .. } = &layer.mixer
+                && caches.is_other(*heads)
+            {
+                *cache_index += caches.shapes[0].layers;
+            }
+        }
         let shape = loader.short_convolution.unwrap_or_default();
         let short_convolutions = ShortConvolutionShape { layers: convolutions, ..shape };
-        Ok(Self { placed, short_convolutions, rotaries: loader.rotaries })
+        let [LayerShapes { layers, kv_heads, width }, others] = caches.shapes;
+        let cache = CacheShape { layers, kv_heads, width, others, short_convolutions };
+        Ok(Self { placed, cache, rotaries: loader.rotaries })
+    }
+}
+
+/// The layers of caches: those with the heads that the model describes, and those with others.
+struct CacheLayers {
+    shapes: [LayerShapes; 2],
+}
+
+impl CacheLayers {
+    fn new(Heads { kv_heads, width, .. }: Heads) -> Self {
+        Self { shapes: [LayerShapes { layers: 0, kv_heads, width }, LayerShapes::default()] }
+    }
+
+    fn is_other(&self, heads: Heads) -> bool {
+        (self.shapes[0].kv_heads, self.shapes[0].width) != (heads.kv_heads, heads.width)
+    }
+
+    /// The number of a layer among those of its kind.
+    fn place(&mut self, heads: Heads) -> Result<usize> {
+        let is_other = self.is_other(heads);
+        let kind = &mut self.shapes[usize::from(is_other)];
+        if kind.layers == 0 {
+            (kind.kv_heads, kind.width) = (heads.kv_heads, heads.width);
+        }
+        if (kind.kv_heads, kind.width) != (heads.kv_heads, heads.width) {
+            return Err(misuse("layers with more than two kinds of heads"));
+        }
+        kind.layers += 1;
+        Ok(kind.layers - 1)
     }
 }
 
 /// Puts layers on a backend, and gathers what they have in common.
-struct LayerLoader<'l, B> {
+struct LayerLoader<'l, B: Backend> {
     backend: &'l B,
     architecture: &'l dyn Architecture,
     tensors: &'l dyn Tensors,
@@ -174,6 +242,8 @@ struct LayerLoader<'l, B> {
     /// Of all layers whose attention has none of its own.
     bias: Option<Arc<DistanceBias>>,
     relative: Option<RelativeTable>,
+    /// Rows of tokens that are added to the inputs of layers, and their factor.
+    tokens: Option<(Arc<B::Table>, f32)>,
     /// Those of the layers so far, each once.
     rotaries: Vec<Rotary>,
     /// Of one layer with a convolution, if there was one.
@@ -224,6 +294,12 @@ impl<B: Backend> LayerLoader<'_, B> {
             gate: self.backend.linear(&[gate])?,
             output: self.backend.linear(&[output])?,
             output_norm: self.norm(&output_norm)?,
+            tokens: self.tokens.as_ref().map(|(table, factor)| LayerTokens {
+                table: Arc::clone(table),
+                each: self.description.layers,
+                at: index,
+                factor: *factor,
+            }),
         }))
     }
 

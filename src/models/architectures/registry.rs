@@ -94,6 +94,8 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("lfm2_moe", "LiquidAI/LFM2-8B-A1B"),
     ("lfm2_bidirectional", "LiquidAI/LFM2.5-Embedding-350M"),
     ("embedding_gemma2_text", "google/embeddinggemma-2"),
+    ("gemma4_text", "google/gemma-4-E2B-it"),
+    ("gemma4_unified_text", "google/gemma-4-12B-it"),
 ];
 
 /// Those that a program added.

@@ -4,7 +4,7 @@
 //! frequencies of their own for long texts; YaRN and LongRoPE change the size of queries and keys too.
 
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::family::{ConfigFields, keys_of};
 use crate::compute::{LongRope, QueryGrowth, RopeStyle, Rotary};
@@ -204,6 +204,12 @@ struct Parameters {
 }
 
 impl RopeConfig {
+    /// Proportional scaling that rotates a part of each head.
+    pub(super) fn proportional(part: f32) -> Self {
+        let object = json!({"rope_type": "proportional", "partial_rotary_factor": part});
+        Self { rope_parameters: Some(object), ..Self::default() }
+    }
+
     fn object(&self) -> Option<&Value> {
         [&self.rope_scaling, &self.rope_parameters].into_iter().flatten().find(|value| !is_unset(value))
     }

@@ -254,6 +254,15 @@ pub struct LayerInputTensors {
     pub output_norm: NormTensors,
 }
 
+/// Rows of tokens that are added to the inputs of layers.
+#[derive(Debug)]
+pub struct LayerTokenTensors {
+    /// Row `layers * token + layer`.
+    pub table: Matrix,
+    /// What a row is multiplied by.
+    pub factor: f32,
+}
+
 /// The names of the parts of a layer of BERT's form, under the name of the layer: each block ends with the norm of its residual.
 pub(super) struct PostNormNames {
     /// Queries, keys, values and output, under `attention`.

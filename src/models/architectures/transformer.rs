@@ -21,7 +21,7 @@ use super::masked::MaskedLm;
 use super::tensors::{NormTensors, Tensors};
 use crate::compute::file::WeightFile;
 use crate::compute::{
-    Activation, Backend, CacheShape, Heads, KvCache, Matrix, PackedBatch, Pass, RopeTable, Row, Step,
+    Activation, Backend, CacheShape, KvCache, Matrix, PackedBatch, Pass, RopeTable, Row, Step,
 };
 use crate::models::decoder::Decoder;
 use crate::models::heads::layout::MaskedHead;
@@ -137,14 +137,7 @@ impl<B: Backend> Transformer<B> {
     }
 
     fn cache_shape(&self) -> CacheShape {
-        let Heads { kv_heads, width, .. } = self.description.heads;
-        let short_convolutions = self.layers.short_convolutions;
-        CacheShape {
-            layers: self.description.layers - short_convolutions.layers,
-            kv_heads,
-            width,
-            short_convolutions,
-        }
+        self.layers.cache
     }
 
     fn check_lengths(&self, batch: &PackedBatch<'_>) -> Result<()> {
@@ -214,14 +207,14 @@ impl<B: Backend> Transformer<B> {
                 dynamic,
                 ..
             } => {
-                let heads = *heads;
+                let (heads, input) = (*heads, attention.input_heads(*heads));
                 let scores = dynamic.as_ref().map(|dynamic| dynamic.scores(pass, states, &x)).transpose()?;
                 let norms = head_norms.as_ref();
                 let x = match (*rotary, *unrotated) {
-                    (Some(rotary), None) => pass.rotate(x, heads, norms, &ropes[rotary])?,
+                    (Some(rotary), None) => pass.rotate(x, input, norms, &ropes[rotary])?,
                     (Some(rotary), Some(nothing)) => {
-                        let x = pass.rotate(x, heads, None, &ropes[rotary])?;
-                        pass.rotate(x, heads, norms, &ropes[nothing])?
+                        let x = pass.rotate(x, input, None, &ropes[rotary])?;
+                        pass.rotate(x, input, norms, &ropes[nothing])?
                     }
                     (None, _) => x,
                 };
@@ -514,6 +507,20 @@ impl<B: Backend> Decoder for Transformer<B> {
     }
 
     fn forward(&self, steps: &mut [Step<'_, B::Cache>], logits: &mut [f32]) -> Result<()> {
+        if self.placeholders.is_some() {
+            let read: Vec<_> = steps.iter().map(|step| self.read_ids(step.tokens)).collect();
+            let each = steps.iter_mut().zip(&read);
+            let mut steps: Vec<_> =
+                each.map(|(step, tokens)| Step { cache: &mut *step.cache, tokens, ..*step }).collect();
+            return self.write(&mut steps, logits);
+        }
+        self.write(steps, logits)
+    }
+}
+
+impl<B: Backend> Transformer<B> {
+    /// The logits of steps with the tokens that the model reads.
+    fn write(&self, steps: &mut [Step<'_, B::Cache>], logits: &mut [f32]) -> Result<()> {
         let head = self.head.as_ref().ok_or_else(|| misuse("a model without a head writes no text"))?;
         let ends = steps.iter().map(|step| step.cache.len() + step.tokens.len());
         if let Some(end) = ends.max().filter(|&end| end > self.description.context) {

@@ -6,7 +6,9 @@ use candle_core::Device;
 use candle_core::quantized::{GgmlDType, QTensor};
 
 use super::*;
-use crate::compute::{Candle, Cpu, Isa, LayerAttention, Mask, RopeStyle, Rotary, Weight, WeightFormat};
+use crate::compute::{
+    Candle, Cpu, Heads, Isa, LayerAttention, Mask, RopeStyle, Rotary, Weight, WeightFormat,
+};
 use crate::models::architectures::llama::{HeadNorms, Llama, Variant};
 use crate::models::architectures::{Factors, GgufTensors};
 use crate::models::formats::gguf::tests::Writer;
@@ -499,6 +501,9 @@ mod dynamic_convolutions;
 
 #[path = "transformer_layer_inputs_tests.rs"]
 mod layer_inputs;
+
+#[path = "transformer_shared_keys_tests.rs"]
+mod shared_keys;
 
 #[path = "transformer_device_tests.rs"]
 mod devices;

@@ -60,7 +60,9 @@ impl<'a> Attention<'a> {
         layer: &'a LayerAttention,
         out: &'a Target<'a>,
     ) -> Self {
-        Self::check(queries, heads);
+        Self::check(queries, layer.input_heads(heads));
+        let groups = heads.kv_heads > 0 && heads.heads.is_multiple_of(heads.kv_heads);
+        assert!(groups, "heads of an attention");
         let bias = layer.bias.as_ref();
         assert!(bias.is_none_or(|bias| bias.heads() == heads.heads), "heads of a bias by distance");
         if let KeyValues::Rows(rows) = keys {
@@ -88,14 +90,14 @@ impl<'a> Attention<'a> {
         self.relative.map(|relative| PositionComparison { kernels, format, width, relative })
     }
 
-    /// Checks that the columns of the input are those of `heads`.
+    /// Checks that the columns of the input are those of `heads`, which may have none of keys.
     ///
     /// # Panics
     ///
     /// If they are not.
     pub(crate) fn check(qkv: &StateMatrix, heads: Heads) {
         let Heads { heads, kv_heads, width } = heads;
-        let groups = kv_heads > 0 && heads.is_multiple_of(kv_heads);
+        let groups = kv_heads == 0 || heads.is_multiple_of(kv_heads);
         assert!(groups && qkv.columns() == (heads + 2 * kv_heads) * width, "columns of an attention input");
     }
 

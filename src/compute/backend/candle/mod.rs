@@ -109,7 +109,7 @@ impl Backend for Candle {
 
     fn cache(&self, shape: CacheShape) -> TensorCache {
         let earlier = vec![Vec::new(); shape.short_convolutions.layers];
-        TensorCache { layers: vec![None; shape.layers], earlier, len: 0, shape }
+        TensorCache { layers: vec![None; shape.layers + shape.others.layers], earlier, len: 0, shape }
     }
 
     fn cache_bytes(&self, shape: CacheShape, tokens: usize) -> u64 {

@@ -1,5 +1,6 @@
 //! One pass over the sequences of a batch.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use candle_core::{D, Tensor};
@@ -9,10 +10,10 @@ use super::device::{Candle, failed};
 use super::groups::AttentionGroups;
 use super::tensors::{TensorCache, TensorLinear, TensorNorm, TensorRelative, TensorShortConvolution};
 use crate::Result;
-use crate::compute::attention::heads::{Heads, LayerAttention};
+use crate::compute::attention::heads::{Heads, KeySource, LayerAttention};
 use crate::compute::attention::rope::{RopeTable, Rotary};
 use crate::compute::backend::rows::{PassRows, TableOf};
-use crate::compute::backend::traits::{Pass, Positions, Row, Rows, lacking};
+use crate::compute::backend::traits::{Pass, Positions, Row, Rows, TokenRows, lacking};
 use crate::compute::experts::Experts;
 use crate::compute::kernels::activation::Activation;
 
@@ -24,13 +25,18 @@ pub struct CandlePass<'a> {
     pub(super) groups: AttentionGroups,
     /// That of the only sequence, if it has one.
     pub(super) cache: Option<&'a mut TensorCache>,
+    /// The keys and values of layers whose later layers use them, without a cache.
+    kept: HashMap<usize, [Tensor; 2]>,
+    /// The rows that were gathered last.
+    gathered: Option<Vec<u32>>,
     /// Whether a sequence's results were read: then the pass cannot begin again.
     pub(super) delivered: bool,
 }
 
 impl<'a> CandlePass<'a> {
     pub(super) fn new(backend: &'a Candle, rows: PassRows<'a>, cache: Option<&'a mut TensorCache>) -> Self {
-        Self { backend, rows, groups: AttentionGroups::default(), cache, delivered: false }
+        let (groups, kept) = (AttentionGroups::default(), HashMap::new());
+        Self { backend, rows, groups, cache, kept, gathered: None, delivered: false }
     }
 
     /// What `make` makes of the rows of each sequence that has some, below each other.
@@ -141,13 +147,29 @@ impl Pass<Candle> for CandlePass<'_> {
         if relative.is_some() && self.cache.is_some() {
             return Err(lacking("attention with relative positions and a cache"));
         }
-        let attended = split_heads(&qkv, heads).and_then(|[queries, keys, values]| match &mut self.cache {
+        let reused = match (attention.reuses_keys(), &self.cache) {
+            (false, _) => None,
+            (true, Some(cache)) => Some(cache.layers[layer].clone()),
+            (true, None) => Some(self.kept.get(&layer).cloned()),
+        };
+        let parts = match reused {
+            Some(Some([keys, values])) => Ok([qkv, keys, values]),
+            Some(None) => return Err(lacking("keys of a layer that has none")),
+            None => split_heads(&qkv, heads),
+        };
+        let attended = parts.and_then(|[queries, keys, values]| match &mut self.cache {
             Some(cache) => {
-                let [keys, values] = cache.append(layer, self.rows.cached_len(0), [keys, values])?;
+                let [keys, values] = match attention.reuses_keys() {
+                    true => [keys, values],
+                    false => cache.append(layer, self.rows.cached_len(0), [keys, values])?,
+                };
                 let before = keys.dim(0)? - queries.dim(0)?;
                 attend([&queries, &keys, &values], before, heads, attention)
             }
             None => {
+                if attention.keys == KeySource::Kept {
+                    self.kept.insert(layer, [keys.clone(), values.clone()]);
+                }
                 let rows = (&self.rows, &mut self.groups);
                 attend_packed([&queries, &keys, &values], rows, heads, (attention, relative))
             }
@@ -202,11 +224,23 @@ impl Pass<Candle> for CandlePass<'_> {
         &mut self,
         x: Option<Tensor>,
         embeddings: &Option<Tensor>,
-        linear: &TensorLinear,
-        norm: &TensorNorm,
+        (linear, norm): (&TensorLinear, &TensorNorm),
+        tokens: Option<TokenRows<'_, Tensor>>,
     ) -> Result<Option<Tensor>> {
-        let both = x.zip(embeddings.as_ref());
-        both.map(|(x, e)| x.mul(&norm.apply(&linear.apply(e)?)?)).transpose().map_err(failed)
+        let Some((x, e)) = x.zip(embeddings.as_ref()) else { return Ok(None) };
+        let mut input = linear.apply(e).and_then(|input| norm.apply(&input)).map_err(failed)?;
+        if let Some(TokenRows { table, each, at, factor }) = tokens {
+            let ids: Vec<u32> = match &self.gathered {
+                Some(rows) => rows.iter().map(|&row| self.rows.ids[row as usize]).collect(),
+                None => self.rows.ids.to_vec(),
+            };
+            TableOf::Tokens.check(&ids, table.dim(0).map_err(failed)? / each)?;
+            let numbers: Vec<u32> = ids.iter().map(|id| id * each as u32 + at as u32).collect();
+            let rows = Tensor::new(numbers, x.device()).and_then(|numbers| table.index_select(&numbers, 0));
+            let sum = rows.and_then(|rows| (rows * f64::from(factor))? + input);
+            input = sum.map_err(failed)?;
+        }
+        x.mul(&input).map(Some).map_err(failed)
     }
 
     fn norm_values(
@@ -288,6 +322,9 @@ impl Pass<Candle> for CandlePass<'_> {
         let Heads { heads, kv_heads, width } = heads;
         let apply = |qkv: Tensor| {
             let mut queries = apply_rope(&qkv, (0, heads), width, norms.map(|norms| &norms.0), table)?;
+            if kv_heads == 0 {
+                return Ok(queries);
+            }
             if table.rotary.query_growth.is_some() {
                 let rows = qkv.dim(0)?;
                 let factors: Vec<f32> = (0..rows).map(|row| table.query_factor(row)).collect();
@@ -337,6 +374,7 @@ impl Pass<Candle> for CandlePass<'_> {
 
     fn gather_rows(&mut self, x: Option<Tensor>, row: Row) -> Result<Option<Tensor>> {
         let gathered = self.rows.gathered(row);
+        self.gathered = Some(gathered.clone());
         if gathered.is_empty() {
             return Ok(None);
         }

@@ -189,9 +189,12 @@ pub(super) fn bytes_of(shape: CacheShape, tokens: usize) -> u64 {
     };
     let short_convolutions = shape.short_convolutions;
     let rows = product([short_convolutions.layers, short_convolutions.before, short_convolutions.columns, 8]);
-    product([shape.layers, shape.kv_heads, shape.width, 8])
-        .saturating_mul(tokens as u64)
-        .saturating_add(if tokens == 0 { 0 } else { rows })
+    let numbers = shape.numbers().map(product).into_iter().fold(0, u64::saturating_add);
+    (numbers.saturating_mul(4)).saturating_mul(tokens as u64).saturating_add(if tokens == 0 {
+        0
+    } else {
+        rows
+    })
 }
 
 impl TensorLinear {

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::pass::CpuPass;
 use super::states::{States, misuse};
 use crate::Result;
-use crate::compute::attention::heads::{Heads, LayerAttention};
+use crate::compute::attention::heads::{Heads, KeySource, LayerAttention};
 use crate::compute::attention::kv_cache::PagedKvCache;
 use crate::compute::attention::relative::RelativePanels;
 use crate::compute::attention::rope::{RopeStyle, RopeTable};
@@ -29,7 +29,7 @@ impl CpuPass<'_> {
         relative: Option<&RelativePanels>,
     ) -> Result<States> {
         let queries = qkv.operand(self.cpu.dtype)?;
-        Attention::check(queries, heads);
+        Attention::check(queries, attention.input_heads(heads));
         let mut out = self.workspace.matrix(queries.rows(), heads.heads * heads.width, self.cpu.dtype)?;
         let target = out.target();
         let windowed = self.window.len() < self.batch.tokens();
@@ -43,17 +43,28 @@ impl CpuPass<'_> {
         if self.hides_rows() && cached {
             return Err(misuse("hidden keys are for whole sequences"));
         }
-        let spans = self.spans();
-        if cached {
-            self.append(layer, queries, heads, &spans)?;
-        } else if windowed {
-            self.keep_keys_and_values(queries, 2 * heads.kv_heads * heads.width)?;
+        let (spans, columns) = (self.spans(), 2 * heads.kv_heads * heads.width);
+        match attention.keys {
+            KeySource::Layer(_) => {}
+            _ if cached => self.append(layer, queries, heads, &spans)?,
+            KeySource::Kept => {
+                let place = self.kept.iter().position(|(kept, _)| *kept == layer);
+                let rows = place.map(|place| self.kept.swap_remove(place).1);
+                let rows = self.keep_keys_and_values(rows, queries, columns)?;
+                self.kept.push((layer, rows));
+            }
+            KeySource::Own if windowed => {
+                let seen = self.seen.take();
+                self.seen = Some(self.keep_keys_and_values(seen, queries, columns)?);
+            }
+            KeySource::Own => {}
         }
         let caches: Vec<&PagedKvCache> = self.caches.iter().map(|sequence| &*sequence.cache).collect();
-        let keys = if cached {
-            KeyValues::Cached { layer, caches: &caches }
-        } else {
-            KeyValues::Rows(self.seen.as_ref().filter(|_| windowed).unwrap_or(queries))
+        let kept = self.kept.iter().find(|(kept, _)| *kept == layer).map(|(_, rows)| rows);
+        let keys = match attention.keys {
+            _ if cached => KeyValues::Cached { layer, caches: &caches },
+            KeySource::Own => KeyValues::Rows(self.seen.as_ref().filter(|_| windowed).unwrap_or(queries)),
+            _ => KeyValues::Rows(kept.ok_or_else(|| misuse("keys of a layer that has none"))?),
         };
         let kernels = self.cpu.kernel_set().kernels;
         let attention = Attention::new(kernels, queries, keys, heads, attention, &target);
@@ -119,13 +130,24 @@ impl CpuPass<'_> {
         })
     }
 
-    /// Copies the window's keys and values, the last `columns` columns of `qkv`, for the windows after it.
-    fn keep_keys_and_values(&mut self, qkv: &StateMatrix, columns: usize) -> Result<()> {
-        if self.seen.is_none() {
-            self.seen = Some(self.workspace.matrix(self.batch.tokens(), columns, qkv.format())?);
-        }
+    /// Copies the window's keys and values, the last `columns` columns of `qkv`, to rows of the whole batch: those of earlier
+    /// windows, if there were some.
+    fn keep_keys_and_values(
+        &mut self,
+        rows: Option<StateMatrix>,
+        qkv: &StateMatrix,
+        columns: usize,
+    ) -> Result<StateMatrix> {
+        let mut seen = match rows {
+            Some(rows) if rows.columns() == columns => rows,
+            rows => {
+                if let Some(rows) = rows {
+                    self.workspace.give(rows);
+                }
+                self.workspace.matrix(self.batch.tokens(), columns, qkv.format())?
+            }
+        };
         let first = self.window.start;
-        let Some(seen) = &mut self.seen else { return Ok(()) };
         let (bytes, skipped) =
             (columns * qkv.format().bytes(), (qkv.columns() - columns) * qkv.format().bytes());
         let target = seen.target();
@@ -138,7 +160,8 @@ impl CpuPass<'_> {
                     to.copy_from_nonoverlapping(qkv.row_ptr(row).add(skipped), bytes);
                 }
             }
-        })
+        })?;
+        Ok(seen)
     }
 
     /// Whether some rows are hidden from the others of their sequence.

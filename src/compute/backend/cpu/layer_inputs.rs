@@ -2,18 +2,33 @@
 
 use half::bf16;
 
-use super::device::Norm;
+use super::device::{Norm, Table};
 use super::pass::CpuPass;
 use super::states::{States, misuse};
 use crate::Result;
 use crate::compute::attention::heads::Heads;
 use crate::compute::attention::tiles::Attention;
+use crate::compute::backend::rows::TableOf;
+use crate::compute::backend::traits::TokenRows;
 use crate::compute::isa::DType;
 use crate::compute::kernels::activation::Activation;
 use crate::compute::kernels::rowwise::RopeRow;
 use crate::compute::linear::gemm::Epilogue;
 use crate::compute::linear::layer::Linear;
 use crate::compute::narrow::to_bf16;
+use crate::sync::Mutex;
+
+/// Adds the row of token `id` to `out`.
+fn add_row(tokens: TokenRows<'_, Table>, id: u32, out: &mut [f32], scratch: &mut [f32]) -> Result<()> {
+    let TokenRows { table, each, at, factor } = tokens;
+    let (id, known) = (id as usize, table.rows() / each);
+    if id >= known {
+        return Err(TableOf::Tokens.outside(id, known));
+    }
+    table.row_f32(id * each + at, scratch)?;
+    out.iter_mut().zip(scratch).for_each(|(out, x)| *out += factor * *x);
+    Ok(())
+}
 
 impl CpuPass<'_> {
     /// A copy of the states as the operand of products.
@@ -44,14 +59,15 @@ impl CpuPass<'_> {
         &mut self,
         mut x: States,
         embeddings: &States,
-        linear: &Linear,
-        norm: &Norm,
+        (linear, norm): (&Linear, &Norm),
+        tokens: Option<TokenRows<'_, Table>>,
     ) -> Result<States> {
         let from = embeddings.operand(self.cpu.dtype)?;
         let rows = if embeddings.gathered { 0..from.rows() } else { self.window.clone() };
         let (count, columns) = (rows.len(), linear.outputs());
         let products = x.operand_mut(self.cpu.dtype)?;
-        if norm.scale.len() != columns || products.rows() != count || products.columns() != columns {
+        let fits = tokens.is_none_or(|tokens| tokens.table.columns() == columns && tokens.at < tokens.each);
+        if !fits || norm.scale.len() != columns || products.rows() != count || products.columns() != columns {
             return Err(misuse("inputs of all rows, as long as what they multiply"));
         }
         let mut inputs = self.workspace.matrix(count, columns, DType::F32)?;
@@ -59,11 +75,21 @@ impl CpuPass<'_> {
         let store = Epilogue::Store(Activation::Identity);
         self.multiply_part((from, rows), linear, store, &own, 0)?;
         let (kernels, target) = (self.cpu.kernel_set().kernels, products.target());
+        let fault = Mutex::new(None);
         self.parallelism.worth(count * columns).split_rows(count, |rows| {
+            let mut scratch = vec![0.0; if tokens.is_some() { columns } else { 0 }];
             for row in rows {
                 // SAFETY: `own` and `target` are the only borrows of two matrices, and each row belongs to one task.
                 let input = unsafe { own.row_f32(row) };
                 norm.apply(kernels, input, None);
+                let place =
+                    if embeddings.gathered { self.gathered[row] } else { Some(self.window.start + row) };
+                if let Some((tokens, place)) = tokens.zip(place)
+                    && let Err(error) = add_row(tokens, self.batch.ids[place], input, &mut scratch)
+                {
+                    *fault.lock() = Some(error);
+                    return;
+                }
                 match target.format() {
                     DType::F32 => {
                         // SAFETY: as above; the matrix is in f32.
@@ -81,7 +107,7 @@ impl CpuPass<'_> {
             }
         })?;
         self.workspace.give(inputs);
-        Ok(x)
+        fault.into_inner().map_or(Ok(x), Err)
     }
 
     /// `qkv` with each head of its values normalized.

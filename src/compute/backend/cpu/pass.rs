@@ -10,7 +10,7 @@ use crate::compute::attention::kv_cache::PagedKvCache;
 use crate::compute::attention::relative::RelativePanels;
 use crate::compute::attention::rope::{RopeTable, Rotary};
 use crate::compute::backend::cpu::device::{Cpu, Norm, Table};
-use crate::compute::backend::traits::{CachedSequence, Pass, Positions, Row, Rows, WindowFn};
+use crate::compute::backend::traits::{CachedSequence, Pass, Positions, Row, Rows, TokenRows, WindowFn};
 use crate::compute::batch::PackedBatch;
 use crate::compute::experts::Experts;
 use crate::compute::isa::DType;
@@ -37,6 +37,10 @@ pub struct CpuPass<'a> {
     pub(super) window: Range<usize>,
     /// Keys and values of one layer, of all windows so far, if there are several windows and no caches.
     pub(super) seen: Option<StateMatrix>,
+    /// The keys and values of layers whose later layers use them, of all windows so far, if there are no caches.
+    pub(super) kept: Vec<(usize, StateMatrix)>,
+    /// The rows that were gathered, with their places in the batch.
+    pub(super) gathered: Vec<Option<usize>>,
     /// The gated rows before the window in the sequence that crosses its beginning, if there are several windows and no
     /// caches.
     pub(super) crossing: Vec<f32>,
@@ -72,6 +76,8 @@ impl<'a> CpuPass<'a> {
             parallelism,
             window,
             seen: None,
+            kept: Vec::new(),
+            gathered: Vec::new(),
             crossing: Vec::new(),
             caches,
             sequences: &[],
@@ -163,8 +169,9 @@ impl<'a> CpuPass<'a> {
 
 impl Drop for CpuPass<'_> {
     fn drop(&mut self) {
-        if let Some(seen) = self.seen.take() {
-            self.workspace.give(seen);
+        let kept = self.kept.drain(..).map(|(_, rows)| rows);
+        for rows in self.seen.take().into_iter().chain(kept) {
+            self.workspace.give(rows);
         }
     }
 }
@@ -274,10 +281,10 @@ impl Pass<Cpu> for CpuPass<'_> {
         &mut self,
         x: States,
         embeddings: &States,
-        linear: &Linear,
-        norm: &Norm,
+        (linear, norm): (&Linear, &Norm),
+        tokens: Option<TokenRows<'_, Table>>,
     ) -> Result<States> {
-        self.multiply_inputs(x, embeddings, linear, norm)
+        self.multiply_inputs(x, embeddings, (linear, norm), tokens)
     }
 
     fn norm_values(&mut self, qkv: States, heads: Heads, norm: &Norm) -> Result<States> {
@@ -424,6 +431,7 @@ impl Pass<Cpu> for CpuPass<'_> {
             ranges.iter().map(|(_, range)| (!range.is_empty()).then(|| place(range))).collect();
         let gathered = x.rows.map(|matrix| self.gather(matrix, &rows))?;
         self.discard(x);
+        self.gathered = rows;
         Ok(States { rows: gathered, gathered: true })
     }
 

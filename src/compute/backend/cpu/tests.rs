@@ -347,6 +347,7 @@ fn check_steps<B: Backend>(
         layers: 1,
         kv_heads: heads.kv_heads,
         width: heads.width,
+        others: Default::default(),
         short_convolutions: Default::default(),
     });
     let mut first = 0;

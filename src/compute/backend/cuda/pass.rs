@@ -11,10 +11,10 @@ use super::device::Cuda;
 use super::launch::{self, Angles, TableRows};
 use super::memory::DeviceMemory;
 use super::tensors::{CudaLinear, CudaNorm, CudaStates, CudaTable, RowIndices};
-use crate::compute::attention::heads::{Heads, LayerAttention};
+use crate::compute::attention::heads::{Heads, KeySource, LayerAttention};
 use crate::compute::attention::rope::{RopeTable, Rotary};
 use crate::compute::backend::rows::{PassRows, TableOf};
-use crate::compute::backend::traits::{Pass, Positions, Row, Rows};
+use crate::compute::backend::traits::{Pass, Positions, Row, Rows, lacking};
 use crate::compute::isa::DType;
 use crate::compute::kernels::activation::Activation;
 use crate::compute::pooling::Pooling;
@@ -193,6 +193,9 @@ impl Pass<Cuda> for CudaPass<'_> {
         attention: &LayerAttention,
         _relative: Option<&Infallible>,
     ) -> Result<CudaStates> {
+        if attention.keys != KeySource::Own {
+            return Err(lacking("attention with keys of another layer"));
+        }
         self.sequences.attend(self.backend, &mut self.lane, &qkv, heads, (layer, attention))
     }
 

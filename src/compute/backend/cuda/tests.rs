@@ -155,7 +155,13 @@ fn in_steps<B: Backend>(backend: &B, lengths: &[u32], heads: Heads, layer: &Laye
     let table = backend.table(weight(&random(batch.ids.len() * width, 6), &[batch.ids.len(), width]).into());
     let (table, same) = (table.unwrap(), identity(backend, width));
     let short_convolutions = Default::default();
-    let shape = CacheShape { layers: 2, kv_heads: heads.kv_heads, width: heads.width, short_convolutions };
+    let shape = CacheShape {
+        layers: 2,
+        kv_heads: heads.kv_heads,
+        width: heads.width,
+        others: Default::default(),
+        short_convolutions,
+    };
     let mut caches: Vec<B::Cache> = lengths.iter().map(|_| backend.cache(shape)).collect();
     let mut found = vec![f32::NAN; lengths.len() * wide];
     for round in 0.. {
@@ -224,7 +230,13 @@ fn attention_in_steps_over_caches() {
 #[test]
 fn a_cache_forks_shrinks_and_is_shortened() {
     let Some(cuda) = cuda(false) else { return };
-    let shape = CacheShape { layers: 3, kv_heads: 2, width: 8, short_convolutions: Default::default() };
+    let shape = CacheShape {
+        layers: 3,
+        kv_heads: 2,
+        width: 8,
+        others: Default::default(),
+        short_convolutions: Default::default(),
+    };
     let mut cache = cuda.cache(shape);
     assert!(cache.is_empty() && cache.bytes() == 0);
     cache.reserve(300).unwrap();

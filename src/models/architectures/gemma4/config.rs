@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::model::Gemma4;
+use super::model::{Gemma4, LayerInputShape, LogitsHead, TokenTable};
 use crate::Result;
-use crate::compute::{Heads, LONGEST_HEAD, LayerAttention, Mask, RopeStyle, Rotary};
+use crate::compute::{Activation, Heads, KeySource, LONGEST_HEAD, LayerAttention, Mask, RopeStyle, Rotary};
 use crate::models::architectures::architecture::{Architecture, Placeholders};
 use crate::models::architectures::family::{ConfigFields, ConfigFile, keys_of};
 use crate::models::architectures::rope_scaling::{RopeConfig, RopeDefaults};
@@ -17,6 +17,20 @@ use crate::models::keys::is_unset;
 pub(super) const FIELDS: &[ConfigFields] = &[
     ConfigFields::All(keys_of::<TextConfig>),
     ConfigFields::All(keys_of::<EncoderConfig>),
+    ConfigFields::Only(keys_of::<RopeConfig>, &["rope_parameters"]),
+];
+
+/// Those of generators.
+pub(super) const GENERATOR_FIELDS: &[ConfigFields] = &[
+    ConfigFields::All(keys_of::<TextConfig>),
+    ConfigFields::All(keys_of::<GeneratorConfig>),
+    ConfigFields::Only(keys_of::<RopeConfig>, &["rope_parameters"]),
+];
+
+/// Those of generators without tables for the inputs of layers, and without experts.
+pub(super) const UNIFIED_FIELDS: &[ConfigFields] = &[
+    ConfigFields::But(keys_of::<TextConfig>, &["hidden_size_per_layer_input"]),
+    ConfigFields::But(keys_of::<GeneratorConfig>, &["vocab_size_per_layer_input", "enable_moe_block"]),
     ConfigFields::Only(keys_of::<RopeConfig>, &["rope_parameters"]),
 ];
 
@@ -68,6 +82,23 @@ struct EncoderConfig {
     sliding_window_pattern: Option<usize>,
 }
 
+/// What the files of generators say.
+#[derive(Debug, Clone, Deserialize)]
+struct GeneratorConfig {
+    tie_word_embeddings: Option<bool>,
+    final_logit_softcapping: Option<f32>,
+    use_bidirectional_attention: Option<String>,
+    vocab_size_per_layer_input: Option<usize>,
+    #[serde(default)]
+    attention_k_eq_v: bool,
+    #[serde(default)]
+    num_kv_shared_layers: usize,
+    #[serde(default)]
+    use_double_wide_mlp: bool,
+    #[serde(default)]
+    enable_moe_block: bool,
+}
+
 /// The kind of a layer's attention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum LayerKind {
@@ -93,79 +124,176 @@ impl LayerKind {
 /// [`Error::InvalidFile`](crate::Error::InvalidFile), [`Error::Unsupported`](crate::Error::Unsupported) naming the key.
 pub(super) fn read_encoder(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
     let (config, own): (TextConfig, EncoderConfig) = (file.parse()?, file.parse()?);
-    let hidden = config.hidden_size.unwrap_or(512);
     let width = config.hidden_size_per_layer_input.unwrap_or(512);
     let embedding = own.embedding_dim.unwrap_or(768);
     let pattern = own.sliding_window_pattern.unwrap_or(6);
-    let sizes = CommonSizes {
-        layers: config.num_hidden_layers.unwrap_or(24),
-        heads: config.num_attention_heads.unwrap_or(4),
-        kv_heads: config.num_key_value_heads.unwrap_or(2),
-        head: config.head_dim.unwrap_or(256),
-        context: config.max_position_embeddings.unwrap_or(262_144),
-        pattern,
-        full: LayerConfig {
-            head_dim: Some(config.global_head_dim.unwrap_or(512)),
-            num_key_value_heads: Some(config.num_global_key_value_heads.unwrap_or(1)),
-            others: Map::new(),
-        },
-    };
     file.check_sizes(&[
         ("hidden_size_per_layer_input", width),
         ("embedding_dim", embedding),
         ("sliding_window_pattern", pattern),
     ])?;
-    let kinds = kinds(file, &config, &sizes)?;
-    let heads = heads(file, &config, &sizes, &kinds)?;
-    let rotaries = rotaries(file, &sizes, &kinds, &heads, 1_000_000.0)?;
-    let Some(radius) = window(file, &config)? else {
-        return Err(file.refuse("sliding_window", "a number of tokens"));
+    let full = LayerConfig {
+        head_dim: Some(config.global_head_dim.unwrap_or(512)),
+        num_key_value_heads: Some(config.num_global_key_value_heads.unwrap_or(1)),
+        others: Map::new(),
     };
-    let attention = kinds.iter().zip(&heads).map(|(kind, heads)| {
-        let mask = match kind {
-            // The keys at most so far before or after the query's own.
-            LayerKind::Sliding => Mask::local(radius),
-            LayerKind::Full => Mask::FULL,
-        };
-        let rotary = rotaries[*kind as usize].clone();
-        LayerAttention { heads: Some(*heads), scale: Some(1.0), rotary, ..LayerAttention::new(mask) }
+    let sizes = CommonSizes {
+        hidden: 512,
+        intermediate: 2048,
+        layers: 24,
+        heads: 4,
+        kv_heads: 2,
+        context: 262_144,
+        window: 512,
+        pattern,
+        part: None,
+        full,
+    };
+    // The keys at most so far before or after the query's own.
+    let (mut model, _) = model(file, &config, &sizes, [Mask::local, |_| Mask::FULL])?;
+    let names = ["ple.", "ple_block."];
+    model.input = Some(LayerInputShape { width, names, tokens: None });
+    model.embedding = Some(embedding);
+    Ok(Box::new(model))
+}
+
+/// Reads that of a generator.
+///
+/// # Errors
+/// As [`read_encoder`].
+pub(super) fn read_generator(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
+    let unified = file.json["model_type"] == "gemma4_unified_text";
+    let (config, own): (TextConfig, GeneratorConfig) = (file.parse()?, file.parse()?);
+    if own.enable_moe_block {
+        return Err(file.refuse("enable_moe_block", "false: its mixtures of experts are not computed"));
+    }
+    if let Some(direction) = own.use_bidirectional_attention.as_deref().filter(|which| *which != "vision") {
+        return Err(file.unsupported(format!(
+            "its use_bidirectional_attention is {direction:?}; supported are null and \"vision\", which is of images"
+        )));
+    }
+    if let Some(cap) = own.final_logit_softcapping.filter(|cap| *cap <= 0.0 || !cap.is_finite()) {
+        return Err(file.unsupported(format!("its final_logit_softcapping is {cap}; it must be above 0")));
+    }
+    let full = LayerConfig {
+        head_dim: Some(config.global_head_dim.unwrap_or(512)),
+        // transformers does not read the key in models whose keys are not their values.
+        num_key_value_heads: config.num_global_key_value_heads.filter(|_| own.attention_k_eq_v),
+        others: Map::new(),
+    };
+    let sizes = CommonSizes {
+        hidden: 2304,
+        intermediate: 9216,
+        layers: 30,
+        heads: 8,
+        kv_heads: 4,
+        context: if unified { 262_144 } else { 131_072 },
+        window: if unified { 1024 } else { 512 },
+        pattern: 6,
+        part: Some(0.25),
+        full,
+    };
+    let (mut model, kinds) = model(file, &config, &sizes, [Mask::sliding, |_| Mask::CAUSAL])?;
+    let layers = kinds.len();
+    let own_keys = layers - own.num_kv_shared_layers.min(layers);
+    if own_keys < layers {
+        for kind in LayerKind::ALL.into_iter().filter(|kind| kinds.contains(kind)) {
+            let Some(source) = kinds[..own_keys].iter().rposition(|other| *other == kind) else {
+                let reason = format!("before its layers with the keys of others, none has {}", kind.name());
+                return Err(file.unsupported(reason));
+            };
+            model.attention[source].keys = KeySource::Kept;
+            for index in (own_keys..layers).filter(|&index| kinds[index] == kind) {
+                model.attention[index].keys = KeySource::Layer(source);
+            }
+        }
+    }
+    if own.use_double_wide_mlp {
+        model.intermediate[own_keys..].iter_mut().for_each(|size| *size *= 2);
+        file.check_sizes(&[("intermediate_size", model.intermediate[layers - 1])])?;
+    }
+    model.keys_are_values =
+        kinds.iter().map(|kind| own.attention_k_eq_v && *kind == LayerKind::Full).collect();
+    let width = config.hidden_size_per_layer_input.unwrap_or(if unified { 0 } else { 256 });
+    if width > 0 {
+        let vocabulary = own.vocab_size_per_layer_input.unwrap_or(262_144);
+        file.check_sizes(&[
+            ("hidden_size_per_layer_input", width),
+            ("vocab_size_per_layer_input", vocabulary.saturating_mul(layers)),
+        ])?;
+        let tokens = Some(TokenTable { vocabulary });
+        model.input = Some(LayerInputShape { width, names: ["", ""], tokens });
+    }
+    model.head =
+        Some(LogitsHead { tied: own.tie_word_embeddings.unwrap_or(true), cap: own.final_logit_softcapping });
+    Ok(Box::new(model))
+}
+
+/// What both kinds of models have in common, and the kinds of the layers. `masks` makes those of layers with a window of so many
+/// tokens, and of layers without.
+fn model(
+    file: &ConfigFile<'_>,
+    config: &TextConfig,
+    sizes: &CommonSizes,
+    masks: [fn(usize) -> Mask; 2],
+) -> Result<(Gemma4, Vec<LayerKind>)> {
+    let context = config.max_position_embeddings.unwrap_or(sizes.context);
+    let (layers, intermediate) = (
+        config.num_hidden_layers.unwrap_or(sizes.layers),
+        config.intermediate_size.unwrap_or(sizes.intermediate),
+    );
+    let kinds = kinds(file, config, layers, sizes.pattern)?;
+    let heads = heads(file, config, sizes, &kinds)?;
+    let rotaries = rotaries(file, context, sizes.part, &kinds, &heads)?;
+    let window = window(file, config, sizes.window)?;
+    let attention = kinds.iter().zip(&heads).map(|(&kind, &heads)| LayerAttention {
+        heads: Some(heads),
+        scale: Some(1.0),
+        rotary: rotaries[kind as usize].clone(),
+        ..LayerAttention::new(masks[kind as usize](window))
     });
     let model = Gemma4 {
-        hidden,
-        intermediate: config.intermediate_size.unwrap_or(2048),
+        hidden: config.hidden_size.unwrap_or(sizes.hidden),
+        intermediate: vec![intermediate; layers],
         vocabulary: config.vocab_size.unwrap_or(262_144),
-        context: sizes.context,
+        context,
         epsilon: config.rms_norm_eps.unwrap_or(1e-6),
-        activation: activation(file, &config)?,
+        activation: activation(file, config)?,
         bias: config.attention_bias,
         attention: attention.collect(),
-        input_width: width,
-        embedding,
-        placeholders: placeholders(&config),
+        keys_are_values: vec![false; layers],
+        input: None,
+        embedding: None,
+        head: None,
+        placeholders: placeholders(config),
     };
     file.check_sizes(&[
         ("vocab_size", model.vocabulary),
         ("hidden_size", model.hidden),
-        ("intermediate_size", model.intermediate),
-        ("max_position_embeddings", model.context),
+        ("intermediate_size", intermediate),
+        ("max_position_embeddings", context),
     ])?;
-    Ok(Box::new(model))
+    Ok((model, kinds))
 }
 
-/// Sizes that a family has defaults for.
+/// What a family takes for keys that are absent.
 struct CommonSizes {
+    hidden: usize,
+    intermediate: usize,
     layers: usize,
     heads: usize,
     kv_heads: usize,
-    head: usize,
     context: usize,
+    window: usize,
     /// Each so-many-th layer has full attention, where no key says which.
     pattern: usize,
+    /// The part of a head that layers with full attention rotate, as proportional scaling does.
+    part: Option<f32>,
     /// What layers with full attention have of their own, where no key says what.
     full: LayerConfig,
 }
 
-fn activation(file: &ConfigFile<'_>, config: &TextConfig) -> Result<crate::compute::Activation> {
+fn activation(file: &ConfigFile<'_>, config: &TextConfig) -> Result<Activation> {
     let name = config.hidden_activation.as_deref().unwrap_or("gelu_pytorch_tanh");
     file.activation("hidden_activation", name)
 }
@@ -175,27 +303,31 @@ fn placeholders(config: &TextConfig) -> Option<Placeholders> {
     (!ids.is_empty()).then(|| Placeholders { ids, token: config.pad_token_id.unwrap_or(0) })
 }
 
-/// The window's tokens; `None` for null.
-fn window(file: &ConfigFile<'_>, config: &TextConfig) -> Result<Option<usize>> {
+/// The tokens of a window.
+fn window(file: &ConfigFile<'_>, config: &TextConfig, usual: usize) -> Result<usize> {
     let size = match (config.sliding_window, file.json.get("sliding_window")) {
         (Some(size), _) => size,
-        (None, None) => 512,
-        (None, Some(_)) => return Ok(None),
+        (None, None) => usual,
+        (None, Some(_)) => return Err(file.refuse("sliding_window", "a number of tokens")),
     };
     file.check_sizes(&[("sliding_window", size)])?;
-    Ok(Some(size))
+    Ok(size)
 }
 
 /// The kind of each layer. transformers lets the last one attend to all tokens, whatever its file says.
-fn kinds(file: &ConfigFile<'_>, config: &TextConfig, sizes: &CommonSizes) -> Result<Vec<LayerKind>> {
-    if !(1..=MOST_LAYERS).contains(&sizes.layers) {
-        return Err(file.unsupported(format!(
-            "its num_hidden_layers is {}; it must be 1 to {MOST_LAYERS}",
-            sizes.layers
-        )));
+fn kinds(
+    file: &ConfigFile<'_>,
+    config: &TextConfig,
+    layers: usize,
+    pattern: usize,
+) -> Result<Vec<LayerKind>> {
+    if !(1..=MOST_LAYERS).contains(&layers) {
+        return Err(
+            file.unsupported(format!("its num_hidden_layers is {}; it must be 1 to {MOST_LAYERS}", layers))
+        );
     }
     let mut kinds: Vec<LayerKind> = match &config.layer_types {
-        Some(types) if types.len() != sizes.layers => {
+        Some(types) if types.len() != layers => {
             return Err(file.refuse("layer_types", "one for each of num_hidden_layers"));
         }
         Some(types) => {
@@ -204,12 +336,12 @@ fn kinds(file: &ConfigFile<'_>, config: &TextConfig, sizes: &CommonSizes) -> Res
             known.ok_or_else(|| file.refuse("layer_types", "full_attention and sliding_attention"))?
         }
         None => {
-            let is_full = |index: usize| (index + 1).is_multiple_of(sizes.pattern);
+            let is_full = |index: usize| (index + 1).is_multiple_of(pattern);
             let of = |index| if is_full(index) { LayerKind::Full } else { LayerKind::Sliding };
-            (0..sizes.layers).map(of).collect()
+            (0..layers).map(of).collect()
         }
     };
-    kinds[sizes.layers - 1] = LayerKind::Full;
+    kinds[layers - 1] = LayerKind::Full;
     Ok(kinds)
 }
 
@@ -220,10 +352,12 @@ fn heads(
     sizes: &CommonSizes,
     kinds: &[LayerKind],
 ) -> Result<Vec<Heads>> {
+    let kv_heads = config.num_key_value_heads.unwrap_or(sizes.kv_heads);
+    let width = config.head_dim.unwrap_or(256);
     let of_layer = |own: Option<&LayerConfig>| Heads {
-        heads: sizes.heads,
-        kv_heads: own.and_then(|own| own.num_key_value_heads).unwrap_or(sizes.kv_heads),
-        width: own.and_then(|own| own.head_dim).unwrap_or(sizes.head),
+        heads: config.num_attention_heads.unwrap_or(sizes.heads),
+        kv_heads: own.and_then(|own| own.num_key_value_heads).unwrap_or(kv_heads),
+        width: own.and_then(|own| own.head_dim).unwrap_or(width),
     };
     let mut heads = Vec::new();
     match &config.per_layer_config {
@@ -266,35 +400,33 @@ fn heads(
             )));
         }
     }
-    file.check_sizes(&[("num_attention_heads", sizes.heads.saturating_mul(LONGEST_HEAD))])?;
+    file.check_sizes(&[("num_attention_heads", heads[0].heads.saturating_mul(LONGEST_HEAD))])?;
     Ok(heads)
 }
 
 /// The rotary positions of layers with a window, and of those without.
 fn rotaries(
     file: &ConfigFile<'_>,
-    sizes: &CommonSizes,
+    context: usize,
+    part: Option<f32>,
     kinds: &[LayerKind],
     heads: &[Heads],
-    full_base: f32,
 ) -> Result<[Option<Rotary>; 2]> {
     let rope: RopeConfig = file.parse()?;
     let mut rotaries = [None, None];
     for kind in LayerKind::ALL {
         let Some((_, heads)) = kinds.iter().zip(heads).find(|(other, _)| **other == kind) else { continue };
-        let base = if kind == LayerKind::Full { full_base } else { 10_000.0 };
-        let defaults = RopeDefaults {
-            head: heads.width,
-            context: sizes.context,
-            base,
-            part: None,
-            style: RopeStyle::Neox,
-        };
+        let base = if kind == LayerKind::Full { 1_000_000.0 } else { 10_000.0 };
+        let (head, style) = (heads.width, RopeStyle::Neox);
+        let defaults = RopeDefaults { head, context, base, part: None, style };
         if rope.has_parameters() && !(rope.has(kind.name()) && rope.has_base(kind.name())) {
             let reason = format!("its rope_parameters give no rope_theta of layers with {}", kind.name());
             return Err(file.unsupported(reason));
         }
-        let rotary = rope.rotary(&defaults, Some(kind.name()), &[]);
+        let rotary = match part.filter(|_| kind == LayerKind::Full && !rope.has_parameters()) {
+            Some(part) => RopeConfig::proportional(part).rotary(&defaults, None, &[]),
+            None => rope.rotary(&defaults, Some(kind.name()), &[]),
+        };
         rotaries[kind as usize] = Some(rotary.map_err(|reason| file.unsupported(reason))?);
     }
     Ok(rotaries)

@@ -6,12 +6,22 @@
 mod config;
 mod model;
 
-use self::config::{FIELDS, read_encoder};
+use self::config::{FIELDS, GENERATOR_FIELDS, UNIFIED_FIELDS, read_encoder, read_generator};
 use super::family::Family;
 
+/// Keys of mixtures of experts, which transformers does not read without them.
+const OF_EXPERTS: &[&str] = &["num_experts", "top_k_experts", "moe_intermediate_size"];
+
 /// The families.
-pub(super) const FAMILIES: &[Family] = &[Family {
-    generates: false,
-    fields: FIELDS,
-    ..Family::new("embedding_gemma2_text", "EmbeddingGemma2Text", &[], read_encoder)
-}];
+pub(super) const FAMILIES: &[Family] = &[
+    Family {
+        generates: false,
+        fields: FIELDS,
+        ..Family::new("embedding_gemma2_text", "EmbeddingGemma2Text", &[], read_encoder)
+    },
+    Family { fields: GENERATOR_FIELDS, ..Family::new("gemma4_text", "Gemma4", OF_EXPERTS, read_generator) },
+    Family {
+        fields: UNIFIED_FIELDS,
+        ..Family::new("gemma4_unified_text", "Gemma4Unified", &[], read_generator)
+    },
+];

@@ -1,20 +1,48 @@
 //! The model, whatever file describes it.
 
-use crate::compute::{Activation, Biased, Heads, LayerAttention, Positions, Weight};
+use std::f32::consts::FRAC_1_SQRT_2;
+
+use crate::compute::{Activation, Biased, Heads, LayerAttention, Matrix, Positions, Weight};
 use crate::models::architectures::architecture::{Architecture, Description, Factors, Placeholders, misuse};
 use crate::models::architectures::tensors::{
-    EmbeddingTensors, LayerInputTensors, LayerTensors, MixerTensors, MlpTensors, NormTensors,
-    PrefixedTensors, Tensors,
+    EmbeddingTensors, LayerInputTensors, LayerTensors, LayerTokenTensors, MixerTensors, MlpTensors,
+    NormTensors, PrefixedTensors, Tensors,
 };
 use crate::{Error, Result};
+
+/// The table of tokens for the inputs of layers.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct TokenTable {
+    /// Its rows.
+    pub vocabulary: usize,
+}
+
+/// What layers have inputs of their own of.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LayerInputShape {
+    /// Length of an input.
+    pub width: usize,
+    /// What the names of the tensors of all layers begin with, and those of one.
+    pub names: [&'static str; 2],
+    /// Of a generator.
+    pub tokens: Option<TokenTable>,
+}
+
+/// What a model writes text with.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LogitsHead {
+    pub tied: bool,
+    /// The soft cap of logits.
+    pub cap: Option<f32>,
+}
 
 /// A model whose configuration was checked.
 #[derive(Debug, Clone)]
 pub(in crate::models::architectures) struct Gemma4 {
     /// Length of a state.
     pub hidden: usize,
-    /// Columns between the matrices of the perceptron.
-    pub intermediate: usize,
+    /// Columns between the matrices of the perceptron of each layer.
+    pub intermediate: Vec<usize>,
     pub vocabulary: usize,
     pub context: usize,
     /// Of the normalizations.
@@ -24,10 +52,13 @@ pub(in crate::models::architectures) struct Gemma4 {
     pub bias: bool,
     /// The attention of each layer, with its heads.
     pub attention: Vec<LayerAttention>,
-    /// Length of a layer's own input.
-    pub input_width: usize,
-    /// Length of an output row.
-    pub embedding: usize,
+    /// Of each layer, whether its keys, before their norm, are its values too.
+    pub keys_are_values: Vec<bool>,
+    /// Of the inputs that layers have of their own, if they have some.
+    pub input: Option<LayerInputShape>,
+    /// Length of an output row, of an encoder.
+    pub embedding: Option<usize>,
+    pub head: Option<LogitsHead>,
     pub placeholders: Option<Placeholders>,
 }
 
@@ -60,7 +91,11 @@ impl Architecture for Gemma4 {
             activation: self.activation,
             norm_first: true,
             positions: Positions::FromZero,
-            factors: Factors { embedding: (self.hidden as f32).sqrt(), ..Factors::default() },
+            factors: Factors {
+                embedding: (self.hidden as f32).sqrt(),
+                logits_cap: self.head.and_then(|head| head.cap),
+                ..Factors::default()
+            },
         }
     }
 
@@ -76,17 +111,25 @@ impl Architecture for Gemma4 {
         let attention = |part, shape| tensors.maybe_biased(&name(part), shape, self.bias);
         let linear = |part, shape| tensors.maybe_biased(&name(part), shape, false);
         let norm = |part, length| self.norm(&tensors, &name(part), length);
-        let qkv = vec![
-            attention("self_attn.q_proj", [heads * width, hidden])?,
-            attention("self_attn.k_proj", [kv_heads * width, hidden])?,
-            attention("self_attn.v_proj", [kv_heads * width, hidden])?,
-        ];
-        let head_norms = Some([norm("self_attn.q_norm", width)?, norm("self_attn.k_norm", width)?]);
-        let wide = [self.intermediate, hidden];
+        let mut qkv = vec![attention("self_attn.q_proj", [heads * width, hidden])?];
+        let mut head_norms = [norm("self_attn.q_norm", width)?, norm("self_attn.q_norm", width)?];
+        let one = [kv_heads * width, hidden];
+        let values = if self.keys_are_values[index] { "self_attn.k_proj" } else { "self_attn.v_proj" };
+        if !self.attention[index].reuses_keys() {
+            qkv.push(attention("self_attn.k_proj", one)?);
+            qkv.push(attention(values, one)?);
+            head_norms[1] = norm("self_attn.k_norm", width)?;
+        } else if tensors.contains(&name("self_attn.k_proj.weight")) {
+            // Files have what such layers would make of their own; nothing uses it.
+            attention("self_attn.k_proj", one)?;
+            attention(values, one)?;
+            norm("self_attn.k_norm", width)?;
+        }
+        let wide = [self.intermediate[index], hidden];
         let mlp = MlpTensors::gated(
             linear("mlp.gate_proj", wide)?,
             linear("mlp.up_proj", wide)?,
-            linear("mlp.down_proj", [hidden, self.intermediate])?,
+            linear("mlp.down_proj", [hidden, self.intermediate[index]])?,
         );
         let output = attention("self_attn.o_proj", [hidden, heads * width])?;
         Ok(LayerTensors {
@@ -94,32 +137,57 @@ impl Architecture for Gemma4 {
             output_norm: Some(norm("post_attention_layernorm", hidden)?),
             mlp_norm: Some(norm("pre_feedforward_layernorm", hidden)?),
             down_norm: Some(norm("post_feedforward_layernorm", hidden)?),
-            ..LayerTensors::new(MixerTensors::Attention { qkv, head_norms }, output, mlp)
+            ..LayerTensors::new(MixerTensors::Attention { qkv, head_norms: Some(head_norms) }, output, mlp)
         })
     }
 
     fn value_norm(&self, _tensors: &dyn Tensors, index: usize) -> Result<Option<NormTensors>> {
+        if self.attention[index].reuses_keys() {
+            return Ok(None);
+        }
         let width = self.heads(index)?.width;
         let scale = Weight::from_f32(&vec![1.0; width], &[width])?;
         Ok(Some(NormTensors { scale, shift: None, epsilon: self.epsilon }))
     }
 
     fn layer_input(&self, tensors: &dyn Tensors, index: usize) -> Result<Option<LayerInputTensors>> {
+        let Some(LayerInputShape { width, names: [all, own], tokens: table }) = self.input else {
+            return Ok(None);
+        };
         let tensors = self.tensors(tensors);
-        let (hidden, width, layers) = (self.hidden, self.input_width, self.attention.len());
-        let name = |part: &str| format!("layers.{index}.ple_block.{part}");
+        let (hidden, layers) = (self.hidden, self.attention.len());
+        let name = |part: &str| format!("layers.{index}.{own}{part}");
         let linear = |part, shape| tensors.maybe_biased(&name(part), shape, false);
-        let all = tensors.matrix("ple.per_layer_model_projection.weight", [layers * width, hidden])?;
+        let projections = format!("{all}per_layer_model_projection.weight");
+        let projections = tensors.matrix(&projections, [layers * width, hidden])?;
         // The outputs are divided by the root of a state's length before their norm: what it adds to their mean square counts
         // for as many times more.
-        let norm = self.norm(&tensors, "ple.per_layer_projection_norm", width)?;
+        let mut norm = self.norm(&tensors, &format!("{all}per_layer_projection_norm"), width)?;
+        if table.is_some() {
+            // Its sum with the row of the token is divided by the root of two.
+            let scale: Vec<f32> = norm.scale.to_f32()?.iter().map(|x| x * FRAC_1_SQRT_2).collect();
+            norm.scale = Weight::from_f32(&scale, &[width])?;
+        }
         Ok(Some(LayerInputTensors {
-            projection: (all.slice_rows(index * width..(index + 1) * width), None),
+            projection: (projections.slice_rows(index * width..(index + 1) * width), None),
             norm: NormTensors { epsilon: self.epsilon * hidden as f32, ..norm },
             gate: linear("per_layer_input_gate", [width, hidden])?,
             output: linear("per_layer_projection", [hidden, width])?,
             output_norm: self.norm(&tensors, &name("post_per_layer_input_norm"), hidden)?,
         }))
+    }
+
+    fn layer_tokens(&self, tensors: &dyn Tensors) -> Result<Option<LayerTokenTensors>> {
+        let Some(LayerInputShape { width, tokens: Some(TokenTable { vocabulary }), .. }) = self.input else {
+            return Ok(None);
+        };
+        let layers = self.attention.len();
+        let name = "embed_tokens_per_layer.weight";
+        let table = match self.tensors(tensors).matrix(name, [vocabulary, layers * width])? {
+            Matrix::Plain(table) => Matrix::Plain(table.reshaped(&[vocabulary * layers, width])),
+            Matrix::Blocks(_) => return Err(misuse("rows of a table of blocks are parted")),
+        };
+        Ok(Some(LayerTokenTensors { table, factor: (width as f32).sqrt() * FRAC_1_SQRT_2 }))
     }
 
     fn layer_factor(&self, tensors: &dyn Tensors, index: usize) -> Result<f32> {
@@ -139,12 +207,13 @@ impl Architecture for Gemma4 {
     }
 
     fn output_projection(&self, tensors: &dyn Tensors) -> Result<Option<Biased>> {
-        let shape = [self.embedding, self.hidden];
+        let Some(embedding) = self.embedding else { return Ok(None) };
+        let shape = [embedding, self.hidden];
         self.tensors(tensors).maybe_biased("embedding_projection", shape, false).map(Some)
     }
 
     fn output_width(&self) -> usize {
-        self.embedding
+        self.embedding.unwrap_or(self.hidden)
     }
 
     fn placeholders(&self) -> Option<&Placeholders> {
@@ -153,5 +222,12 @@ impl Architecture for Gemma4 {
 
     fn has_kernels_on_cards(&self) -> bool {
         false
+    }
+
+    fn head(&self, tensors: &dyn Tensors) -> Result<Matrix> {
+        let head = self.head.ok_or_else(|| misuse("an encoder has no head that writes text"))?;
+        let (shape, name) = ([self.vocabulary, self.hidden], "lm_head.weight");
+        let words = format!("model.{WORDS}");
+        if head.tied { tensors.tied_matrix(&words, name, shape) } else { tensors.matrix(name, shape) }
     }
 }
