@@ -27,7 +27,7 @@ pub(super) enum Mixer<B: Backend> {
         rotary: Option<usize>,
         /// Index of positions that rotate nothing, where norms follow the rotation.
         unrotated: Option<usize>,
-        attention: LayerAttention,
+        attention: Box<LayerAttention>,
         relative: Option<B::Relative>,
         /// Its outputs follow those of attention.
         dynamic: Option<DynamicConvolution<B>>,
@@ -171,13 +171,13 @@ impl<B: Backend> Layers<B> {
                 None => Arc::new(loader.layer(index)?),
             };
             let cache_index = match &layer.mixer {
-                Mixer::Attention {
-                    attention: LayerAttention { keys: KeySource::Layer(source), .. }, ..
-                } => match placed.get(*source) {
-                    Some(source) => source.cache_index,
-                    None => return Err(misuse("keys of a later layer")),
+                Mixer::Attention { attention, heads, .. } => match attention.keys {
+                    KeySource::Layer(source) => {
+                        let source = placed.get(source).ok_or_else(|| misuse("keys of a later layer"))?;
+                        source.cache_index
+                    }
+                    KeySource::Own | KeySource::Kept => caches.place(*heads)?,
                 },
-                Mixer::Attention { heads, .. } => caches.place(*heads)?,
                 Mixer::ShortConvolution { .. } => {
                     convolutions += 1;
                     convolutions - 1
@@ -309,7 +309,7 @@ impl<B: Backend> LayerLoader<'_, B> {
         qkv: &[Biased],
         head_norms: Option<[NormTensors; 2]>,
     ) -> Result<Mixer<B>> {
-        let mut attention = self.described(index).clone();
+        let mut attention = Box::new(self.described(index).clone());
         let heads = attention.heads.take().unwrap_or(self.description.heads);
         attention.bias = attention.bias.or_else(|| self.bias.clone());
         // The operation that rotates heads normalizes them too, and before.

@@ -31,6 +31,9 @@ use crate::{Error, Result};
 /// Bytes of keys and values of the sequences that are computed at a time after a beginning that they share.
 const SHARED_BYTES: u64 = 256 << 20;
 
+/// The states of a pass on a backend.
+type StatesOf<'a, B> = <<B as Backend>::Pass<'a> as Pass<B>>::States;
+
 /// A transformer on a backend.
 pub struct Transformer<B: Backend> {
     backend: B,
@@ -311,7 +314,7 @@ impl<B: Backend> Transformer<B> {
         &self,
         pass: &mut B::Pass<'a>,
         x: <B::Pass<'a> as Pass<B>>::States,
-    ) -> Result<(<B::Pass<'a> as Pass<B>>::States, Option<&B::Norm>)> {
+    ) -> Result<(StatesOf<'a, B>, Option<&B::Norm>)> {
         let norm = self.final_norm.as_ref();
         let Some(projection) = &self.output_projection else { return Ok((x, norm)) };
         let x = match norm {

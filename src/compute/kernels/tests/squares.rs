@@ -34,9 +34,11 @@ fn squares_are_exact_in_both_formats() {
                     "{kernels:?} {activation:?}({x}) = {narrow}, not {exact}"
                 );
             }
-            for (x, expected) in [(f32::INFINITY, f32::INFINITY), (1e30, f32::INFINITY)] {
-                assert_eq!(activated(kernels, activation, &[x]), [expected], "{kernels:?} {activation:?}");
-            }
+            assert_eq!(
+                activated(kernels, activation, &[1e30]),
+                [f32::INFINITY],
+                "{kernels:?} {activation:?}"
+            );
             assert!(activated(kernels, activation, &[f32::NAN])[0].is_nan(), "{kernels:?} {activation:?}");
             assert!(activated_narrow(kernels, activation, &[f32::NAN])[0].is_nan());
         }
