@@ -102,6 +102,16 @@ MIXTURES: dict[str, Options] = {
         "shared_expert_intermediate_size": [7, 16],
     },
     "granitemoe": {**LLAMA, **FACTORS, **LOCAL, "embedding_multiplier": [1.0, 3.0]},
+    "gpt_oss": {
+        **LOCAL,
+        **flags("attention_bias"),
+        "head_dim": [4, 12],
+        "sliding_window": [3, 7, 100],
+        "layer_types": [None, TYPES],
+        "swiglu_limit": [7.0, 0.5],
+        "swiglu_alpha": [1.702, 1.0],
+        "rope_parameters": [ROPE],
+    },
 }
 DECODERS |= MIXTURES
 # Other forms of norms, perceptrons or blocks.

@@ -33,6 +33,7 @@ from fixture_makers import (  # noqa: E402  (after the environment above)
     families,
     gguf_form_headers,
     gguf_headers,
+    gpt_oss,
     jina_tasks,
     judges,
     late,
@@ -74,6 +75,7 @@ def makers(models: Path) -> dict[str, Callable[[], None]]:
     table |= {f"{adapters.FOLDER}/{spec.name}": partial(adapters.make, spec, FIXTURES) for spec in adapters.ADAPTERS}
     table[mixture_vectors.NAME] = partial(mixture_vectors.make, FIXTURES)
     table["gguf_headers"] = partial(gguf_headers.make, FIXTURES)
+    table[gpt_oss.NAME] = partial(gpt_oss.make, FIXTURES)
     table["gguf_form_headers"] = partial(gguf_form_headers.make, FIXTURES)
     return table | {name: partial(real.make, name, models, FIXTURES) for name in real.NAMES}
 

@@ -49,7 +49,7 @@ pub use batch::PackedBatch;
 pub use experts::{ExpertLayers, ExpertRouting, ExpertScores, Experts, SharedExpert};
 pub use isa::{DType, ISA_VARIABLE, Isa};
 pub(crate) use kernels::rowwise::LONGEST_HEAD;
-pub use kernels::{Activation, Xielu};
+pub use kernels::{Activation, ClampedSwish, Xielu};
 pub use linear::{Biased, Matrix, WeightFormat};
 pub use maxsim::maxsim;
 pub(crate) use ordered::map_in_order;

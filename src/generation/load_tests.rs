@@ -48,7 +48,8 @@ const NAMES: &str = "gpt2 gpt2_bin llama qwen2 qwen3 mistral ministral ministral
     gemma gemma2 gemma3_text glm4 olmo2 gemma3 mistral3 exaone4 helium gpt_neox phi phi_norms stablelm \
     stablelm_parallel starcoder2 falcon falcon_new falcon_serial gptj lfm2 lfm2_biased \
     qwen3_moe qwen3_moe_mixed mixtral olmoe lfm2_moe qwen2_moe granitemoe \
-    cohere cohere2 olmo3 granitemoehybrid hunyuan_v1_dense ernie4_5 seed_oss apertus glm arcee nemotron";
+    cohere cohere2 olmo3 granitemoehybrid hunyuan_v1_dense ernie4_5 seed_oss apertus glm arcee nemotron \
+    gpt_oss";
 
 fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
@@ -550,3 +551,6 @@ mod experts;
 
 #[path = "lfm2_tests.rs"]
 mod lfm2;
+
+#[path = "gpt_oss_tests.rs"]
+mod gpt_oss;

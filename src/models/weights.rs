@@ -16,11 +16,12 @@ use super::adapters::change::{is_own_part, original_name};
 use super::architectures::{GgufTensors, Tensors};
 use super::formats::gguf::Gguf;
 use super::formats::pickle::{self, Pickled, Storage};
-use super::formats::safetensors;
+use super::formats::{mxfp4, safetensors};
 use super::manifest::WeightFiles;
 use super::text_part::{of_images, stored_names};
 use super::unread::{ReadTensors, left};
 use crate::compute::file::{Bytes, WeightFile};
+use crate::compute::linear::{BlockFormat, BlockTensor};
 use crate::compute::memory::zeroed;
 use crate::compute::{Matrix, Stored, Weight};
 use crate::sync::Mutex;
@@ -37,6 +38,8 @@ pub struct Weights {
     checked: Mutex<HashSet<Storage>>,
     read: ReadTensors,
     adapter: Option<Adapter>,
+    /// Whether only names and shapes count.
+    shapes_alone: bool,
 }
 
 struct TensorEntry {
@@ -131,6 +134,7 @@ impl Weights {
             checked: Mutex::default(),
             read: ReadTensors::default(),
             adapter: None,
+            shapes_alone: false,
         })
     }
 
@@ -145,6 +149,7 @@ impl Weights {
             checked: Mutex::default(),
             read: ReadTensors::default(),
             adapter: None,
+            shapes_alone: false,
         }
     }
 
@@ -156,10 +161,11 @@ impl Weights {
         self
     }
 
-    /// The same for questions about names and shapes: of an adapter's changes no sum is computed.
+    /// The same for questions about names and shapes: of an adapter's changes no sum is computed, and of numbers of four bits
+    /// none is read.
     #[must_use]
     pub(super) fn without_sums(self) -> Self {
-        Self { adapter: self.adapter.map(Adapter::without_numbers), ..self }
+        Self { adapter: self.adapter.map(Adapter::without_numbers), shapes_alone: true, ..self }
     }
 
     /// The first file.
@@ -348,6 +354,32 @@ impl Tensors for Weights {
         }
     }
 
+    fn microscaled(&self, name: &str, [count, rows, columns]: [usize; 3]) -> Result<Matrix> {
+        let names = ["blocks", "scales"].map(|part| self.own_name(&format!("{name}_{part}")).into_owned());
+        let refused = |reason: String| Error::invalid_file(self.path_of(&names[1]), reason);
+        if !columns.is_multiple_of(mxfp4::GROUP) {
+            return Err(refused(format!(
+                "its rows of {columns} numbers ({name}) are no groups of {}",
+                mxfp4::GROUP
+            )));
+        }
+        let groups = columns / mxfp4::GROUP;
+        let codes = self.bytes_of(&names[0], &[count, rows, groups, mxfp4::CODES])?;
+        let scales = self.bytes_of(&names[1], &[count, rows, groups])?;
+        let each = rows * groups;
+        let mut blocks = zeroed(count * each * mxfp4::BLOCK)?;
+        if !self.shapes_alone {
+            let (mut codes_read, mut scales_read) = (Vec::new(), Vec::new());
+            for (index, out) in blocks.chunks_exact_mut((each * mxfp4::BLOCK).max(1)).enumerate() {
+                let own = index * each..(index + 1) * each;
+                let scales = scales.read(own.clone(), &mut scales_read)?;
+                let codes = codes.read(own.start * mxfp4::CODES..own.end * mxfp4::CODES, &mut codes_read)?;
+                mxfp4::write_blocks(codes, scales, out).map_err(refused)?;
+            }
+        }
+        Ok(Matrix::Blocks(BlockTensor::owned(blocks, BlockFormat::Mxfp4, count * rows, columns)?))
+    }
+
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Weight> {
         match &self.gguf {
             Some(gguf) => GgufTensors(gguf).tensor(name, shape),
@@ -363,6 +395,23 @@ impl Tensors for Weights {
 impl Weights {
     fn get_shaped(&self, name: &str, shape: &[usize]) -> Result<Weight> {
         self.shaped(name, self.get(name)?, shape)
+    }
+
+    /// The bytes of a tensor of bytes.
+    fn bytes_of(&self, name: &str, shape: &[usize]) -> Result<Bytes> {
+        match self.stored(name)? {
+            StoredTensor::Other { format, bytes, shape: found } if format == "U8" && found == shape => {
+                Ok(bytes)
+            }
+            other => Err(Error::invalid_file(
+                self.path_of(name),
+                format!(
+                    "the tensor {name:?} is no tensor of bytes of shape {shape:?}, but of shape {:?}; the file is damaged or of \
+                     another model",
+                    other.shape()
+                ),
+            )),
+        }
     }
 
     fn shaped(&self, name: &str, weight: Weight, shape: &[usize]) -> Result<Weight> {

@@ -125,6 +125,8 @@ pub struct LayerAttention {
     pub soft_cap: Option<f32>,
     /// Added to the scores: ALiBi, and the relative positions of MPNet and T5.
     pub bias: Option<Arc<DistanceBias>>,
+    /// A score for each head that competes with those of keys, and has no value: an attention sink.
+    pub sinks: Option<Arc<[f32]>>,
     /// Rotary positions of queries and keys.
     pub rotary: Option<Rotary>,
     /// Where keys and values come from.
@@ -140,6 +142,7 @@ impl LayerAttention {
             scale: None,
             soft_cap: None,
             bias: None,
+            sinks: None,
             rotary: None,
             keys: KeySource::Own,
         }

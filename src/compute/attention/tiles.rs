@@ -116,7 +116,7 @@ impl Attention<'_> {
                 tile.begins = block <= visible.start;
                 if tile.begins {
                     // The place may have the state of an earlier tile.
-                    state.running[tile.place] = Default::default();
+                    state.running[tile.place] = self.beginning(&tile);
                 }
                 let keys = block.max(visible.start)..visible.end.min(block + BLOCK);
                 self.tile(state, &panels, &tile, block, keys);

@@ -145,12 +145,12 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// A gated layer `activation(x Gᵀ + b) * (x Uᵀ + c)`: gate and up, of the same shape.
     fn gated(&self, gate: Biased, up: Biased) -> Result<Self::Linear>;
 
-    /// A linear layer without a bias whose weights and outputs are in float32, whatever the backend's number format: the router
+    /// A linear layer whose weights, bias and outputs are in float32, whatever the backend's number format: the router
     /// of a mixture of experts.
     ///
     /// # Errors
     /// [`Error::Internal`] where the backend has none.
-    fn exact_linear(&self, _matrix: &Matrix) -> Result<Self::Linear> {
+    fn exact_linear(&self, _part: &Biased) -> Result<Self::Linear> {
         Err(lacking("exact_linear"))
     }
 

@@ -19,6 +19,24 @@ pub enum Activation {
     ReluSquared,
     /// With numbers of its own in each layer.
     Xielu(Xielu),
+    /// Of gated perceptrons: it limits both operands, and adds one to that which is not the gate.
+    ClampedSwish(ClampedSwish),
+}
+
+impl Activation {
+    /// What limits the gated operand, which grows by one then.
+    pub(crate) fn gated_limit(self) -> Option<f32> {
+        if let Self::ClampedSwish(own) = self { Some(own.limit) } else { None }
+    }
+}
+
+/// `(clamp(u, -l, l) + 1) g / (1 + e^(-a g))` with `g = min(x, l)`, where `x` is the gate and `u` what it multiplies: GPT-OSS.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ClampedSwish {
+    /// `a`.
+    pub steepness: f32,
+    /// `l`.
+    pub limit: f32,
 }
 
 /// An activation that grows with the square of a positive number, and bends down from the line for a negative one:

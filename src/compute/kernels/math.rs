@@ -142,6 +142,10 @@ pub(crate) fn activate<S: Simd, const NARROW: bool>(s: S, activation: Activation
             s.mul(x, x)
         }
         Activation::Xielu(own) => xielu::<S, NARROW>(s, own, x),
+        Activation::ClampedSwish(own) => {
+            let x = s.min(s.splat(own.limit), x);
+            s.div(x, s.add(s.splat(1.0), exp::<S, NARROW>(s, s.mul(x, s.splat(-own.steepness)))))
+        }
     }
 }
 

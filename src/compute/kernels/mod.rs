@@ -20,7 +20,7 @@ pub(crate) mod tile;
 
 use std::fmt;
 
-pub use self::activation::{Activation, Xielu};
+pub use self::activation::{Activation, ClampedSwish, Xielu};
 use self::quantize::QuantizedRow;
 use self::rowwise::{RmsRow, RopeRow, TileEpilogue};
 use self::softmax::Softmax;

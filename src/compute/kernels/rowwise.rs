@@ -98,9 +98,11 @@ pub(crate) unsafe fn finish<S: Simd>(s: S, f: &TileEpilogue) {
                     finish_with::<S, false>(s, f, $activation)
                 },)*
                 // SAFETY: the preconditions are the same, and the output is bf16.
-                (Activation::Xielu(_), StoreMode::Bf16) => unsafe { finish_with::<S, true>(s, f, f.activation) },
+                (Activation::Xielu(_) | Activation::ClampedSwish(_), StoreMode::Bf16) => unsafe {
+                    finish_with::<S, true>(s, f, f.activation)
+                },
                 // SAFETY: the preconditions are the same, and the output is f32.
-                (Activation::Xielu(_), StoreMode::F32 | StoreMode::AddF32) => unsafe {
+                (Activation::Xielu(_) | Activation::ClampedSwish(_), StoreMode::F32 | StoreMode::AddF32) => unsafe {
                     finish_with::<S, false>(s, f, f.activation)
                 },
             }
@@ -143,7 +145,12 @@ unsafe fn finish_with<S: Simd, const NARROW: bool>(s: S, f: &TileEpilogue, activ
                 x = activate::<S, NARROW>(s, activation, s.add(x, bias));
                 if !f.gated.is_null() {
                     let gated = s.load(f.gated.add(row * f.tile_stride + column));
-                    x = s.mul(x, s.add(gated, gated_bias));
+                    let mut gated = s.add(gated, gated_bias);
+                    if let Some(limit) = activation.gated_limit() {
+                        gated = s.max(s.splat(-limit), s.min(s.splat(limit), gated));
+                        gated = s.add(gated, s.splat(1.0));
+                    }
+                    x = s.mul(x, gated);
                 }
                 let out = f.out.add(row * f.out_stride);
                 if NARROW {

@@ -305,6 +305,23 @@ impl BlockTensor {
         Ok(Self { bytes: Bytes::File(file, range), format, rows, columns })
     }
 
+    /// The matrix `[rows, columns]` of blocks in memory.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if a row does not consist of whole blocks, or there are more or fewer.
+    pub fn owned(bytes: Vec<u8>, format: BlockFormat, rows: usize, columns: usize) -> Result<Self> {
+        let own = Self { bytes: Bytes::Memory(bytes.into()), format, rows, columns };
+        let size = own.row_bytes().checked_mul(rows);
+        let found = if let Bytes::Memory(bytes) = &own.bytes { bytes.len() } else { 0 };
+        if columns.is_multiple_of(format.elements()) && size == Some(found) {
+            return Ok(own);
+        }
+        Err(Error::Input(format!(
+            "{found} bytes do not make a {} tensor of shape [{rows}, {columns}]",
+            format.name()
+        )))
+    }
+
     /// Rows: outputs of a linear layer.
     pub fn rows(&self) -> usize {
         self.rows

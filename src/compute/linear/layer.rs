@@ -17,7 +17,7 @@ use crate::Result;
 use crate::compute::file::WeightFile;
 use crate::compute::isa::{DType, Isa};
 use crate::compute::kernels::{Kernels, units};
-use crate::compute::memory::Piece;
+use crate::compute::memory::{Piece, zeroed};
 use crate::compute::weight::Weight;
 
 /// The format in memory of weights that are stored as plain numbers. Blocks of GGUF files keep their own format.
@@ -111,6 +111,33 @@ impl Matrix {
         match self {
             Self::Plain(weight) => Self::Plain(weight.slice_rows(rows)),
             Self::Blocks(blocks) => Self::Blocks(blocks.slice_rows(rows)),
+        }
+    }
+
+    /// Each second row, from row `first` on.
+    ///
+    /// # Errors
+    /// As [`to_f32`](Self::to_f32).
+    pub(crate) fn every_second_row(&self, first: usize) -> Result<Self> {
+        let (rows, mut scratch) = (self.rows(), Vec::new());
+        let (size, stored) = match self {
+            Self::Plain(weight) => {
+                let size = weight.columns() * weight.stored().bytes();
+                (size, weight.bytes().read(0..rows * size, &mut scratch)?)
+            }
+            Self::Blocks(blocks) => (blocks.row_bytes(), blocks.rows_read(0..rows, &mut scratch)?),
+        };
+        let chosen = rows.saturating_sub(first).div_ceil(2);
+        let mut out = zeroed::<u8>(chosen * size)?;
+        let from = stored.chunks_exact(size.max(1)).skip(first).step_by(2);
+        out.chunks_exact_mut(size.max(1)).zip(from).for_each(|(to, from)| to.copy_from_slice(from));
+        match self {
+            Self::Plain(weight) => {
+                Ok(Self::Plain(Weight::owned(out, weight.stored(), vec![chosen, weight.columns()])?))
+            }
+            Self::Blocks(blocks) => {
+                BlockTensor::owned(out, blocks.format(), chosen, blocks.columns()).map(Self::Blocks)
+            }
         }
     }
 

@@ -67,13 +67,14 @@ impl Packer {
     ///
     /// # Errors
     /// As [`linear`](Self::linear).
-    pub fn exact(&self, matrix: &Matrix) -> Result<Linear> {
-        let (inputs, outputs) = (matrix.columns(), matrix.rows());
-        let plain = Weight::from_f32(&matrix.to_f32()?, &[outputs, inputs])?;
+    pub fn exact(&self, part: &Biased) -> Result<Linear> {
+        let JoinedLinear { bias, inputs, outputs } = JoinedLinear::of(std::slice::from_ref(part))?;
+        let plain = Weight::from_f32(&part.0.to_f32()?, &[outputs, inputs])?;
         let form = PartFormat::Plain(DType::F32);
         let memory = self.panels(form, &[(plain.into(), None)], inputs)?;
         let parts = vec![LinearPart { form, memory, columns: 0..outputs }];
-        Ok(Linear { parts, bias: Vec::new(), inputs, outputs, forms: Forms::default(), gated: false })
+        let bias = bias.unwrap_or_default();
+        Ok(Linear { parts, bias, inputs, outputs, forms: Forms::default(), gated: false })
     }
 
     fn form(&self, matrix: &Matrix) -> PartFormat {

@@ -155,6 +155,14 @@ pub trait Architecture: Debug + Send + Sync {
         Ok(None)
     }
 
+    /// The score of each head of layer `index` that competes with those of its keys, if there is one: an attention sink.
+    ///
+    /// # Errors
+    /// When a tensor is missing or of another shape.
+    fn sinks(&self, _tensors: &dyn Tensors, _index: usize) -> Result<Option<Weight>> {
+        Ok(None)
+    }
+
     /// The relative positions that attention compares contents with, if it does.
     ///
     /// # Errors
@@ -289,6 +297,7 @@ pub fn check_tensors(architecture: &dyn Architecture, tensors: &dyn Tensors, wri
     for index in layers.filter(|&index| architecture.same_as(index) == index) {
         architecture.layer(tensors, index)?;
         architecture.layer_activation(tensors, index)?;
+        architecture.sinks(tensors, index)?;
         architecture.relative_layers(tensors, index)?;
         architecture.dynamic_convolution(tensors, index)?;
         architecture.value_norm(tensors, index)?;

@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 
+use super::biased_experts as biased;
 use super::family::LARGEST_SIZE;
 use super::gguf_keys::Metadata;
 use super::tensors::{ExpertTensors, SharedTensors, Tensors};
@@ -47,7 +48,7 @@ const ROUTERS: [&str; 3] = ["gate.weight", "router.layer.weight", "router.weight
 pub(super) struct ExpertConfig {
     num_experts: Option<usize>,
     num_local_experts: Option<usize>,
-    num_experts_per_tok: Option<usize>,
+    pub(super) num_experts_per_tok: Option<usize>,
     norm_topk_prob: Option<bool>,
     moe_intermediate_size: Option<usize>,
     shared_expert_intermediate_size: Option<usize>,
@@ -84,6 +85,8 @@ pub(super) struct ExpertDefaults {
     pub epsilon: f32,
     /// `use_expert_bias`.
     pub choice_bias: bool,
+    /// Whether the router and the matrices of experts have biases, in the form of GPT-OSS.
+    pub biased: bool,
 }
 
 impl ExpertDefaults {
@@ -100,6 +103,7 @@ impl ExpertDefaults {
         gguf_normalized: true,
         epsilon: 0.0,
         choice_bias: false,
+        biased: false,
     };
 
     /// Those of Mixtral, which a GGUF file calls a Llama.
@@ -162,6 +166,7 @@ impl ExpertDefaults {
                 factor: config.routed_scaling_factor.unwrap_or(1.0),
             },
             choice_bias: config.use_expert_bias.unwrap_or(self.choice_bias),
+            biased: self.biased,
             stacked: false,
             shared: self.shared.map(|own| config.shared_expert_intermediate_size.unwrap_or(own)),
             layers: (0..layers).map(sparse).collect(),
@@ -221,6 +226,7 @@ impl ExpertDefaults {
                 factor: factor.unwrap_or(1.0),
             },
             choice_bias: self.choice_bias,
+            biased: self.biased,
             stacked: true,
             shared: self.shared.map(|own| known_shared.or(stored).unwrap_or(own)),
             layers: (0..layers).map(|index| index >= dense).collect(),
@@ -241,6 +247,8 @@ pub(super) struct Mixture {
     routing: ExpertRouting,
     /// Whether numbers are added to the scores that choose.
     choice_bias: bool,
+    /// Whether the router and the matrices of experts have biases.
+    biased: bool,
     /// Whether one tensor has the matrices of all experts, as in GGUF files; else each may have its own.
     stacked: bool,
     /// Columns between the matrices of the expert that all rows use, if there is one.
@@ -285,18 +293,30 @@ impl Mixture {
         let found = places.clone().find(|(block, router)| tensors.contains(&full(block, router)));
         let (block, router) = found.or_else(|| places.clone().next()).unwrap_or(("mlp", ROUTERS[0]));
         let name = |part: &str| full(block, part);
+        let router_bias = || tensors.vector(&name(&router.replace("weight", "bias")), self.count);
+        let router = (
+            tensors.matrix(&name(router), [self.count, hidden])?,
+            self.biased.then(router_bias).transpose()?,
+        );
         let shared = match self.shared {
             Some(wide) => Some(self.shared(tensors, &name("shared_expert"), [wide, hidden])?),
             None => None,
         };
+        let experts = match self.biased {
+            true => biased::experts(tensors, &name, self.count, [self.intermediate, hidden])?,
+            false => {
+                let plain = self.experts(tensors, &name, hidden)?.into_iter();
+                plain.map(|matrices| matrices.map(|matrix| (matrix, None))).collect()
+            }
+        };
         Ok(ExpertTensors {
-            router: tensors.matrix(&name(router), [self.count, hidden])?,
+            router,
             routing: self.routing,
             choice_bias: match self.choice_bias {
                 true => Some(choice_bias(tensors, &name("expert_bias"), self.count)?),
                 false => None,
             },
-            experts: self.experts(tensors, &name, hidden)?,
+            experts,
             shared,
         })
     }

@@ -12,7 +12,7 @@ pub(crate) struct GgufTensors<'a>(pub &'a Gguf);
 impl GgufTensors<'_> {
     /// The name that a GGUF file gives a tensor.
     pub(crate) fn renamed(name: &str) -> String {
-        const PARTS: [(&str, &str); 77] = [
+        const PARTS: [(&str, &str); 78] = [
             ("model.layers.", "blk."),
             // Experts.
             ("mlp.gate.", "ffn_gate_inp."),
@@ -38,6 +38,7 @@ impl GgufTensors<'_> {
             ("self_attn.v_proj", "attn_v"),
             ("self_attn.qkv_proj", "attn_qkv"),
             ("self_attn.o_proj", "attn_output"),
+            ("self_attn.sinks", "attn_sinks.weight"),
             ("self_attn.q_norm", "attn_q_norm"),
             ("self_attn.k_norm", "attn_k_norm"),
             ("mlp.gate_proj", "ffn_gate"),

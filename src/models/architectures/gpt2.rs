@@ -237,7 +237,7 @@ impl Architecture for Gpt2 {
 }
 
 /// `[inputs, outputs]` to `[outputs, inputs]`.
-fn transposed(stored: &Matrix) -> Result<Weight> {
+pub(super) fn transposed(stored: &Matrix) -> Result<Weight> {
     let Matrix::Plain(stored) = stored else {
         return Err(Error::Internal {
             place: "gpt2".into(),

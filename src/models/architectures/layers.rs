@@ -11,7 +11,7 @@ use super::tensors::{
 use crate::Result;
 use crate::compute::{
     Activation, Backend, Biased, CacheShape, DistanceBias, ExpertLayers, Experts, Heads, KeySource,
-    LayerAttention, LayerShapes, Matrix, Pass, RelativeTable, RopeStyle, Rotary, SharedExpert,
+    LayerAttention, LayerShapes, Pass, RelativeTable, RopeStyle, Rotary, SharedExpert,
     ShortConvolutionFactors, ShortConvolutionShape, TokenRows,
 };
 
@@ -312,6 +312,9 @@ impl<B: Backend> LayerLoader<'_, B> {
         let mut attention = Box::new(self.described(index).clone());
         let heads = attention.heads.take().unwrap_or(self.description.heads);
         attention.bias = attention.bias.or_else(|| self.bias.clone());
+        if let Some(sinks) = self.architecture.sinks(self.tensors, index)? {
+            attention.sinks = Some(sinks.to_f32()?.into());
+        }
         // The operation that rotates heads normalizes them too, and before.
         let nothing = || Rotary::new(1.0, 0, RopeStyle::Neox);
         let norms_last = self.architecture.rotates_first() && attention.rotary.is_some();
@@ -359,17 +362,17 @@ impl<B: Backend> LayerLoader<'_, B> {
         }
         let choice_bias = choice_bias.map(|bias| bias.to_f32()).transpose()?.unwrap_or_default();
         let biased = choice_bias.is_empty() || choice_bias.len() == count;
-        if router.rows() != count || !(1..=count).contains(&routing.used) || !biased {
+        if router.0.rows() != count || !(1..=count).contains(&routing.used) || !biased {
             return Err(misuse("a router chooses some of its experts"));
         }
-        let layers = |[gate, up, down]: [Matrix; 3]| -> Result<ExpertLayers<B::Linear>> {
-            let up = self.backend.gated((gate, None), (up, None))?;
-            Ok(ExpertLayers { up, down: self.backend.linear(&[(down, None)])? })
+        let layers = |[gate, up, down]: [Biased; 3]| -> Result<ExpertLayers<B::Linear>> {
+            let up = self.backend.gated(gate, up)?;
+            Ok(ExpertLayers { up, down: self.backend.linear(&[down])? })
         };
         let shared = match shared {
             Some(SharedTensors { matrices, gate }) => {
-                let gate = gate.map(|gate| self.backend.exact_linear(&gate)).transpose()?;
-                Some(SharedExpert { layers: layers(matrices)?, gate })
+                let gate = gate.map(|gate| self.backend.exact_linear(&(gate, None))).transpose()?;
+                Some(SharedExpert { layers: layers(matrices.map(|matrix| (matrix, None)))?, gate })
             }
             None => None,
         };

@@ -7,6 +7,7 @@
 mod albert;
 mod architecture;
 mod bert;
+mod biased_experts;
 mod convbert;
 mod convolution;
 mod deberta_v2;

@@ -83,6 +83,7 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("olmoe", "allenai/OLMoE-1B-7B-0125-Instruct"),
     ("qwen2_moe", "Qwen/Qwen1.5-MoE-A2.7B-Chat"),
     ("granitemoe", "ibm-granite/granite-3.1-1b-a400m-instruct"),
+    ("gpt_oss", "openai/gpt-oss-20b"),
     ("gpt_neox", "EleutherAI/pythia-410m"),
     ("phi", "microsoft/phi-2"),
     ("stablelm", "stabilityai/stablelm-2-zephyr-1_6b"),

@@ -33,6 +33,16 @@ pub trait Tensors {
         Err(Error::Unsupported { model: name.into(), reason })
     }
 
+    /// Matrices of `[count, outputs, inputs]` whose numbers have four bits and a scale for each 32 of a row (MXFP4): the tensors
+    /// `name_blocks` and `name_scales`, as one matrix of `[count * outputs, inputs]`.
+    ///
+    /// # Errors
+    /// As [`stacked`](Self::stacked).
+    fn microscaled(&self, name: &str, _shape: [usize; 3]) -> Result<Matrix> {
+        let reason = "these files have no numbers of four bits".into();
+        Err(Error::Unsupported { model: name.into(), reason })
+    }
+
     /// A tensor of plain numbers, of any number of dimensions.
     ///
     /// # Errors
@@ -192,13 +202,13 @@ impl MlpTensors {
 #[derive(Debug)]
 pub struct ExpertTensors {
     /// Makes a number for each expert, `[experts, inputs]`.
-    pub router: Matrix,
+    pub router: Biased,
     /// How these numbers choose.
     pub routing: ExpertRouting,
     /// A number for each expert that is added to the scores which choose, and not to weights.
     pub choice_bias: Option<Weight>,
     /// Gate, first and second matrix of each expert.
-    pub experts: Vec<[Matrix; 3]>,
+    pub experts: Vec<[Biased; 3]>,
     /// An expert that all rows use.
     pub shared: Option<SharedTensors>,
 }
@@ -404,5 +414,9 @@ impl Tensors for PrefixedTensors<'_> {
 
     fn stacked(&self, name: &str, shape: [usize; 3]) -> Result<Matrix> {
         self.tensors.stacked(&format!("{}{name}", self.prefix), shape)
+    }
+
+    fn microscaled(&self, name: &str, shape: [usize; 3]) -> Result<Matrix> {
+        self.tensors.microscaled(&format!("{}{name}", self.prefix), shape)
     }
 }

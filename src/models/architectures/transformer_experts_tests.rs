@@ -22,7 +22,7 @@ fn mixture(defaults: &ExpertDefaults, layers: usize, config: Value) -> Option<Mi
     Some(defaults.of_config(&serde_json::from_value(config).unwrap(), layers, 22).unwrap())
 }
 
-fn models() -> Vec<Box<dyn Architecture>> {
+pub(super) fn models() -> Vec<Box<dyn Architecture>> {
     let llama = |experts| {
         let shape = shape(2, 10, RopeStyle::Neox, Variant::LLAMA);
         Box::new(Llama { experts, layers: 3, ..shape }) as Box<dyn Architecture>

@@ -496,6 +496,9 @@ mod short_convolutions;
 #[path = "transformer_experts_tests.rs"]
 mod experts;
 
+#[path = "transformer_form_tests.rs"]
+mod forms;
+
 #[path = "transformer_dynamic_convolution_tests.rs"]
 mod dynamic_convolutions;
 

@@ -3,6 +3,7 @@
 pub mod gguf;
 mod gguf_asked;
 mod gguf_metadata;
+pub(crate) mod mxfp4;
 pub(super) mod pickle;
 mod pickle_machine;
 pub(super) mod safetensors;

@@ -9,8 +9,9 @@ use crate::compute::attention::heads::Heads;
 use crate::compute::attention::kv_cache::Panels;
 use crate::compute::isa::DType;
 use crate::compute::kernels::activation::Activation;
+use crate::compute::kernels::math::LOG2_E;
 use crate::compute::kernels::rowwise::TileEpilogue;
-use crate::compute::kernels::softmax::Softmax;
+use crate::compute::kernels::softmax::{Running, Softmax};
 use crate::compute::kernels::tile::Tile;
 use crate::compute::kernels::{TALLEST_TILE, units};
 
@@ -192,6 +193,15 @@ impl Attention<'_> {
             // `panel` values, and belongs to this thread.
             unsafe { self.kernels.tile(format, &product) };
         }
+    }
+
+    /// The maxima and sums of a tile's rows before its first key: those of its sinks, where the layer has some.
+    pub(super) fn beginning(&self, tile: &QueryTile) -> [Running; TALLEST_TILE] {
+        let Some(sinks) = self.layer.sinks.as_deref() else { return Default::default() };
+        std::array::from_fn(|row| {
+            let head = tile.head + if tile.heads > 1 { row.min(tile.heads - 1) } else { 0 };
+            Running { largest: sinks[head] * LOG2_E.0, sum: 1.0 }
+        })
     }
 
     /// Limits the scores of a tile and adds their bias, where the layer does; returns the factor that is left for softmax.

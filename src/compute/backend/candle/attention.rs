@@ -176,6 +176,15 @@ pub(super) fn softmax(scores: &Tensor) -> candle_core::Result<Tensor> {
     e.broadcast_div(&e.sum_keepdim(D::Minus1)?.maximum(1e-30f32)?)
 }
 
+/// The same of `[sequences, heads, rows, length]` with one more score for each head, whose share is left out.
+fn softmax_with_sinks(scores: &Tensor, sinks: &[f32]) -> candle_core::Result<Tensor> {
+    let sinks = Tensor::new(sinks, scores.device())?.reshape((1, sinks.len(), 1, 1))?;
+    let most = scores.max_keepdim(D::Minus1)?.broadcast_maximum(&sinks)?;
+    let e = scores.broadcast_sub(&most)?.exp()?;
+    let sink = sinks.broadcast_sub(&most)?.exp()?;
+    e.broadcast_div(&(e.sum_keepdim(D::Minus1)? + sink)?)
+}
+
 /// The values of each sequence, weighted by the softmax of its scores. Queries are `[sequences, rows, heads, width]`, keys
 /// and values `[sequences, length, kv_heads, width]`; `additions` are broadcast to `[sequences, heads, rows, length]`.
 fn weighted_sums(
@@ -201,7 +210,11 @@ fn weighted_sums(
     for addition in additions {
         scores = scores.broadcast_add(addition)?;
     }
-    let p = softmax(&scores)?.reshape((both, group * rows, length))?;
+    let p = match layer.sinks.as_deref() {
+        Some(sinks) => softmax_with_sinks(&scores, sinks)?,
+        None => softmax(&scores)?,
+    };
+    let p = p.reshape((both, group * rows, length))?;
     let sums = p.matmul(&values)?.reshape((sequences, kv_heads, group, rows, width))?;
     sums.permute((0, 3, 1, 2, 4))?.contiguous()?.reshape((sequences, rows, count * width))
 }

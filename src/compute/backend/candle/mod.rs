@@ -66,8 +66,11 @@ impl Backend for Candle {
         Ok(TensorLinear { matrix: matrix.map_err(failed)?, bias, gated: false })
     }
 
-    fn exact_linear(&self, matrix: &Matrix) -> Result<TensorLinear> {
-        let bias = Tensor::zeros(matrix.rows(), DType::F32, &self.on.device).map_err(failed)?;
+    fn exact_linear(&self, (matrix, bias): &Biased) -> Result<TensorLinear> {
+        let bias = match bias {
+            Some(bias) => self.vector(bias)?,
+            None => Tensor::zeros(matrix.rows(), DType::F32, &self.on.device).map_err(failed)?,
+        };
         let matrix = self.matrix(matrix)?.t().and_then(|matrix| matrix.contiguous()).map_err(failed)?;
         Ok(TensorLinear { matrix, bias, gated: false })
     }

@@ -218,6 +218,11 @@ impl TensorLinear {
             Activation::Silu => gate.silu()?,
             Activation::Tanh => gate.tanh()?,
             Activation::ReluSquared => gate.relu()?.sqr()?,
+            Activation::ClampedSwish(own) => {
+                let gate = gate.minimum(own.limit)?;
+                let divisor = ((&gate * -f64::from(own.steepness))?.exp()? + 1.0)?;
+                (gate / divisor)?
+            }
             Activation::Xielu(own) => {
                 let (slope, above) = (f64::from(own.slope), gate.relu()?.sqr()?);
                 let below = (&gate - gate.relu()?)?;
@@ -226,7 +231,14 @@ impl TensorLinear {
                 (((above * f64::from(own.positive))? + (bent * f64::from(own.negative))?)? + (gate * slope)?)?
             }
         };
-        if self.gated { gate * y.narrow(1, half, half)? } else { Ok(gate) }
+        if !self.gated {
+            return Ok(gate);
+        }
+        let up = y.narrow(1, half, half)?;
+        match activation.gated_limit() {
+            Some(limit) => gate * (up.clamp(-limit, limit)? + 1.0)?,
+            None => gate * up,
+        }
     }
 }
 

@@ -109,8 +109,8 @@ impl Backend for Cpu {
         self.counted(self.packer.gated(gate, up)?)
     }
 
-    fn exact_linear(&self, matrix: &Matrix) -> Result<Linear> {
-        self.counted(self.packer.exact(matrix)?)
+    fn exact_linear(&self, part: &Biased) -> Result<Linear> {
+        self.counted(self.packer.exact(part)?)
     }
 
     fn norm(&self, scale: &Weight, shift: Option<&Weight>, epsilon: f32) -> Result<Norm> {

@@ -135,7 +135,9 @@ pub(super) fn activation(
         Activation::Relu => 3,
         Activation::Silu => 4,
         Activation::Tanh => 5,
-        Activation::ReluSquared | Activation::Xielu(_) => return Err(lacking("for this activation")),
+        Activation::ReluSquared | Activation::Xielu(_) | Activation::ClampedSwish(_) => {
+            return Err(lacking("for this activation"));
+        }
     };
     let (from, to) = (x.address(), out.address());
     let (columns, gated) = (width as i32, i32::from(gated));

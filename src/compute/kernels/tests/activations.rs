@@ -19,6 +19,10 @@ pub(super) fn reference(activation: Activation, x: f64) -> f64 {
         Activation::Silu => x / (1.0 + (-x).exp()),
         Activation::Tanh => x.tanh(),
         Activation::ReluSquared => x.max(0.0).powi(2),
+        Activation::ClampedSwish(own) => {
+            let x = x.min(f64::from(own.limit));
+            x / (1.0 + (-f64::from(own.steepness) * x).exp())
+        }
         Activation::Xielu(own) => {
             let [positive, negative, slope, cut] =
                 [own.positive, own.negative, own.slope, own.cut].map(f64::from);

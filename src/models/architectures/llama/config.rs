@@ -4,8 +4,8 @@ use super::dialect::{Dialect, ScalingRule, UnrotatedFull, Windows};
 use super::fields::{DialectConfig, LlamaConfig, Pattern};
 use super::mixtures::DIALECTS;
 use super::model::{HeadNorms, Llama, Variant};
-use super::parts::{NormForm, XieluNumbers};
-use crate::compute::{Activation, LONGEST_HEAD, LayerAttention, Mask, Rotary};
+use super::parts::{CLAMPED, NormForm, XieluNumbers};
+use crate::compute::{Activation, ClampedSwish, LONGEST_HEAD, LayerAttention, Mask, Rotary};
 use crate::models::architectures::architecture::{Architecture, Factors};
 use crate::models::architectures::experts::ExpertConfig;
 use crate::models::architectures::family::ConfigFile;
@@ -64,6 +64,7 @@ impl ConfigParts {
         if let Some(clip) = self.own.clip_qkv {
             return Err(unsupported(format!("its clip_qkv is {clip}; supported is null")));
         }
+        self.check_repeated().map_err(unsupported)?;
         let (layers, mut intermediate) = (self.common.num_hidden_layers, self.common.intermediate_size);
         if let Some(own) = dialect.shared_mlp {
             intermediate = self.own.shared_intermediate_size.unwrap_or(own);
@@ -108,6 +109,22 @@ impl ConfigParts {
         Ok(llama)
     }
 
+    /// Checks keys that repeat what others say, or say how tensors are stored.
+    fn check_repeated(&self) -> Result<(), String> {
+        let used = self.experts.as_ref().and_then(|experts| experts.num_experts_per_tok);
+        if let (Some(one), Some(other)) = (self.own.experts_per_token, used)
+            && one != other
+        {
+            return Err(format!("its experts_per_token is {one} and its num_experts_per_tok is {other}"));
+        }
+        match self.own.quantization_config.as_ref().map(|config| &config["quant_method"]) {
+            Some(method) if method != "mxfp4" => {
+                Err(format!("its quantization_config has the quant_method {method}; supported is \"mxfp4\""))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The length of a head.
     fn head(&self, dialect: &Dialect) -> Result<usize, String> {
         let divided = self.common.hidden_size / self.common.num_attention_heads.max(1);
@@ -132,6 +149,16 @@ impl ConfigParts {
                     "its hidden_activation is {other:?}; supported are gelu_pytorch_tanh and gelu"
                 )),
             };
+        }
+        if dialect.activation == CLAMPED {
+            let numbers = [self.own.swiglu_alpha.unwrap_or(1.702), self.own.swiglu_limit.unwrap_or(7.0)];
+            let [steepness, limit] = numbers;
+            if numbers.iter().any(|number| !(number.is_finite() && *number > 0.0)) {
+                return Err(format!(
+                    "its swiglu_alpha is {steepness} and its swiglu_limit {limit}; both must be above 0"
+                ));
+            }
+            return Ok(Activation::ClampedSwish(ClampedSwish { steepness, limit }));
         }
         match self.common.hidden_act.as_deref().unwrap_or(dialect.activation) {
             "silu" | "swish" => Ok(Activation::Silu),
@@ -249,7 +276,8 @@ impl ConfigParts {
             rope.set_original(original);
         }
         let grows = dialect.scaling == ScalingRule::Growing;
-        if (grows || dialect.scaling == ScalingRule::Given) && !rope.has_parameters() {
+        let given = matches!(dialect.scaling, ScalingRule::Given | ScalingRule::Untruncated);
+        if (grows || given) && !rope.has_parameters() {
             return Err("it has no rope_parameters, without which its family has a scaling of its own".into());
         }
         if dialect.scaling == ScalingRule::Alpha

@@ -51,6 +51,8 @@ pub(super) enum ScalingRule {
     Given,
     /// The same, with queries that grow with their position.
     Growing,
+    /// As [`Given`](Self::Given); where YaRN of a GGUF file begins and ends is not rounded.
+    Untruncated,
     /// Any, and a larger base by `alpha`, which files call "dynamic".
     Alpha,
 }

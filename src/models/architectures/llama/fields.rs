@@ -1,6 +1,7 @@
 //! The keys of `config.json` as fields.
 
 use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 
 /// What the files of all families say.
 #[derive(Debug, Clone, Deserialize)]
@@ -36,6 +37,13 @@ pub(super) struct DialectConfig {
     #[serde(default)]
     pub use_qk_norm: bool,
     pub shared_intermediate_size: Option<usize>,
+    // Of an activation that limits its operands.
+    pub swiglu_alpha: Option<f32>,
+    pub swiglu_limit: Option<f32>,
+    /// What another key says too.
+    pub experts_per_token: Option<usize>,
+    /// How the weights of experts are stored.
+    pub quantization_config: Option<Value>,
     // What layer normalizations add to a variance.
     pub layer_norm_eps: Option<f32>,
     pub norm_eps: Option<f32>,

@@ -3,9 +3,9 @@
 use super::dialect::{Dialect, ScalingRule, UnrotatedFull, UnsaidWindow, Windows};
 use super::mixtures::DIALECTS;
 use super::model::{HeadNorms, Llama, NormNames, Variant};
-use super::parts::{NormForm, XieluNumbers, xielu};
+use super::parts::{CLAMPED, NormForm, XieluNumbers, xielu};
 use crate::Result;
-use crate::compute::{Activation, LONGEST_HEAD, LayerAttention, Mask, QueryGrowth, Rotary};
+use crate::compute::{Activation, ClampedSwish, LONGEST_HEAD, LayerAttention, Mask, QueryGrowth, Rotary};
 use crate::models::architectures::architecture::{Architecture, Factors};
 use crate::models::architectures::experts::{ExpertDefaults, GGUF_KEYS, GGUF_SHARED_KEYS};
 use crate::models::architectures::gguf_keys::Metadata;
@@ -83,6 +83,7 @@ pub(super) fn from_gguf(gguf: &Gguf) -> Result<Box<dyn Architecture>> {
             "relu2" => Activation::ReluSquared,
             // Each layer has numbers of its own for it.
             "xielu" => Activation::Identity,
+            CLAMPED => Activation::ClampedSwish(ClampedSwish { steepness: 1.702, limit: 7.0 }),
             _ => Activation::Silu,
         },
         xielu: if dialect.activation == "xielu" { Some(xielu_numbers(&metadata)?) } else { None },
@@ -197,6 +198,7 @@ fn variant(metadata: &Metadata<'_>, head: usize, dialect: &Dialect) -> Result<Va
         },
         norm_form,
         rotates_first,
+        sinks: dialect.variant.sinks,
         gated,
         parallel,
         // Converters have added it already.
@@ -301,7 +303,8 @@ fn rotary(metadata: &Metadata<'_>, llama: &Llama, dialect: &Dialect) -> Result<R
             original: original as f32,
             fast: metadata.float("rope.scaling.yarn_beta_fast").unwrap_or(32.0),
             slow: metadata.float("rope.scaling.yarn_beta_slow").unwrap_or(1.0),
-            truncate: true,
+            // The converter does not write it.
+            truncate: dialect.scaling != ScalingRule::Untruncated,
             // Ministral 3 divides the growth away again.
             attention: match metadata
                 .float("rope.scaling.attn_factor")

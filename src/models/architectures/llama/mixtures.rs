@@ -1,9 +1,10 @@
 //! The families of this kind with mixtures of experts, and all families.
 
-use super::dialect::{DENSE, Dialect, LLAMA, NEOX, Windows};
+use super::dialect::{DENSE, Dialect, FixedKey, LLAMA, NEOX, ScalingRule, Windows};
 use super::fields::{DialectConfig, LlamaConfig};
 use super::forms::FORMS;
 use super::model::{HeadNorms, Variant};
+use super::parts::CLAMPED;
 use crate::models::architectures::experts::{ExpertConfig, ExpertDefaults};
 use crate::models::architectures::family::{ConfigFields, GgufFamily, keys_of};
 use crate::models::architectures::rope_scaling::RopeConfig;
@@ -125,9 +126,51 @@ const GRANITE_MOE: Dialect = Dialect {
     ..LLAMA
 };
 
-const MIXTURES: [Dialect; 5] = [QWEN3_MOE, MIXTRAL, OLMOE, QWEN2_MOE, GRANITE_MOE];
+/// OpenAI, "gpt-oss-120b & gpt-oss-20b Model Card", 2025.
+const GPT_OSS: Dialect = Dialect {
+    model_type: "gpt_oss",
+    classes: "GptOss",
+    fields: expert_keys![
+        "attention_bias", "sliding_window", "layer_types", "swiglu_alpha", "swiglu_limit", "experts_per_token",
+        "quantization_config";
+        "num_local_experts", "num_experts_per_tok"
+    ],
+    // The second repeats a number of rotary positions.
+    ignored: &["router_aux_loss_coef", "initial_context_length"],
+    fixed: &[FixedKey { name: "hidden_act", value: "\"silu\"", required: false }],
+    gguf: &[GgufFamily::generators("gpt-oss")],
+    gguf_keys: &[
+        "attention.sliding_window_pattern",
+        "rope.scaling.yarn_beta_fast",
+        "rope.scaling.yarn_beta_slow",
+    ],
+    gguf_mlp_norm: "post_attention_norm",
+    variant: Variant { sinks: true, ..Variant::LLAMA },
+    attention_bias: true,
+    windows: Windows::AllBut(2),
+    window: Some(128),
+    styles: NEOX,
+    base: 150_000.0,
+    scaling: ScalingRule::Untruncated,
+    epsilon: 1e-5,
+    head: 64,
+    null_head: true,
+    activation: CLAMPED,
+    experts: Some(&GPT_OSS_EXPERTS),
+    gguf_experts: Some(&GPT_OSS_EXPERTS),
+    ..LLAMA
+};
+
+const GPT_OSS_EXPERTS: ExpertDefaults =
+    ExpertDefaults { used: 4, intermediate: None, normalized: true, biased: true, ..ExpertDefaults::QWEN3 };
+
+const MIXTURES: [Dialect; 6] = [QWEN3_MOE, MIXTRAL, OLMOE, QWEN2_MOE, GRANITE_MOE, GPT_OSS];
 
 /// All families of this kind.
+#[expect(
+    clippy::large_const_arrays,
+    reason = "the families of the architecture are made of it in a constant"
+)]
 pub(super) const DIALECTS: [Dialect; DENSE.len() + FORMS.len() + MIXTURES.len()] = {
     let mut all = [LLAMA; DENSE.len() + FORMS.len() + MIXTURES.len()];
     let (mut index, parts) = (0, [&DENSE as &[Dialect], &FORMS, &MIXTURES]);

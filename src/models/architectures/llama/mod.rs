@@ -41,3 +41,5 @@ const fn family(dialect: &Dialect) -> Family {
 
 #[cfg(test)]
 pub(super) use self::model::{HeadNorms, Llama, NormNames, Variant};
+#[cfg(test)]
+pub(super) use self::parts::{NormForm, XieluNumbers};

@@ -66,6 +66,8 @@ pub(in crate::models::architectures) struct Variant {
     pub output_bias: bool,
     /// And the perceptron.
     pub mlp_bias: bool,
+    /// Each head has a sink.
+    pub sinks: bool,
     /// Norms of queries and keys.
     pub head_norms: HeadNorms,
     /// Their names.
@@ -96,6 +98,7 @@ impl Variant {
         qkv_bias: false,
         output_bias: false,
         mlp_bias: false,
+        sinks: false,
         head_norms: HeadNorms::None,
         head_norm_names: ["self_attn.q_norm", "self_attn.k_norm"],
         rotates_first: false,
@@ -277,6 +280,11 @@ impl Architecture for Llama {
             mlp,
             down_norm: block_norm(variant.norms.down)?,
         })
+    }
+
+    fn sinks(&self, tensors: &dyn Tensors, index: usize) -> Result<Option<Weight>> {
+        let sinks = || tensors.vector(&format!("model.layers.{index}.self_attn.sinks"), self.heads);
+        self.variant.sinks.then(sinks).transpose()
     }
 
     fn layer_activation(&self, tensors: &dyn Tensors, index: usize) -> Result<Option<Activation>> {

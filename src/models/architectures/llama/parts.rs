@@ -31,6 +31,9 @@ impl MlpNames {
         Self { gate: "mlp.gate_proj", up: "mlp.up_proj", down: "mlp.down_proj", both: "mlp.gate_up_proj" };
 }
 
+/// The name of [`ClampedSwish`](crate::compute::ClampedSwish), which transformers gives none.
+pub(super) const CLAMPED: &str = "clamped swish";
+
 /// Where the numbers of [`Xielu`] are.
 #[derive(Debug, Clone, PartialEq)]
 pub(in crate::models::architectures) enum XieluNumbers {
