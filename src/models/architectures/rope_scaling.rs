@@ -305,7 +305,8 @@ impl RopeConfig {
         let given = parameters.partial_rotary_factor.or(self.partial_rotary_factor);
         // transformers ignores such a factor in these families, or fails; proportional scaling has a use of its own for it.
         let own_kind = parameters.rope_type.as_deref().or(parameters.old_type.as_deref());
-        let reads = defaults.part.is_some() || own_kind == Some("proportional");
+        let is_proportional = own_kind == Some("proportional");
+        let reads = defaults.part.is_some() || is_proportional;
         if let Some(part) = given.filter(|&part| part != 1.0 && !reads) {
             return Err(format!("its partial_rotary_factor is {part}, and its family rotates whole heads"));
         }
@@ -319,7 +320,8 @@ impl RopeConfig {
         }
         let scaling = parameters.scaling(self.original_max_position_embeddings, defaults.context)?;
         let width = (defaults.head as f32 * part) as usize;
-        if part < 1.0 && !width.is_multiple_of(2) {
+        // Proportional scaling rotates the pairs that the part has whole.
+        if part < 1.0 && !width.is_multiple_of(2) && !is_proportional {
             return Err(format!(
                 "its partial_rotary_factor of {part} rotates {width} values of each head; they must be pairs"
             ));

@@ -310,11 +310,11 @@ impl<B: Backend> Transformer<B> {
     }
 
     /// The states that are read, of those of the last layer, and the norm that they still need.
-    fn outputs<'a>(
-        &self,
+    fn outputs<'a, 'n>(
+        &'n self,
         pass: &mut B::Pass<'a>,
         x: <B::Pass<'a> as Pass<B>>::States,
-    ) -> Result<(StatesOf<'a, B>, Option<&B::Norm>)> {
+    ) -> Result<(StatesOf<'a, B>, Option<&'n B::Norm>)> {
         let norm = self.final_norm.as_ref();
         let Some(projection) = &self.output_projection else { return Ok((x, norm)) };
         let x = match norm {
