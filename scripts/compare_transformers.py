@@ -46,6 +46,7 @@ from transformers_options import (
     BOTH,
     CONVOLUTIONS,
     DECODERS,
+    DELTA_RULES,
     ENCODERS,
     FULL_LAYERS,
     MIXTURES,
@@ -115,6 +116,7 @@ def config(draw: random.Random, family: str, options: Options, tokens: Options) 
         value = [draw.choice([FULL, SLIDING]) for _ in range(layers)] if value is TYPES else value
         value = [draw.choice([FULL, "conv"]) for _ in range(layers)] if value is CONVOLUTIONS else value
         value = [FULL] * layers if value is FULL_LAYERS else value
+        value = [draw.choice([FULL, "linear_attention"]) for _ in range(layers)] if value is DELTA_RULES else value
         found |= {} if value is None else {key: value}
     if family in DECODERS and draw.random() < 0.5:
         found["tie_word_embeddings"] = draw.choice(BOTH)

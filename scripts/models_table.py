@@ -25,7 +25,7 @@ END = "<!-- end of what scripts/models_table.py makes -->"
 # A table and a mean: the registry has families of transformers.
 STATIC = ("model2vec",)
 # Models that read images too; the registry has their text models.
-WHOLE = ("gemma3", "mistral3", "gemma4", "gemma4_unified", "embedding_gemma2")
+WHOLE = ("gemma3", "mistral3", "gemma4", "gemma4_unified", "embedding_gemma2", "qwen3_5", "qwen3_5_moe")
 CLASSES = {"embedding": "AutoModel", "generator": "AutoModelForCausalLM"}
 
 

@@ -7,7 +7,8 @@ BOTH = [True, False]
 ACTIVATIONS = ["silu", "gelu", "relu", "gelu_new", "gelu_pytorch_tanh"]
 
 # None leaves the key out; rotary parameters and types of layers are drawn in place of these.
-ROPE, TYPES, CONVOLUTIONS, FULL_LAYERS = object(), object(), object(), object()
+ROPE, TYPES, CONVOLUTIONS = object(), object(), object()
+FULL_LAYERS, DELTA_RULES = object(), object()
 
 
 def flags(*names: str) -> Options:
@@ -80,7 +81,23 @@ NARROW: Options = {
     "mlp_only_layers": [[], [], [0]],
 }
 LOCAL: Options = {"num_local_experts": [3, 8], "num_experts_per_tok": [1, 2, 3]}
+DELTA: Options = {
+    "head_dim": [8, 16, 24],
+    "partial_rotary_factor": [None, 0.5, 1.0],
+    "linear_num_key_heads": [1, 2, 4],
+    "linear_num_value_heads": [4, 8],
+    "linear_key_head_dim": [3, 8, 20],
+    "linear_value_head_dim": [5, 16, 70],
+    "linear_conv_kernel_dim": [2, 3, 4],
+    "layer_types": [DELTA_RULES],
+    "rope_parameters": [ROPE, None],
+    "rms_norm_eps": [1e-6, 1e-2],
+    **flags("attention_bias"),
+}
+SHARED: Options = {"moe_intermediate_size": [5, 16], "shared_expert_intermediate_size": [7, 16]}
 MIXTURES: dict[str, Options] = {
+    "qwen3_5_moe_text": {**DELTA, **SHARED, "num_experts": [3, 8], "num_experts_per_tok": [1, 2, 3]},
+    "qwen3_next": {**DELTA, **NARROW, **SHARED},
     "qwen3_moe": {**LLAMA, **WIDE, **NARROW, **WINDOW, **flags("use_sliding_window")},
     "mixtral": {**LOCAL, **WIDE, **WINDOW, "hidden_act": ACTIVATIONS},
     "olmoe": {**LLAMA, **EXPERTS},
@@ -113,7 +130,7 @@ MIXTURES: dict[str, Options] = {
         "rope_parameters": [ROPE],
     },
 }
-DECODERS |= MIXTURES
+DECODERS |= MIXTURES | {"qwen3_5_text": DELTA}
 # Other forms of norms, perceptrons or blocks.
 COHERE: Options = {**LAYER_NORM, **flags("attention_bias"), "logit_scale": [None, 0.25, 2.0]}
 ALPHA: Options = {"rope_type": "dynamic", "alpha": 50.0, "factor": 1.0, "rope_theta": 100.0}
@@ -240,7 +257,7 @@ ENCODERS: dict[str, tuple[str, Options]] = {
     "mt5": ("t5", T5),
     "lfm2": ("bytes", {**LFM2, **flags("is_causal")}),
     "embedding_gemma2_text": ("bytes", EMBEDDING_GEMMA2),
-    **{family: ("qwen", options) for family, options in {**MIXTURES, **FORMS}.items()},
+    **{family: ("qwen", options) for family, options in {**MIXTURES, **FORMS, "qwen3_5_text": DELTA}.items()},
 }
 SCORED = list(ENCODERS)[:15]
 SPARSE = ["bert", "xlm-roberta", "roberta", "camembert", "distilbert"]

@@ -13,6 +13,7 @@ pub mod attention;
 pub mod backend;
 mod batch;
 pub mod cards;
+mod delta_rule;
 mod experts;
 pub mod file;
 #[cfg(test)]
@@ -46,6 +47,7 @@ pub use backend::{
     TokenRows,
 };
 pub use batch::PackedBatch;
+pub use delta_rule::{DeltaHeads, DeltaRule, DeltaRuleFactors, DeltaRuleShape};
 pub use experts::{ExpertLayers, ExpertRouting, ExpertScores, Experts, SharedExpert};
 pub use isa::{DType, ISA_VARIABLE, Isa};
 pub(crate) use kernels::rowwise::LONGEST_HEAD;

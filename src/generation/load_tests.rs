@@ -49,7 +49,7 @@ const NAMES: &str = "gpt2 gpt2_bin llama qwen2 qwen3 mistral ministral ministral
     stablelm_parallel starcoder2 falcon falcon_new falcon_serial gptj lfm2 lfm2_biased \
     qwen3_moe qwen3_moe_mixed mixtral olmoe lfm2_moe qwen2_moe granitemoe \
     cohere cohere2 olmo3 granitemoehybrid hunyuan_v1_dense ernie4_5 seed_oss apertus glm arcee nemotron \
-    gpt_oss";
+    gpt_oss qwen3_5_text qwen3_5 qwen3_5_moe_text qwen3_next";
 
 fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
@@ -104,7 +104,12 @@ fn logits_equal_transformers_on_every_instruction_set() {
         for isa in Isa::available() {
             let (model, expected) = (load(name, WeightFormat::F32, isa), reference(name));
             // The reference of this one is itself 2.2e-5 away from the model in float64.
-            let allowed = if matches!(name, "ministral3" | "mistral3") { 2.5e-5 } else { 2e-5 };
+            let allowed = match name {
+                "ministral3" | "mistral3" => 2.5e-5,
+                // These are further: the norm of a state's outputs amplifies roundings.
+                "qwen3_5_text" | "qwen3_5" | "qwen3_5_moe_text" | "qwen3_next" => 1e-4,
+                _ => 2e-5,
+            };
             let errors =
                 expected.cases.iter().map(|case| furthest(&logits(&model, &[&case.ids]), &case.logits));
             let worst = errors.fold(0.0, f32::max);
@@ -554,3 +559,6 @@ mod lfm2;
 
 #[path = "gpt_oss_tests.rs"]
 mod gpt_oss;
+
+#[path = "qwen3_5_tests.rs"]
+mod qwen3_5;

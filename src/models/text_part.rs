@@ -10,12 +10,14 @@ use super::keys::{HARMLESS, refusal, refuse_unknown};
 use crate::Result;
 
 /// Models that read images, and what their text model is where `text_config` does not say.
-const PARTS: [(&str, &str); 5] = [
+const PARTS: [(&str, &str); 7] = [
     ("gemma3", "gemma3_text"),
     ("mistral3", "mistral"),
     ("gemma4", "gemma4_text"),
     ("gemma4_unified", "gemma4_unified_text"),
     ("embedding_gemma2", "embedding_gemma2_text"),
+    ("qwen3_5", "qwen3_5_text"),
+    ("qwen3_5_moe", "qwen3_5_moe_text"),
 ];
 
 /// The tokens that stand for an image, a video and sound in texts, and their numbers where the file gives none. A text that
@@ -44,12 +46,16 @@ const KEYS: &[&str] = &[
     "eoi_token_index",
     "image_token_id",
     "image_token_index",
+    "language_model_only",
     "mm_tokens_per_image",
     "multimodal_projector_bias",
     "projector_hidden_act",
     "spatial_merge_size",
+    "video_token_id",
+    "vision_end_token_id",
     "vision_feature_layer",
     "vision_soft_tokens_per_image",
+    "vision_start_token_id",
 ];
 
 /// Keys that the text model has from the whole one, where it has none of its own.
@@ -124,11 +130,18 @@ pub(super) fn stored_names(name: &str) -> [Option<String>; 2] {
     ]
 }
 
-/// Whether a tensor belongs to images or to sound: it is never read.
+/// Whether a tensor belongs to images, to sound, or to layers that predict several tokens at once: it is never read.
 pub(super) fn of_images(name: &str) -> bool {
     let name = name.strip_prefix("model.").unwrap_or(name);
-    const PARTS: [&str; 5] =
-        ["vision_tower.", "multi_modal_projector.", "audio_tower.", "embed_vision.", "embed_audio."];
+    const PARTS: [&str; 7] = [
+        "vision_tower.",
+        "multi_modal_projector.",
+        "audio_tower.",
+        "embed_vision.",
+        "embed_audio.",
+        "visual.",
+        "mtp.",
+    ];
     PARTS.iter().any(|part| name.starts_with(part))
 }
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from tokenizers import processors
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
@@ -242,6 +243,28 @@ WHOLE: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": False,
         },
     ),
+    "qwen3_5": (
+        "qwen3_5_text",
+        {
+            "vision_config": {
+                "model_type": "qwen3_5_vision",
+                "depth": 1,
+                "hidden_size": 8,
+                "intermediate_size": 8,
+                "num_heads": 1,
+                "patch_size": 4,
+                "temporal_patch_size": 1,
+                "spatial_merge_size": 1,
+                "out_hidden_size": HIDDEN,
+                "num_position_embeddings": 4,
+            },
+            "image_token_id": 3,
+            "video_token_id": 4,
+            "vision_start_token_id": 5,
+            "vision_end_token_id": 6,
+            "tie_word_embeddings": True,
+        },
+    ),
 }
 
 
@@ -272,9 +295,70 @@ GEMMA4 = {
     "hidden_activation": "gelu_pytorch_tanh",
     "rms_norm_eps": 1e-6,
 }
+QWEN35 = {
+    "model_type": "qwen3_5_text",
+    "num_hidden_layers": 4,
+    "intermediate_size": 48,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 6,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 12,
+    "linear_conv_kernel_dim": 4,
+    "full_attention_interval": 4,
+    # The norm of a state's small outputs amplifies roundings.
+    "rms_norm_eps": 1e-3,
+    "attn_output_gate": True,
+    "output_gate_type": "swish",
+    "mamba_ssm_dtype": "float32",
+    "mtp_num_hidden_layers": 1,
+    "tie_word_embeddings": True,
+    "rope_parameters": {
+        "mrope_interleaved": True,
+        "mrope_section": [1, 1, 0],
+        "partial_rotary_factor": 0.25,
+        "rope_theta": 10000000,
+        "rope_type": "default",
+    },
+}
+QWEN35_EXPERTS = {
+    "num_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 12,
+    "shared_expert_intermediate_size": 20,
+    "num_hidden_layers": 2,
+    "layer_types": ["linear_attention", FULL],
+    "tie_word_embeddings": False,
+}
+DELTA_RULES = ("qwen3_5", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
 FALCON = {"model_type": "falcon", "layer_norm_epsilon": 1e-5, "alibi": False, "num_hidden_layers": 2}
 OTHERS: dict[str, dict[str, Any]] = {
     "lfm2": LFM2,
+    "qwen3_5_text": QWEN35,
+    "qwen3_5_moe_text": {
+        **QWEN35,
+        **QWEN35_EXPERTS,
+        **dict.fromkeys(("intermediate_size", "full_attention_interval"), ABSENT),
+        "model_type": "qwen3_5_moe_text",
+    },
+    "qwen3_next": {
+        **QWEN35,
+        **QWEN35_EXPERTS,
+        "model_type": "qwen3_next",
+        "num_hidden_layers": 4,
+        "layer_types": ABSENT,
+        "num_experts": 5,
+        "decoder_sparse_step": 2,
+        "norm_topk_prob": True,
+        "attention_bias": True,
+        "partial_rotary_factor": 0.5,
+        "rope_theta": 10000.0,
+        **dict.fromkeys(
+            ("attn_output_gate", "output_gate_type", "mamba_ssm_dtype", "mtp_num_hidden_layers", "rope_parameters"),
+            ABSENT,
+        ),
+    },
     "lfm2_moe": {
         **EXPERTS,
         "model_type": "lfm2_moe",
@@ -397,8 +481,11 @@ def write_weights(name: str, directory: Path, seed: int) -> None:
     gemma = name.startswith("gemma")
     # One that counts none has no experts.
     mixture = getattr(empty.config, "num_experts_per_tok", 0) > 0
-    # The factors of experts' weights amplify roundings once more.
-    tensors = random_weights(shapes, seed, gain=1.5 if mixture else 2.0, embedding=0.1 if gemma else 0.3)
+    # The factors of experts' weights, and states of delta rules, amplify roundings once more.
+    gain = 1.0 if name in DELTA_RULES else 1.5 if mixture else 2.0
+    tensors = random_weights(shapes, seed, gain, embedding=0.1 if gemma else 0.3)
+    if name in DELTA_RULES:
+        tensors = centered(name, tensors)
     # Nemotron adds one too, to the scales alone.
     one_more = (gemma and not name.startswith("gemma4")) or name == "nemotron"
     norms = {key for key in tensors if one_more and key.endswith("norm.weight")}
@@ -417,6 +504,17 @@ def write_weights(name: str, directory: Path, seed: int) -> None:
     files.save_single(directory, narrow)
 
 
+def centered(name: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Gemma and Qwen3.5 add one to the scales of their norms, but for those of a delta rule's outputs."""
+    if name.startswith("gemma"):
+        offset = {key for key, tensor in tensors.items() if tensor.ndim == 1}
+    elif name in DELTA_RULES:
+        offset = {key for key in tensors if key.endswith("norm.weight") and not key.endswith("linear_attn.norm.weight")}
+    else:
+        return tensors
+    return {key: tensor - int(key in offset) for key, tensor in tensors.items()}
+
+
 def save(model: Any, directory: Path, **options: Any) -> None:
     """As transformers saves it, with the `config.json` that is there."""
     model.tie_weights()
@@ -431,10 +529,14 @@ def write_whole(name: str, directory: Path, seed: int) -> None:
     """The text model has the weights that its own fixture would have; transformers chooses the names."""
     model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(directory))
     shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
-    tensors = random_weights(shapes, seed, gain=2.0, embedding=0.1 if name.startswith("gemma") else 0.3)
-    norms = {key for key, tensor in tensors.items() if name.startswith("gemma") and tensor.ndim == 1}
-    model.load_state_dict({key: tensor - int(key in norms) for key, tensor in tensors.items()})
+    gain = 1.0 if name in DELTA_RULES else 2.0
+    tensors = random_weights(shapes, seed, gain, embedding=0.1 if name.startswith("gemma") else 0.3)
+    model.load_state_dict(centered(name, tensors))
     save(model, directory)
+    if name == "qwen3_5":  # as published, with a layer that predicts another token
+        path = directory / "model.safetensors"
+        mtp = {"mtp.norm.weight": torch.ones(HIDDEN), "mtp.layers.0.mlp.up_proj.weight": torch.ones(4, HIDDEN)}
+        files.save_single(directory, load_file(path) | {key: value.to(torch.bfloat16) for key, value in mtp.items()})
 
 
 def answers(directory: Path) -> tuple[list[dict[str, Any]], float]:

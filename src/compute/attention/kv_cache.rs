@@ -6,6 +6,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::compute::delta_rule::{DeltaLayer, DeltaRuleShape, DeltaRuleState};
 use crate::compute::isa::DType;
 use crate::compute::kernels::{Kernels, units};
 use crate::compute::memory::Buffer;
@@ -35,6 +36,8 @@ pub struct CacheShape {
     pub others: LayerShapes,
     /// The convolutions of other layers.
     pub short_convolutions: ShortConvolutionShape,
+    /// The delta rules of other layers. A model has none next to convolutions.
+    pub delta_rules: DeltaRuleShape,
 }
 
 /// Layers with the same heads of keys and values.
@@ -95,6 +98,7 @@ pub struct PagedKvCache {
     /// Positions from here on have not been written since they were cleared.
     written: usize,
     short_convolutions: ShortConvolutionState,
+    delta_rules: DeltaRuleState,
 }
 
 #[derive(Debug)]
@@ -178,7 +182,12 @@ impl PageLayout {
             0 => 0,
             rest => self.page_bytes(page_capacity(rest))?,
         };
-        full.checked_add(rest)?.checked_add(self.shape.short_convolutions.bytes(positions)?)
+        let others = self
+            .shape
+            .short_convolutions
+            .bytes(positions)?
+            .checked_add(self.shape.delta_rules.bytes(positions)?)?;
+        full.checked_add(rest)?.checked_add(others)
     }
 
     fn page(self, capacity: usize) -> Result<Page> {
@@ -254,7 +263,8 @@ impl PagedKvCache {
     pub(crate) fn new(kernels: &Kernels, shape: CacheShape, format: DType) -> Self {
         let layout = PageLayout { shape, format, panel: kernels.width, depth: kernels.depth(format) };
         let short_convolutions = ShortConvolutionState::new(shape.short_convolutions);
-        Self { pages: Vec::new(), layout, len: 0, written: 0, short_convolutions }
+        let delta_rules = DeltaRuleState::new(shape.delta_rules);
+        Self { pages: Vec::new(), layout, len: 0, written: 0, short_convolutions, delta_rules }
     }
 
     /// Bytes of a cache of `positions`; `u64::MAX` on overflow.
@@ -274,19 +284,22 @@ impl PagedKvCache {
 
     /// Bytes of its memory, including what it shares.
     pub fn bytes(&self) -> u64 {
-        self.pages.iter().map(|page| page.memory.len() as u64).sum::<u64>() + self.short_convolutions.bytes()
+        let pages: u64 = self.pages.iter().map(|page| page.memory.len() as u64).sum();
+        pages + self.short_convolutions.bytes() + self.delta_rules.bytes()
     }
 
     /// Extends the cache to `len` positions, which have been written in every layer.
     pub(crate) fn extend_to(&mut self, len: usize) {
         assert!(self.len <= len && len <= self.written, "{len} positions of {} written", self.written);
         self.short_convolutions.extend_to(len);
+        self.delta_rules.extend_to(len);
         self.len = len;
     }
 
     /// The positions that [`truncate`](Self::truncate) to `len` would leave.
     pub fn cut(&self, len: usize) -> usize {
-        self.short_convolutions.cut(len.min(self.len))
+        // One of both has no layers, and can be cut anywhere.
+        self.delta_rules.cut(self.short_convolutions.cut(len.min(self.len)))
     }
 
     /// Shortens the cache to `len` positions, or with convolutions to the last ones before at which it can be cut; without
@@ -294,6 +307,7 @@ impl PagedKvCache {
     pub fn truncate(&mut self, len: usize) {
         self.len = self.cut(len);
         self.short_convolutions.truncate(self.len);
+        self.delta_rules.truncate(self.len);
         self.pages.truncate(self.len.div_ceil(BLOCK));
         self.written = self.written.min(self.pages.len() * BLOCK);
     }
@@ -326,7 +340,8 @@ impl PagedKvCache {
             self.pages.push(Arc::new(self.layout.page(page_capacity(rest.min(BLOCK)))?));
         }
         self.written = self.len;
-        self.short_convolutions.reserve(capacity)
+        self.short_convolutions.reserve(capacity)?;
+        self.delta_rules.reserve(capacity)
     }
 
     /// Frees the unused capacity of the last page.
@@ -336,6 +351,7 @@ impl PagedKvCache {
     pub fn shrink(&mut self) -> Result<()> {
         self.truncate(self.len);
         self.short_convolutions.shrink();
+        self.delta_rules.shrink();
         let filled = self.len % BLOCK;
         if filled > 0
             && let Some(last) = self.pages.last_mut()
@@ -353,13 +369,14 @@ impl PagedKvCache {
     /// # Errors
     /// Those of [`reserve`](Self::reserve).
     pub fn fork(&self, len: usize, capacity: usize) -> Result<Self> {
-        let len = self.short_convolutions.cut(len.min(self.len));
+        let len = self.cut(len);
         let mut fork = Self {
             pages: self.pages[..len.div_ceil(BLOCK)].to_vec(),
             layout: self.layout,
             len,
             written: self.written.max(len),
             short_convolutions: self.short_convolutions.fork(len, capacity)?,
+            delta_rules: self.delta_rules.fork(len, capacity)?,
         };
         fork.reserve(capacity.max(len))?;
         Ok(fork)
@@ -385,6 +402,20 @@ impl PagedKvCache {
     ) -> Result<()> {
         self.written = self.written.max(positions.end);
         self.short_convolutions.write(layer, positions, rows)
+    }
+
+    /// The states of delta rule `layer`, to write `positions` of a text of which the model reads `prompt` tokens.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if the positions do not follow those before; [`Error::OutOfMemory`].
+    pub(crate) fn delta_layer(
+        &mut self,
+        layer: usize,
+        positions: Range<usize>,
+        prompt: usize,
+    ) -> Result<DeltaLayer<'_>> {
+        self.written = self.written.max(positions.end);
+        self.delta_rules.layer(layer, positions, prompt)
     }
 
     /// The heads of `layer` in the pages of `positions`, to write.

@@ -3,8 +3,14 @@ use crate::compute::Isa;
 
 const SHORT_CONVOLUTIONS: ShortConvolutionShape = ShortConvolutionShape { layers: 0, before: 0, columns: 0 };
 const OTHERS: LayerShapes = LayerShapes { layers: 0, kv_heads: 0, width: 0 };
-const SHAPE: CacheShape =
-    CacheShape { layers: 2, kv_heads: 3, width: 40, others: OTHERS, short_convolutions: SHORT_CONVOLUTIONS };
+const SHAPE: CacheShape = CacheShape {
+    layers: 2,
+    kv_heads: 3,
+    width: 40,
+    others: OTHERS,
+    short_convolutions: SHORT_CONVOLUTIONS,
+    delta_rules: DeltaRuleShape::NONE,
+};
 const ROW: usize = 3 * 40;
 
 fn kernels() -> impl Iterator<Item = (&'static Kernels, DType)> {

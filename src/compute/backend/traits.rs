@@ -5,6 +5,7 @@ use crate::compute::attention::kv_cache::CacheShape;
 use crate::compute::attention::relative::{RelativeLayers, RelativeTable};
 use crate::compute::attention::rope::{RopeTable, Rotary};
 use crate::compute::batch::PackedBatch;
+use crate::compute::delta_rule::DeltaRuleFactors;
 use crate::compute::experts::Experts;
 use crate::compute::kernels::activation::Activation;
 use crate::compute::linear::layer::{Biased, Matrix};
@@ -130,6 +131,8 @@ pub trait Backend: Send + Sync + Sized + 'static {
     type Relative: Send + Sync;
     /// A convolution of gated rows.
     type ShortConvolution: Send + Sync;
+    /// A gated delta rule.
+    type DeltaRule: Send + Sync;
     /// Keys and values of one sequence.
     type Cache: KvCache;
     /// A pass over one part of a batch.
@@ -174,6 +177,12 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// # Errors
     /// [`Error::Internal`] where the backend has none.
     fn short_convolution(&self, factors: &ShortConvolutionFactors) -> Result<Self::ShortConvolution>;
+
+    /// A gated delta rule.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] where the backend has none.
+    fn delta_rule(&self, factors: &DeltaRuleFactors) -> Result<Self::DeltaRule>;
 
     /// An empty cache.
     fn cache(&self, shape: CacheShape) -> Self::Cache;
@@ -337,6 +346,23 @@ pub trait Pass<B: Backend> {
         _convolution: &B::ShortConvolution,
     ) -> Result<Self::States> {
         Err(lacking("short_convolution"))
+    }
+
+    /// The gated delta rule of rows with queries, keys, values, gates and two numbers for each head of values: the gated outputs
+    /// of all heads. `layer` counts layers with such a rule. With caches, it goes on from their states.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] where the backend has no such rule.
+    fn delta_rule(&mut self, _layer: usize, _x: Self::States, _rule: &B::DeltaRule) -> Result<Self::States> {
+        Err(lacking("delta_rule"))
+    }
+
+    /// `x * sigmoid(gates)`.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] where the backend has no such gates.
+    fn gate(&mut self, _x: Self::States, _gates: Self::States) -> Result<Self::States> {
+        Err(lacking("gate"))
     }
 
     /// Takes back the memory of states that no further operation needs. Operations that consume states do so themselves.

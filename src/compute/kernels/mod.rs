@@ -8,6 +8,7 @@
 pub(crate) mod activation;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(crate) mod amx;
+pub(crate) mod delta;
 pub(crate) mod math;
 pub(crate) mod pack;
 pub(crate) mod quantize;
@@ -21,6 +22,7 @@ pub(crate) mod tile;
 use std::fmt;
 
 pub use self::activation::{Activation, ClampedSwish, Xielu};
+use self::delta::DeltaStep;
 use self::quantize::QuantizedRow;
 use self::rowwise::{RmsRow, RopeRow, TileEpilogue};
 use self::softmax::Softmax;
@@ -40,6 +42,8 @@ type RmsFn = unsafe fn(&RmsRow<'_>);
 type RopeFn = unsafe fn(&RopeRow<'_>);
 type SoftmaxFn = unsafe fn(&mut Softmax<'_>);
 type AdjustScoresFn = unsafe fn(&mut [f32], f32, Option<f32>, &[f32]);
+type DeltaStepFn = unsafe fn(&mut DeltaStep<'_>);
+type GateFn = unsafe fn(&mut [f32], &[f32]);
 type QuantizeFn = unsafe fn(&mut QuantizedRow<'_>);
 type TransposeFn = unsafe fn(*const u8, usize, usize, usize, bool, &mut [u32]);
 type ValuesFn = unsafe fn(*const u8, usize, usize, usize, usize, &mut [u32]);
@@ -63,6 +67,8 @@ pub(crate) struct Kernels {
     apply_rope: RopeFn,
     softmax: SoftmaxFn,
     adjust_scores: AdjustScoresFn,
+    delta_step: DeltaStepFn,
+    multiply_sigmoid: GateFn,
     quantize: QuantizeFn,
     transpose: TransposeFn,
     values_f32: ValuesFn,
@@ -115,6 +121,8 @@ macro_rules! table {
             fn adjust_scores(scores: &mut [f32], scale: f32, cap: Option<f32>, bias: &[f32]) =
                 softmax::adjust_scores::<$simd>
         );
+        compiled!($simd, [$($features)?], fn delta_step(step: &mut DeltaStep<'_>) = delta::delta_step::<$simd>);
+        compiled!($simd, [$($features)?], fn multiply_sigmoid(x: &mut [f32], by: &[f32]) = delta::multiply_sigmoid::<$simd>);
         compiled!($simd, [$($features)?], fn quantize(row: &mut QuantizedRow<'_>) = quantize::quantize::<$simd>);
         compiled!(
             $simd,
@@ -163,6 +171,8 @@ macro_rules! table {
                 apply_rope,
                 softmax,
                 adjust_scores,
+                delta_step,
+                multiply_sigmoid,
                 quantize,
                 transpose,
                 values_f32,
@@ -378,6 +388,18 @@ impl Kernels {
     pub(crate) fn adjust_scores(&self, scores: &mut [f32], scale: f32, cap: Option<f32>, bias: &[f32]) {
         // SAFETY: the CPU has the instructions: the table proves it. The kernel takes references alone.
         unsafe { (self.adjust_scores)(scores, scale, cap, bias) }
+    }
+
+    /// [`delta::delta_step`].
+    pub(crate) fn delta_step(&self, step: &mut DeltaStep<'_>) {
+        // SAFETY: the CPU has the instructions: the table proves it. The kernel takes references alone.
+        unsafe { (self.delta_step)(step) }
+    }
+
+    /// [`delta::multiply_sigmoid`].
+    pub(crate) fn multiply_sigmoid(&self, x: &mut [f32], by: &[f32]) {
+        // SAFETY: the CPU has the instructions: the table proves it. The kernel takes references alone.
+        unsafe { (self.multiply_sigmoid)(x, by) }
     }
 
     /// [`quantize::quantize`].

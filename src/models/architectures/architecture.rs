@@ -250,6 +250,15 @@ pub trait Architecture: Debug + Send + Sync {
         None
     }
 
+    /// The matrices that make a number for each output of layer `index`'s attention, whose sigmoid multiplies it, if there are
+    /// such gates. They read what queries are made of, and their outputs lie side by side.
+    ///
+    /// # Errors
+    /// When a tensor is missing or of another shape.
+    fn attention_gate(&self, _tensors: &dyn Tensors, _index: usize) -> Result<Option<Vec<Biased>>> {
+        Ok(None)
+    }
+
     /// Whether its files store the matrix `name` as `[inputs, outputs]`.
     fn stores_transposed(&self, _name: &str) -> bool {
         false
@@ -303,6 +312,7 @@ pub fn check_tensors(architecture: &dyn Architecture, tensors: &dyn Tensors, wri
         architecture.value_norm(tensors, index)?;
         architecture.layer_input(tensors, index)?;
         architecture.layer_factor(tensors, index)?;
+        architecture.attention_gate(tensors, index)?;
     }
     architecture.final_norm(tensors)?;
     architecture.output_projection(tensors)?;

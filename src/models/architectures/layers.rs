@@ -10,9 +10,9 @@ use super::tensors::{
 };
 use crate::Result;
 use crate::compute::{
-    Activation, Backend, Biased, CacheShape, DistanceBias, ExpertLayers, Experts, Heads, KeySource,
-    LayerAttention, LayerShapes, Pass, RelativeTable, RopeStyle, Rotary, SharedExpert,
-    ShortConvolutionFactors, ShortConvolutionShape, TokenRows,
+    Activation, Backend, Biased, CacheShape, DeltaRuleFactors, DeltaRuleShape, DistanceBias, ExpertLayers,
+    Experts, Heads, KeySource, LayerAttention, LayerShapes, Pass, RelativeTable, RopeStyle, Rotary,
+    SharedExpert, ShortConvolutionFactors, ShortConvolutionShape, TokenRows,
 };
 
 /// What a layer mixes the rows of a sequence with.
@@ -31,11 +31,18 @@ pub(super) enum Mixer<B: Backend> {
         relative: Option<B::Relative>,
         /// Its outputs follow those of attention.
         dynamic: Option<DynamicConvolution<B>>,
+        /// Makes a number for each output, whose sigmoid multiplies it.
+        gate: Option<B::Linear>,
     },
     ShortConvolution {
         /// The three parts of its rows side by side.
         input: B::Linear,
         convolution: B::ShortConvolution,
+    },
+    DeltaRule {
+        /// The parts of its rows side by side.
+        input: B::Linear,
+        rule: B::DeltaRule,
     },
 }
 
@@ -44,7 +51,7 @@ impl<B: Backend> Mixer<B> {
     pub(super) fn input(&self) -> &B::Linear {
         match self {
             Self::Attention { qkv, .. } => qkv,
-            Self::ShortConvolution { input, .. } => input,
+            Self::ShortConvolution { input, .. } | Self::DeltaRule { input, .. } => input,
         }
     }
 }
@@ -123,7 +130,7 @@ impl<B: Backend> Layer<B> {
 pub(super) struct PlacedLayer<B: Backend> {
     /// Others may have the same one.
     pub layer: Arc<Layer<B>>,
-    /// Its number among the layers with attention, or among those with a convolution.
+    /// Its number among the layers with attention, those with a convolution, or those with a delta rule.
     pub cache_index: usize,
 }
 
@@ -158,12 +165,13 @@ impl<B: Backend> Layers<B> {
             tokens: None,
             rotaries: Vec::new(),
             short_convolution: None,
+            delta_rule: None,
         };
         if let Some(LayerTokenTensors { table, factor }) = architecture.layer_tokens(tensors)? {
             loader.tokens = Some((Arc::new(backend.table(table)?), factor));
         }
         let mut placed: Vec<PlacedLayer<B>> = Vec::new();
-        let mut convolutions = 0;
+        let [mut convolutions, mut delta_rules] = [0; 2];
         let mut caches = CacheLayers::new(description.heads);
         for index in 0..description.layers {
             let layer = match placed.get(architecture.same_as(index)) {
@@ -182,11 +190,18 @@ impl<B: Backend> Layers<B> {
                     convolutions += 1;
                     convolutions - 1
                 }
+                Mixer::DeltaRule { .. } => {
+                    delta_rules += 1;
+                    delta_rules - 1
+                }
             };
             placed.push(PlacedLayer { layer, cache_index });
         }
-        if convolutions > 0 && !description.norm_first {
-            return Err(misuse("layers with a convolution have their norm first"));
+        if convolutions + delta_rules > 0 && !description.norm_first {
+            return Err(misuse("layers with a convolution or a delta rule have their norm first"));
+        }
+        if convolutions > 0 && delta_rules > 0 {
+            return Err(misuse("a model has convolutions or delta rules"));
         }
         // Layers with other heads are counted after the others.
         for PlacedLayer { layer, cache_index } in &mut placed {
@@ -199,7 +214,9 @@ impl<B: Backend> Layers<B> {
         let shape = loader.short_convolution.unwrap_or_default();
         let short_convolutions = ShortConvolutionShape { layers: convolutions, ..shape };
         let [LayerShapes { layers, kv_heads, width }, others] = caches.shapes;
-        let cache = CacheShape { layers, kv_heads, width, others, short_convolutions };
+        let shape = loader.delta_rule.unwrap_or(DeltaRuleShape::NONE);
+        let delta_rules = DeltaRuleShape { layers: delta_rules, ..shape };
+        let cache = CacheShape { layers, kv_heads, width, others, short_convolutions, delta_rules };
         Ok(Self { placed, cache, rotaries: loader.rotaries })
     }
 }
@@ -248,6 +265,8 @@ struct LayerLoader<'l, B: Backend> {
     rotaries: Vec<Rotary>,
     /// Of one layer with a convolution, if there was one.
     short_convolution: Option<ShortConvolutionShape>,
+    /// The same of one with a delta rule.
+    delta_rule: Option<DeltaRuleShape>,
 }
 
 impl<B: Backend> LayerLoader<'_, B> {
@@ -259,6 +278,7 @@ impl<B: Backend> LayerLoader<'_, B> {
             MixerTensors::ShortConvolution { input, factors } => {
                 self.short_convolution(index, input, &factors)?
             }
+            MixerTensors::DeltaRule { input, factors } => self.delta_rule(index, &input, &factors)?,
         };
         Ok(Layer {
             attention_norm: self.optional_norm(layer.attention_norm)?,
@@ -340,6 +360,11 @@ impl<B: Backend> LayerLoader<'_, B> {
         }
         let dynamic = dynamic.map(|dynamic| DynamicConvolution::load(self.backend, dynamic)).transpose()?;
         let value_norm = self.optional_norm(self.architecture.value_norm(self.tensors, index)?)?;
+        let gate = self.architecture.attention_gate(self.tensors, index)?;
+        if gate.is_some() && !self.description.norm_first {
+            return Err(misuse("gates of attention are for blocks that begin with their norm"));
+        }
+        let gate = gate.map(|parts| self.backend.linear(&parts)).transpose()?;
         let qkv = self.backend.linear(qkv)?;
         Ok(Mixer::Attention {
             qkv,
@@ -351,6 +376,7 @@ impl<B: Backend> LayerLoader<'_, B> {
             attention,
             relative,
             dynamic,
+            gate,
         })
     }
 
@@ -401,6 +427,19 @@ impl<B: Backend> LayerLoader<'_, B> {
         }
         let convolution = self.backend.short_convolution(factors)?;
         Ok(Mixer::ShortConvolution { input: self.backend.linear(&[input])?, convolution })
+    }
+
+    fn delta_rule(&mut self, index: usize, input: &[Biased], factors: &DeltaRuleFactors) -> Result<Mixer<B>> {
+        if !self.described(index).mask.is_causal() {
+            return Err(misuse("a delta rule sees earlier rows alone"));
+        }
+        let before = factors.convolution.columns().saturating_sub(1);
+        let shape = DeltaRuleShape { layers: 0, before, heads: factors.heads };
+        if *self.delta_rule.get_or_insert(shape) != shape {
+            return Err(misuse("delta rules of different shapes"));
+        }
+        let rule = self.backend.delta_rule(factors)?;
+        Ok(Mixer::DeltaRule { input: self.backend.linear(input)?, rule })
     }
 
     /// The attention that the model describes for layer `index`.

@@ -26,6 +26,7 @@ mod llama;
 mod masked;
 mod modernbert;
 mod mpnet;
+mod qwen3_5;
 mod registry;
 mod rope_scaling;
 mod rotary_bert;

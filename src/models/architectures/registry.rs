@@ -5,13 +5,13 @@ use serde_json::Value;
 use super::family::{Family, GgufFamily, ModelKind, ReadGguf};
 use super::{
     albert, bert, convbert, deberta_v2, distilbert, gemma4, gpt2, jina_bert, lfm2, llama, modernbert, mpnet,
-    rotary_bert, rotary_gpt, t5,
+    qwen3_5, rotary_bert, rotary_gpt, t5,
 };
 use crate::sync::Mutex;
 use crate::{Error, Result};
 
 /// The families of this crate.
-static BUILT_IN: [&[Family]; 15] = [
+static BUILT_IN: [&[Family]; 16] = [
     bert::FAMILIES,
     convbert::FAMILIES,
     modernbert::FAMILIES,
@@ -27,6 +27,7 @@ static BUILT_IN: [&[Family]; 15] = [
     gpt2::FAMILIES,
     lfm2::FAMILIES,
     gemma4::FAMILIES,
+    qwen3_5::FAMILIES,
 ];
 
 /// A well-known model of each of them.
@@ -93,6 +94,9 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("gpt2", "ytu-ce-cosmos/turkish-gpt2-large"),
     ("lfm2", "LiquidAI/LFM2-350M"),
     ("lfm2_moe", "LiquidAI/LFM2-8B-A1B"),
+    ("qwen3_5_text", "Qwen/Qwen3.5-0.8B"),
+    ("qwen3_5_moe_text", "Qwen/Qwen3.5-35B-A3B"),
+    ("qwen3_next", "Qwen/Qwen3-Next-80B-A3B-Instruct"),
     ("lfm2_bidirectional", "LiquidAI/LFM2.5-Embedding-350M"),
     ("embedding_gemma2_text", "google/embeddinggemma-2"),
     ("gemma4_text", "google/gemma-4-E2B-it"),

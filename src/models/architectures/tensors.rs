@@ -4,7 +4,9 @@ use std::sync::Weak;
 
 use crate::compute::file::WeightFile;
 use crate::compute::memory::zeroed;
-use crate::compute::{Activation, Biased, ExpertRouting, Matrix, ShortConvolutionFactors, Weight};
+use crate::compute::{
+    Activation, Biased, DeltaRuleFactors, ExpertRouting, Matrix, ShortConvolutionFactors, Weight,
+};
 use crate::{Error, Result};
 
 /// Named tensors of any file format, under the names that transformers gives them.
@@ -160,6 +162,13 @@ pub enum MixerTensors {
         input: Biased,
         /// What it multiplies and adds.
         factors: ShortConvolutionFactors,
+    },
+    /// A gated delta rule.
+    DeltaRule {
+        /// Makes the parts of its rows: matrices whose outputs lie side by side.
+        input: Vec<Biased>,
+        /// What it multiplies and adds.
+        factors: DeltaRuleFactors,
     },
 }
 

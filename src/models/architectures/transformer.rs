@@ -6,7 +6,7 @@
 //! parallel (GPT-NeoX, GPT-J, Phi): x += output(attention(rope(qkv(norm(x))))) + down(activation(up(norm(x))))
 //! ```
 //! Of "norm first", some families normalize what is added too (Gemma 2), or that alone (OLMo 2), and some layers have a gated
-//! convolution in the place of attention (LFM2).
+//! convolution (LFM2) or a gated delta rule (Qwen3.5) in the place of attention.
 //!
 //! Vectors are pooled from the rows of whole texts. To write text, a pass takes the new tokens of several sequences, whose
 //! earlier tokens' keys and values lie in caches, and gives the logits after the last one.
@@ -208,6 +208,7 @@ impl<B: Backend> Transformer<B> {
                 attention,
                 relative,
                 dynamic,
+                gate,
                 ..
             } => {
                 let (heads, input) = (*heads, attention.input_heads(*heads));
@@ -225,7 +226,12 @@ impl<B: Backend> Transformer<B> {
                     Some(norm) => pass.norm_values(x, heads, norm)?,
                     None => x,
                 };
-                let attended = pass.attention(*cache_index, x, heads, attention, relative.as_ref())?;
+                let mut attended = pass.attention(*cache_index, x, heads, attention, relative.as_ref())?;
+                if let Some(gate) = gate {
+                    let norm = layer.attention_norm.as_ref();
+                    let gates = pass.norm_linear(states, norm, gate, Activation::Identity)?;
+                    attended = pass.gate(attended, gates)?;
+                }
                 match dynamic.as_ref().zip(scores) {
                     Some((dynamic, scores)) => dynamic.append(pass, states, attended, scores, heads.heads),
                     None => Ok(attended),
@@ -234,6 +240,7 @@ impl<B: Backend> Transformer<B> {
             Mixer::ShortConvolution { convolution, .. } => {
                 pass.short_convolution(*cache_index, x, convolution)
             }
+            Mixer::DeltaRule { rule, .. } => pass.delta_rule(*cache_index, x, rule),
         }
     }
 

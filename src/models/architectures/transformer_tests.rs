@@ -510,3 +510,6 @@ mod shared_keys;
 
 #[path = "transformer_device_tests.rs"]
 mod devices;
+
+#[path = "transformer_delta_rule_tests.rs"]
+mod delta_rules;

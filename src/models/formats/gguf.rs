@@ -316,6 +316,11 @@ impl Gguf {
         self.locate(name)
     }
 
+    /// Notes that the tensors whose names begin with `part` belong to a part of the model that is not used.
+    pub fn pass_over(&self, part: &str) {
+        self.tensors.keys().filter(|name| name.starts_with(part)).for_each(|name| self.read.note(name));
+    }
+
     /// Refuses a tensor that [`matrix`](Self::matrix) did not give, but for those of parts that a use of a model does
     /// without. llama.cpp loads no file with tensors that its network does not have.
     ///

@@ -29,6 +29,9 @@ pub(super) const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]
 /// How Qwen 2 splits text: the same, one digit at a time.
 pub(super) const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
+/// How those of Qwen3.5 do: marks belong to words.
+const QWEN35: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
 /// How Mistral's later tokenizers (Tekken) split text: a word may have a capital only at its beginning.
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// How Phi 4 mini splits text, published as o200k: the same, up to three digits at a time, contractions with their word.
@@ -61,7 +64,7 @@ const ENDS: [&str; 17] = [
 /// Ways of splitting whose texts begin with a special token unless the file says otherwise: as llama.cpp has it.
 const BEGIN: [&str; 5] = ["llama-bpe", "llama3", "llama-v3", "lfm2", "tekken"];
 /// Architectures whose byte-level tokenizers split texts otherwise than GPT-2: files from before the key for it do not say how.
-const OTHER_SPLITS: [&str; 3] = ["llama", "qwen2", "qwen2moe"];
+const OTHER_SPLITS: [&str; 5] = ["llama", "qwen2", "qwen2moe", "qwen35", "qwen35moe"];
 /// Tokens of Phi-3 that leave the space after them. The others take it, which the file does not say: as llama.cpp has it.
 const KEEP_SPACE: [&str; 3] = ["<unk>", "<s>", "<|endoftext|>"];
 /// Bytes of a token at most. Building the merges takes time that grows with the square of it.
@@ -296,12 +299,13 @@ fn byte_level(gguf: &Gguf, pieces: &[String]) -> Result<Inner> {
         "tekken" => (vec![pattern(TEKKEN)?, bytes(false)], true),
         "gpt-4o" => (vec![pattern(O200K)?, bytes(false)], false),
         "qwen2" | "deepseek-r1-qwen" | "stablelm2" => (vec![pattern(QWEN2)?, bytes(false)], false),
+        "qwen35" => (vec![pattern(QWEN35)?, bytes(false)], false),
         other => {
             return Err(unsupported(
                 gguf,
                 format!(
-                    "its tokenizer splits text as {other:?} does; supported are gpt-2, smollm, llama-bpe, qwen2, refact, dbrx, glm4, \
-                     tekken, gpt-4o, falcon"
+                    "its tokenizer splits text as {other:?} does; supported are gpt-2, smollm, llama-bpe, qwen2, qwen35, refact, dbrx, \
+                     glm4, tekken, gpt-4o, falcon"
                 ),
             ));
         }
@@ -433,6 +437,7 @@ mod tests {
         assert_eq!(with("smollm"), Ok((3, "12".into())), "digits stand alone");
         assert_eq!(with("llama-bpe"), Ok((2, "12".into())));
         assert_eq!(with("qwen2"), Ok((3, "12".into())));
+        assert_eq!(with("qwen35"), Ok((3, "12".into())));
         assert!(with("klingon").unwrap_err().to_string().contains("\"klingon\""));
     }
 

@@ -3,6 +3,7 @@
 //! compare the kernels.
 
 mod attention;
+mod delta_rule;
 pub(super) mod device;
 mod experts;
 #[cfg(test)]
@@ -16,6 +17,7 @@ use std::sync::atomic::Ordering;
 
 use candle_core::{DType, Tensor};
 
+pub use self::delta_rule::TensorDeltaRule;
 pub(crate) use self::device::failed;
 pub use self::device::{Candle, CandleDevice, Relief};
 pub use self::pass::CandlePass;
@@ -29,6 +31,7 @@ use crate::compute::backend::parts::{BatchParts, retried};
 use crate::compute::backend::rows::PassRows;
 use crate::compute::backend::traits::{Backend, ForwardFn, Step, check_logits};
 use crate::compute::batch::PackedBatch;
+use crate::compute::delta_rule::DeltaRuleFactors;
 use crate::compute::isa::Isa;
 use crate::compute::linear::joined::JoinedLinear;
 use crate::compute::linear::layer::{Biased, Matrix};
@@ -44,6 +47,7 @@ impl Backend for Candle {
     type Norm = TensorNorm;
     type Relative = TensorRelative;
     type ShortConvolution = TensorShortConvolution;
+    type DeltaRule = TensorDeltaRule;
     type Cache = TensorCache;
     type Pass<'a> = CandlePass<'a>;
 
@@ -110,8 +114,13 @@ impl Backend for Candle {
         })
     }
 
+    fn delta_rule(&self, factors: &DeltaRuleFactors) -> Result<TensorDeltaRule> {
+        TensorDeltaRule::new(self, factors)
+    }
+
     fn cache(&self, shape: CacheShape) -> TensorCache {
-        let earlier = vec![Vec::new(); shape.short_convolutions.layers];
+        // Of each layer with a delta rule, rows and states.
+        let earlier = vec![Vec::new(); shape.short_convolutions.layers + 2 * shape.delta_rules.layers];
         TensorCache { layers: vec![None; shape.layers + shape.others.layers], earlier, len: 0, shape }
     }
 

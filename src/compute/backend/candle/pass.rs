@@ -6,6 +6,7 @@ use std::ops::Range;
 use candle_core::{D, Tensor};
 
 use super::attention::{apply_rope, attend, attend_packed, softmax, split_heads};
+use super::delta_rule::{TensorDeltaRule, sigmoid};
 use super::device::{Candle, failed};
 use super::groups::AttentionGroups;
 use super::tensors::{TensorCache, TensorLinear, TensorNorm, TensorRelative, TensorShortConvolution};
@@ -205,6 +206,41 @@ impl Pass<Candle> for CandlePass<'_> {
         let sequences = self.rows.sequences.iter().enumerate().filter(|(_, rows)| !rows.is_empty()).map(of);
         let joined = sequences.collect::<candle_core::Result<Vec<_>>>().and_then(|all| Tensor::cat(&all, 0));
         joined.map(Some).map_err(failed)
+    }
+
+    fn delta_rule(
+        &mut self,
+        layer: usize,
+        x: Option<Tensor>,
+        rule: &TensorDeltaRule,
+    ) -> Result<Option<Tensor>> {
+        let Some(x) = x else { return Ok(None) };
+        if let Some(cache) = &mut self.cache {
+            let (cached, end) = (self.rows.cached_len(0), self.rows.cached_len(0) + self.rows.ids.len());
+            let known = |part: usize| cache.rows_before(2 * layer + part, cached).filter(|_| cached > 0);
+            let earlier = known(0).zip(known(1));
+            if earlier.is_none() && cached > 0 {
+                return Err(lacking("a delta rule after rows that are not known"));
+            }
+            let (y, [rows, states]) = rule.apply(&x, earlier).map_err(failed)?;
+            cache.keep_rows(2 * layer, cached, end, rows);
+            cache.keep_rows(2 * layer + 1, cached, end, states);
+            return Ok(Some(y));
+        }
+        let of = |(number, rows): (usize, &Range<usize>)| {
+            let seen = self.rows.seen(number);
+            if seen == 0 {
+                return Tensor::zeros((rows.len(), rule.outputs()), x.dtype(), x.device());
+            }
+            rule.apply(&x.narrow(0, rows.start, seen)?, None)?.0.pad_with_zeros(0, 0, rows.len() - seen)
+        };
+        let sequences = self.rows.sequences.iter().enumerate().filter(|(_, rows)| !rows.is_empty()).map(of);
+        let joined = sequences.collect::<candle_core::Result<Vec<_>>>().and_then(|all| Tensor::cat(&all, 0));
+        joined.map(Some).map_err(failed)
+    }
+
+    fn gate(&mut self, x: Option<Tensor>, gates: Option<Tensor>) -> Result<Option<Tensor>> {
+        x.zip(gates).map(|(x, gates)| x * sigmoid(&gates)?).transpose().map_err(failed)
     }
 
     fn depthwise_convolution(

@@ -8,6 +8,7 @@ use crate::Result;
 use crate::compute::attention::kv_cache::CacheShape;
 use crate::compute::attention::relative::DistanceRows;
 use crate::compute::backend::traits::KvCache;
+use crate::compute::delta_rule::DeltaRuleShape;
 use crate::compute::kernels::activation::Activation;
 
 /// A linear layer's matrix, transposed, and its bias.
@@ -90,7 +91,7 @@ impl TensorShortConvolution {
     }
 
     /// The sums of `rows` rows; `seen` begins with the first row that the first of them sees.
-    fn sum(&self, seen: &Tensor, rows: usize) -> candle_core::Result<Tensor> {
+    pub(super) fn sum(&self, seen: &Tensor, rows: usize) -> candle_core::Result<Tensor> {
         let seen = seen.pad_with_zeros(0, 0, self.factors.len() - 1 - self.before)?;
         let shape = (rows, seen.dim(1)?);
         let mut sum = match &self.shift {
@@ -109,7 +110,7 @@ impl TensorShortConvolution {
 pub struct TensorCache {
     pub(super) layers: Vec<Option<[Tensor; 2]>>,
     /// For each layer with a convolution, the gated rows before some positions: those where the sequence ends, and those that
-    /// a pass has reached.
+    /// a pass has reached. For each with a delta rule, the rows before its convolution, and the states.
     pub(super) earlier: Vec<Vec<(usize, Tensor)>>,
     pub(super) len: usize,
     pub(super) shape: CacheShape,
@@ -190,10 +191,14 @@ pub(super) fn bytes_of(shape: CacheShape, tokens: usize) -> u64 {
     let short_convolutions = shape.short_convolutions;
     let rows = product([short_convolutions.layers, short_convolutions.before, short_convolutions.columns, 8]);
     let numbers = shape.numbers().map(product).into_iter().fold(0, u64::saturating_add);
+    let DeltaRuleShape { layers, before, heads } = shape.delta_rules;
+    let columns = product([layers, before, heads.columns(), 8]);
+    let states = product([layers, heads.values, heads.key_width, heads.value_width]).saturating_mul(8);
+    let others = rows.saturating_add(columns).saturating_add(states);
     (numbers.saturating_mul(4)).saturating_mul(tokens as u64).saturating_add(if tokens == 0 {
         0
     } else {
-        rows
+        others
     })
 }
 

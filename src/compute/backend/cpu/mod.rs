@@ -5,6 +5,7 @@
 //! ([`Parallelism`](crate::compute::parallel::Parallelism)).
 
 mod attend;
+mod delta_rule;
 mod device;
 mod embed;
 mod experts;

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::states::{StateRows, States, not_in};
-use super::workspace::Workspace;
+use super::workspace::{CrossingStates, Workspace};
 use crate::Result;
 use crate::compute::attention::heads::{Heads, LayerAttention};
 use crate::compute::attention::kv_cache::PagedKvCache;
@@ -12,6 +12,7 @@ use crate::compute::attention::rope::{RopeTable, Rotary};
 use crate::compute::backend::cpu::device::{Cpu, Norm, Table};
 use crate::compute::backend::traits::{CachedSequence, Pass, Positions, Row, Rows, TokenRows, WindowFn};
 use crate::compute::batch::PackedBatch;
+use crate::compute::delta_rule::DeltaRule;
 use crate::compute::experts::Experts;
 use crate::compute::isa::DType;
 use crate::compute::kernels::activation::Activation;
@@ -44,6 +45,8 @@ pub struct CpuPass<'a> {
     /// The gated rows before the window in the sequence that crosses its beginning, if there are several windows and no
     /// caches.
     pub(super) crossing: Vec<f32>,
+    /// The same of the states of a delta rule.
+    pub(super) crossing_states: CrossingStates,
     /// One for each sequence, or none.
     pub(super) caches: Vec<CachedSequence<'a, PagedKvCache>>,
     /// The indices of its sequences in the batch; empty if they are those of the pass.
@@ -79,6 +82,7 @@ impl<'a> CpuPass<'a> {
             kept: Vec::new(),
             gathered: Vec::new(),
             crossing: Vec::new(),
+            crossing_states: CrossingStates::default(),
             caches,
             sequences: &[],
             phases: batch_phases.clone().unwrap_or(RowPhases::PREFILL),
@@ -262,6 +266,14 @@ impl Pass<Cpu> for CpuPass<'_> {
         convolution: &ShortConvolution,
     ) -> Result<States> {
         self.convolve_rows(layer, x, convolution)
+    }
+
+    fn delta_rule(&mut self, layer: usize, x: States, rule: &DeltaRule) -> Result<States> {
+        self.apply_delta_rule(layer, x, rule)
+    }
+
+    fn gate(&mut self, x: States, gates: States) -> Result<States> {
+        self.gate_rows(x, gates)
     }
 
     fn discard(&mut self, x: States) {

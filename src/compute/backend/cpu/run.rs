@@ -10,6 +10,7 @@ use crate::compute::attention::kv_cache::{CacheShape, PagedKvCache};
 use crate::compute::attention::relative::{RelativeLayers, RelativePanels, RelativeTable};
 use crate::compute::backend::traits::{Backend, CachedSequence, ForwardFn, KvCache, Step, check_logits};
 use crate::compute::batch::PackedBatch;
+use crate::compute::delta_rule::{DeltaRule, DeltaRuleFactors};
 use crate::compute::linear::layer::{Biased, Linear, Matrix};
 use crate::compute::parallel::{Parallelism, Target};
 use crate::compute::short_convolution::{ShortConvolution, ShortConvolutionFactors};
@@ -94,6 +95,7 @@ impl Backend for Cpu {
     type Norm = Norm;
     type Relative = RelativePanels;
     type ShortConvolution = ShortConvolution;
+    type DeltaRule = DeltaRule;
     type Cache = PagedKvCache;
     type Pass<'a> = CpuPass<'a>;
 
@@ -134,6 +136,12 @@ impl Backend for Cpu {
         let convolution = ShortConvolution::new(factors)?;
         self.bytes.fetch_add(convolution.bytes(), Ordering::Relaxed);
         Ok(convolution)
+    }
+
+    fn delta_rule(&self, factors: &DeltaRuleFactors) -> Result<DeltaRule> {
+        let rule = DeltaRule::new(factors)?;
+        self.bytes.fetch_add(rule.bytes(), Ordering::Relaxed);
+        Ok(rule)
     }
 
     fn cache(&self, shape: CacheShape) -> PagedKvCache {

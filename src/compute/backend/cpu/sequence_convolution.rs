@@ -15,7 +15,7 @@ use crate::compute::short_convolution::{SequenceRows, ShortConvolution};
 /// # Safety
 ///
 /// - No other code accesses row `row` of `out` during the call.
-unsafe fn store(out: &Target<'_>, row: usize, first: usize, values: &[f32]) {
+pub(super) unsafe fn store(out: &Target<'_>, row: usize, first: usize, values: &[f32]) {
     let columns = first..first + values.len();
     // SAFETY: no other code accesses the row during the call, by the precondition, and this is the only reference to it.
     unsafe {

@@ -11,8 +11,8 @@ use crate::compute::linear::{Packer, WeightFormat};
 use crate::compute::matrix::StateMatrix;
 use crate::compute::parallel::{Parallelism, Share};
 use crate::compute::{
-    Activation, Backend, CacheShape, Candle, DType, DistanceBias, Heads, Isa, LayerAttention, Mask,
-    PackedBatch, Pass, Positions, Row, Step, Threads, Weight,
+    Activation, Backend, CacheShape, Candle, DType, DeltaRuleShape, DistanceBias, Heads, Isa, LayerAttention,
+    Mask, PackedBatch, Pass, Positions, Row, Step, Threads, Weight,
 };
 
 pub(super) fn random(n: usize, seed: u32) -> Vec<f32> {
@@ -349,6 +349,7 @@ fn check_steps<B: Backend>(
         width: heads.width,
         others: Default::default(),
         short_convolutions: Default::default(),
+        delta_rules: DeltaRuleShape::NONE,
     });
     let mut first = 0;
     for count in [1, 2, 40, 1, 212, 1, 300, 43] {

@@ -30,6 +30,14 @@ pub(super) struct Workspace {
     pub earlier: Vec<f32>,
 }
 
+/// States of the sequence that crosses the beginning of a window, and of that which crosses its end: `[heads, numbers of a
+/// head]`.
+#[derive(Debug, Default)]
+pub(super) struct CrossingStates {
+    pub before: Vec<f32>,
+    pub after: Vec<f32>,
+}
+
 impl Workspace {
     /// A matrix with unspecified values.
     pub(super) fn matrix(&mut self, rows: usize, columns: usize, format: DType) -> Result<StateMatrix> {

@@ -37,6 +37,7 @@ use crate::compute::attention::heads::Heads;
 use crate::compute::attention::kv_cache::CacheShape;
 use crate::compute::attention::relative::{RelativeLayers, RelativeTable};
 use crate::compute::batch::PackedBatch;
+use crate::compute::delta_rule::DeltaRuleFactors;
 use crate::compute::isa::DType;
 use crate::compute::linear::joined::JoinedLinear;
 use crate::compute::linear::layer::{Biased, Matrix};
@@ -107,6 +108,7 @@ impl Backend for Cuda {
     /// There are no kernels for it: models with such attention run on the operations of candle.
     type Relative = Infallible;
     type ShortConvolution = Infallible;
+    type DeltaRule = Infallible;
     type Cache = CudaCache;
     type Pass<'a> = CudaPass<'a>;
 
@@ -163,6 +165,10 @@ impl Backend for Cuda {
 
     fn short_convolution(&self, _factors: &ShortConvolutionFactors) -> Result<Infallible> {
         Err(lacking("a convolution of gated rows"))
+    }
+
+    fn delta_rule(&self, _factors: &DeltaRuleFactors) -> Result<Infallible> {
+        Err(lacking("a gated delta rule"))
     }
 
     fn cache(&self, shape: CacheShape) -> CudaCache {

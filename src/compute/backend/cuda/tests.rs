@@ -8,7 +8,7 @@ use crate::compute::attention::rope::Rotary;
 use crate::compute::backend::candle::Candle;
 use crate::compute::backend::candle::CandleDevice;
 use crate::compute::backend::traits::{KvCache as _, Pass, Positions, Row, Rows};
-use crate::compute::{Activation, Heads, LayerAttention, Mask, Pooling, RopeStyle};
+use crate::compute::{Activation, DeltaRuleShape, Heads, LayerAttention, Mask, Pooling, RopeStyle};
 use crate::sync::Mutex;
 
 fn cuda(bf16: bool) -> Option<Cuda> {
@@ -161,6 +161,7 @@ fn in_steps<B: Backend>(backend: &B, lengths: &[u32], heads: Heads, layer: &Laye
         width: heads.width,
         others: Default::default(),
         short_convolutions,
+        delta_rules: DeltaRuleShape::NONE,
     };
     let mut caches: Vec<B::Cache> = lengths.iter().map(|_| backend.cache(shape)).collect();
     let mut found = vec![f32::NAN; lengths.len() * wide];
@@ -236,6 +237,7 @@ fn a_cache_forks_shrinks_and_is_shortened() {
         width: 8,
         others: Default::default(),
         short_convolutions: Default::default(),
+        delta_rules: DeltaRuleShape::NONE,
     };
     let mut cache = cuda.cache(shape);
     assert!(cache.is_empty() && cache.bytes() == 0);

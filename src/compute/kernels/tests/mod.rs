@@ -8,6 +8,7 @@ use crate::compute::guarded::Guarded;
 use crate::compute::{Activation, DType, Isa};
 
 mod activations;
+mod delta;
 mod epilogue;
 mod pack;
 mod quantize;
