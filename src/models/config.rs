@@ -81,10 +81,14 @@ impl ModelConfig {
         let found = architectures::find_config(&json);
         let Some(family) = found.filter(|family| family.serves(kind)) else {
             let names = architectures::names(kind);
+            // One that was trained to score texts writes none.
+            let scores = whole["architectures"][0]
+                .as_str()
+                .is_some_and(|class| class.ends_with("SequenceClassification"));
             let reason = format!(
                 "its model_type is {model_type:?}; supported {} are {names}{}",
                 use_of(kind),
-                remedy(found.is_some_and(|family| family.generates))
+                remedy(!scores && found.is_some_and(|family| family.generates))
             );
             return Err(Error::Unsupported { model: model.to_owned(), reason });
         };

@@ -178,7 +178,15 @@ impl TransformerFile {
         if let Some(processing) = self.others.get("processing_kwargs").and_then(Value::as_object) {
             refuse_unknown(model, path, processing, &[allowed])?;
         }
-        let text = self.others.get("modality_config").and_then(|modalities| modalities.get("text"));
+        let modalities = self.others.get("modality_config");
+        // sentence-transformers then renders every text through the chat template; rerankers do so here, too.
+        let message = modalities.and_then(|modalities| modalities.get("message"));
+        if let Some(message) = message.filter(|_| saved.class != JUDGEMENT.class) {
+            let reason = "a \"message\" in it sends every text through a chat template, which is supported for rerankers \
+                          alone; leave it out if texts are to be read as they are";
+            return Err(refusal(model, path, "modality_config", message, reason));
+        }
+        let text = modalities.and_then(|modalities| modalities.get("text"));
         if let Some(text) = text
             && (text["method"] != "forward" || text["method_output_name"] != saved.state)
         {

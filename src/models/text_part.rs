@@ -58,8 +58,8 @@ const KEYS: &[&str] = &[
     "vision_start_token_id",
 ];
 
-/// Keys that the text model has from the whole one, where it has none of its own.
-const SHARED: [&str; 3] = ["bos_token_id", "eos_token_id", "pad_token_id"];
+/// Keys of the whole model that come before those of its text model: the tokens at which text begins and ends.
+const OUTER: [&str; 2] = ["bos_token_id", "eos_token_id"];
 
 /// What transformers takes for each key that a Gemma 3 does not give.
 fn defaults(model_type: &str) -> Value {
@@ -91,14 +91,14 @@ pub(super) fn text_part(json: Value) -> Value {
     let model_type = text.get("model_type").and_then(Value::as_str).unwrap_or(own);
     let mut all = defaults(model_type);
     all["model_type"] = model_type.into();
-    for key in SHARED {
-        if let Some(value) = json.get(key) {
-            all[key] = value.clone();
-        }
-    }
     let counts = |key: &str, value: &Value| !value.is_null() || NULL_COUNTS.contains(&key);
     for (key, value) in text.iter().filter(|(key, value)| counts(key, value)) {
         all[key] = value.clone();
+    }
+    for key in OUTER {
+        if let Some(value) = json.get(key).filter(|value| !value.is_null()) {
+            all[key] = value.clone();
+        }
     }
     if WITH_PLACEHOLDERS.iter().any(|whole| json["model_type"] == *whole) {
         let id = |(key, usual): (&str, u32)| json.get(key).cloned().unwrap_or_else(|| usual.into());
@@ -171,6 +171,12 @@ mod tests {
         assert_eq!((&text["eos_token_id"], &text["sliding_window"]), (&json!([1, 106]), &json!(1024)));
         assert_eq!((&text["rms_norm_eps"], &text["num_attention_heads"]), (&json!(1e-6), &json!(8)));
         assert!(text.get("architectures").is_none() && text.get("vision_config").is_none());
+        // Whole models end text where they say so; the padding of a text model is its own.
+        let ends = json!({"model_type": "gemma4", "eos_token_id": [1, 106], "pad_token_id": 9,
+            "text_config": {"eos_token_id": 1, "bos_token_id": 2}});
+        let text = text_part(ends);
+        assert_eq!((&text["eos_token_id"], &text["bos_token_id"]), (&json!([1, 106]), &json!(2)));
+        assert!(text.get("pad_token_id").is_none());
         let other = json!({"model_type": "qwen2_vl", "text_config": {"hidden_size": 8}});
         assert_eq!(text_part(other.clone()), other);
         let mistral =

@@ -344,6 +344,12 @@ impl Tensors for Weights {
         }
     }
 
+    fn damaged(&self, name: &str, what: &str) -> Error {
+        let own = self.own_name(name);
+        let reason = format!("tensor {own:?}: {what}; the file is damaged, download it again");
+        Error::invalid_file(self.path_of(&own), reason)
+    }
+
     fn stacked(&self, name: &str, shape: [usize; 3]) -> Result<Matrix> {
         match &self.gguf {
             Some(gguf) => GgufTensors(gguf).stacked(name, shape),

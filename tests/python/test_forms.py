@@ -25,6 +25,32 @@ FORMS = {
     "nemotron": "nemotron",
 }
 FULL = ["full_attention", "full_attention"]
+LAYERED = {
+    "full_attention": {"rope_type": "default", "rope_theta": 100.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+}
+UNBASED = {"full_attention": {"rope_type": "default"}, "sliding_attention": {"rope_type": "default"}}
+PUBLISHED_HUNYUAN = {
+    "add_classification_head": False,
+    "attention_head_dim": 128,
+    "cla_share_factor": 2,
+    "class_num": 0,
+    "dense_list": [1024, 0],
+    "eod_token_id": 3,
+    "im_end_id": 5,
+    "im_newline_id": 11,
+    "im_start_id": 4,
+    "mask_init_id": 12,
+    "norm_type": "rms",
+    "org_vocab_size": 319,
+    "pad_id": 316,
+    "pool_type": "last",
+    "sep_token_id": 2,
+    "text_end_id": 7,
+    "text_start_id": 6,
+    "use_cla": False,
+    "use_rotary_pos_emb": True,
+}
 
 
 def test_the_families_and_files(command):
@@ -99,6 +125,10 @@ def test_vectors_do_not_depend_on_the_texts_with_them(make_manager, name):
         ("ernie4_5", {"head_dim": None}, "self_attn.q_proj"),
         ("apertus", {"qk_norm": False}, "qk_norm"),
         ("apertus", {"rope_parameters": None}, "rope_parameters"),
+        ("olmo3", {"rope_parameters": LAYERED}, "rope_scaling and rope_parameters"),
+        ("olmo3", {"rope_scaling": None, "rope_parameters": UNBASED}, "its rope_theta is 1000"),
+        ("glm", {"partial_rotary_factor": None}, "partial_rotary_factor"),
+        ("hunyuan_v1_dense", {"add_classification_head": True}, "add_classification_head"),
         ("arcee", {"hidden_act": "xielu"}, "xielu"),
         ("nemotron", {"partial_rotary_factor": 0.4}, "partial_rotary_factor"),
     ],
@@ -114,7 +144,12 @@ def test_what_is_not_computed_is_refused_by_name(make_writer, tmp_path, name, ch
     [
         ("granitemoehybrid", {"layer_types": FULL, "mamba_expand": 2, "mamba_proj_bias": True, "init_method": "mup"}),
         ("hunyuan_v1_dense", {"eod_token_id": 3, "norm_type": "rms", "use_rotary_pos_emb": True, "use_cla": False}),
+        ("hunyuan_v1_dense", PUBLISHED_HUNYUAN),
         ("cohere2", {"use_parallel_embedding": True, "head_dim": 8}),
+        ("cohere2", {"_sliding_window_pattern": 4}),
+        # The default is that of transformers.
+        ("glm", {"num_key_value_heads": None}),
+        ("ernie4_5", {"num_key_value_heads": None}),
     ],
 )
 def test_what_transformers_does_not_read_changes_nothing(make_writer, tmp_path, name, change):

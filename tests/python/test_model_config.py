@@ -14,6 +14,8 @@ from model_manager.errors import InvalidFileError, ModelManagerError, NoGenerato
 from safetensors.numpy import load_file, save_file
 
 TEXTS = ["Merhaba dünya, bugün hava çok güzel.", ENGLISH_TEXT]
+FORWARD = {"method": "forward", "method_output_name": "last_hidden_state"}
+MESSAGES = {"text": FORWARD, "message": {**FORWARD, "format": "flat"}}
 
 
 @pytest.mark.parametrize(
@@ -45,6 +47,7 @@ TEXTS = ["Merhaba dünya, bugün hava çok güzel.", ENGLISH_TEXT]
         ("bert_cls", "sentence_bert_config.json", {"query_length": 8}, ["query_length"]),
         ("bert_cls", "sentence_bert_config.json", {"transformer_task": "fill-mask"}, ["fill-mask"]),
         ("bert_cls", "sentence_bert_config.json", {"model_args": {"is_causal": True}}, ["is_causal"]),
+        ("bert_cls", "sentence_bert_config.json", {"modality_config": MESSAGES}, ["modality_config", "chat template"]),
         ("bert_cls", "config_sentence_transformers.json", {"model_type": "SparseEncoder"}, ["SparseEncoder"]),
     ],
 )

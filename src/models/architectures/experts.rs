@@ -6,8 +6,8 @@ use super::biased_experts as biased;
 use super::family::LARGEST_SIZE;
 use super::gguf_keys::Metadata;
 use super::tensors::{ExpertTensors, SharedTensors, Tensors};
+use crate::Result;
 use crate::compute::{ExpertRouting, ExpertScores, Matrix, Weight};
-use crate::{Error, Result};
 
 /// More experts than any layer has.
 const MOST_EXPERTS: usize = 1 << 14;
@@ -389,9 +389,6 @@ fn choice_bias(tensors: &dyn Tensors, name: &str, count: usize) -> Result<Weight
     let bias = tensors.vector(name, count)?;
     match bias.to_f32()?.iter().find(|number| !number.is_finite()) {
         None => Ok(bias),
-        Some(number) => Err(Error::Unsupported {
-            model: name.into(),
-            reason: format!("a bias of its experts is {number}; the file is damaged, download it again"),
-        }),
+        Some(number) => Err(tensors.damaged(name, &format!("a bias of its experts is {number}"))),
     }
 }

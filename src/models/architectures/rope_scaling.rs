@@ -231,6 +231,30 @@ impl RopeConfig {
         self.rope_parameters.as_ref().is_some_and(|value| !is_unset(value) && !nested(value))
     }
 
+    /// Checks that positions by layer are said once, with their bases: what transformers makes of two objects, and of a base
+    /// next to objects without one, differs by family.
+    ///
+    /// # Errors
+    /// What is said twice.
+    pub(super) fn check_layers(&self) -> Result<(), String> {
+        let said = |value: &Option<Value>| value.as_ref().is_some_and(|value| !is_unset(value));
+        if said(&self.rope_scaling) && said(&self.rope_parameters) {
+            return Err("it has rope_scaling and rope_parameters; leave one of them out".into());
+        }
+        let lacks_base = |layers: &&str| {
+            self.object().and_then(|all| all.get(*layers)).is_some_and(|own| own.get("rope_theta").is_none())
+        };
+        let Some(layers) = ["full_attention", "sliding_attention"].into_iter().find(lacks_base) else {
+            return Ok(());
+        };
+        match self.rope_theta {
+            Some(base) => Err(format!(
+                "its rope_theta is {base}, next to rope_parameters of {layers} without one; write it there"
+            )),
+            None => Ok(()),
+        }
+    }
+
     /// The same with the larger base of heads of `head` that "dynamic" scaling means where it has an `alpha`; `base` is where
     /// the file gives none. `None` without an `alpha`.
     ///

@@ -70,6 +70,11 @@ pub trait Tensors {
         self.matrix(if self.contains(head) { head } else { words }, shape)
     }
 
+    /// The error for the tensor `name`, whose numbers cannot be computed with: `what` says why.
+    fn damaged(&self, name: &str, what: &str) -> Error {
+        Error::Unsupported { model: name.into(), reason: what.into() }
+    }
+
     /// The files that the tensors come from. A model that still reads rows from one of them checks it after each pass.
     fn files(&self) -> Vec<Weak<WeightFile>> {
         Vec::new()
@@ -427,5 +432,9 @@ impl Tensors for PrefixedTensors<'_> {
 
     fn microscaled(&self, name: &str, shape: [usize; 3]) -> Result<Matrix> {
         self.tensors.microscaled(&format!("{}{name}", self.prefix), shape)
+    }
+
+    fn damaged(&self, name: &str, what: &str) -> Error {
+        self.tensors.damaged(&format!("{}{name}", self.prefix), what)
     }
 }

@@ -2,13 +2,13 @@
 
 use std::f32::consts::FRAC_1_SQRT_2;
 
+use crate::Result;
 use crate::compute::{Activation, Biased, Heads, LayerAttention, Matrix, Positions, Weight};
 use crate::models::architectures::architecture::{Architecture, Description, Factors, Placeholders, misuse};
 use crate::models::architectures::tensors::{
     EmbeddingTensors, LayerInputTensors, LayerTensors, LayerTokenTensors, MixerTensors, MlpTensors,
     NormTensors, PrefixedTensors, Tensors,
 };
-use crate::{Error, Result};
 
 /// The table of tokens for the inputs of layers.
 #[derive(Debug, Clone, Copy)]
@@ -192,14 +192,12 @@ impl Architecture for Gemma4 {
 
     fn layer_factor(&self, tensors: &dyn Tensors, index: usize) -> Result<f32> {
         let name = format!("layers.{index}.layer_scalar");
-        let factor = self.tensors(tensors).vector(&name, 1)?.to_f32()?[0];
+        let tensors = self.tensors(tensors);
+        let factor = tensors.vector(&name, 1)?.to_f32()?[0];
         if factor.is_finite() {
             return Ok(factor);
         }
-        Err(Error::Unsupported {
-            model: name,
-            reason: format!("it is {factor}, by which no state is multiplied"),
-        })
+        Err(tensors.damaged(&name, &format!("{factor} is no factor of states")))
     }
 
     fn final_norm(&self, tensors: &dyn Tensors) -> Result<Option<NormTensors>> {

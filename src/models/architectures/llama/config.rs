@@ -18,6 +18,11 @@ pub(super) fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
     let dialect = DIALECTS.iter().find(|dialect| dialect.model_type == model_type);
     let dialect = dialect.ok_or_else(|| file.unsupported(format!("its model_type is {model_type:?}")))?;
     check_fixed(file, dialect)?;
+    // transformers then rotates whole heads, and does not say so.
+    let part_is_null = file.json.get("partial_rotary_factor").is_some_and(Value::is_null);
+    if part_is_null && dialect.part.is_some_and(|part| part != 1.0) {
+        return Err(file.refuse("partial_rotary_factor", "a number, or no such key"));
+    }
     Ok(Box::new(ConfigParts::parse(file, dialect)?.llama(file.model, dialect)?))
 }
 
@@ -79,7 +84,8 @@ impl ConfigParts {
             intermediate,
             layers,
             heads: self.common.num_attention_heads,
-            kv_heads: self.common.num_key_value_heads.unwrap_or(self.common.num_attention_heads),
+            kv_heads: (self.common.num_key_value_heads.or(dialect.kv_heads))
+                .unwrap_or(self.common.num_attention_heads),
             head: self.head(dialect).map_err(unsupported)?,
             vocabulary: self.common.vocab_size,
             context: self.common.max_position_embeddings,
@@ -278,7 +284,9 @@ impl ConfigParts {
         let grows = dialect.scaling == ScalingRule::Growing;
         let given = matches!(dialect.scaling, ScalingRule::Given | ScalingRule::Untruncated);
         if (grows || given) && !rope.has_parameters() {
-            return Err("it has no rope_parameters, without which its family has a scaling of its own".into());
+            return Err("it has no rope_parameters, without which its family has a scaling of its own; write them into \
+                        its config.json"
+                .into());
         }
         if dialect.scaling == ScalingRule::Alpha
             && let Some(larger) = rope.with_alpha(dialect.base, defaults.head)?
@@ -291,6 +299,7 @@ impl ConfigParts {
             return Err("its rope_parameters have no llama_4_scaling_beta, which its family needs".into());
         }
         let Some(base) = dialect.local_base else { return Ok([full.clone(), full]) };
+        rope.check_layers()?;
         if rope.has_flat_parameters() {
             return Err("its rope_parameters are not divided into full_attention and sliding_attention, and transformers \
                         reads none of them in its family"

@@ -129,6 +129,8 @@ pub(super) struct Dialect {
     pub epsilon: f32,
     /// `tie_word_embeddings` where it is absent.
     pub tied: bool,
+    /// `num_key_value_heads` where it is absent; `None` for as many as those of queries.
+    pub kv_heads: Option<usize>,
     /// `head_dim` where it is absent; with 0 the heads divide a state.
     pub head: usize,
     /// Whether they do so with null.
@@ -206,6 +208,7 @@ pub(super) const LLAMA: Dialect = Dialect {
     scaling: ScalingRule::Any,
     epsilon: 1e-6,
     tied: false,
+    kv_heads: None,
     head: 0,
     null_head: false,
     whole_heads: false,

@@ -1,8 +1,8 @@
 //! Parts of a layer that a few of these families have in another form than Llama.
 
+use crate::Result;
 use crate::compute::Xielu;
 use crate::models::architectures::tensors::Tensors;
-use crate::{Error, Result};
 
 /// The form of norms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,8 +58,7 @@ impl XieluNumbers {
         };
         let [positive, negative] = [number("alpha_p", &[1])?, number("alpha_n", &[1])?];
         let [slope, cut] = [number("beta", &[])?, number("eps", &[])?];
-        xielu(positive, negative, slope, cut)
-            .map_err(|reason| Error::Unsupported { model: name("*"), reason })
+        xielu(positive, negative, slope, cut).map_err(|reason| tensors.damaged(&name("alpha_p"), &reason))
     }
 }
 
