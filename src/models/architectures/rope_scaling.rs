@@ -6,7 +6,7 @@
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::family::{ConfigFields, keys_of};
+use super::family::{ConfigFields, ConfigFile, keys_of};
 use crate::compute::{LongRope, QueryGrowth, RopeStyle, Rotary};
 use crate::models::keys::is_unset;
 
@@ -160,6 +160,18 @@ impl RopeConfig {
     /// The keys of families that rotate a part of each head, or refuse to.
     pub(super) const PARTIAL: ConfigFields =
         ConfigFields::But(keys_of::<Self>, &["original_max_position_embeddings"]);
+}
+
+/// Refuses a `partial_rotary_factor` of null in families that rotate a part of each head: transformers then rotates whole heads,
+/// and does not say so.
+///
+/// # Errors
+/// [`Error::Unsupported`](crate::Error::Unsupported) naming the key.
+pub(super) fn check_part(file: &ConfigFile<'_>) -> crate::Result<()> {
+    match file.json.get("partial_rotary_factor").is_some_and(Value::is_null) {
+        true => Err(file.refuse("partial_rotary_factor", "a number, or no such key")),
+        false => Ok(()),
+    }
 }
 
 /// What the rest of a model says about them.

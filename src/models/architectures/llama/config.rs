@@ -9,7 +9,7 @@ use crate::compute::{Activation, ClampedSwish, LONGEST_HEAD, LayerAttention, Mas
 use crate::models::architectures::architecture::{Architecture, Factors};
 use crate::models::architectures::experts::ExpertConfig;
 use crate::models::architectures::family::ConfigFile;
-use crate::models::architectures::rope_scaling::{RopeConfig, RopeDefaults};
+use crate::models::architectures::rope_scaling::{RopeConfig, RopeDefaults, check_part};
 use crate::{Error, Result};
 use serde_json::Value;
 
@@ -18,10 +18,8 @@ pub(super) fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
     let dialect = DIALECTS.iter().find(|dialect| dialect.model_type == model_type);
     let dialect = dialect.ok_or_else(|| file.unsupported(format!("its model_type is {model_type:?}")))?;
     check_fixed(file, dialect)?;
-    // transformers then rotates whole heads, and does not say so.
-    let part_is_null = file.json.get("partial_rotary_factor").is_some_and(Value::is_null);
-    if part_is_null && dialect.part.is_some_and(|part| part != 1.0) {
-        return Err(file.refuse("partial_rotary_factor", "a number, or no such key"));
+    if dialect.part.is_some_and(|part| part != 1.0) {
+        check_part(file)?;
     }
     Ok(Box::new(ConfigParts::parse(file, dialect)?.llama(file.model, dialect)?))
 }

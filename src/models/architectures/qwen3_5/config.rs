@@ -8,7 +8,7 @@ use crate::compute::{DeltaHeads, Heads, LONGEST_HEAD, LONGEST_SHORT_CONVOLUTION,
 use crate::models::architectures::architecture::Architecture;
 use crate::models::architectures::experts::{ExpertConfig, ExpertDefaults};
 use crate::models::architectures::family::{ConfigFields, ConfigFile, keys_of};
-use crate::models::architectures::rope_scaling::{RopeConfig, RopeDefaults};
+use crate::models::architectures::rope_scaling::{RopeConfig, RopeDefaults, check_part};
 
 /// The keys that are read.
 pub(super) const FIELDS: &[ConfigFields] = &[ConfigFields::All(keys_of::<Qwen35Config>), RopeConfig::PARTIAL];
@@ -147,6 +147,7 @@ impl FileDefaults {
     /// [`Error::InvalidFile`](crate::Error::InvalidFile), [`Error::Unsupported`](crate::Error::Unsupported) naming the key.
     pub(super) fn read(&self, file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
         let (config, rope): (Qwen35Config, RopeConfig) = (file.parse()?, file.parse()?);
+        check_part(file)?;
         let (hidden, layers) =
             (config.hidden_size.unwrap_or(self.hidden), config.num_hidden_layers.unwrap_or(self.layers));
         let intermediate = config.intermediate_size.unwrap_or(self.intermediate);

@@ -9,7 +9,7 @@ use crate::Result;
 use crate::compute::{LayerAttention, Mask, RopeStyle};
 use crate::models::architectures::architecture::Architecture;
 use crate::models::architectures::family::ConfigFile;
-use crate::models::architectures::rope_scaling::{RopeConfig, RopeDefaults};
+use crate::models::architectures::rope_scaling::{RopeConfig, RopeDefaults, check_part};
 
 /// What a family has where its file does not say.
 struct Defaults {
@@ -104,6 +104,9 @@ pub(super) fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
     config.check(file)?;
     own.check(file)?;
     check_rope(file, defaults)?;
+    if defaults.part.is_some() {
+        check_part(file)?;
+    }
     let mut heads = file.heads(config.hidden_size, config.num_attention_heads)?;
     heads.kv_heads = own.num_key_value_heads.or(defaults.kv_heads).unwrap_or(heads.heads);
     if heads.kv_heads == 0 || !heads.heads.is_multiple_of(heads.kv_heads) {
