@@ -41,7 +41,7 @@ pub struct Inspection {
     /// Bytes of its weights on disk, or on the hub.
     pub weight_bytes: Option<u64>,
     /// How many weights the headers of its files list, if they are on this machine.
-    listed: Option<u64>,
+    listed: Option<ListedNumbers>,
     /// The number format of its weights; `None` for a GGUF file, which mixes them.
     pub stored: Option<String>,
     /// Whether the weights are on this machine.
@@ -175,7 +175,7 @@ impl StaticInspection {
             max_length = Some(encoder.config.max_length).filter(|&length| length < usize::MAX);
             table = Some(StaticTable {
                 width: encoder.width(),
-                parameters: count(&Weights::open(&files.weights)?),
+                parameters: count(&Weights::open(&files.weights)?, false).plain,
                 dtype: encoder.dtype(),
                 memory_bytes: encoder.memory_bytes(),
             });
@@ -226,11 +226,13 @@ impl Inspected {
             ModelKind::Generator => Facts::of_generator(&files, local)?,
             _ => Facts::of_encoder(&files, kind, local)?,
         };
-        let listed = weights.filter(|_| config.gguf.is_none()).map(|weights| count(&weights));
+        let listed =
+            weights.filter(|_| config.gguf.is_none()).map(|weights| count(&weights, is_microscaled(&config)));
         let stored = match (&config.gguf, listed.zip(weight_bytes)) {
             (Some(_), _) => None,
+            (None, _) if is_microscaled(&config) => Some(format!("{}, experts in MXFP4", stored(&config))),
             // Whatever the configuration says: a file that was converted often keeps the old one.
-            (None, Some((count, bytes))) if stored(&config) == "float32" && bytes < 3 * count => {
+            (None, Some((count, bytes))) if stored(&config) == "float32" && bytes < 3 * count.plain => {
                 Some("16 bits".to_owned())
             }
             (None, _) => Some(stored(&config)),
@@ -262,8 +264,11 @@ impl Inspected {
 impl Inspection {
     /// Weights: those that the files list, else as many as their bytes and their number format say.
     pub fn parameters(&self) -> Option<u64> {
-        if self.listed.is_some() {
-            return self.listed;
+        if let Some(ListedNumbers { plain, microscaled }) = self.listed {
+            return Some(plain + microscaled);
+        }
+        if is_microscaled(&self.config) {
+            return None; // a part of them takes half a byte each
         }
         let size = match self.stored.as_deref()? {
             "float16" | "bfloat16" => 2,
@@ -285,14 +290,42 @@ impl Inspection {
             WeightFormat::Int8 => 36,
             WeightFormat::Int4 => 20,
         };
-        Some(self.parameters()? / 32 * thirty_seconds)
+        let listed = self.listed.unwrap_or_default();
+        let others = self.parameters()? - listed.microscaled;
+        Some(others / 32 * thirty_seconds + listed.microscaled / 32 * MICROSCALED)
     }
 }
 
-/// The numbers in all tensors.
-fn count(weights: &Weights) -> u64 {
-    let shapes = weights.names().filter_map(|name| weights.shape(name));
-    shapes.map(|shape| shape.iter().map(|&size| size as u64).product::<u64>()).sum()
+/// How many numbers files list.
+#[derive(Debug, Clone, Copy, Default)]
+struct ListedNumbers {
+    /// Each has a place of its own.
+    plain: u64,
+    /// Two have a byte, and 32 a scale: MXFP4.
+    microscaled: u64,
+}
+
+/// Bytes of 32 such weights in memory, in every format: eight bits each, and a scale.
+const MICROSCALED: u64 = 34;
+
+/// Whether experts are stored in MXFP4.
+fn is_microscaled(config: &ModelConfig) -> bool {
+    config.json["quantization_config"]["quant_method"] == "mxfp4"
+}
+
+/// The numbers in all tensors; `microscaled` is whether experts are stored in MXFP4.
+fn count(weights: &Weights, microscaled: bool) -> ListedNumbers {
+    let mut listed = ListedNumbers::default();
+    for name in weights.names() {
+        let Some(shape) = weights.shape(name) else { continue };
+        let numbers = shape.iter().map(|&size| size as u64).product::<u64>();
+        match name.rsplit('_').next().filter(|_| microscaled) {
+            Some("blocks") => listed.microscaled += 2 * numbers,
+            Some("scales") => {}
+            _ => listed.plain += numbers,
+        }
+    }
+    listed
 }
 
 /// The number format that `config.json` names. Without one, transformers has written float32.

@@ -109,7 +109,7 @@ def test_a_common_beginning_is_reused_from_powers_of_two(make_writer, tmp_path):
     ("name", "config", "said"),
     [
         ("qwen3_5_text", {"attn_output_gate": False}, "attn_output_gate"),
-        ("qwen3_5_text", {"partial_rotary_factor": None}, "partial_rotary_factor"),
+        ("qwen3_5_text", {"partial_rotary_factor": None, "rope_parameters": None}, "partial_rotary_factor"),
         ("qwen3_5_text", {"output_gate_type": "sigmoid"}, "output_gate_type"),
         ("qwen3_5_text", {"hidden_act": "gelu"}, "hidden_act"),
         ("qwen3_5_text", {"linear_conv_kernel_dim": 1}, "linear_conv_kernel_dim"),

@@ -162,13 +162,14 @@ impl RopeConfig {
         ConfigFields::But(keys_of::<Self>, &["original_max_position_embeddings"]);
 }
 
-/// Refuses a `partial_rotary_factor` of null in families that rotate a part of each head: transformers then rotates whole heads,
-/// and does not say so.
+/// Refuses a `partial_rotary_factor` of null in families that rotate a part of each head, if `rope_parameters` have no number:
+/// transformers then rotates whole heads, and does not say so.
 ///
 /// # Errors
 /// [`Error::Unsupported`](crate::Error::Unsupported) naming the key.
 pub(super) fn check_part(file: &ConfigFile<'_>) -> crate::Result<()> {
-    match file.json.get("partial_rotary_factor").is_some_and(Value::is_null) {
+    let inner = &file.json["rope_parameters"]["partial_rotary_factor"];
+    match file.json.get("partial_rotary_factor").is_some_and(Value::is_null) && !inner.is_number() {
         true => Err(file.refuse("partial_rotary_factor", "a number, or no such key")),
         false => Ok(()),
     }

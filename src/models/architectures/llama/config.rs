@@ -242,7 +242,11 @@ impl ConfigParts {
                 (false, Some(tokens)) if dialect.gemma && self.common.is_causal.is_none() => {
                     Mask::local(tokens / 2)
                 }
-                (false, Some(_)) => return Err("it attends through a window in both directions".into()),
+                (false, Some(_)) => {
+                    return Err(
+                        "its is_causal is false, and its windows are known for causal attention alone".into(),
+                    );
+                }
             };
             let rotary = if window.is_some() { &local } else { &full };
             let unrotated_full = match dialect.unrotated_full {

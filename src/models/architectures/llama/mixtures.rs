@@ -1,6 +1,6 @@
 //! The families of this kind with mixtures of experts, and all families.
 
-use super::dialect::{DENSE, Dialect, FixedKey, LLAMA, NEOX, ScalingRule, Windows};
+use super::dialect::{DENSE, Dialect, FixedKey, LLAMA, NEOX, ScalingRule, UnsaidWindow, Windows};
 use super::fields::{DialectConfig, LlamaConfig};
 use super::forms::FORMS;
 use super::model::{HeadNorms, Variant};
@@ -145,6 +145,7 @@ const GPT_OSS: Dialect = Dialect {
         "rope.scaling.yarn_beta_slow",
     ],
     gguf_mlp_norm: "post_attention_norm",
+    unsaid_window: UnsaidWindow::Always,
     variant: Variant { sinks: true, ..Variant::LLAMA },
     attention_bias: true,
     windows: Windows::AllBut(2),

@@ -1,5 +1,6 @@
 //! The model, whatever file describes it.
 
+use crate::Result;
 use crate::compute::{
     Activation, Biased, DeltaHeads, DeltaRuleFactors, Heads, LayerAttention, Mask, Matrix, Positions, Rotary,
     Weight,
@@ -9,7 +10,6 @@ use crate::models::architectures::experts::Mixture;
 use crate::models::architectures::tensors::{
     EmbeddingTensors, LayerTensors, MixerTensors, MlpTensors, NormTensors, Tensors,
 };
-use crate::{Error, Result};
 
 /// How files store the tensors of delta rules and of norms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,7 +118,7 @@ impl OfLayer<'_> {
         let factors = DeltaRuleFactors {
             heads: delta,
             convolution,
-            rates: checked_rates(&self.of_form("linear_attn.A_log", "ssm_a"), rates)?,
+            rates: checked_rates(self.tensors, &self.of_form("linear_attn.A_log", "ssm_a"), rates)?,
             shift: vector("linear_attn.dt_bias", "ssm_dt.bias")?,
             norm: self.tensors.vector(&norm, delta.value_width)?,
             epsilon: self.model.epsilon,
@@ -175,15 +175,10 @@ fn rates_of(logarithms: &Weight, heads: usize) -> Result<Weight> {
 }
 
 /// A state that grows has no bound: every rate is 0 or less.
-fn checked_rates(name: &str, rates: Weight) -> Result<Weight> {
+fn checked_rates(tensors: &dyn Tensors, name: &str, rates: Weight) -> Result<Weight> {
     match rates.to_f32()?.into_iter().find(|rate| !(*rate <= 0.0 && rate.is_finite())) {
         None => Ok(rates),
-        Some(rate) => Err(Error::Unsupported {
-            model: name.into(),
-            reason: format!(
-                "a head forgets at a rate of {rate}; the file is damaged, or made by an unknown converter"
-            ),
-        }),
+        Some(rate) => Err(tensors.damaged(name, &format!("a head forgets at a rate of {rate}"))),
     }
 }
 
