@@ -1,5 +1,5 @@
-"""The vectors equal those of sentence-transformers: every number within 1e-5 and a hundred thousandth of it, alone and in a
-batch.
+"""The vectors equal those of sentence-transformers, alone and in a batch: every number within 1e-5, and a large one
+within as small a part of it.
 """
 
 from __future__ import annotations
