@@ -133,7 +133,7 @@ fn caches_with_two_kinds_of_heads_are_forked_cut_and_counted() {
     assert_eq!(2 * load(2).cache_bytes(256), load(0).cache_bytes(256));
 }
 
-/// A token without a row in the table of layers is the caller's mistake, not a panic.
+/// A token without a row in the table of layers is an error of the input, not a panic.
 #[test]
 fn a_token_outside_of_the_table_of_layers_is_named() {
     let described = model(json!({"layer_types": [SLIDING, FULL], "vocab_size_per_layer_input": 30}));
