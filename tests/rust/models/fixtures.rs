@@ -177,7 +177,7 @@ impl SentenceEncoder for Ids {
 fn load(files: &ModelFiles) -> Encoder {
     let build = |config: &ModelConfig, weights: &Weights| -> Result<Box<dyn SentenceEncoder>> {
         assert!(weights.names().count() > 0);
-        Ok(Box::new(Ids { width: config.describe().hidden }))
+        Ok(Box::new(Ids { width: config.architecture.output_width() }))
     };
     Encoder::load(files, Overrides::default(), &build).unwrap()
 }
@@ -303,7 +303,7 @@ fn vectors_are_those_of_sentence_transformers() {
 /// token's state is the vector, or vectors are not normalized.
 fn allowed_in_bfloat16(name: &str) -> f32 {
     match name {
-        "albert" | "electra" | "distilbert" => 0.1,
+        "albert" | "electra" | "distilbert" | "embedding_gemma2_text" => 0.1,
         "modernbert"
         | "qwen2_bidirectional"
         | "llama_embedding"
