@@ -178,8 +178,8 @@ impl ExpertDefaults {
     /// `feed_forward_length`.
     ///
     /// # Errors
-    /// [`Error::InvalidFile`] naming what is missing,
-    /// [`Error::Unsupported`].
+    /// [`Error::InvalidFile`](crate::Error::InvalidFile) naming what is missing,
+    /// [`Error::Unsupported`](crate::Error::Unsupported).
     pub(super) fn of_gguf(
         &self,
         metadata: &Metadata<'_>,
