@@ -244,7 +244,8 @@ impl ConfigParts {
                 }
                 (false, Some(_)) => {
                     return Err(
-                        "its is_causal is false, and its windows are known for causal attention alone".into(),
+                        "its is_causal is false, and a window in both directions is not known for its family"
+                            .into(),
                     );
                 }
             };
