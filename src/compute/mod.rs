@@ -43,8 +43,8 @@ pub use attention::{
 #[cfg(feature = "cuda")]
 pub use backend::Cuda;
 pub use backend::{
-    Backend, Candle, CandleDevice, Cpu, ForwardFn, KvCache, Pass, Positions, Relief, Row, Rows, Step,
-    TokenRows,
+    Backend, Candle, CandleDevice, Cpu, ForwardFn, KvCache, Pass, Positions, Relief, Row, Rows, StatesOf,
+    Step, TokenRows,
 };
 pub use batch::PackedBatch;
 pub use delta_rule::{DeltaHeads, DeltaRule, DeltaRuleFactors, DeltaRuleShape};

@@ -516,23 +516,26 @@ fn sizes_beyond_the_file_take_no_memory() {
         ("falcon_new", ["hidden_size", "num_kv_heads", "vocab_size", "ffn_hidden_size"]),
         ("gptj", ["n_embd", "rotary_dim", "n_inner", "vocab_size"]),
     ] {
-        for key in keys {
-            for size in [1u64 << 27, 1 << 40, 1 << 62, u64::MAX] {
-                let copy = tempfile::tempdir().unwrap();
-                for entry in fs::read_dir(folder(name)).unwrap().flatten() {
-                    fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
-                }
-                let mut config: Value = read_json(&folder(name).join("config.json")).unwrap();
-                config[key] = size.into();
-                fs::write(copy.path().join("config.json"), config.to_string()).unwrap();
-                let files = ModelFiles::open(name, copy.path()).unwrap();
-                let error = from_files(&files, WeightFormat::F32, Isa::best()).unwrap_err();
-                assert!(
-                    matches!(error, Error::Unsupported { .. } | Error::InvalidFile { .. }),
-                    "{key}={size}: {error}"
-                );
-            }
+        sizes_are_refused(name, &keys, &[1 << 27, 1 << 40, 1 << 62, u64::MAX]);
+    }
+}
+
+/// Each of `sizes` in the place of each key of a configuration is an error, before memory is taken for it.
+fn sizes_are_refused(name: &str, keys: &[&str], sizes: &[u64]) {
+    for (key, size) in keys.iter().flat_map(|key| sizes.iter().map(move |size| (*key, *size))) {
+        let copy = tempfile::tempdir().unwrap();
+        for entry in fs::read_dir(folder(name)).unwrap().flatten() {
+            fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
         }
+        let mut config: Value = read_json(&folder(name).join("config.json")).unwrap();
+        config[key] = size.into();
+        fs::write(copy.path().join("config.json"), config.to_string()).unwrap();
+        let files = ModelFiles::open(name, copy.path()).unwrap();
+        let error = from_files(&files, WeightFormat::F32, Isa::best()).unwrap_err();
+        assert!(
+            matches!(error, Error::Unsupported { .. } | Error::InvalidFile { .. }),
+            "{name} {key}={size}: {error}"
+        );
     }
 }
 

@@ -199,22 +199,5 @@ fn sizes_beyond_the_file_take_no_memory() {
         "linear_value_head_dim",
         "linear_conv_kernel_dim",
     ];
-    let config = read_json::<Value>(&folder("qwen3_5_text").join("config.json")).unwrap();
-    for key in keys {
-        for size in [0u64, 1 << 10, 1 << 27, 1 << 40, u64::MAX] {
-            let copy = tempfile::tempdir().unwrap();
-            for entry in fs::read_dir(folder("qwen3_5_text")).unwrap().flatten() {
-                fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
-            }
-            let mut config = config.clone();
-            config[key] = size.into();
-            fs::write(copy.path().join("config.json"), config.to_string()).unwrap();
-            let files = ModelFiles::open("qwen", copy.path()).unwrap();
-            let error = from_files(&files, WeightFormat::F32, Isa::best()).unwrap_err();
-            assert!(
-                matches!(error, Error::Unsupported { .. } | Error::InvalidFile { .. }),
-                "{key}={size}: {error}"
-            );
-        }
-    }
+    sizes_are_refused("qwen3_5_text", &keys, &[0, 1 << 10, 1 << 27, 1 << 40, u64::MAX]);
 }

@@ -8,6 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from conftest import FIXTURES, ROOT, reference, tiny
 
@@ -66,6 +67,32 @@ def assert_answers_of_transformers(manager: ModelManager, name: str) -> None:
     assert [answer(case) for case in cases] == expected
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(answer, cases * 3)) == expected * 3
+
+
+def assert_pieces_make_answers(manager: ModelManager, name: str) -> None:
+    """The pieces of streams of a tiny model are the texts of its answers."""
+    for case in reference(name)["cases"]:
+        options = {"max_new_tokens": len(case["greedy"]), **GREEDY}
+        pieces = list(manager.stream(case["prompt"], **options))
+        assert "".join(pieces) == manager.complete(case["ids"], **options)["text"]
+
+
+def assert_narrower(manager: ModelManager, name: str, dtype: str) -> None:
+    """A tiny model in this dtype says so, and answers twice alike."""
+    case = reference(name)["cases"][0]
+    first = manager.complete(case["ids"], max_new_tokens=6, **GREEDY)["tokens"]
+    assert manager.complete(case["ids"], max_new_tokens=6, **GREEDY)["tokens"] == first
+    assert manager.describe_generator(SLOT)["dtype"] == dtype
+
+
+def assert_vectors_do_not_depend_on_others(manager: ModelManager, name: str) -> None:
+    """The vector of a text of a tiny model is the same, to the bit, with other texts and alone, without a cache."""
+    manager.register("model", str(FIXTURES / name), kind="embedding", dtype="float32")
+    texts = [case["prompt"] for case in reference(name)["cases"]]
+    together = manager.embed(texts, "model")
+    assert np.isfinite(together).all()
+    for text, vector in zip(texts, together, strict=True):
+        assert (manager.embed([text], "model")[0] == vector).all()
 
 
 def stretched(name: str, folder: Path, context: int) -> Path:

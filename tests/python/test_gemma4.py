@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from conftest import FIXTURES, changed, reference
-from generators import GREEDY, SLOT, assert_answers_of_transformers
+from generators import GREEDY, SLOT, assert_answers_of_transformers, assert_pieces_make_answers
 from model_manager import _core
 from model_manager.errors import InvalidFileError, UnsupportedModelError
 from safetensors.numpy import save_file
@@ -34,9 +34,7 @@ def test_its_families(command):
 def test_answers_are_those_of_transformers_alone_and_together(make_writer, name):
     manager = make_writer(name)
     assert_answers_of_transformers(manager, name)
-    for case in reference(name)["cases"]:
-        pieces = list(manager.stream(case["prompt"], max_new_tokens=len(case["greedy"]), **GREEDY))
-        assert "".join(pieces) == manager.complete(case["ids"], max_new_tokens=len(case["greedy"]), **GREEDY)["text"]
+    assert_pieces_make_answers(manager, name)
     described = manager.describe_generator(SLOT)
     assert (described["engine"], described["dtype"]) == ("model_manager", "float32")
     assert described["kv_bytes_per_token"] > 0

@@ -7,7 +7,13 @@ import json
 import numpy as np
 import pytest
 from conftest import FIXTURES, changed, reference
-from generators import GREEDY, SLOT, assert_answers_of_transformers
+from generators import (
+    GREEDY,
+    SLOT,
+    assert_answers_of_transformers,
+    assert_narrower,
+    assert_vectors_do_not_depend_on_others,
+)
 from model_manager import _core
 from model_manager.errors import ModelManagerError
 
@@ -43,22 +49,12 @@ def test_answers_are_those_of_transformers_alone_and_together(make_writer, name)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int4"])
 def test_weights_may_be_narrower(make_writer, name, dtype):
-    manager = make_writer(name, generator_dtype=dtype)
-    case = reference(name)["cases"][0]
-    first = manager.complete(case["ids"], max_new_tokens=6, **GREEDY)["tokens"]
-    assert manager.complete(case["ids"], max_new_tokens=6, **GREEDY)["tokens"] == first
-    assert manager.describe_generator(SLOT)["dtype"] == dtype
+    assert_narrower(make_writer(name, generator_dtype=dtype), name, dtype)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_vectors_do_not_depend_on_the_texts_with_them(make_manager, name):
-    manager = make_manager(cache_size=0)
-    manager.register("model", str(FIXTURES / name), kind="embedding", dtype="float32")
-    texts = [case["prompt"] for case in reference(name)["cases"]]
-    together = manager.embed(texts, "model")
-    assert np.isfinite(together).all()
-    for text, vector in zip(texts, together, strict=True):
-        assert (manager.embed([text], "model")[0] == vector).all()
+    assert_vectors_do_not_depend_on_others(make_manager(cache_size=0), name)
 
 
 @pytest.mark.parametrize("attention", ["causal", "both"])

@@ -108,7 +108,7 @@ def adapted(models: ModelManager, model: str | None, adapter: str | None, kind: 
     source = slots[model]["source"] if model in slots else model
     if source is None or (model in slots and slots[model]["adapter"] is not None):
         raise click.UsageError(
-            f"--adapter: give the source of a model with --model; {model!r} is a slot of another kind"
+            f"--adapter: give the source of a model with --model; {model!r} is a slot with a loader or an adapter"
         )
     name = f"{without_key(source)} + {adapter}"
     models.register(name, source, kind=kind, adapter=adapter)

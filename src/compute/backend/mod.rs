@@ -12,4 +12,6 @@ pub use candle::{Candle, CandleDevice, Relief};
 pub use cpu::Cpu;
 #[cfg(feature = "cuda")]
 pub use cuda::Cuda;
-pub use traits::{Backend, ForwardFn, KvCache, Pass, Positions, Row, Rows, Step, TokenRows, WindowFn};
+pub use traits::{
+    Backend, ForwardFn, KvCache, Pass, Positions, Row, Rows, StatesOf, Step, TokenRows, WindowFn,
+};

@@ -257,6 +257,9 @@ pub(super) fn lacking(operation: &str) -> Error {
     Error::internal("backend", format!("it has no operation {operation}"))
 }
 
+/// The states of a pass on a backend.
+pub type StatesOf<'a, B> = <<B as Backend>::Pass<'a> as Pass<B>>::States;
+
 /// A model's forward function: from a pass to one row of output for each of its sequences.
 pub type ForwardFn<'f, B> =
     dyn for<'a> Fn(&mut <B as Backend>::Pass<'a>, &mut [f32]) -> Result<()> + Sync + 'f;

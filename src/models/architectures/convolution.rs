@@ -3,7 +3,7 @@
 use super::architecture::{Architecture, misuse};
 use super::tensors::Tensors;
 use crate::Result;
-use crate::compute::{Activation, Backend, Pass};
+use crate::compute::{Activation, Backend, Pass, StatesOf};
 
 /// A convolution of the embeddings along the text on a backend.
 pub(super) struct Convolution<B: Backend> {
@@ -34,11 +34,7 @@ impl<B: Backend> Convolution<B> {
     }
 
     /// The outputs for the rows of `x`.
-    pub(super) fn apply<'a>(
-        &self,
-        pass: &mut B::Pass<'a>,
-        x: &<B::Pass<'a> as Pass<B>>::States,
-    ) -> Result<<B::Pass<'a> as Pass<B>>::States> {
+    pub(super) fn apply<'a>(&self, pass: &mut B::Pass<'a>, x: &StatesOf<'a, B>) -> Result<StatesOf<'a, B>> {
         let rows = pass.im2col(x, self.size)?;
         pass.linear(&rows, &self.linear, self.activation)
     }

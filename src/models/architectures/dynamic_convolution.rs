@@ -2,7 +2,7 @@
 
 use super::tensors::DynamicConvolutionTensors;
 use crate::Result;
-use crate::compute::{Activation, Backend, Pass};
+use crate::compute::{Activation, Backend, Pass, StatesOf};
 
 /// A span-based dynamic convolution on a backend.
 pub(super) struct DynamicConvolution<B: Backend> {
@@ -31,9 +31,9 @@ impl<B: Backend> DynamicConvolution<B> {
     pub(super) fn scores<'a>(
         &self,
         pass: &mut B::Pass<'a>,
-        x: &<B::Pass<'a> as Pass<B>>::States,
-        queries: &<B::Pass<'a> as Pass<B>>::States,
-    ) -> Result<<B::Pass<'a> as Pass<B>>::States> {
+        x: &StatesOf<'a, B>,
+        queries: &StatesOf<'a, B>,
+    ) -> Result<StatesOf<'a, B>> {
         let seen = pass.depthwise_convolution(x, &self.depthwise)?;
         let keys = pass.linear(&seen, &self.keys, Activation::Identity)?;
         pass.discard(seen);
@@ -47,11 +47,11 @@ impl<B: Backend> DynamicConvolution<B> {
     pub(super) fn append<'a>(
         &self,
         pass: &mut B::Pass<'a>,
-        x: &<B::Pass<'a> as Pass<B>>::States,
-        attended: <B::Pass<'a> as Pass<B>>::States,
-        scores: <B::Pass<'a> as Pass<B>>::States,
+        x: &StatesOf<'a, B>,
+        attended: StatesOf<'a, B>,
+        scores: StatesOf<'a, B>,
         heads: usize,
-    ) -> Result<<B::Pass<'a> as Pass<B>>::States> {
+    ) -> Result<StatesOf<'a, B>> {
         let values = pass.linear(x, &self.values, Activation::Identity)?;
         pass.dynamic_convolution(attended, scores, values, heads)
     }

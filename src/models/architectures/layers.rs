@@ -12,7 +12,7 @@ use crate::Result;
 use crate::compute::{
     Activation, Backend, Biased, CacheShape, DeltaRuleFactors, DeltaRuleShape, DistanceBias, ExpertLayers,
     Experts, Heads, KeySource, LayerAttention, LayerShapes, Pass, RelativeTable, RopeStyle, Rotary,
-    SharedExpert, ShortConvolutionFactors, ShortConvolutionShape, TokenRows,
+    SharedExpert, ShortConvolutionFactors, ShortConvolutionShape, StatesOf, TokenRows,
 };
 
 /// What a layer mixes the rows of a sequence with.
@@ -92,7 +92,7 @@ pub(super) struct Layer<B: Backend> {
     pub output_norm: Option<B::Norm>,
     pub mlp_norm: Option<B::Norm>,
     pub mlp: Mlp<B>,
-    /// Of the perceptron.
+    /// Of the perceptron, and of the gate of its input.
     pub activation: Activation,
     pub down_norm: Option<B::Norm>,
     pub input: Option<LayerInput<B>>,
@@ -105,13 +105,12 @@ impl<B: Backend> Layer<B> {
     pub(super) fn end<'a>(
         &self,
         pass: &mut B::Pass<'a>,
-        mut x: <B::Pass<'a> as Pass<B>>::States,
-        embeddings: Option<&<B::Pass<'a> as Pass<B>>::States>,
-        activation: Activation,
-    ) -> Result<<B::Pass<'a> as Pass<B>>::States> {
+        mut x: StatesOf<'a, B>,
+        embeddings: Option<&StatesOf<'a, B>>,
+    ) -> Result<StatesOf<'a, B>> {
         if let Some(input) = &self.input {
             let embeddings = embeddings.ok_or_else(|| misuse("embeddings were not kept"))?;
-            let gate = pass.norm_linear(&x, None, &input.gate, activation)?;
+            let gate = pass.norm_linear(&x, None, &input.gate, self.activation)?;
             let tokens = input.tokens.as_ref().map(|LayerTokens { table, each, at, factor }| TokenRows {
                 table: &**table,
                 each: *each,

@@ -2,7 +2,7 @@
 
 use super::tensors::{EmbeddingTensors, Tensors};
 use crate::compute::memory::zeroed;
-use crate::compute::{Activation, Backend, Matrix, Pass, Rows, Weight};
+use crate::compute::{Activation, Backend, Matrix, Pass, Rows, StatesOf, Weight};
 use crate::models::heads::layout::MaskedHead;
 use crate::{Error, Result};
 
@@ -86,7 +86,7 @@ impl<B: Backend> MaskedLm<B> {
     pub(super) fn read<'a>(
         &self,
         pass: &mut B::Pass<'a>,
-        x: <B::Pass<'a> as Pass<B>>::States,
+        x: StatesOf<'a, B>,
         each: &mut dyn FnMut(usize, usize, Rows<'_>),
     ) -> Result<()> {
         let x = pass.linear_norm(x, &self.dense, self.activation, &self.norm)?;

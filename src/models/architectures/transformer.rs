@@ -21,7 +21,7 @@ use super::masked::MaskedLm;
 use super::tensors::{NormTensors, Tensors};
 use crate::compute::file::WeightFile;
 use crate::compute::{
-    Activation, Backend, CacheShape, KvCache, Matrix, PackedBatch, Pass, RopeTable, Row, Step,
+    Activation, Backend, CacheShape, KvCache, Matrix, PackedBatch, Pass, RopeTable, Row, StatesOf, Step,
 };
 use crate::models::decoder::Decoder;
 use crate::models::heads::layout::MaskedHead;
@@ -30,9 +30,6 @@ use crate::{Error, Result};
 
 /// Bytes of keys and values of the sequences that are computed at a time after a beginning that they share.
 const SHARED_BYTES: u64 = 256 << 20;
-
-/// The states of a pass on a backend.
-type StatesOf<'a, B> = <<B as Backend>::Pass<'a> as Pass<B>>::States;
 
 /// A transformer on a backend.
 pub struct Transformer<B: Backend> {
@@ -161,11 +158,7 @@ impl<B: Backend> Transformer<B> {
     }
 
     /// The last layer's states: one row for each token of the pass, or `row` of each sequence alone.
-    fn forward<'a>(
-        &self,
-        pass: &mut B::Pass<'a>,
-        row: Option<Row>,
-    ) -> Result<<B::Pass<'a> as Pass<B>>::States> {
+    fn forward<'a>(&self, pass: &mut B::Pass<'a>, row: Option<Row>) -> Result<StatesOf<'a, B>> {
         let positions = self.positions.as_ref().map(|table| (table, self.description.positions));
         let mut x = pass.embed(&self.words, positions, self.token_types.as_ref())?;
         if self.description.factors.embedding != 1.0 {
@@ -193,11 +186,11 @@ impl<B: Backend> Transformer<B> {
     fn mix<'a>(
         &self,
         pass: &mut B::Pass<'a>,
-        states: &<B::Pass<'a> as Pass<B>>::States,
-        x: <B::Pass<'a> as Pass<B>>::States,
+        states: &StatesOf<'a, B>,
+        x: StatesOf<'a, B>,
         PlacedLayer { layer, cache_index }: &PlacedLayer<B>,
         ropes: &[RopeTable<'_>],
-    ) -> Result<<B::Pass<'a> as Pass<B>>::States> {
+    ) -> Result<StatesOf<'a, B>> {
         match &layer.mixer {
             Mixer::Attention {
                 heads,
@@ -247,10 +240,10 @@ impl<B: Backend> Transformer<B> {
     fn norm_first<'a>(
         &self,
         pass: &mut B::Pass<'a>,
-        mut x: <B::Pass<'a> as Pass<B>>::States,
+        mut x: StatesOf<'a, B>,
         row: Option<Row>,
         ropes: &[RopeTable<'_>],
-    ) -> Result<<B::Pass<'a> as Pass<B>>::States> {
+    ) -> Result<StatesOf<'a, B>> {
         let causal = self.description.is_causal();
         let mut embeddings = if self.keeps_embeddings { Some(pass.copy(&x)?) } else { None };
         let mut gathered = false;
@@ -279,12 +272,12 @@ impl<B: Backend> Transformer<B> {
     fn norm_first_layer<'a>(
         &self,
         pass: &mut B::Pass<'a>,
-        mut x: <B::Pass<'a> as Pass<B>>::States,
-        embeddings: &mut Option<<B::Pass<'a> as Pass<B>>::States>,
+        mut x: StatesOf<'a, B>,
+        embeddings: &mut Option<StatesOf<'a, B>>,
         placed: &PlacedLayer<B>,
         row: Option<Row>,
         ropes: &[RopeTable<'_>],
-    ) -> Result<<B::Pass<'a> as Pass<B>>::States> {
+    ) -> Result<StatesOf<'a, B>> {
         let (layer, factor) = (&placed.layer, self.description.factors.residual);
         let activation = layer.activation;
         let norm = layer.attention_norm.as_ref();
@@ -300,7 +293,7 @@ impl<B: Backend> Transformer<B> {
             Mlp::Experts(experts) => {
                 pass.linear_add(mixed, &layer.output, layer.output_norm.as_ref(), factor, &mut x)?;
                 pass.add_experts(norm, experts, activation, (down_norm, factor), &mut x)?;
-                return layer.end(pass, x, embeddings.as_ref(), activation);
+                return layer.end(pass, x, embeddings.as_ref());
             }
         };
         let first = match self.parallel {
@@ -313,14 +306,14 @@ impl<B: Backend> Transformer<B> {
             None => pass.norm_linear(&x, norm, up, activation)?,
         };
         pass.linear_add(up, down, down_norm, factor, &mut x)?;
-        layer.end(pass, x, embeddings.as_ref(), activation)
+        layer.end(pass, x, embeddings.as_ref())
     }
 
     /// The states that are read, of those of the last layer, and the norm that they still need.
     fn outputs<'a, 'n>(
         &'n self,
         pass: &mut B::Pass<'a>,
-        x: <B::Pass<'a> as Pass<B>>::States,
+        x: StatesOf<'a, B>,
     ) -> Result<(StatesOf<'a, B>, Option<&'n B::Norm>)> {
         let norm = self.final_norm.as_ref();
         let Some(projection) = &self.output_projection else { return Ok((x, norm)) };
@@ -339,10 +332,10 @@ impl<B: Backend> Transformer<B> {
     fn norm_last<'a>(
         &self,
         pass: &mut B::Pass<'a>,
-        mut x: <B::Pass<'a> as Pass<B>>::States,
+        mut x: StatesOf<'a, B>,
         row: Option<Row>,
         ropes: &[RopeTable<'_>],
-    ) -> Result<<B::Pass<'a> as Pass<B>>::States> {
+    ) -> Result<StatesOf<'a, B>> {
         let convolution = self.convolution.as_ref();
         let mut convolved = convolution.map(|convolution| convolution.apply(pass, &x)).transpose()?;
         for (index, placed) in self.layers.placed.iter().enumerate() {

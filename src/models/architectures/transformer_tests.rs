@@ -45,9 +45,20 @@ fn packed(texts: &[Vec<u32>]) -> (Vec<u32>, Vec<u32>) {
 }
 
 fn encode(model: &dyn SentenceEncoder, texts: &[Vec<u32>], pooling: Pooling) -> Vec<f32> {
+    encode_hiding(model, texts, &[], pooling)
+}
+
+/// The same, of texts whose last tokens, as many as `hidden` says, are hidden from the others.
+fn encode_hiding(
+    model: &dyn SentenceEncoder,
+    texts: &[Vec<u32>],
+    hidden: &[u32],
+    pooling: Pooling,
+) -> Vec<f32> {
     let (ids, offsets) = packed(texts);
     let mut out = vec![f32::NAN; texts.len() * model.width()];
-    model.encode(&PackedBatch::new(&ids, &offsets).unwrap(), pooling, &mut out).unwrap();
+    let batch = PackedBatch { hidden, ..PackedBatch::new(&ids, &offsets).unwrap() };
+    model.encode(&batch, pooling, &mut out).unwrap();
     out
 }
 

@@ -293,7 +293,7 @@ impl StepRows<'_> {
             }
         }
         if let Some(states) = of.states.as_ref().filter(|_| !in_place) {
-            // SAFETY: as above.
+            // SAFETY: no other code accesses the block, by the precondition.
             unsafe { block.of(states, head) }.copy_from_slice(state);
         }
     }

@@ -92,12 +92,12 @@ impl CpuPass<'_> {
                 }
                 match target.format() {
                     DType::F32 => {
-                        // SAFETY: as above; the matrix is in f32.
+                        // SAFETY: `target` is the only borrow of its matrix, which is in f32, and each row belongs to one task.
                         let wide = unsafe { target.row_f32(row) };
                         wide.iter_mut().zip(input).for_each(|(x, input)| *x *= *input);
                     }
                     DType::Bf16 => {
-                        // SAFETY: as above; the matrix is in bf16.
+                        // SAFETY: `target` is the only borrow of its matrix, which is in bf16, and each row belongs to one task.
                         let narrow = unsafe { target.row_bf16(row) };
                         let factors = narrow.iter().map(|&x| bf16::from_bits(x).to_f32());
                         input.iter_mut().zip(factors).for_each(|(input, x)| *input *= x);
