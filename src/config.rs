@@ -148,6 +148,9 @@ macro_rules! for_each_setting {
             max_parallel: Bounded<usize, Between<1, 1024>> = 16, "MODEL_MANAGER_MAX_PARALLEL";
             /// Requests for text that may wait for one generator before a call is refused.
             max_generation_queue: Bounded<usize, Positive> = 256, "MODEL_MANAGER_MAX_GENERATION_QUEUE";
+            /// Most tokens of an answer that are guessed from the prompt and the answer so far, and checked in one step;
+            /// 0: none. Answers are the same.
+            prompt_lookup_tokens: Bounded<usize, Between<0, 64>> = 8, "MODEL_MANAGER_PROMPT_LOOKUP_TOKENS";
             /// Tokens of a prompt and its answer together; none: the model's own limit.
             max_context: Option<Bounded<usize, Positive>> = None, "MODEL_MANAGER_MAX_CONTEXT";
             /// Memory that the keys and values of one generator's requests may take: bytes, text such as "2GB", or a

@@ -242,6 +242,11 @@ class Config:
         `MODEL_MANAGER_MAX_GENERATION_QUEUE`, default 256.
         """
     @property
+    def prompt_lookup_tokens(self) -> int:
+        """Most tokens of an answer, 0 to 64, that are guessed from the prompt and the answer so far, and checked in one
+        step; 0: none. Answers are the same. `MODEL_MANAGER_PROMPT_LOOKUP_TOKENS`, default 8.
+        """
+    @property
     def max_context(self) -> int | None:
         """Tokens of a prompt and its answer together; None: the model's own limit. `MODEL_MANAGER_MAX_CONTEXT`."""
     @property

@@ -110,6 +110,10 @@ class GenerationStatistics(TypedDict):
     paused: int
     """Times that a request was stopped because memory for keys and values ran out, and went on later."""
     generated_tokens: int
+    drafted_tokens: int
+    """Tokens that were guessed from the text so far, and computed with the one before them."""
+    accepted_tokens: int
+    """Of those, tokens that were right and written."""
     busy_seconds: float
     """Time spent computing."""
     active: int

@@ -86,6 +86,7 @@ class Settings(TypedDict, total=False):
     max_text_bytes: int
     max_parallel: int
     max_generation_queue: int
+    prompt_lookup_tokens: int
     max_context: int | None
     kv_memory: float | str
     memory_budget: float | str | None

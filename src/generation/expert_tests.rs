@@ -175,9 +175,9 @@ fn rows_of_both_phases_use_experts_as_alone() {
             let mut logits = vec![0.0; 3 * vocabulary];
             let [first, second, third] = caches;
             let mut steps = [
-                Step { cache: first, tokens: &text[9..10], prompt, length: 10, needs_logits: true },
-                Step { cache: second, tokens: &text[10..33], prompt: 23, length: 23, needs_logits: true },
-                Step { cache: third, tokens: &text[20..21], prompt: 1, length: 1, needs_logits: true },
+                Step { cache: first, tokens: &text[9..10], prompt, length: 10, logits: 1 },
+                Step { cache: second, tokens: &text[10..33], prompt: 23, length: 23, logits: 1 },
+                Step { cache: third, tokens: &text[20..21], prompt: 1, length: 1, logits: 1 },
             ];
             if together {
                 Decoder::forward(decoder, &mut steps, &mut logits).unwrap();
@@ -196,7 +196,7 @@ fn rows_of_both_phases_use_experts_as_alone() {
                 tokens: &text[..9],
                 prompt: prompt.min(9),
                 length: 9,
-                needs_logits: false,
+                logits: 0,
             };
             Decoder::forward(decoder, &mut [begun], &mut []).unwrap();
             step(&mut caches, together, prompt)

@@ -86,7 +86,8 @@ fn logits_of<D: Decoder>(decoder: &D, chunks: &[&[u32]]) -> Vec<f32> {
     let length = chunks.iter().map(|tokens| tokens.len()).sum();
     for (index, tokens) in chunks.iter().enumerate() {
         let needs_logits = index + 1 == chunks.len();
-        let step = Step { cache: &mut cache, tokens, prompt: length, length, needs_logits };
+        let step =
+            Step { cache: &mut cache, tokens, prompt: length, length, logits: usize::from(needs_logits) };
         decoder.forward(&mut [step], if needs_logits { &mut logits } else { &mut [] }).unwrap();
     }
     assert_eq!(cache.len(), chunks.iter().map(|tokens| tokens.len()).sum::<usize>());

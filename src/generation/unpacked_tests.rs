@@ -28,7 +28,7 @@ fn logits_in(model: &TextModel, text: &[u32], prompt: usize, steps: &[usize]) ->
         let tokens = &text[first..length.min(first + count)];
         first += tokens.len();
         let needs_logits = first == length;
-        let step = Step { cache: &mut cache, tokens, prompt, length, needs_logits };
+        let step = Step { cache: &mut cache, tokens, prompt, length, logits: usize::from(needs_logits) };
         Decoder::forward(decoder, &mut [step], if needs_logits { &mut logits } else { &mut [] }).unwrap();
         if needs_logits {
             break;

@@ -465,6 +465,7 @@ impl ModelLoader {
             engine.max_active = self.settings.max_parallel;
             engine.max_queue = self.settings.max_generation_queue;
             engine.max_context = self.settings.max_context;
+            engine.prompt_lookup_tokens = self.settings.prompt_lookup_tokens;
             (engine.kv_bytes, engine.kv_setting) = kv;
             engine.totals = Arc::clone(&slot.totals.generation);
             engine.kv_memory = Some(Arc::new(KvShare {

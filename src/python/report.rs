@@ -141,6 +141,8 @@ fn generation<'py>(py: Python<'py>, report: &GenerationReport) -> PyResult<Bound
         "reused_tokens": totals.reused_tokens,
         "paused": totals.paused,
         "generated_tokens": totals.generated_tokens,
+        "drafted_tokens": totals.drafted_tokens,
+        "accepted_tokens": totals.accepted_tokens,
         "busy_seconds": totals.busy.as_secs_f64(),
         "active": state.active,
         "waiting": state.waiting,

@@ -73,6 +73,7 @@ EXAMPLES = {
     "max_text_bytes": ("65536", 65536),
     "max_parallel": ("4", 4),
     "max_generation_queue": ("9", 9),
+    "prompt_lookup_tokens": ("4", 4),
     "max_context": ("2048", 2048),
     "kv_memory": ("1GB", "1GB"),
     "memory_budget": ("2GB", "2GB"),

@@ -88,6 +88,8 @@ class Metrics:
                 ("generation_prompt_tokens", "prompt_tokens", "Tokens of prompts."),
                 ("generation_reused_tokens", "reused_tokens", "Prompt tokens whose computation was reused."),
                 ("generated_tokens", "generated_tokens", "Tokens written."),
+                ("generation_drafted_tokens", "drafted_tokens", "Tokens guessed from the text so far."),
+                ("generation_accepted_tokens", "accepted_tokens", "Guessed tokens that were written."),
                 ("generation_seconds", "busy_seconds", "Seconds that a generator computed."),
             )
         }

@@ -225,6 +225,14 @@ impl PageLayout {
         Ok(copy)
     }
 
+    /// Zeroes the values of some positions of `page` in all layers.
+    fn clear(self, page: &mut Page, positions: Range<usize>) {
+        for (layer, head) in self.heads() {
+            let memory = &mut page.memory.as_mut_slice::<u32>()[self.head(page.capacity, layer, head)];
+            clear(self.of_layer(layer), memory, page.capacity, positions.clone());
+        }
+    }
+
     fn heads(self) -> impl Iterator<Item = (usize, usize)> {
         let layers = self.shape.layers + self.shape.others.layers;
         let of_layer = move |layer| (0..self.of_layer(layer).kv_heads).map(move |head| (layer, head));
@@ -296,6 +304,11 @@ impl PagedKvCache {
         self.len = len;
     }
 
+    /// Whether it can be cut at any position.
+    pub fn rewinds(&self) -> bool {
+        self.layout.shape.short_convolutions.layers == 0 && self.layout.shape.delta_rules.layers == 0
+    }
+
     /// The positions that [`truncate`](Self::truncate) to `len` would leave.
     pub fn cut(&self, len: usize) -> usize {
         // One of both has no layers, and can be cut anywhere.
@@ -328,11 +341,17 @@ impl PagedKvCache {
             let filled = self.len.saturating_sub(first);
             let wanted =
                 page_capacity(capacity.saturating_sub(first).min(BLOCK)).max(self.pages[last].capacity);
-            // Two caches must not write to the same page, so a shared page is copied before it is written.
-            let shared = filled < BLOCK && Arc::get_mut(&mut self.pages[last]).is_none();
-            let stale = self.written > self.len && filled < BLOCK;
-            if shared || stale || wanted > self.pages[last].capacity {
-                self.pages[last] = Arc::new(self.layout.copy(&self.pages[last], filled, wanted)?);
+            let page = &mut self.pages[last];
+            if filled < BLOCK {
+                match Arc::get_mut(page).filter(|page| wanted <= page.capacity) {
+                    // Tokens that were taken back.
+                    Some(page) => {
+                        let stale = filled..self.written.saturating_sub(first).min(page.capacity);
+                        self.layout.clear(page, stale);
+                    }
+                    // Two caches must not write to the same page, so a shared page is copied before it is written.
+                    None => *page = Arc::new(self.layout.copy(page, filled, wanted)?),
+                }
             }
         }
         while self.pages.len() * BLOCK < capacity {

@@ -31,7 +31,8 @@ struct CachedTerms {
     cached: usize,
     /// Tokens of the whole text.
     length: usize,
-    needs_logits: bool,
+    /// So many of its last tokens need logits.
+    logits: usize,
 }
 
 impl<'a> PassRows<'a> {
@@ -61,7 +62,7 @@ impl<'a> PassRows<'a> {
         let terms = steps.iter().map(|step| CachedTerms {
             cached: cached_len(step.cache),
             length: step.length,
-            needs_logits: step.needs_logits,
+            logits: step.logits,
         });
         Self {
             sequences: rows.collect(),
@@ -124,22 +125,26 @@ impl<'a> PassRows<'a> {
         self.sequences.iter().enumerate().flat_map(of).collect()
     }
 
-    /// The row of each sequence that has one after [`Pass::gather_rows`](super::traits::Pass::gather_rows).
+    /// The rows that [`Pass::gather_rows`](super::traits::Pass::gather_rows) leaves.
     pub(super) fn gathered(&self, row: Row) -> Vec<u32> {
-        let sequences = self.sequences.iter().enumerate().filter(|&(number, _)| self.is_gathered(number));
-        let place = |(_, rows): (usize, &Range<usize>)| match row {
-            Row::First => rows.start as u32,
-            Row::Last => rows.end as u32 - 1,
+        let of = |(number, rows): (usize, &Range<usize>)| {
+            let count = self.gathered_of(number);
+            let first = match row {
+                Row::First => rows.start,
+                Row::Last => rows.end - count,
+            };
+            (first..first + count).map(|row| row as u32)
         };
-        sequences.map(place).collect()
+        self.sequences.iter().enumerate().flat_map(of).collect()
     }
 
-    fn is_gathered(&self, number: usize) -> bool {
-        let needed = self.cached.as_ref().is_none_or(|cached| cached[number].needs_logits);
-        needed && !self.sequences[number].is_empty()
+    /// So many of them are of sequence `number`.
+    fn gathered_of(&self, number: usize) -> usize {
+        let wanted = self.cached.as_ref().map_or(1, |cached| cached[number].logits);
+        wanted.min(self.sequences[number].len())
     }
 
-    /// The rows of each sequence in states of `rows` rows: all of its tokens', or the one that was gathered.
+    /// The rows of each sequence in states of `rows` rows: all of its tokens', or those that were gathered.
     pub(super) fn rows_in(&self, rows: usize) -> Vec<Range<usize>> {
         if rows == self.ids.len() {
             return self.sequences.clone();
@@ -147,7 +152,7 @@ impl<'a> PassRows<'a> {
         let mut next = 0;
         let gathered = (0..self.sequences.len()).map(|number| {
             let from = next;
-            next += usize::from(self.is_gathered(number));
+            next += self.gathered_of(number);
             from..next
         });
         gathered.collect()
@@ -221,12 +226,11 @@ mod tests {
     #[test]
     fn steps_go_on_behind_their_caches() {
         let (mut one, mut two, mut three) = (4, 0, 7);
-        let step =
-            |cache, tokens, length, needs_logits| Step { cache, tokens, prompt: 4, length, needs_logits };
+        let step = |cache, tokens, length, logits| Step { cache, tokens, prompt: 4, length, logits };
         let steps = [
-            step(&mut one, &[5, 6][..], 6, true),
-            step(&mut two, &[7][..], 9, false),
-            step(&mut three, &[8][..], 8, true),
+            step(&mut one, &[5, 6][..], 6, 1),
+            step(&mut two, &[7][..], 9, 0),
+            step(&mut three, &[8][..], 8, 1),
         ];
         let rows = PassRows::of_steps(&steps, |&cached| cached);
         assert_eq!((&*rows.ids, &*rows.sequences), (&[5, 6, 7, 8][..], &[0..2, 2..3, 3..4][..]));
@@ -237,6 +241,10 @@ mod tests {
         assert_eq!(rows.rows_in(2), [0..1, 1..1, 1..2]);
         assert_eq!((rows.seen(0), rows.token_types(2)), (6, vec![0; 4]));
         assert!(matches!(PassRows::of_steps(&steps[..1], |&cached| cached).ids, Cow::Borrowed(_)));
+        let (mut four, mut five) = (4, 0);
+        let steps = [step(&mut four, &[5, 6, 7][..], 7, 2), step(&mut five, &[8][..], 1, 1)];
+        let rows = PassRows::of_steps(&steps, |&cached| cached);
+        assert_eq!((rows.gathered(Row::Last), rows.rows_in(3)), (vec![1, 2, 3], vec![0..2, 2..3]));
     }
 
     #[test]

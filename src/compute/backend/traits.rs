@@ -57,6 +57,11 @@ pub trait KvCache: Send + Sized + 'static {
         len.min(self.len())
     }
 
+    /// Whether it can be cut after any token, so that the latest ones can be taken back.
+    fn rewinds(&self) -> bool {
+        true
+    }
+
     /// Shortens the cache to `len` tokens, or to fewer where it does not have what the layers need there; without effect if
     /// it has no more.
     fn truncate(&mut self, len: usize);
@@ -96,8 +101,8 @@ pub struct Step<'a, C> {
     /// The number of tokens of the whole text, as far as it is known: those in the cache, `tokens`, and those of later
     /// steps.
     pub length: usize,
-    /// Whether the logits after the last of `tokens` are needed.
-    pub needs_logits: bool,
+    /// So many of the last `tokens` need the logits after them.
+    pub logits: usize,
 }
 
 /// A sequence with a cache, during a pass.
@@ -110,13 +115,15 @@ pub(super) struct CachedSequence<'a, C> {
     pub prompt: usize,
     /// Tokens of the whole text.
     pub length: usize,
-    pub needs_logits: bool,
+    /// So many of its last tokens need logits.
+    pub logits: usize,
 }
 
-/// Asserts that `out` has a row of `width` for each step that needs logits.
+/// Asserts that `out` has a row of `width` for each token that needs logits.
 pub(super) fn check_logits<C>(steps: &[Step<'_, C>], width: usize, out: &[f32]) {
-    let needed = steps.iter().filter(|step| step.needs_logits).count();
-    assert_eq!(out.len(), needed * width, "one row of output for each step that needs logits");
+    assert!(steps.iter().all(|step| step.logits <= step.tokens.len()), "logits of tokens of the step");
+    let needed: usize = steps.iter().map(|step| step.logits).sum();
+    assert_eq!(out.len(), needed * width, "one row of output for each token that needs logits");
 }
 
 /// A backend: converts weights to its own form, and runs passes.
@@ -515,8 +522,8 @@ pub trait Pass<B: Backend> {
         Err(lacking("add_experts"))
     }
 
-    /// Gathers one row of each sequence, or with caches, of each sequence that needs logits. The following operations work on
-    /// these rows, without attention.
+    /// Gathers one row of each sequence, or with caches, the rows of the last tokens that need logits. The following operations
+    /// work on these rows, without attention.
     fn gather_rows(&mut self, x: Self::States, row: Row) -> Result<Self::States>;
 
     /// Calls `each` with the index in this pass and the rows of each sequence, normalized if there is a norm.

@@ -9,6 +9,7 @@
 
 mod bound;
 mod growth;
+mod lookup;
 mod memory;
 mod prefixes;
 mod request;
@@ -192,5 +193,7 @@ impl Drop for Engine {
 
 #[cfg(test)]
 mod limits_tests;
+#[cfg(test)]
+mod lookup_tests;
 #[cfg(test)]
 mod tests;

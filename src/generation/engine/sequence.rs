@@ -1,8 +1,10 @@
 //! One request while it is decoded.
 
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use super::lookup::Lookup;
 use super::memory::Room;
 use super::request::{Completion, Deadline, Event, FinishReason, PrefixScope};
 use super::state::{Listener, QueuedRequest};
@@ -11,6 +13,7 @@ use crate::generation::params::GenerationParams;
 use crate::generation::processors::Processors;
 use crate::generation::sampler::{self, Sampler};
 use crate::generation::stop::{Detokenizer, StopTexts, TextTokens};
+use crate::models::decoder::KvCache;
 
 /// State from admission to the end.
 pub(super) struct Sequence<C> {
@@ -23,6 +26,11 @@ pub(super) struct Sequence<C> {
     /// The memory of `cache`, given back after it.
     pub(super) room: Room,
     pub(super) scope: Option<PrefixScope>,
+    /// What came of its drafts.
+    pub(super) drafts: DraftCounts,
+    lookup: Lookup,
+    /// The last of `tokens` and a draft of those after it; empty without a draft.
+    ahead: Vec<u32>,
     deadline: Option<Deadline>,
     params: GenerationParams,
     prompt: usize,
@@ -42,7 +50,15 @@ pub(super) struct Sequence<C> {
     last: Option<Instant>,
 }
 
-impl<C> Sequence<C> {
+/// Tokens of drafts.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct DraftCounts {
+    pub(super) drafted: u64,
+    /// Of those, tokens that were chosen.
+    pub(super) accepted: u64,
+}
+
+impl<C: KvCache> Sequence<C> {
     /// Admits a request; the cache has the first `reused` tokens of its prompt.
     pub(super) fn new(
         entry: QueuedRequest,
@@ -63,6 +79,9 @@ impl<C> Sequence<C> {
             long,
             room,
             scope: request.scope,
+            drafts: DraftCounts::default(),
+            lookup: Lookup::default(),
+            ahead: Vec::new(),
             deadline,
             reused,
             budget,
@@ -90,6 +109,40 @@ impl<C> Sequence<C> {
         self.budget - (self.tokens.len() - self.prompt).min(self.budget)
     }
 
+    /// Whether its next step computes the last token of the answer alone. A sequence that was paused reads its own answer again.
+    pub(super) fn is_writing(&self) -> bool {
+        self.tokens.len() > self.prompt && self.tokens.len() - self.cache.len() == 1
+    }
+
+    /// Drafts the tokens after the last, at most `most`, if its memory holds what `bytes` says of so many. Returns their number.
+    pub(super) fn draft(&mut self, most: usize, bytes: impl Fn(usize) -> u64) -> usize {
+        self.ahead.clear();
+        // The last token of an answer is chosen after the logits of a token that stays.
+        let most = most.min(self.tokens_left().saturating_sub(1));
+        if most > 0 && self.cache.rewinds() {
+            self.ahead.extend(self.tokens.last());
+            self.lookup.draft(&self.tokens, most, &mut self.ahead);
+            if self.drafted() == 0 || bytes(self.drafted()) > self.room.bytes() {
+                self.ahead.clear();
+            }
+        }
+        self.drafted()
+    }
+
+    /// Tokens of the draft.
+    pub(super) fn drafted(&self) -> usize {
+        self.ahead.len().saturating_sub(1)
+    }
+
+    pub(super) fn forget_draft(&mut self) {
+        self.ahead.clear();
+    }
+
+    /// The cache, and the tokens that a step appends: those of `range`, or the last one and its draft.
+    pub(super) fn parts(&mut self, range: Range<usize>) -> (&mut C, &[u32]) {
+        (&mut self.cache, if self.ahead.is_empty() { &self.tokens[range] } else { &self.ahead })
+    }
+
     pub(super) fn cancelled(&self) -> bool {
         self.listener.cancelled.load(Ordering::Acquire)
     }
@@ -99,11 +152,45 @@ impl<C> Sequence<C> {
         self.deadline.filter(Deadline::is_over)
     }
 
+    /// Chooses the tokens after the last one and after each drafted one, for as long as the draft is right. `rows` are their
+    /// logits. `Some` when the answer is over.
+    ///
+    /// # Errors
+    /// Damaged logits, parameters that rule out every token.
+    pub(super) fn write<'l>(
+        &mut self,
+        mut rows: impl Iterator<Item = &'l mut [f32]>,
+        eos_ids: &[u32],
+        tokens: &TextTokens,
+        model: &str,
+    ) -> Result<Option<FinishReason>> {
+        let (drafted, mut right) = (self.drafted(), 0);
+        let outcome = loop {
+            let Some(logits) = rows.next() else { break Ok(None) };
+            let outcome = self.advance(logits, eos_ids, tokens, model);
+            let is_right = right < drafted && self.tokens.last() == self.ahead.get(right + 1);
+            right += usize::from(is_right);
+            if !is_right || !matches!(outcome, Ok(None)) || self.cancelled() {
+                break outcome;
+            }
+        };
+        // Those after a wrong token.
+        rows.for_each(drop);
+        if drafted > 0 {
+            self.lookup.learn(drafted, right);
+            self.drafts.drafted += drafted as u64;
+            self.drafts.accepted += right as u64;
+            self.ahead.clear();
+            self.cache.truncate(self.tokens.len() - 1);
+        }
+        outcome
+    }
+
     /// Chooses the next token and emits its text. `Some` when the answer is over.
     ///
     /// # Errors
     /// Damaged logits, parameters that rule out every token.
-    pub(super) fn advance(
+    fn advance(
         &mut self,
         logits: &mut [f32],
         eos_ids: &[u32],

@@ -36,6 +36,8 @@ pub struct EngineSettings {
     pub kept_prefixes: usize,
     /// Bytes that those caches may take.
     pub kept_prefix_bytes: u64,
+    /// Most tokens of an answer that are drafted from the text so far and computed with the one before them; 0: none.
+    pub prompt_lookup_tokens: usize,
     /// Where the engine counts. One that others count in too goes on from what is there.
     pub totals: SharedTotals,
 }
@@ -59,6 +61,7 @@ impl EngineSettings {
             kv_memory: None,
             kept_prefixes: 4,
             kept_prefix_bytes: 256 << 20,
+            prompt_lookup_tokens: 8,
             totals: SharedTotals::default(),
         }
     }
@@ -81,6 +84,10 @@ pub struct GenerationTotals {
     pub reused_tokens: u64,
     /// Tokens written.
     pub generated_tokens: u64,
+    /// Tokens that were drafted from the text so far.
+    pub drafted_tokens: u64,
+    /// Of those, written.
+    pub accepted_tokens: u64,
     /// Times that a request was stopped for want of memory, to go on later.
     pub paused: u64,
     /// Time in forward passes, sampling and callbacks.

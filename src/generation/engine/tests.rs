@@ -1,4 +1,4 @@
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::*;
@@ -16,6 +16,9 @@ impl KvCache for Remembered {
     }
     fn cut(&self, len: usize) -> usize {
         if len < self.len() { len - len % self.1 } else { self.len() }
+    }
+    fn rewinds(&self) -> bool {
+        self.1 == 1
     }
     fn truncate(&mut self, len: usize) {
         self.0.truncate(self.cut(len));
@@ -43,7 +46,9 @@ pub(super) struct Letters {
     panics: u32,
     damages: u32,
     /// Where caches can be cut.
-    step: AtomicUsize,
+    pub(super) step: AtomicUsize,
+    /// Whether steps with drafts fail.
+    pub(super) fails_drafts: AtomicBool,
     /// Additional time for each token.
     nap: Duration,
     /// Steps wait here, so that a test can decide what meets in one.
@@ -91,17 +96,22 @@ impl Decoder for Letters {
         self.computed.fetch_add(tokens, Ordering::Relaxed);
         let mut rows = logits.chunks_exact_mut(300);
         for step in steps {
+            let drafted = step.cache.len() >= step.prompt && step.logits > 1;
             step.cache.0.extend_from_slice(step.tokens);
+            if drafted && self.fails_drafts.load(Ordering::Relaxed) {
+                return Err(Error::OutOfMemory { what: "a draft".into(), bytes: 1 });
+            }
             assert!(!step.tokens.contains(&self.panics), "the model panics");
             if step.tokens.contains(&self.fails) {
                 return Err(Error::Input("the model fails".into()));
             }
-            if step.needs_logits {
+            let text = &step.cache.0;
+            for end in text.len() + 1 - step.logits..=text.len() {
                 let row = rows.next().expect("a row for each that wants one");
                 row.fill(0.0);
                 row[256..].fill(-1e30);
-                row[self.next(&step.cache.0) as usize] = 1.0;
-                if step.cache.0.contains(&self.damages) {
+                row[self.next(&text[..end]) as usize] = 1.0;
+                if text[..end].contains(&self.damages) {
                     row[3] = f32::NAN;
                 }
             }
@@ -133,8 +143,18 @@ pub(super) fn bench_of(context: usize, change: impl FnOnce(&mut EngineSettings))
 }
 
 pub(super) fn slow_bench(context: usize, nap: Duration, change: impl FnOnce(&mut EngineSettings)) -> Bench {
+    bench_up_to('z', context, nap, change)
+}
+
+/// The model writes the letters up to `last`.
+pub(super) fn bench_up_to(
+    last: char,
+    context: usize,
+    nap: Duration,
+    change: impl FnOnce(&mut EngineSettings),
+) -> Bench {
     let tokens = Arc::new(byte_level());
-    let letters = ('a'..='z').map(|letter| tokens.id(&letter.to_string()).unwrap()).collect();
+    let letters = ('a'..=last).map(|letter| tokens.id(&letter.to_string()).unwrap()).collect();
     let decoder = Arc::new(Letters {
         letters,
         context,
@@ -142,6 +162,7 @@ pub(super) fn slow_bench(context: usize, nap: Duration, change: impl FnOnce(&mut
         panics: 281,
         damages: 282,
         step: AtomicUsize::new(1),
+        fails_drafts: AtomicBool::new(false),
         nap,
         gate: Mutex::new(()),
         log: Mutex::default(),

@@ -29,6 +29,9 @@ pub(super) const FIRST_TOKENS: usize = 64;
 /// Least tokens of prompts in a step: fewer would make a slow machine slower.
 const LEAST_CHUNK: usize = 32;
 
+/// Most rows of a step for tokens that are written and for drafts of them: more take longer than they save.
+const MOST_DRAFTED_ROWS: usize = 12;
+
 /// How often the engine checks for memory that others may have freed.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
@@ -85,8 +88,8 @@ struct StepShare {
     to: usize,
     /// Of the tokens between, those of the prompt that delay others.
     prefill: usize,
-    /// Whether a token is chosen after the last of them.
-    needs_logits: bool,
+    /// Rows of logits: one if a token is chosen after the last of them, and one for each token of a draft.
+    logits: usize,
 }
 
 /// How a sequence ends.
@@ -140,6 +143,7 @@ impl<'a, D: Decoder> Run<'a, D> {
             self.retire_given_up();
             self.lengthen();
             self.grow();
+            self.draft();
             self.step();
             self.totals().busy += started.elapsed();
             self.shared.active.store(self.active.len() + self.paused.len(), Ordering::Relaxed);
@@ -279,16 +283,18 @@ impl<'a, D: Decoder> Run<'a, D> {
         if let Err(error) = self.forward(&shares, 0) {
             // One of them has failed. Each alone shows which.
             let mut row = 0;
-            let alone = shares.len() == 1;
+            let alone = shares.len() == 1 && shares[0].logits <= 1;
             shares.retain_mut(|share| {
                 // A cache may keep fewer tokens than it had before the step; those are read again.
-                let cache = &mut self.active[share.sequence].cache;
-                cache.truncate(share.from);
-                share.from = cache.len();
+                let sequence = &mut self.active[share.sequence];
+                sequence.forget_draft();
+                share.logits = share.logits.min(1);
+                sequence.cache.truncate(share.from);
+                share.from = sequence.cache.len();
                 let outcome =
                     if alone { Err(error.clone()) } else { self.forward(std::slice::from_ref(share), row) };
                 match outcome {
-                    Ok(()) => row += usize::from(share.needs_logits),
+                    Ok(()) => row += share.logits,
                     Err(error) => failed.push((share.sequence, error)),
                 }
                 !failed.iter().any(|(sequence, _)| *sequence == share.sequence)
@@ -297,11 +303,12 @@ impl<'a, D: Decoder> Run<'a, D> {
         self.pace(prefill, started.elapsed());
         let mut outcomes: Vec<(usize, Outcome)> =
             failed.into_iter().map(|(sequence, error)| (sequence, Outcome::Fails(error))).collect();
-        let rows = self.logits.chunks_exact_mut(width);
-        for (share, logits) in shares.iter().filter(|share| share.needs_logits).zip(rows) {
+        let (eos_ids, model) = (&self.work.settings.eos_ids, self.work.settings.model.as_str());
+        let mut rows = self.logits.chunks_exact_mut(width);
+        for share in shares.iter().filter(|share| share.logits > 0) {
             let sequence = &mut self.active[share.sequence];
-            let (eos_ids, model) = (&self.work.settings.eos_ids, self.work.settings.model.as_str());
-            match guarded("sampling", || sequence.advance(logits, eos_ids, &self.work.tokens, model)) {
+            let logits = &mut rows.by_ref().take(share.logits);
+            match guarded("sampling", || sequence.write(logits, eos_ids, &self.work.tokens, model)) {
                 Ok(None) => {}
                 Ok(Some(reason)) => outcomes.push((share.sequence, Outcome::Ends(reason))),
                 Err(error) => outcomes.push((share.sequence, Outcome::Fails(error))),
@@ -310,6 +317,21 @@ impl<'a, D: Decoder> Run<'a, D> {
         outcomes.sort_by_key(|(sequence, _)| std::cmp::Reverse(*sequence));
         for (sequence, outcome) in outcomes {
             self.retire(sequence, outcome);
+        }
+    }
+
+    /// Drafts tokens of the answers that are being written, while the step stays small. Memory is not taken for them.
+    fn draft(&mut self) {
+        let (decoder, settings) = (&self.work.decoder, &self.work.settings);
+        let writing = self.active.iter().filter(|sequence| sequence.is_writing()).count();
+        let mut rows = MOST_DRAFTED_ROWS.saturating_sub(writing);
+        for sequence in self.active.iter_mut().filter(|sequence| sequence.is_writing()) {
+            let length = sequence.tokens.len();
+            // Positions of a long text are others from the first on.
+            let short = decoder.longest_short_text().filter(|_| !sequence.long).unwrap_or(usize::MAX);
+            let most = decoder.context().min(short).saturating_sub(length).min(settings.prompt_lookup_tokens);
+            let drafted = sequence.draft(most.min(rows), |count| decoder.cache_bytes(length + count));
+            rows -= drafted;
         }
     }
 
@@ -331,13 +353,13 @@ impl<'a, D: Decoder> Run<'a, D> {
         let mut shares = Vec::with_capacity(self.active.len());
         for (index, sequence) in self.active.iter().enumerate() {
             let (from, end) = (sequence.cache.len(), sequence.tokens.len());
-            // A sequence that was paused reads its own answer again.
-            let writing = end > sequence.prompt() && end - from == 1;
+            let writing = sequence.is_writing();
             let to = if writing { end } else { end.min(from + budget) };
             let prefill = if writing { 0 } else { to - from };
             budget -= prefill;
             if to > from {
-                shares.push(StepShare { sequence: index, from, to, needs_logits: to == end, prefill });
+                let logits = if to == end { 1 + sequence.drafted() } else { 0 };
+                shares.push(StepShare { sequence: index, from, to, logits, prefill });
             }
         }
         shares
@@ -346,16 +368,15 @@ impl<'a, D: Decoder> Run<'a, D> {
     /// Runs the model over `shares`; their logits start at `row`.
     fn forward(&mut self, shares: &[StepShare], row: usize) -> Result<()> {
         let width = self.work.decoder.vocabulary();
-        let wanted = shares.iter().filter(|share| share.needs_logits).count();
+        let wanted: usize = shares.iter().map(|share| share.logits).sum();
         let logits = &mut try_resized(&mut self.logits, (row + wanted) * width)?[row * width..];
         let mut next = shares.iter().peekable();
         let mut steps = Vec::with_capacity(shares.len());
         for (index, sequence) in self.active.iter_mut().enumerate() {
             if let Some(share) = next.next_if(|share| share.sequence == index) {
                 let (prompt, length) = (sequence.prompt(), sequence.tokens.len());
-                let tokens = &sequence.tokens[share.from..share.to];
-                let cache = &mut sequence.cache;
-                steps.push(Step { cache, tokens, prompt, length, needs_logits: share.needs_logits });
+                let (cache, tokens) = sequence.parts(share.from..share.to);
+                steps.push(Step { cache, tokens, prompt, length, logits: share.logits });
             }
         }
         guarded("forward pass", || self.work.decoder.forward(&mut steps, logits))
@@ -371,6 +392,8 @@ impl<'a, D: Decoder> Run<'a, D> {
         let written = (sequence.tokens.len() - sequence.prompt()) as u64;
         let mut totals = self.totals();
         totals.generated_tokens += written;
+        totals.drafted_tokens += sequence.drafts.drafted;
+        totals.accepted_tokens += sequence.drafts.accepted;
         match outcome {
             Outcome::Ends(FinishReason::Cancelled) => totals.cancelled += 1,
             Outcome::Ends(_) => totals.completed += 1,

@@ -403,8 +403,7 @@ impl<B: Backend> SentenceEncoder for Transformer<B> {
         let batch = &PackedBatch { ids: &ids, ..*batch };
         let mut beginning = self.new_cache(prefix.len())?;
         let length = prefix.len();
-        let step =
-            Step { cache: &mut beginning, tokens: prefix, prompt: length, length, needs_logits: false };
+        let step = Step { cache: &mut beginning, tokens: prefix, prompt: length, length, logits: 0 };
         self.backend.run_cached(&mut [step], width, &mut [], &|pass, _| {
             self.forward(pass, Some(Row::Last)).map(drop)
         })?;
@@ -428,7 +427,7 @@ impl<B: Backend> SentenceEncoder for Transformer<B> {
                 .map(|(cache, index)| {
                     let tokens = &batch.ids[batch.range(index)];
                     let length = prefix.len() + tokens.len();
-                    Step { cache, tokens, prompt: length, length, needs_logits: true }
+                    Step { cache, tokens, prompt: length, length, logits: 1 }
                 })
                 .collect();
             let out = &mut out[members.start * width..members.end * width];

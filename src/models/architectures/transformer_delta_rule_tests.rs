@@ -114,7 +114,7 @@ fn logits_after<B: Backend>(
 ) -> Vec<f32> {
     let mut logits = vec![f32::NAN; model.vocabulary()];
     let (tokens, length) = (&text[cache.len()..], text.len());
-    let step = Step { cache, tokens, prompt, length, needs_logits: true };
+    let step = Step { cache, tokens, prompt, length, logits: 1 };
     Decoder::forward(model, &mut [step], &mut logits).unwrap();
     logits
 }
@@ -164,7 +164,7 @@ fn fails<B: Backend>(model: &Transformer<B>) {
     let whole = logits_after(model, &mut model.new_cache(0).unwrap(), text, 450);
     let (mut one, mut other) = (model.new_cache(0).unwrap(), model.new_cache(0).unwrap());
     logits_after(model, &mut one, &text[..300], 450);
-    let step = |cache, tokens| Step { cache, tokens, prompt: 450, length: 450, needs_logits: false };
+    let step = |cache, tokens| Step { cache, tokens, prompt: 450, length: 450, logits: 0 };
     let tokens = &text[one.len()..];
     let mut steps = [step(&mut one, tokens), step(&mut other, &[u32::MAX])];
     assert!(Decoder::forward(model, &mut steps, &mut []).is_err());

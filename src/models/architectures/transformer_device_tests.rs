@@ -113,8 +113,8 @@ fn a_cache_is_as_before_after_a_pass_without_memory() {
     let mut cache = model.new_cache(0).unwrap();
     let mut write = |tokens: &[u32]| {
         let mut logits = vec![f32::NAN; model.vocabulary()];
-        let (length, needs_logits) = (text.len(), true);
-        let step = Step { cache: &mut cache, tokens, prompt: length, length, needs_logits };
+        let length = text.len();
+        let step = Step { cache: &mut cache, tokens, prompt: length, length, logits: 1 };
         Decoder::forward(&model, &mut [step], &mut logits).map(|()| logits)
     };
     write(&text[..7]).unwrap();
@@ -126,7 +126,7 @@ fn a_cache_is_as_before_after_a_pass_without_memory() {
     let (mut whole, whole_model) = (vec![f32::NAN; model.vocabulary()], plain());
     let mut fresh = whole_model.new_cache(0).unwrap();
     let length = text.len();
-    let step = Step { cache: &mut fresh, tokens: &text, prompt: length, length, needs_logits: true };
+    let step = Step { cache: &mut fresh, tokens: &text, prompt: length, length, logits: 1 };
     Decoder::forward(&whole_model, &mut [step], &mut whole).unwrap();
     assert!(furthest(&after, &whole) <= 1e-5);
 }

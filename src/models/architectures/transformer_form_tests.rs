@@ -86,7 +86,7 @@ fn a_shared_beginning_gives_the_logits_of_a_fresh_computation() {
             let model = Transformer::load_decoder(cpu, &*described, &Made).unwrap();
             let run = |cache: &mut _, tokens: &[u32], length: usize| {
                 let mut logits = vec![0.0; model.vocabulary()];
-                let step = Step { cache, tokens, prompt: length, length, needs_logits: true };
+                let step = Step { cache, tokens, prompt: length, length, logits: 1 };
                 Decoder::forward(&model, &mut [step], &mut logits).unwrap();
                 logits
             };

@@ -88,7 +88,7 @@ fn a_text_has_the_same_states_however_it_is_read() {
 fn logits_after<B: Backend>(model: &Transformer<B>, cache: &mut B::Cache, text: &[u32]) -> Vec<f32> {
     let mut logits = vec![f32::NAN; model.vocabulary()];
     let (tokens, length) = (&text[cache.len()..], text.len());
-    let step = Step { cache, tokens, prompt: length, length, needs_logits: true };
+    let step = Step { cache, tokens, prompt: length, length, logits: 1 };
     Decoder::forward(model, &mut [step], &mut logits).unwrap();
     logits
 }

@@ -123,7 +123,7 @@ fn hidden_tokens_are_zeros_for_convolutions() {
 fn logits_after<B: Backend>(model: &Transformer<B>, cache: &mut B::Cache, text: &[u32]) -> Vec<f32> {
     let mut logits = vec![f32::NAN; model.vocabulary()];
     let (tokens, length) = (&text[cache.len()..], text.len());
-    let step = Step { cache, tokens, prompt: length, length, needs_logits: true };
+    let step = Step { cache, tokens, prompt: length, length, logits: 1 };
     Decoder::forward(model, &mut [step], &mut logits).unwrap();
     logits
 }
@@ -173,7 +173,7 @@ fn fails<B: Backend>(model: &Transformer<B>) {
     let whole = logits_after(model, &mut model.new_cache(0).unwrap(), text);
     let (mut one, mut other) = (model.new_cache(0).unwrap(), model.new_cache(0).unwrap());
     logits_after(model, &mut one, &text[..90]);
-    let step = |cache, tokens| Step { cache, tokens, prompt: 150, length: 150, needs_logits: false };
+    let step = |cache, tokens| Step { cache, tokens, prompt: 150, length: 150, logits: 0 };
     let tokens = &text[one.len()..];
     let mut steps = [step(&mut one, tokens), step(&mut other, &[u32::MAX])];
     assert!(Decoder::forward(model, &mut steps, &mut []).is_err());

@@ -273,7 +273,7 @@ fn in_chunks<B: Backend>(model: &Transformer<B>, texts: &[Vec<u32>], chunk: usiz
                 let needs_logits = first + chunk >= text.len();
                 ending.extend(needs_logits.then_some(index));
                 let length = text.len();
-                steps.push(Step { cache, tokens, prompt: length, length, needs_logits });
+                steps.push(Step { cache, tokens, prompt: length, length, logits: usize::from(needs_logits) });
             }
         }
         let mut out = vec![f32::NAN; ending.len() * width];
@@ -290,7 +290,7 @@ fn in_chunks<B: Backend>(model: &Transformer<B>, texts: &[Vec<u32>], chunk: usiz
             model.backend.run_cached(&mut steps, width, &mut out, &forward).unwrap();
         } else {
             for (step, row) in steps.iter_mut().zip(0..) {
-                let mut state = vec![0.0; if step.needs_logits { width } else { 0 }];
+                let mut state = vec![0.0; step.logits * width];
                 model.backend.run_cached(std::slice::from_mut(step), width, &mut state, &forward).unwrap();
                 if let Some(place) = ending.iter().position(|&index| index == row) {
                     out[place * width..][..width].copy_from_slice(&state);

@@ -9,7 +9,7 @@ fn logits<B: Backend>(model: &Transformer<B>, text: &[u32]) -> Vec<f32> {
     let mut logits = vec![f32::NAN; model.vocabulary()];
     let mut cache = model.new_cache(0).unwrap();
     let length = text.len();
-    let step = Step { cache: &mut cache, tokens: text, prompt: length, length, needs_logits: true };
+    let step = Step { cache: &mut cache, tokens: text, prompt: length, length, logits: 1 };
     Decoder::forward(model, &mut [step], &mut logits).unwrap();
     logits
 }

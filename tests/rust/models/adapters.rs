@@ -137,8 +137,8 @@ fn logits(model: &TextModel, tokens: &[u32]) -> Vec<f32> {
     let Network::Cpu(decoder) = &model.network else { panic!("on the CPU") };
     let mut cache = decoder.new_cache(64).unwrap();
     let mut logits = vec![0.0; decoder.vocabulary()];
-    let (length, needs_logits) = (tokens.len(), true);
-    let step = Step { cache: &mut cache, tokens, prompt: length, length, needs_logits };
+    let length = tokens.len();
+    let step = Step { cache: &mut cache, tokens, prompt: length, length, logits: 1 };
     decoder.forward(&mut [step], &mut logits).unwrap();
     logits
 }

@@ -151,15 +151,15 @@ impl Backend for Candle {
         forward: &ForwardFn<'_, Self>,
     ) -> Result<()> {
         check_logits(steps, width, out);
-        let mut rows = out.chunks_mut(width.max(1));
+        let mut rest = out;
         for step in steps {
-            let row = if step.needs_logits { rows.next() } else { None };
-            let row = row.unwrap_or_default();
+            let (own, others) = std::mem::take(&mut rest).split_at_mut(step.logits * width);
+            rest = others;
             // A cache's tokens count once a pass has ended, so that one which failed can begin again.
             retried(&self.on, || {
                 let rows = PassRows::of_steps(std::slice::from_ref(step), |cache| cache.len);
                 let mut pass = CandlePass::new(self, rows, Some(step.cache));
-                let done = forward(&mut pass, row);
+                let done = forward(&mut pass, own);
                 (done, !pass.delivered)
             })?;
             step.cache.len += step.tokens.len();

@@ -161,6 +161,9 @@ impl KvCache for TensorCache {
             0
         }
     }
+    fn rewinds(&self) -> bool {
+        self.earlier.is_empty()
+    }
     fn truncate(&mut self, len: usize) {
         self.len = self.cut(len);
         if self.len == 0 {

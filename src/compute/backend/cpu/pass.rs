@@ -430,17 +430,20 @@ impl Pass<Cpu> for CpuPass<'_> {
     }
 
     fn gather_rows(&mut self, x: States, row: Row) -> Result<States> {
-        let needed = |index: usize| self.caches.get(index).is_none_or(|sequence| sequence.needs_logits);
-        let ranges: Vec<_> = self.batch.ranges().enumerate().filter(|(index, _)| needed(*index)).collect();
-        let place = |range: &Range<usize>| match row {
-            Row::First => range.start,
-            Row::Last => range.end.saturating_sub(1),
+        let of = |(index, range): (usize, Range<usize>)| {
+            let count = self.caches.get(index).map_or(1, |sequence| sequence.logits);
+            let first = match row {
+                Row::First => range.start,
+                Row::Last => range.end.saturating_sub(count),
+            };
+            // An empty text has a row too.
+            (first..first + count).map(move |row| (!range.is_empty()).then_some(row))
         };
+        let rows: Vec<_> = self.batch.ranges().enumerate().flat_map(of).collect();
         if let Some(phases) = &self.batch_phases {
-            self.phases = phases.gathered(ranges.iter().map(|(_, range)| place(range)));
+            // Empty texts have no phases, and no caches.
+            self.phases = phases.gathered(rows.iter().flatten().copied());
         }
-        let rows: Vec<_> =
-            ranges.iter().map(|(_, range)| (!range.is_empty()).then(|| place(range))).collect();
         let gathered = x.rows.map(|matrix| self.gather(matrix, &rows))?;
         self.discard(x);
         self.gathered = rows;

@@ -69,6 +69,9 @@ impl KvCache for PagedKvCache {
     fn len(&self) -> usize {
         Self::len(self)
     }
+    fn rewinds(&self) -> bool {
+        Self::rewinds(self)
+    }
     fn truncate(&mut self, len: usize) {
         Self::truncate(self, len);
     }
@@ -202,7 +205,7 @@ impl Backend for Cpu {
             cached: step.cache.len(),
             prompt: step.prompt,
             length: step.length,
-            needs_logits: step.needs_logits,
+            logits: step.logits,
             cache: &mut *step.cache,
         });
         let mut pass =

@@ -357,7 +357,7 @@ fn check_steps<B: Backend>(
         first += count;
         let mut out = vec![0.0; 64];
         let (tokens, length) = (&tokens[..], first);
-        let mut steps = [Step { cache: &mut cache, tokens, prompt: length, length, needs_logits: true }];
+        let mut steps = [Step { cache: &mut cache, tokens, prompt: length, length, logits: 1 }];
         backend
             .run_cached(&mut steps, 64, &mut out, &|pass, out| {
                 let mut x = pass.embed(&table, None, None)?;

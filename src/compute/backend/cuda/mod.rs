@@ -88,7 +88,7 @@ impl Cuda {
 /// Steps, and their rows of output.
 type StepsAndRows<'s, 'c, 'o> = (&'s mut [Step<'c, CudaCache>], &'o mut [f32]);
 
-/// The first `count` steps and the others, each with the rows of those that need logits.
+/// The first `count` steps and the others, each with the rows of the tokens that need logits.
 fn split_steps<'s, 'c, 'o>(
     steps: &'s mut [Step<'c, CudaCache>],
     out: &'o mut [f32],
@@ -96,7 +96,7 @@ fn split_steps<'s, 'c, 'o>(
     count: usize,
 ) -> [StepsAndRows<'s, 'c, 'o>; 2] {
     let (first, second) = steps.split_at_mut(count);
-    let logits = first.iter().filter(|step| step.needs_logits).count();
+    let logits: usize = first.iter().map(|step| step.logits).sum();
     let (first_out, second_out) = out.split_at_mut(logits * width);
     [(first, first_out), (second, second_out)]
 }

@@ -176,7 +176,7 @@ fn in_steps<B: Backend>(backend: &B, lengths: &[u32], heads: Heads, layer: &Laye
                 let tokens = &batch.ids[batch.offsets[number] as usize + done..][..count];
                 members.push((number, done + count == length));
                 let needs_logits = done + count == length;
-                steps.push(Step { cache, tokens, prompt: length, length, needs_logits });
+                steps.push(Step { cache, tokens, prompt: length, length, logits: usize::from(needs_logits) });
             }
         }
         if steps.is_empty() {
