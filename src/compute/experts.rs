@@ -70,10 +70,10 @@ pub(crate) struct ChosenExpert {
     pub weight: f32,
 }
 
-/// The layers of one gated perceptron.
+/// The layers of one perceptron.
 #[derive(Debug)]
 pub struct ExpertLayers<L> {
-    /// The gated layer.
+    /// The first layer, gated where the perceptron has a gate.
     pub up: L,
     /// The layer after it.
     pub down: L,
@@ -101,6 +101,8 @@ pub struct Experts<L> {
     pub experts: Vec<ExpertLayers<L>>,
     /// Of all rows.
     pub shared: Option<SharedExpert<L>>,
+    /// Added once to what the experts of a row make together, as long as a row; empty if there is none.
+    pub bias: Vec<f32>,
 }
 
 /// The logistic function.

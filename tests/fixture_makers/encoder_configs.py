@@ -39,6 +39,11 @@ def nomic(sizes: Sizes) -> Config:
     return common(sizes, hidden_act="silu", type_vocab_size=2, layer_norm_eps=1e-12)
 
 
+def nomic_moe(sizes: Sizes) -> Config:
+    rope = {"rope_type": "default", "rope_theta": 10_000.0}
+    return {**nomic(sizes), "type_vocab_size": 1, "layer_norm_eps": 1e-5, "rope_parameters": rope, "pad_token_id": 1}
+
+
 def jina(sizes: Sizes) -> Config:
     return common(sizes, hidden_act="gelu", type_vocab_size=1, layer_norm_eps=1e-5)
 
@@ -268,6 +273,7 @@ def embedding_gemma2_partial(sizes: Sizes) -> Config:
 CONFIGS: dict[str, tuple[str, Callable[[Sizes], Config]]] = {
     "gte": ("GteModel", gte),
     "nomic_bert": ("NomicBertModel", nomic),
+    "nomic_bert_moe": ("NomicBertModel", nomic_moe),
     "jina_embeddings_v3": ("JinaEmbeddingsV3Model", jina),
     "modernbert": ("ModernBertModel", modernbert),
     "modernbert_silu": ("ModernBertModel", modernbert_silu),
@@ -297,7 +303,7 @@ CONFIGS: dict[str, tuple[str, Callable[[Sizes], Config]]] = {
 def config(architecture: str, sizes: Sizes, dtype: torch.dtype) -> Config:
     name, settings = CONFIGS[architecture]
     model_type = "deberta-v2" if architecture.startswith("deberta") else architecture
-    for variant in ("_silu", "_bidirectional", "_grouped", "_partial"):
+    for variant in ("_silu", "_bidirectional", "_grouped", "_partial", "_moe"):
         model_type = model_type.removesuffix(variant)
     model_type = "mt5" if architecture == "t5_gated" else model_type
     dtype_name = str(dtype).removeprefix("torch.")

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from . import causal, encoder_configs, encoder_files, files, jina_bert, lfm2, reference
+from . import causal, encoder_configs, encoder_files, files, jina_bert, lfm2, nomic_moe, reference
 from .encoder_files import Encoder
 from .texts import REFERENCE
 from .versions import VERSIONS
@@ -62,6 +62,9 @@ ENCODERS = (
     Encoder("gte_new", 32, architecture="gte", tokenizer="unigram", pooling="cls", published=True),
     Encoder("nomic", 33, architecture="nomic_bert", hidden=32, heads=4),
     Encoder("nomic_2048", 34, architecture="nomic_bert", published=True),
+    Encoder(
+        "nomic_moe", 70, architecture="nomic_bert_moe", tokenizer="unigram", layers=4, intermediate=28, published=True
+    ),
     Encoder("jina_v3", 35, architecture="jina_embeddings_v3", tokenizer="unigram"),
     Encoder("jina_v2", 36, hidden=36, heads=6, published=True),
     Encoder("modernbert", 37, architecture="modernbert", tokenizer="bytes", layers=4, pooling="cls", published=True),
@@ -132,6 +135,8 @@ def make(spec: Encoder, root: Path) -> None:
         jina_bert.patch(model, spec.seed)
     if spec.architecture == "lfm2_bidirectional":
         lfm2.patch(model)
+    if spec.architecture == "nomic_bert_moe":
+        nomic_moe.patch(model, spec.seed)
     found: dict[str, Any] = {
         "made_with": VERSIONS,
         "dimensions": spec.dense_to or spec.dense or spec.hidden,
@@ -151,6 +156,8 @@ def make(spec: Encoder, root: Path) -> None:
     files.write_json(directory / "reference.json", found)
     if jina:
         jina_bert.publish(directory, model)
+    elif spec.architecture == "nomic_bert_moe":
+        nomic_moe.publish(directory, model)
     elif spec.published:
         encoder_configs.publish(directory)
     size = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())

@@ -505,9 +505,9 @@ pub trait Pass<B: Backend> {
         residual: &mut Self::States,
     ) -> Result<()>;
 
-    /// `residual += factor * down_norm(y)`, where `y` is what a mixture of experts makes of `norm(residual)`: the sum of what the
-    /// experts of each row make of it, times their weights, in the order of the experts, and of what a shared one makes. The
-    /// result of a row does not depend on other rows.
+    /// `residual += factor * down_norm(y)`, where `y` is what a mixture of experts makes of `norm(residual)`: the sum of its
+    /// bias, of what the experts of each row make of it, times their weights, in the order of the experts, and of what a shared
+    /// one makes. The result of a row does not depend on other rows.
     ///
     /// # Errors
     /// [`Error::Internal`] where the backend has no experts.

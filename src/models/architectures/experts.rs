@@ -5,12 +5,12 @@ use serde::Deserialize;
 use super::biased_experts as biased;
 use super::family::LARGEST_SIZE;
 use super::gguf_keys::Metadata;
-use super::tensors::{ExpertTensors, SharedTensors, Tensors};
+use super::tensors::{ExpertMatrices, ExpertTensors, SharedTensors, Tensors};
 use crate::Result;
 use crate::compute::{ExpertRouting, ExpertScores, Matrix, Weight};
 
 /// More experts than any layer has.
-const MOST_EXPERTS: usize = 1 << 14;
+pub(super) const MOST_EXPERTS: usize = 1 << 14;
 
 /// Metadata of GGUF files that is read of every family with experts.
 pub(super) const GGUF_KEYS: &[&str] = &[
@@ -302,7 +302,7 @@ impl Mixture {
             Some(wide) => Some(self.shared(tensors, &name("shared_expert"), [wide, hidden])?),
             None => None,
         };
-        let experts = match self.biased {
+        let experts: Vec<_> = match self.biased {
             true => biased::experts(tensors, &name, self.count, [self.intermediate, hidden])?,
             false => {
                 let plain = self.experts(tensors, &name, hidden)?.into_iter();
@@ -316,8 +316,9 @@ impl Mixture {
                 true => Some(choice_bias(tensors, &name("expert_bias"), self.count)?),
                 false => None,
             },
-            experts,
+            experts: experts.into_iter().map(ExpertMatrices::gated).collect(),
             shared,
+            bias: None,
         })
     }
 

@@ -313,3 +313,6 @@ fn a_jina_bert_may_have_byte_level_tokens() {
     }
     assert!(load("jina-v2-zh").map(drop).unwrap_err().to_string().contains("\"jina-v2-zh\""));
 }
+
+#[path = "gguf_nomic_tests.rs"]
+mod nomic;

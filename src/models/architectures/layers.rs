@@ -5,14 +5,14 @@ use std::sync::Arc;
 use super::architecture::{Architecture, Description, misuse};
 use super::dynamic_convolution::DynamicConvolution;
 use super::tensors::{
-    ExpertTensors, LayerInputTensors, LayerTokenTensors, MixerTensors, MlpTensors, NormTensors,
-    SharedTensors, Tensors,
+    ExpertMatrices, ExpertTensors, LayerInputTensors, LayerTokenTensors, MixerTensors, MlpTensors,
+    NormTensors, SharedTensors, Tensors,
 };
 use crate::Result;
 use crate::compute::{
     Activation, Backend, Biased, CacheShape, DeltaRuleFactors, DeltaRuleShape, DistanceBias, ExpertLayers,
     Experts, Heads, KeySource, LayerAttention, LayerShapes, Pass, RelativeTable, RopeStyle, Rotary,
-    SharedExpert, ShortConvolutionFactors, ShortConvolutionShape, StatesOf, TokenRows,
+    SharedExpert, ShortConvolutionFactors, ShortConvolutionShape, StatesOf, TokenRows, Weight,
 };
 
 /// What a layer mixes the rows of a sequence with.
@@ -380,24 +380,29 @@ impl<B: Backend> LayerLoader<'_, B> {
     }
 
     fn experts(&self, experts: ExpertTensors) -> Result<Experts<B::Linear>> {
-        let ExpertTensors { router, routing, choice_bias, experts, shared } = experts;
+        let ExpertTensors { router, routing, choice_bias, experts, shared, bias } = experts;
         let count = experts.len();
-        if !self.description.norm_first || self.architecture.has_parallel_blocks() {
-            return Err(misuse("experts are for blocks that follow one another and begin with their norm"));
+        if self.architecture.has_parallel_blocks() {
+            return Err(misuse("experts are for blocks that follow one another"));
         }
-        let choice_bias = choice_bias.map(|bias| bias.to_f32()).transpose()?.unwrap_or_default();
+        let numbers = |weight: Option<Weight>| weight.map(|weight| weight.to_f32()).transpose();
+        let choice_bias = numbers(choice_bias)?.unwrap_or_default();
         let biased = choice_bias.is_empty() || choice_bias.len() == count;
         if router.0.rows() != count || !(1..=count).contains(&routing.used) || !biased {
             return Err(misuse("a router chooses some of its experts"));
         }
-        let layers = |[gate, up, down]: [Biased; 3]| -> Result<ExpertLayers<B::Linear>> {
-            let up = self.backend.gated(gate, up)?;
+        let layers = |ExpertMatrices { gate, up, down }| -> Result<ExpertLayers<B::Linear>> {
+            let up = match gate {
+                Some(gate) => self.backend.gated(gate, up)?,
+                None => self.backend.linear(&[up])?,
+            };
             Ok(ExpertLayers { up, down: self.backend.linear(&[down])? })
         };
         let shared = match shared {
             Some(SharedTensors { matrices, gate }) => {
                 let gate = gate.map(|gate| self.backend.exact_linear(&(gate, None))).transpose()?;
-                Some(SharedExpert { layers: layers(matrices.map(|matrix| (matrix, None)))?, gate })
+                let matrices = ExpertMatrices::gated(matrices.map(|matrix| (matrix, None)));
+                Some(SharedExpert { layers: layers(matrices)?, gate })
             }
             None => None,
         };
@@ -407,6 +412,7 @@ impl<B: Backend> LayerLoader<'_, B> {
             choice_bias,
             experts: experts.into_iter().map(layers).collect::<Result<_>>()?,
             shared,
+            bias: numbers(bias)?.unwrap_or_default(),
         })
     }
 

@@ -26,6 +26,8 @@ mod llama;
 mod masked;
 mod modernbert;
 mod mpnet;
+mod nomic_experts;
+mod nomic_spellings;
 mod qwen3_5;
 mod registry;
 mod rope_scaling;
@@ -45,7 +47,7 @@ pub use masked::check_masked;
 pub use registry::{example, families, find, find_config, find_gguf, register};
 pub(crate) use registry::{gguf_names, names};
 pub use tensors::{
-    ConvolutionTensors, DynamicConvolutionTensors, EmbeddingTensors, ExpertTensors, LayerTensors,
-    MixerTensors, MlpTensors, NormTensors, SharedTensors, Tensors,
+    ConvolutionTensors, DynamicConvolutionTensors, EmbeddingTensors, ExpertMatrices, ExpertTensors,
+    LayerTensors, MixerTensors, MlpTensors, NormTensors, SharedTensors, Tensors,
 };
 pub use transformer::Transformer;

@@ -10,6 +10,8 @@ use serde_json::Value;
 use super::architecture::{Architecture, Description, Factors};
 use super::family::{ConfigFields, ConfigFile, Family, GgufFamily, ReadConfig, keys_of};
 use super::gguf_keys::Metadata;
+use super::nomic_experts::{NomicExpertConfig, NomicExperts};
+use super::nomic_spellings::said_once;
 use super::rope_scaling::{RopeConfig, RopeDefaults};
 use super::tensors::{EmbeddingTensors, LayerTensors, MixerTensors, MlpTensors, PrefixedTensors, Tensors};
 use crate::Result;
@@ -30,8 +32,10 @@ pub(super) const FAMILIES: &[Family] = &[
             ConfigFields::All(keys_of::<RotaryBertConfig>),
             RopeConfig::WHOLE,
             ConfigFields::All(keys_of::<NomicConfig>),
+            ConfigFields::All(keys_of::<NomicExpertConfig>),
         ],
-        gguf: &[GgufFamily::encoders("nomic-bert")],
+        code: &["NomicBertForMultipleChoice"],
+        gguf: &[GgufFamily::encoders("nomic-bert"), GgufFamily::encoders("nomic-bert-moe")],
         read_gguf: Some(from_gguf),
         ..family("nomic_bert", "NomicBert", NOMIC, read_nomic)
     },
@@ -88,7 +92,12 @@ const NOMIC: &[&str] = &[
     // How the computation is carried out.
     "fused_bias_fc",
     "fused_dropout_add_ln",
+    "moe_impl",
+    // Of the head of its masked language model.
+    "dense_seq_output",
     "use_xentropy",
+    // Training.
+    "router_aux_loss_coef",
 ];
 
 /// Keys of Jina's third as it was published that change nothing.
@@ -199,6 +208,7 @@ struct RotaryBert {
     activation: Activation,
     rotary: Rotary,
     variant: BlockVariant,
+    experts: Option<NomicExperts>,
 }
 
 fn read_gte(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
@@ -213,12 +223,12 @@ fn read_gte(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
     }
     let base = if file.json["model_type"] == "gte" { 160_000.0 } else { 10_000.0 };
     let variant = BlockVariant { attention_bias: true, up_bias: false, down_bias: true, gated: true };
-    read(file, file.parse()?, base, variant)
+    Ok(Box::new(read(file, file.parse()?, base, variant)?))
 }
 
 fn read_jina(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
     let variant = BlockVariant { attention_bias: true, up_bias: true, down_bias: true, gated: false };
-    read(file, file.parse()?, 20_000.0, variant)
+    Ok(Box::new(read(file, file.parse()?, 20_000.0, variant)?))
 }
 
 /// As its own code computes it: the base where no adapter is chosen.
@@ -228,10 +238,13 @@ fn read_published_jina(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
         return Err(file.refuse("position_embedding_type", "rotary"));
     }
     let variant = BlockVariant { attention_bias: true, up_bias: true, down_bias: true, gated: false };
-    read(file, file.parse()?, own.rotary_emb_base, variant)
+    Ok(Box::new(read(file, file.parse()?, own.rotary_emb_base, variant)?))
 }
 
+/// As transformers computes it, or as its own code does, which has perceptrons without gates and mixtures of experts too.
 fn read_nomic(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
+    let json = said_once(file)?;
+    let file = &ConfigFile { json: &json, ..*file };
     let (mut config, nomic): (RotaryBertConfig, NomicConfig) = (file.parse()?, file.parse()?);
     if nomic.rotary_emb_fraction != 1.0 {
         return Err(file.refuse("rotary_emb_fraction", "1"));
@@ -239,13 +252,22 @@ fn read_nomic(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
     if !nomic.scale_attn_weights {
         return Err(file.refuse("scale_attn_weights", "true"));
     }
-    config.hidden_act = match config.hidden_act.as_str() {
-        "swiglu" | "silu" => "silu".into(),
-        "geglu" => "gelu".into(),
+    let (function, gated) = match file.json["activation_function"].as_str() {
+        Some("swiglu") => ("silu", true),
+        Some("geglu") => ("gelu", true),
+        Some("gelu") => ("gelu", false),
+        Some(_) => return Err(file.refuse("activation_function", "swiglu, geglu and gelu")),
         // What transformers calls the function of the gate.
-        name if file.json["hidden_act"].is_string() => name.into(),
-        _ => return Err(file.refuse("activation_function", "swiglu and geglu")),
+        None if config.hidden_act == "swiglu" => ("silu", true),
+        None => (config.hidden_act.as_str(), true),
     };
+    let experts = NomicExperts::read(file, config.num_hidden_layers)?;
+    if experts.is_some() && gated {
+        return Err(file.unsupported(
+            "it has num_experts, and its activation_function is not \"gelu\": experts with gates are not computed",
+        ));
+    }
+    config.hidden_act = function.into();
     if nomic.rotary_scaling_factor.is_some() {
         // Frequencies change with the length of longer texts.
         let trained = nomic.max_trained_positions.unwrap_or(2048);
@@ -258,16 +280,26 @@ fn read_nomic(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
         attention_bias: nomic.qkv_proj_bias,
         up_bias: nomic.mlp_fc1_bias,
         down_bias: nomic.mlp_fc2_bias,
-        gated: true,
+        gated,
     };
-    read(file, config, nomic.rotary_emb_base.unwrap_or(1000.0), variant)
+    let model = read(file, config, nomic.rotary_emb_base.unwrap_or(1000.0), variant)?;
+    Ok(Box::new(RotaryBert { experts, ..model }))
 }
 
 /// Nomic BERT: other rotary BERTs have no GGUF files.
 fn from_gguf(gguf: &Gguf) -> Result<Box<dyn Architecture>> {
     let metadata = Metadata::of(gguf);
-    let mut json = metadata.encoder_config("nomic_bert", &["rope.freq_base"])?;
-    json["hidden_act"] = "silu".into();
+    const EXPERTS: [&str; 3] = ["expert_count", "expert_used_count", "moe_every_n_layers"];
+    let read: &[&str] = &["rope.freq_base", EXPERTS[0], EXPERTS[1], EXPERTS[2]];
+    let with_experts = metadata.architecture == "nomic-bert-moe";
+    let mut json = metadata.encoder_config("nomic_bert", if with_experts { read } else { &read[..1] })?;
+    if with_experts {
+        let keys = ["num_experts", "moe_top_k", "moe_every_n_layers"];
+        for (key, name) in keys.into_iter().zip(EXPERTS) {
+            json[key] = metadata.required(name)?.into();
+        }
+    }
+    json["activation_function"] = if with_experts { "gelu" } else { "swiglu" }.into();
     json["qkv_proj_bias"] = gguf.contains("blk.0.attn_qkv.bias").into();
     json["mlp_fc1_bias"] = gguf.contains("blk.0.ffn_up.bias").into();
     json["mlp_fc2_bias"] = gguf.contains("blk.0.ffn_down.bias").into();
@@ -280,7 +312,7 @@ fn read(
     config: RotaryBertConfig,
     base: f32,
     variant: BlockVariant,
-) -> Result<Box<dyn Architecture>> {
+) -> Result<RotaryBert> {
     file.check_sizes(&[
         ("vocab_size", config.vocab_size),
         ("hidden_size", config.hidden_size),
@@ -298,7 +330,7 @@ fn read(
     let rope: RopeConfig = file.parse()?;
     let rotary = rope.rotary(&defaults, None, &[]).map_err(|reason| file.unsupported(reason))?;
     let activation = file.activation("hidden_act", &config.hidden_act)?;
-    Ok(Box::new(RotaryBert { config, heads, activation, rotary, variant }))
+    Ok(RotaryBert { config, heads, activation, rotary, variant, experts: None })
 }
 
 /// What the names of tensors begin with in some files.
@@ -359,6 +391,28 @@ impl Architecture for RotaryBert {
         };
         let output =
             name(&["self_attn.o_proj", "attention.o_proj", "attn.out_proj", "mixer.out_proj", "attn_output"]);
+        let output = scope.maybe_biased(&output, [hidden, hidden], variant.attention_bias)?;
+        let mlp = match self.experts.filter(|experts| experts.is_in(index)) {
+            Some(experts) => MlpTensors::Experts(experts.tensors(&scope, layer, [wide, hidden])?),
+            None => self.perceptron(&scope, layer)?,
+        };
+        Ok(LayerTensors {
+            attention_norm: norm(&norms)?,
+            mlp_norm: norm(&["mlp_ln", "norm2", "post_mlp_layernorm", "layer_output_norm"])?,
+            ..LayerTensors::new(MixerTensors::attention(qkv), output, mlp)
+        })
+    }
+
+    fn has_kernels_on_cards(&self) -> bool {
+        self.experts.is_none()
+    }
+}
+
+impl RotaryBert {
+    /// The tensors of a perceptron for all rows.
+    fn perceptron(&self, scope: &PrefixedTensors<'_>, layer: &str) -> Result<MlpTensors> {
+        let (hidden, wide, variant) = (self.config.hidden_size, self.config.intermediate_size, self.variant);
+        let name = |names: &[&str]| scope.spelled(layer, names);
         let fused = format!("{layer}.mlp.up_gate_proj");
         let up = |names: &[&str]| scope.maybe_biased(&name(names), [wide, hidden], variant.up_bias);
         let (up, gate) = if scope.contains(&format!("{fused}.weight")) {
@@ -370,21 +424,10 @@ impl Architecture for RotaryBert {
                 Some(up(&["mlp.gate_proj", "mlp.fc12", "ffn_gate"])?),
             )
         } else {
-            (up(&["mlp.fc1"])?, None)
+            (up(&["mlp.fc1", "ffn_up"])?, None)
         };
         let down = name(&["mlp.down_proj", "mlp.fc2", "ffn_down"]);
-        Ok(LayerTensors {
-            attention_norm: norm(&norms)?,
-            mlp_norm: norm(&["mlp_ln", "norm2", "post_mlp_layernorm", "layer_output_norm"])?,
-            ..LayerTensors::new(
-                MixerTensors::attention(qkv),
-                scope.maybe_biased(&output, [hidden, hidden], variant.attention_bias)?,
-                MlpTensors::Dense {
-                    gate,
-                    up,
-                    down: scope.maybe_biased(&down, [hidden, wide], variant.down_bias)?,
-                },
-            )
-        })
+        let down = scope.maybe_biased(&down, [hidden, wide], variant.down_bias)?;
+        Ok(MlpTensors::Dense { gate, up, down })
     }
 }

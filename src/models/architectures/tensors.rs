@@ -221,10 +221,30 @@ pub struct ExpertTensors {
     pub routing: ExpertRouting,
     /// A number for each expert that is added to the scores which choose, and not to weights.
     pub choice_bias: Option<Weight>,
-    /// Gate, first and second matrix of each expert.
-    pub experts: Vec<[Biased; 3]>,
+    /// Those that rows choose from.
+    pub experts: Vec<ExpertMatrices>,
     /// An expert that all rows use.
     pub shared: Option<SharedTensors>,
+    /// Added once to what the experts of a row make together.
+    pub bias: Option<Weight>,
+}
+
+/// The matrices of an expert.
+#[derive(Debug)]
+pub struct ExpertMatrices {
+    /// The gate of `up`, if there is one.
+    pub gate: Option<Biased>,
+    /// The first matrix.
+    pub up: Biased,
+    /// The second.
+    pub down: Biased,
+}
+
+impl ExpertMatrices {
+    /// Those of an expert with a gate.
+    pub fn gated([gate, up, down]: [Biased; 3]) -> Self {
+        Self { gate: Some(gate), up, down }
+    }
 }
 
 /// An expert that all rows use.

@@ -351,11 +351,16 @@ impl<B: Backend> Transformer<B> {
                 convolved = convolved.map(|added| pass.gather_rows(added, row)).transpose()?;
             }
             x = pass.linear_add_norm(mixed, &layer.output, x, attention_norm)?;
-            let Mlp::Dense { up, down } = &layer.mlp else {
-                return Err(misuse("experts are for blocks that begin with their norm"));
-            };
-            let up = pass.linear(&x, up, layer.activation)?;
-            x = pass.linear_add_norm(up, down, x, mlp_norm)?;
+            match &layer.mlp {
+                Mlp::Dense { up, down } => {
+                    let up = pass.linear(&x, up, layer.activation)?;
+                    x = pass.linear_add_norm(up, down, x, mlp_norm)?;
+                }
+                Mlp::Experts(experts) => {
+                    pass.add_experts(None, experts, layer.activation, (None, 1.0), &mut x)?;
+                    x = pass.norm(x, mlp_norm)?;
+                }
+            }
             if let Some((convolution, added)) = convolution.zip(convolved.take()) {
                 x = pass.add_norm(added, x, &convolution.norm)?;
             }

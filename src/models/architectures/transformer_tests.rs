@@ -507,6 +507,9 @@ mod short_convolutions;
 #[path = "transformer_experts_tests.rs"]
 mod experts;
 
+#[path = "transformer_post_norm_experts_tests.rs"]
+mod post_norm_experts;
+
 #[path = "transformer_form_tests.rs"]
 mod forms;
 

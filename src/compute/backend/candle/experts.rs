@@ -28,6 +28,9 @@ impl Experts<TensorLinear> {
             }
         }
         let mut sum = x.zeros_like()?;
+        if !self.bias.is_empty() {
+            sum = sum.broadcast_add(&Tensor::new(&self.bias[..], x.device())?)?;
+        }
         for (layers, (rows, weights)) in self.experts.iter().zip(rows).filter(|(_, own)| !own.0.is_empty()) {
             let count = rows.len();
             let rows = Tensor::from_vec(rows, count, x.device())?;

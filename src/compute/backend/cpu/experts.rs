@@ -94,7 +94,13 @@ impl CpuPass<'_> {
         let operand = narrow.as_ref().unwrap_or(&exact);
         let sorted = self.sorted(&exact, experts)?;
         let mut sum = self.workspace.matrix(rows, columns, DType::F32)?;
-        sum.for_each_row(self.parallelism, |_, row| row.fill(0.0))?;
+        if !experts.bias.is_empty() && experts.bias.len() != columns {
+            return Err(misuse("a bias of experts is as long as a row"));
+        }
+        sum.for_each_row(self.parallelism, |_, row| match &experts.bias[..] {
+            [] => row.fill(0.0),
+            bias => row.copy_from_slice(bias),
+        })?;
         for part in sorted.parts() {
             self.add_part(operand, experts, activation, &sorted, part, &mut sum)?;
         }
