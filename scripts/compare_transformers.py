@@ -49,6 +49,7 @@ from transformers_options import (
     DELTA_RULES,
     ENCODERS,
     FULL_LAYERS,
+    LAYER_ROPES,
     MIXTURES,
     ROPE,
     SCORED,
@@ -113,6 +114,7 @@ def config(draw: random.Random, family: str, options: Options, tokens: Options) 
     for key, choices in options.items():
         value = draw.choice(choices)
         value = rope(draw) if value is ROPE else value
+        value = {kind: rope(draw) for kind in (FULL, SLIDING)} if value is LAYER_ROPES else value
         value = [draw.choice([FULL, SLIDING]) for _ in range(layers)] if value is TYPES else value
         value = [draw.choice([FULL, "conv"]) for _ in range(layers)] if value is CONVOLUTIONS else value
         value = [FULL] * layers if value is FULL_LAYERS else value

@@ -8,7 +8,7 @@ ACTIVATIONS = ["silu", "gelu", "relu", "gelu_new", "gelu_pytorch_tanh"]
 
 # None leaves the key out; rotary parameters and types of layers are drawn in place of these.
 ROPE, TYPES, CONVOLUTIONS = object(), object(), object()
-FULL_LAYERS, DELTA_RULES = object(), object()
+FULL_LAYERS, DELTA_RULES, LAYER_ROPES = object(), object(), object()
 
 
 def flags(*names: str) -> Options:
@@ -130,7 +130,15 @@ MIXTURES: dict[str, Options] = {
         "rope_parameters": [ROPE],
     },
 }
-DECODERS |= MIXTURES | {"qwen3_5_text": DELTA}
+LFM3: Options = {
+    **flags("conv_bias", "use_sandwich_norm", "use_attention_gate", "attention_bias"),
+    "head_dim": [4, 12],
+    "conv_L_cache": [2, 3, 7],
+    "sliding_window": [3, 7, 100],
+    "layer_types": [None, TYPES, CONVOLUTIONS],
+    "rope_parameters": [None, LAYER_ROPES],
+}
+DECODERS |= MIXTURES | {"qwen3_5_text": DELTA, "lfm3": LFM3}
 # Other forms of norms, perceptrons or blocks.
 COHERE: Options = {**LAYER_NORM, **flags("attention_bias"), "logit_scale": [None, 0.25, 2.0]}
 ALPHA: Options = {"rope_type": "dynamic", "alpha": 50.0, "factor": 1.0, "rope_theta": 100.0}
@@ -257,7 +265,10 @@ ENCODERS: dict[str, tuple[str, Options]] = {
     "mt5": ("t5", T5),
     "lfm2": ("bytes", {**LFM2, **flags("is_causal")}),
     "embedding_gemma2_text": ("bytes", EMBEDDING_GEMMA2),
-    **{family: ("qwen", options) for family, options in {**MIXTURES, **FORMS, "qwen3_5_text": DELTA}.items()},
+    **{
+        family: ("qwen", options)
+        for family, options in {**MIXTURES, **FORMS, "qwen3_5_text": DELTA, "lfm3": LFM3}.items()
+    },
 }
 SCORED = list(ENCODERS)[:15]
 SPARSE = ["bert", "xlm-roberta", "roberta", "camembert", "distilbert"]

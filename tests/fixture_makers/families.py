@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 from . import causal, files
 from .causal import END, HIDDEN, MESSAGES, POSITIONS, PROMPTS, TURN_END
+from .lfm3 import LFM3
 from .versions import VERSIONS
 from .weights import random_weights
 
@@ -428,6 +429,7 @@ OTHERS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
         **dict.fromkeys(("hidden_size", "num_attention_heads", "max_position_embeddings"), ABSENT),
     },
+    **LFM3,
 }
 
 
@@ -496,6 +498,8 @@ def write_weights(name: str, directory: Path, seed: int) -> None:
     tensors |= {key: tensor for key, tensor in empty.state_dict().items() if key.endswith(constants)}
     if "lm_head.weight" in tensors and name == "gpt_neox":  # as it was published
         tensors["embed_out.weight"] = tensors.pop("lm_head.weight")
+    if name == "lfm3":
+        tensors = {key.replace(".g_proj.", ".gate_proj."): tensor for key, tensor in tensors.items()}
     if mixture:  # transformers chooses the names
         empty.load_state_dict(tensors, strict=not empty.config.tie_word_embeddings)
         save(empty, directory, save_original_format=name != "qwen3_moe_mixed")

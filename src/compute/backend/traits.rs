@@ -367,7 +367,7 @@ pub trait Pass<B: Backend> {
         Err(lacking("delta_rule"))
     }
 
-    /// `x * sigmoid(gates)`.
+    /// `x * sigmoid(gates)`. There is a gate for each number, or one for each of as many equal parts of a row.
     ///
     /// # Errors
     /// [`Error::Internal`] where the backend has no such gates.

@@ -250,8 +250,9 @@ pub trait Architecture: Debug + Send + Sync {
         None
     }
 
-    /// The matrices that make a number for each output of layer `index`'s attention, whose sigmoid multiplies it, if there are
-    /// such gates. They read what queries are made of, and their outputs lie side by side.
+    /// The matrices that make a number for each output of layer `index`'s attention, or for each head, whose sigmoid multiplies
+    /// the output, or those of the head, if there are such gates. They read what queries are made of, and their outputs lie side
+    /// by side.
     ///
     /// # Errors
     /// When a tensor is missing or of another shape.

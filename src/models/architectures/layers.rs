@@ -31,7 +31,7 @@ pub(super) enum Mixer<B: Backend> {
         relative: Option<B::Relative>,
         /// Its outputs follow those of attention.
         dynamic: Option<DynamicConvolution<B>>,
-        /// Makes a number for each output, whose sigmoid multiplies it.
+        /// Makes a number for each output, or for each head's outputs, whose sigmoid multiplies them.
         gate: Option<B::Linear>,
     },
     ShortConvolution {

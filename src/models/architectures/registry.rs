@@ -94,6 +94,7 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("gpt2", "ytu-ce-cosmos/turkish-gpt2-large"),
     ("lfm2", "LiquidAI/LFM2-350M"),
     ("lfm2_moe", "LiquidAI/LFM2-8B-A1B"),
+    ("lfm3", "LiquidAI/LFM3-1.7B"),
     ("qwen3_5_text", "Qwen/Qwen3.5-0.8B"),
     ("qwen3_5_moe_text", "Qwen/Qwen3.5-35B-A3B"),
     ("qwen3_next", "Qwen/Qwen3-Next-80B-A3B-Instruct"),

@@ -2,9 +2,10 @@
 
 use super::*;
 use crate::compute::KvCache;
-use crate::models::architectures::lfm2::Lfm2;
+use crate::models::architectures::lfm2::{AttentionForm, AttentionNames, Lfm2};
 
 pub(super) fn model(taps: usize, causal: bool, attends: &[bool]) -> Lfm2 {
+    let rotary = Rotary::new(10_000.0, 10, RopeStyle::Neox);
     Lfm2 {
         experts: None,
         hidden: 36,
@@ -17,15 +18,33 @@ pub(super) fn model(taps: usize, causal: bool, attends: &[bool]) -> Lfm2 {
         conv_bias: taps == 3,
         conv_channels: false,
         tied: true,
-        causal,
         centered: !causal,
-        rotary: Rotary::new(10_000.0, 10, RopeStyle::Neox),
+        attention: vec![
+            LayerAttention::new(if causal { Mask::CAUSAL } else { Mask::FULL }).with_rotary(rotary),
+        ],
         attends: attends.to_vec(),
+        form: AttentionForm::LFM2,
+        sandwich: false,
     }
 }
 
-fn models() -> [Lfm2; 4] {
+/// With attention in windows and to all tokens, gates, and norms of what blocks give.
+fn lfm3() -> Lfm2 {
+    let plain = model(7, true, &[false, true, true, false]);
+    let rotary = |base| Rotary::new(base, 10, RopeStyle::Neox);
+    let sliding = LayerAttention::new(Mask::sliding(30)).with_rotary(rotary(500.0));
+    let full = LayerAttention::new(Mask::CAUSAL).with_rotary(rotary(10_000.0));
+    Lfm2 {
+        attention: vec![LayerAttention::new(Mask::CAUSAL), sliding, full, LayerAttention::new(Mask::CAUSAL)],
+        form: AttentionForm { names: AttentionNames::LFM3, bias: true, gates: true },
+        sandwich: true,
+        ..plain
+    }
+}
+
+fn models() -> [Lfm2; 5] {
     [
+        lfm3(),
         model(3, true, &[false, true, false]),
         model(2, true, &[true, false]),
         model(5, true, &[false]),

@@ -240,7 +240,16 @@ impl Pass<Candle> for CandlePass<'_> {
     }
 
     fn gate(&mut self, x: Option<Tensor>, gates: Option<Tensor>) -> Result<Option<Tensor>> {
-        x.zip(gates).map(|(x, gates)| x * sigmoid(&gates)?).transpose().map_err(failed)
+        let gated = |x: Tensor, gates: Tensor| {
+            let (rows, columns) = x.dims2()?;
+            let (count, gates) = (gates.dim(1)?, sigmoid(&gates)?);
+            if count == columns {
+                return x * gates;
+            }
+            let parts = x.reshape((rows, count, columns / count))?;
+            parts.broadcast_mul(&gates.unsqueeze(2)?)?.reshape((rows, columns))
+        };
+        x.zip(gates).map(|(x, gates)| gated(x, gates)).transpose().map_err(failed)
     }
 
     fn depthwise_convolution(

@@ -1,5 +1,7 @@
 //! The gated delta rule on rows: what it knows of earlier windows and of caches, and its division among threads. And gates.
 
+use std::ops::Range;
+
 use super::pass::CpuPass;
 use super::sequence_convolution::store;
 use super::states::{States, misuse};
@@ -169,10 +171,12 @@ impl CpuPass<'_> {
     pub(super) fn gate_rows(&mut self, x: States, gates: States) -> Result<States> {
         let (format, kernels) = (self.cpu.dtype, self.cpu.kernel_set().kernels);
         let (from, by) = (x.operand(format)?, gates.operand(format)?);
-        let (rows, columns) = (from.rows(), from.columns());
-        if (by.rows(), by.columns()) != (rows, columns) {
-            return Err(misuse("a gate for each number"));
+        let (rows, columns, count) = (from.rows(), from.columns(), by.columns());
+        if by.rows() != rows || count == 0 || !columns.is_multiple_of(count) {
+            return Err(misuse("a gate for each number, or for each of equal parts"));
         }
+        // Numbers with the same gate.
+        let part = columns / count;
         let mut out = self.workspace.matrix(rows, columns, format)?;
         let target = out.target();
         self.parallelism.worth(rows * columns).split_rows(rows, |rows| {
@@ -183,7 +187,11 @@ impl CpuPass<'_> {
                 let (values, factors) = both.split_at_mut(PART);
                 let (values, factors) = (&mut values[..place.len()], &mut factors[..place.len()]);
                 from.read(row, place.clone(), values);
-                by.read(row, place, factors);
+                if part == 1 {
+                    by.read(row, place, factors);
+                } else {
+                    spread(by, row, place, part, factors);
+                }
                 kernels.multiply_sigmoid(values, factors);
                 // SAFETY: each row belongs to one task.
                 unsafe { store(&target, row, first, values) };
@@ -192,6 +200,19 @@ impl CpuPass<'_> {
         self.discard(x);
         self.discard(gates);
         Ok(self.operand(out))
+    }
+}
+
+/// Reads the gates of the numbers at `place` of a row; each gate is that of `part` numbers.
+fn spread(by: &StateMatrix, row: usize, place: Range<usize>, part: usize, gates: &mut [f32]) {
+    let mut next = place.start;
+    while next < place.end {
+        let end = place.end.min((next / part + 1) * part);
+        let own = &mut gates[next - place.start..end - place.start];
+        by.read(row, next / part..next / part + 1, &mut own[..1]);
+        let gate = own[0];
+        own.fill(gate);
+        next = end;
     }
 }
 

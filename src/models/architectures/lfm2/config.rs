@@ -2,9 +2,9 @@
 
 use serde::Deserialize;
 
-use super::model::Lfm2;
+use super::model::{AttentionForm, Lfm2};
 use crate::Result;
-use crate::compute::{ExpertScores, LONGEST_SHORT_CONVOLUTION, RopeStyle};
+use crate::compute::{ExpertScores, LONGEST_SHORT_CONVOLUTION, LayerAttention, Mask, RopeStyle};
 use crate::models::architectures::architecture::Architecture;
 use crate::models::architectures::experts::{ExpertConfig, ExpertDefaults};
 use crate::models::architectures::family::{ConfigFields, ConfigFile, keys_of};
@@ -205,6 +205,7 @@ fn lfm2(file: &ConfigFile<'_>, config: &Lfm2Config, centered: bool) -> Result<Lf
         style: RopeStyle::Neox,
     };
     let rotary = rope.rotary(&defaults, None, &[]).map_err(|reason| file.unsupported(reason))?;
+    let causal = !centered && config.is_causal != Some(false);
     Ok(Lfm2 {
         hidden: config.hidden_size,
         intermediate,
@@ -216,10 +217,13 @@ fn lfm2(file: &ConfigFile<'_>, config: &Lfm2Config, centered: bool) -> Result<Lf
         conv_bias: config.conv_bias,
         conv_channels: true,
         tied: config.tie_embedding.unwrap_or(config.tie_word_embeddings),
-        causal: !centered && config.is_causal != Some(false),
         centered,
-        rotary,
+        attention: vec![
+            LayerAttention::new(if causal { Mask::CAUSAL } else { Mask::FULL }).with_rotary(rotary),
+        ],
         attends,
+        form: AttentionForm::LFM2,
+        sandwich: false,
         experts: None,
     })
 }

@@ -1,8 +1,10 @@
 //! The metadata of GGUF files.
 
 use super::config::{EXPERTS, MOST_LAYERS};
-use super::model::Lfm2;
-use crate::compute::{Heads, LONGEST_HEAD, LONGEST_SHORT_CONVOLUTION, RopeStyle, Rotary};
+use super::model::{AttentionForm, Lfm2};
+use crate::compute::{
+    Heads, LONGEST_HEAD, LONGEST_SHORT_CONVOLUTION, LayerAttention, Mask, RopeStyle, Rotary,
+};
 use crate::models::architectures::architecture::Architecture;
 use crate::models::architectures::experts::{GGUF_DENSE_KEYS, GGUF_KEYS};
 use crate::models::architectures::family::LARGEST_SIZE;
@@ -86,10 +88,15 @@ pub(super) fn from_gguf(gguf: &Gguf) -> Result<Box<dyn Architecture>> {
         conv_bias: has_bias(gguf, layers),
         conv_channels: false,
         tied: !gguf.contains("output.weight"),
-        causal: true,
         centered: false,
-        rotary: Rotary::new(base, width, RopeStyle::Neox),
+        attention: vec![LayerAttention::new(Mask::CAUSAL).with_rotary(Rotary::new(
+            base,
+            width,
+            RopeStyle::Neox,
+        ))],
         attends: counts.iter().map(|&count| count > 0).collect(),
+        form: AttentionForm::LFM2,
+        sandwich: false,
         experts,
     }))
 }

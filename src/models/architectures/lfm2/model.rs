@@ -1,16 +1,43 @@
 //! The model, whatever file describes it.
 
 use crate::Result;
-use crate::compute::{
-    Activation, Biased, Heads, LayerAttention, Mask, Matrix, Positions, Rotary, ShortConvolutionFactors,
-};
+use crate::compute::{Activation, Biased, Heads, LayerAttention, Matrix, Positions, ShortConvolutionFactors};
 use crate::models::architectures::architecture::{Architecture, Description, Factors};
 use crate::models::architectures::experts::Mixture;
 use crate::models::architectures::tensors::{
     EmbeddingTensors, LayerTensors, MixerTensors, MlpTensors, NormTensors, PrefixedTensors, Tensors,
 };
 
-/// An LFM2 whose configuration was checked.
+/// What layers of attention call their parts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::models::architectures) struct AttentionNames {
+    pub output: &'static str,
+    /// The norms of queries and of keys.
+    pub norms: [&'static str; 2],
+}
+
+impl AttentionNames {
+    pub(super) const LFM2: Self = Self { output: "out_proj", norms: ["q_layernorm", "k_layernorm"] };
+    pub(in crate::models::architectures) const LFM3: Self =
+        Self { output: "o_proj", norms: ["q_norm", "k_norm"] };
+}
+
+/// The form of layers of attention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::models::architectures) struct AttentionForm {
+    pub names: AttentionNames,
+    /// Whether its matrices have biases.
+    pub bias: bool,
+    /// Whether the outputs of each head have a gate.
+    pub gates: bool,
+}
+
+impl AttentionForm {
+    pub(in crate::models::architectures) const LFM2: Self =
+        Self { names: AttentionNames::LFM2, bias: false, gates: false };
+}
+
+/// An LFM2 or LFM3 whose configuration was checked.
 #[derive(Debug, Clone)]
 pub(in crate::models::architectures) struct Lfm2 {
     /// Length of a state.
@@ -29,13 +56,15 @@ pub(in crate::models::architectures) struct Lfm2 {
     /// Whether the factors of convolutions have a dimension of 1 in their middle.
     pub conv_channels: bool,
     pub tied: bool,
-    /// Whether attention sees no later token.
-    pub causal: bool,
     /// Whether convolutions see as many tokens after their own as before it.
     pub centered: bool,
-    pub rotary: Rotary,
+    /// Of each layer, or one of all: the mask and the rotary positions.
+    pub attention: Vec<LayerAttention>,
     /// Of each layer, whether it is attention.
     pub attends: Vec<bool>,
+    pub form: AttentionForm,
+    /// Whether what a block gives is normalized before it is added to the residual.
+    pub sandwich: bool,
     /// The mixtures of experts in the place of perceptrons.
     pub experts: Option<Mixture>,
 }
@@ -63,16 +92,17 @@ impl Lfm2 {
             let factors = self.factors(tensors, &name("conv.conv"))?;
             return Ok((MixerTensors::ShortConvolution { input, factors }, output));
         }
-        let linear = |part, shape| tensors.maybe_biased(&name(part), shape, false);
-        let norm = |part| self.norm(tensors, &name(part), width);
+        let AttentionForm { names, bias, .. } = self.form;
+        let name = |part: &str| name(&format!("self_attn.{part}"));
+        let linear = |part, shape| tensors.maybe_biased(&name(part), shape, bias);
+        let [queries, keys] = names.norms.map(|part| self.norm(tensors, &name(part), width));
         let qkv = vec![
-            linear("self_attn.q_proj", [heads * width, hidden])?,
-            linear("self_attn.k_proj", [kv_heads * width, hidden])?,
-            linear("self_attn.v_proj", [kv_heads * width, hidden])?,
+            linear("q_proj", [heads * width, hidden])?,
+            linear("k_proj", [kv_heads * width, hidden])?,
+            linear("v_proj", [kv_heads * width, hidden])?,
         ];
-        let head_norms = Some([norm("self_attn.q_layernorm")?, norm("self_attn.k_layernorm")?]);
-        let output = linear("self_attn.out_proj", [hidden, heads * width])?;
-        Ok((MixerTensors::Attention { qkv, head_norms }, output))
+        let output = linear(names.output, [hidden, heads * width])?;
+        Ok((MixerTensors::Attention { qkv, head_norms: Some([queries?, keys?]) }, output))
     }
 
     /// What the convolution `name` multiplies and adds.
@@ -90,15 +120,11 @@ impl Lfm2 {
 
 impl Architecture for Lfm2 {
     fn describe(&self) -> Description {
-        let mask = if self.causal { Mask::CAUSAL } else { Mask::FULL };
         Description {
             hidden: self.hidden,
             layers: self.attends.len(),
             heads: self.heads,
-            attention: vec![LayerAttention {
-                rotary: Some(self.rotary.clone()),
-                ..LayerAttention::new(mask)
-            }],
+            attention: self.attention.clone(),
             vocabulary: self.vocabulary,
             context: self.context,
             activation: Activation::Silu,
@@ -128,11 +154,27 @@ impl Architecture for Lfm2 {
                 linear("feed_forward.w2", [self.hidden, self.intermediate])?,
             )
         };
+        let norm = |part: &str| self.norm(&tensors, &name(part), self.hidden);
+        let added = |part: &str| self.sandwich.then(|| norm(part)).transpose();
         Ok(LayerTensors {
-            attention_norm: Some(self.norm(&tensors, &name("operator_norm"), self.hidden)?),
-            mlp_norm: Some(self.norm(&tensors, &name("ffn_norm"), self.hidden)?),
+            attention_norm: Some(norm("operator_norm")?),
+            output_norm: added("post_operator_norm")?,
+            mlp_norm: Some(norm("ffn_norm")?),
+            down_norm: added("post_ffn_norm")?,
             ..LayerTensors::new(mixer, output, mlp)
         })
+    }
+
+    fn attention_gate(&self, tensors: &dyn Tensors, index: usize) -> Result<Option<Vec<Biased>>> {
+        if !self.attends[index] || !self.form.gates {
+            return Ok(None);
+        }
+        let tensors = self.tensors(tensors);
+        // The first is the name in published files, the second that in transformers.
+        let layer = format!("layers.{index}.self_attn");
+        let name = tensors.spelled(&layer, &["gate_proj", "g_proj"]);
+        let gates = tensors.maybe_biased(&name, [self.heads.heads, self.hidden], false)?;
+        Ok(Some(vec![gates]))
     }
 
     /// What a hidden token gives to the convolution is that of a row of zeros: nothing, unless there are biases.
