@@ -28,6 +28,7 @@ from fixture_makers import (  # noqa: E402  (after the environment above)
     bge_m3,
     blocks,
     causal,
+    chat_vectors,
     detector,
     encoders,
     families,
@@ -74,6 +75,7 @@ def makers(models: Path) -> dict[str, Callable[[], None]]:
     table |= {name: partial(families.make, name, FIXTURES) for name in generators}
     table |= {f"{adapters.FOLDER}/{spec.name}": partial(adapters.make, spec, FIXTURES) for spec in adapters.ADAPTERS}
     table[mixture_vectors.NAME] = partial(mixture_vectors.make, FIXTURES)
+    table[chat_vectors.NAME] = partial(chat_vectors.make, FIXTURES)
     table["gguf_headers"] = partial(gguf_headers.make, FIXTURES)
     table[gpt_oss.NAME] = partial(gpt_oss.make, FIXTURES)
     table["gguf_form_headers"] = partial(gguf_form_headers.make, FIXTURES)

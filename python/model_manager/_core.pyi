@@ -434,6 +434,7 @@ class Manager:
         fallback: Sequence[str] = ...,
         pooling: str | None = None,
         max_length: int | None = None,
+        chat_template: bool | None = None,
         revision: str | None = None,
         adapter: str | os.PathLike[str] | None = None,
         prompts: Mapping[str, str] | None = None,
@@ -459,6 +460,9 @@ class Manager:
             fallback: Sources to try in order when the first one cannot be loaded.
             pooling, max_length, revision, prompts: Override the model's files. For a server's model only prompts can be
                 overridden.
+            chat_template: Whether each text goes through the model's chat template, as a message of the user. None: if
+                ``modality_config`` has a ``message``, or if the model has a template and no ``modules.json``, as in
+                sentence-transformers.
             adapter: What is added to the weights when they are loaded: the folder or hub id of a LoRA adapter of PEFT
                 (``org/name/folder`` for a folder of a repository), or the name of an adapter that the model's own files
                 have (``retrieval.query`` of jina-embeddings-v3). Tokenizer, pooling and prompts stay those of `source`.

@@ -109,6 +109,8 @@ def fingerprint_of(known: Description, dimension: int | None, names: Sequence[st
     ]
     if known["adapter_content"]:
         parts.append(known["adapter_content"])  # many adapters have one name: checkpoint-500
+    if known["chat_template"]:
+        parts.append("chat_template")
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 

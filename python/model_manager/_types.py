@@ -162,6 +162,8 @@ class Description(TypedDict):
     """Tokens per text, special tokens included; longer texts are cut. None: only its server knows."""
     pooling: str | None
     """``mean``, ``cls``, ``lasttoken``, ``max``, …; None: only its server knows."""
+    chat_template: bool | None
+    """Whether texts, or the pairs of a reranker, go through the model's chat template; None: only its server knows."""
     normalizes: bool
     """Whether the model itself ends in a normalization."""
     similarity: str

@@ -214,12 +214,12 @@ impl ChatTemplate {
             return Err(Error::Input("messages is empty: a chat needs at least one".into()));
         }
         if conversation.end != PromptEnd::LastMessage {
-            return self.render_messages(&conversation.messages, conversation);
+            return self.render_messages(&conversation.messages, conversation, true);
         }
         let refused = |reason: &str| Error::Input(format!("continue_final_message: {reason}"));
         let marked = Marked::of(&conversation.messages).map_err(|problem| refused(&problem.message))?;
         let marked = marked.ok_or_else(|| refused("the last message has no text to continue"))?;
-        marked.cut(&self.render_messages(&marked.messages, conversation)?).ok_or_else(|| {
+        marked.cut(&self.render_messages(&marked.messages, conversation, true)?).ok_or_else(|| {
             refused(&format!(
                 "the chat template of {:?} does not show the last message as it is, so that no prompt ends in it; send a \
                  message of the user last",
@@ -228,10 +228,20 @@ impl ChatTemplate {
         })
     }
 
-    /// The template's text for these messages and the other variables of a conversation.
-    fn render_messages(&self, messages: &Value, conversation: &Conversation) -> Result<String> {
+    /// The prompt for a conversation whose messages have the form that the caller chose: texts stay texts. No message is
+    /// continued.
+    ///
+    /// # Errors
+    /// As [`render`](Self::render).
+    pub fn render_as_given(&self, conversation: &Conversation) -> Result<String> {
+        self.render_messages(&conversation.messages, conversation, false)
+    }
+
+    /// The template's text for these messages and the other variables of a conversation. `adapts`: texts become lists of parts
+    /// where the template reads these alone.
+    fn render_messages(&self, messages: &Value, conversation: &Conversation, adapts: bool) -> Result<String> {
         let body = self.body.as_ref().map_err(Clone::clone)?;
-        on_own_stack(|| self.render_within(body, messages, conversation))?
+        on_own_stack(|| self.render_within(body, messages, conversation, adapts))?
             .map_err(|problem| self.problem(&problem))
     }
 
@@ -240,6 +250,7 @@ impl ChatTemplate {
         body: &Body,
         messages: &Value,
         conversation: &Conversation,
+        adapts: bool,
     ) -> TemplateResult<String> {
         let render = |messages: &Value| {
             let variables = self.variables(messages, conversation)?;
@@ -252,7 +263,7 @@ impl ChatTemplate {
                 found.is_some_and(|wanted| *self.wants_parts.get_or_init(|| wanted))
             }
         };
-        if self.may_want_parts && parts::has_texts(messages) && in_parts() {
+        if adapts && self.may_want_parts && parts::has_texts(messages) && in_parts() {
             return render(&parts::of_texts(messages)?);
         }
         render(messages)

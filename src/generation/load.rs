@@ -20,10 +20,10 @@ use crate::models::adapter_files::warn_of_unused;
 use crate::models::architectures::Transformer;
 use crate::models::json::read_json;
 use crate::models::manifest::WeightFiles;
+use crate::models::tokenizers::chat_form::{FURTHER_TEMPLATES, special_tokens, template_sources};
 use crate::models::tokenizers::compact::of_two_files;
 use crate::models::tokenizers::config::TokenizerConfig;
 use crate::models::tokenizers::model::{Inner, TokenModel};
-use crate::models::tokenizers::pair_chat::{FURTHER_TEMPLATES, special_tokens, template_sources};
 use crate::models::tokenizers::tokenizer::guarded;
 use crate::models::tokenizers::{added_tokens, file, gguf as gguf_tokenizer};
 use crate::models::{

@@ -138,7 +138,7 @@ impl EncoderBackend {
     /// Tokens of `text`, special ones included, not cut.
     pub(super) fn count_tokens(&self, text: &str, bounds: &mut Bounds<'_>) -> Result<usize> {
         match self {
-            Self::Local { encoder, .. } => encoder.tokenizer.count_within(text, bounds),
+            Self::Local { encoder, .. } => encoder.count("", text, bounds),
             Self::Remote(remote) => Err(no_tokenizer(remote)),
         }
     }
@@ -164,7 +164,8 @@ impl EncoderBackend {
             ));
         }
         let size = ChunkSize { max_tokens: max_tokens.unwrap_or(longest), overlap };
-        chunks(&encoder.tokenizer, text, prompt, size, bounds)
+        let count = |piece: &str, bounds: &mut Bounds<'_>| encoder.count(prompt, piece, bounds);
+        chunks(&encoder.tokenizer, text, &count, size, bounds)
     }
 
     /// Some of `inputs` as the queue takes them.

@@ -412,8 +412,10 @@ impl ModelLoader {
                 "a server runs it, so no adapter can be added here; give the folder or hub id of the model";
             return Err(Error::Unsupported { model: shown(source).into_owned(), reason: reason.into() });
         }
-        if spec.pooling.is_some() || spec.max_length.is_some() {
-            log::warn!("{address}: pooling and max_length are its server's to choose; ignored here");
+        if spec.pooling.is_some() || spec.max_length.is_some() || spec.chat_template.is_some() {
+            log::warn!(
+                "{address}: pooling, max_length and chat_template are its server's to choose; ignored here"
+            );
         }
         let settings = &self.settings;
         let asking = RemoteSettings {
@@ -540,7 +542,8 @@ impl ModelLoader {
 
 /// What `spec` says in place of `files`. The kind is always there: slots share a model whether it is given or found.
 fn spec_overrides(spec: &EmbeddingSpec, files: &ModelFiles) -> Overrides {
-    let given = Overrides { pooling: spec.pooling, max_length: spec.max_length, kind: spec.kind };
+    let EmbeddingSpec { pooling, max_length, kind, chat_template, .. } = *spec;
+    let given = Overrides { pooling, max_length, kind, chat_template };
     Overrides { kind: Some(given.kind_of(files)), ..given }
 }
 

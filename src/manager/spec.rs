@@ -68,6 +68,8 @@ pub struct EmbeddingSpec {
     pub pooling: Option<Pooling>,
     /// Replaces the number of tokens after which a text is cut.
     pub max_length: Option<usize>,
+    /// Whether texts go through the model's chat template; `None`: its files decide.
+    pub chat_template: Option<bool>,
     /// Branch, tag or commit of a hub model.
     pub revision: Option<String>,
     /// What changes the weights, as of a [`ModelSpec`].
@@ -87,6 +89,7 @@ impl EmbeddingSpec {
             dtype: DTypeChoice::Auto,
             pooling: None,
             max_length: None,
+            chat_template: None,
             revision: None,
             adapter: None,
             prompts: BTreeMap::new(),

@@ -55,6 +55,8 @@ pub struct ModelDescription {
     pub max_length: Option<usize>,
     /// How token states become one; `None` where they do not, and when only a server knows.
     pub pooling: Option<String>,
+    /// Whether texts or pairs go through its chat template; `None` when only a server knows.
+    pub chat_template: Option<bool>,
     /// Whether the model itself ends in a normalization.
     pub normalizes: bool,
     /// cosine, dot, euclidean or manhattan.
@@ -107,6 +109,7 @@ impl ModelDescription {
             labels: backend.scores().map(|scores| scores.labels.clone()).unwrap_or_default(),
             max_length: handle.info.facts.max_length,
             pooling,
+            chat_template: backend.local().ok().map(|encoder| encoder.reads_conversations()),
             normalizes: config.normalize,
             similarity: config.similarity.name().to_owned(),
             prompts: config.prompts.clone().into_iter().collect(),

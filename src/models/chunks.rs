@@ -9,7 +9,7 @@ use std::ops::Range;
 use text_splitter::{ChunkCharIndex, ChunkConfig, ChunkSizer, TextSplitter};
 
 use super::tokenizers::{Bounds, Tokenizer};
-use crate::compute::memory::{joined, push};
+use crate::compute::memory::push;
 use crate::{Error, Result};
 
 /// A part of a text.
@@ -32,6 +32,10 @@ pub struct ChunkSize {
     pub overlap: usize,
 }
 
+/// Counts the tokens that a model reads for a piece of text: prompt and piece together, since a prompt without a space at its end
+/// may share one with the text, and the special tokens.
+pub type CountTokens<'a> = &'a dyn Fn(&str, &mut Bounds<'_>) -> Result<usize>;
+
 /// Cuts `text` into chunks. White space at their ends is left out, so that a blank text has none. A part of which the
 /// tokenizer makes no token, such as a zero-width space, is blank too.
 ///
@@ -41,11 +45,11 @@ pub struct ChunkSize {
 pub fn chunks(
     tokenizer: &Tokenizer,
     text: &str,
-    prompt: &str,
+    count: CountTokens<'_>,
     size: ChunkSize,
     bounds: &mut Bounds<'_>,
 ) -> Result<Vec<TextChunk>> {
-    let around = tokenizer.count_within(prompt, bounds)?;
+    let around = count("", bounds)?;
     let capacity = size.max_tokens.saturating_sub(around);
     if capacity == 0 {
         return Err(Error::argument(
@@ -53,7 +57,7 @@ pub fn chunks(
             format!("={} leaves no place for text: prompt and special tokens take {around}", size.max_tokens),
         ));
     }
-    let sizer = Sizer { tokenizer, prompt, around, state: RefCell::new((bounds, None)) };
+    let sizer = Sizer { tokenizer, counted: count, around, state: RefCell::new((bounds, None)) };
     let config = ChunkConfig::new(capacity).with_sizer(&sizer).with_overlap(size.overlap).map_err(|_| {
         let reason =
             format!("={} must be smaller than the {capacity} tokens of a chunk's own text", size.overlap);
@@ -86,7 +90,7 @@ pub fn chunks(
 /// Counts the tokens that a piece of text adds to the prompt.
 struct Sizer<'a, 'b> {
     tokenizer: &'a Tokenizer,
-    prompt: &'a str,
+    counted: CountTokens<'a>,
     /// Tokens of the prompt alone, with the special ones.
     around: usize,
     /// What the tokenizer needs, and the first error: the splitter knows none.
@@ -120,10 +124,7 @@ impl Sizer<'_, '_> {
     }
 
     fn count(&self, piece: &str, bounds: &mut Bounds<'_>) -> Result<usize> {
-        // Tokens of prompt and piece together: a prompt without a space at its end may share one with the text.
-        let whole = if self.prompt.is_empty() { None } else { Some(joined(&[self.prompt, piece])?) };
-        let tokens = self.tokenizer.count_within(whole.as_deref().unwrap_or(piece), bounds)?;
-        Ok(tokens.saturating_sub(self.around))
+        Ok((self.counted)(piece, bounds)?.saturating_sub(self.around))
     }
 }
 

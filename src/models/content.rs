@@ -18,7 +18,7 @@ use crate::compute::WeightFormat;
 use crate::{Error, Result};
 
 /// Raised when a change of this crate changes what a model computes.
-const RESULTS: u32 = 1;
+const RESULTS: u32 = 2;
 
 /// Bytes that are read between two checks.
 const PART: usize = 1 << 20;

@@ -13,9 +13,9 @@ use super::heads::{DenseLayer, Pooling, ScoreConfig, SentenceEncoder, TokenHead}
 use super::late_texts::LateTexts;
 use super::manifest::ModelFiles;
 use super::sentence::SentenceConfig;
-use super::settings::{EncoderSettings, Overrides, check_widths, dense_layers};
+use super::settings::{EncoderSettings, Overrides, check_widths, dense_layers, no_conversations};
 use super::static_embedding::{StaticForm, StaticModel};
-use super::tokenizers::{Bounds, PairChat, Tokenizer};
+use super::tokenizers::{Bounds, ChatText, PairChat, TextChat, Tokenizer};
 use super::weights::Weights;
 use crate::batching::Encoded;
 #[cfg(feature = "cuda")]
@@ -95,6 +95,8 @@ pub struct Encoder {
     pub(super) characters: Option<usize>,
     /// How a pair becomes a conversation, where it does.
     pub(super) pair_chat: Option<PairChat>,
+    /// How a text becomes a conversation, where it does.
+    pub(super) text_chat: Option<TextChat>,
     /// How queries and documents become ids of late interaction.
     pub(super) late: Option<LateTexts>,
     pub(super) model: Box<dyn SentenceEncoder>,
@@ -141,6 +143,7 @@ impl Encoder {
             vocabulary: settings.config.describe().vocabulary,
             scores,
             pair_chat: settings.pair_chat,
+            text_chat: settings.text_chat,
             late,
             characters: None,
             model,
@@ -154,6 +157,9 @@ impl Encoder {
         if let Some(pooling) = overrides.pooling.filter(|pooling| *pooling != Pooling::Mean) {
             let reason = format!("pooling {:?}; a static model is the mean of its rows", pooling.name());
             return Err(Error::Unsupported { model: files.model.clone(), reason });
+        }
+        if overrides.chat_template == Some(true) {
+            return Err(no_conversations(files, "a static model embeds texts as they are"));
         }
         let layers = dense_layers(files, &sentence)?;
         let (tokenizer, vocabulary) = Tokenizer::of_table(files)?;
@@ -180,6 +186,7 @@ impl Encoder {
             vocabulary: model.tokens(),
             scores: None,
             pair_chat: None,
+            text_chat: None,
             late: None,
             characters,
             model: Box::new(model),
@@ -267,8 +274,37 @@ impl Encoder {
         bounds: &mut Bounds<'_>,
     ) -> Result<Option<Encoded>> {
         let Some(late) = &self.late else { return Ok(None) };
-        let whole = joined(&[prompt, text])?;
-        late.encode(&self.tokenizer, &self.name, &whole, query, truncate, bounds).map(Some)
+        let longest = late.longest(query);
+        let most = if truncate { longest } else { usize::MAX };
+        let read = match &self.text_chat {
+            Some(chat) => {
+                let text = ChatText { prompt, text, query: Some(query) };
+                chat.encode(&self.tokenizer, text, most, longest, bounds)?
+            }
+            None => late.read(&self.tokenizer, &joined(&[prompt, text])?, most, bounds)?,
+        };
+        late.encoded(&self.name, read, query).map(Some)
+    }
+
+    /// The number of ids of `prompt` and `text` together, special tokens included, nothing cut.
+    ///
+    /// # Errors
+    /// Those of the tokenizer, and of the model's template.
+    pub fn count(&self, prompt: &str, text: &str, bounds: &mut Bounds<'_>) -> Result<usize> {
+        if let Some(chat) = &self.text_chat {
+            return chat.count(
+                &self.tokenizer,
+                ChatText { prompt, text, query: self.late.as_ref().map(|_| false) },
+                bounds,
+            );
+        }
+        let whole = if prompt.is_empty() { None } else { Some(joined(&[prompt, text])?) };
+        self.tokenizer.count_within(whole.as_deref().unwrap_or(text), bounds)
+    }
+
+    /// Whether a text, or a pair of them, is a conversation that the model's chat template makes a prompt of.
+    pub fn reads_conversations(&self) -> bool {
+        self.text_chat.is_some() || self.pair_chat.is_some()
     }
 
     fn ids(
@@ -283,6 +319,10 @@ impl Encoder {
                 "{:?} scores pairs of texts, and this is a text alone",
                 self.name
             )));
+        }
+        if let Some(chat) = &self.text_chat {
+            let text = ChatText { prompt, text, query: None };
+            return chat.encode(&self.tokenizer, text, max_length, self.config.max_length, bounds);
         }
         let whole = if prompt.is_empty() { None } else { Some(joined(&[prompt, text])?) };
         let text = whole.as_deref().unwrap_or(text);

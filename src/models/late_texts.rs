@@ -111,22 +111,31 @@ impl LateTexts {
         &self.skipped[usize::from(second == DOCUMENT)]
     }
 
-    /// The ids of a query or a document, cut to its length if `truncate`. `model` is what messages call the model.
+    /// The most tokens of a query or of a document.
+    pub(super) fn longest(&self, query: bool) -> usize {
+        if query { self.query_length } else { self.document_length }
+    }
+
+    /// The ids of a text, at most `most`, and whether some were cut.
     ///
     /// # Errors
-    /// Those of the tokenizer; [`Error::Input`] for a text that is too long, unless `truncate`.
-    pub(super) fn encode(
+    /// Those of the tokenizer.
+    pub(super) fn read(
         &self,
         tokenizer: &Tokenizer,
-        model: &str,
         text: &str,
-        query: bool,
-        truncate: bool,
+        most: usize,
         bounds: &mut Bounds<'_>,
-    ) -> Result<Encoded> {
-        let longest = if query { self.query_length } else { self.document_length };
-        let most = if truncate { longest } else { usize::MAX };
-        let (mut ids, truncated) = tokenizer.encode_marked(&self.markers, text, most, bounds)?;
+    ) -> Result<(Vec<u32>, bool)> {
+        tokenizer.encode_marked(&self.markers, text, most, bounds)
+    }
+
+    /// A query or a document of the ids `read`, of which some may have been cut. `model` is what messages call the model.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a text that is too long.
+    pub(super) fn encoded(&self, model: &str, read: (Vec<u32>, bool), query: bool) -> Result<Encoded> {
+        let (longest, (mut ids, truncated)) = (self.longest(query), read);
         if ids.len() > longest {
             let (tokens, kind) = (ids.len(), if query { "query" } else { "document" });
             return Err(Error::Input(format!(

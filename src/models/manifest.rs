@@ -204,7 +204,7 @@ const OPTIONAL: [&str; 11] = [
     "special_tokens_map.json",
     "generation_config.json",
     "chat_template.jinja",
-    // Those of `FURTHER_TEMPLATES` in tokenizers/pair_chat.rs.
+    // Those of `FURTHER_TEMPLATES` in tokenizers/chat_form.rs.
     "additional_chat_templates/tool_use.jinja",
     "additional_chat_templates/rag.jinja",
     "added_tokens.json",

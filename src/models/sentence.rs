@@ -173,25 +173,18 @@ impl TransformerFile {
                 refuse_unknown(model, path, arguments, &[ARGUMENTS])?;
             }
         }
-        // The arguments of a chat template are read with it; no other model has one.
-        let allowed: &[&str] = if saved.class == SCORES.class { &["chat_template"] } else { &[] };
+        // The arguments of a chat template are read with it.
         if let Some(processing) = self.others.get("processing_kwargs").and_then(Value::as_object) {
-            refuse_unknown(model, path, processing, &[allowed])?;
+            refuse_unknown(model, path, processing, &[&["chat_template"]])?;
         }
-        let modalities = self.others.get("modality_config");
-        // sentence-transformers then renders every text through the chat template; rerankers do so here, too.
-        let message = modalities.and_then(|modalities| modalities.get("message"));
-        if let Some(message) = message.filter(|_| saved.class != JUDGEMENT.class) {
-            let reason = "a \"message\" in it sends every text through a chat template, which is supported for rerankers \
-                          alone; leave it out if texts are to be read as they are";
-            return Err(refusal(model, path, "modality_config", message, reason));
-        }
-        let text = modalities.and_then(|modalities| modalities.get("text"));
-        if let Some(text) = text
-            && (text["method"] != "forward" || text["method_output_name"] != saved.state)
-        {
-            let reason = format!("only the {} of forward is supported", saved.state);
-            return Err(refusal(model, path, "modality_config", text, &reason));
+        let modalities = self.others.get("modality_config").and_then(Value::as_object);
+        let read =
+            modalities.into_iter().flatten().filter(|(name, _)| ["text", "message"].contains(&&***name));
+        for (_, computed) in read {
+            if computed["method"] != "forward" || computed["method_output_name"] != saved.state {
+                let reason = format!("only the {} of forward is supported", saved.state);
+                return Err(refusal(model, path, "modality_config", computed, &reason));
+            }
         }
         Ok(())
     }
@@ -211,7 +204,7 @@ struct ModelFile {
 impl SentenceConfig {
     /// Reads the files. `positions` is the longest sequence that the transformer itself can take.
     ///
-    /// Without `modules.json`: mean pooling, no normalization, as sentence-transformers loads such a model.
+    /// Without `modules.json`: no normalization, and the pooling of [`Stages`], as sentence-transformers loads such a model.
     ///
     /// # Errors
     /// [`Error::Unsupported`] naming the stage that cannot be run, [`Error::MissingFile`], [`Error::InvalidFile`].

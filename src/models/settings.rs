@@ -13,7 +13,7 @@ use super::late_texts::LateTexts;
 use super::manifest::{ModelAdapter, ModelFiles};
 use super::sentence::SentenceConfig;
 use super::tokenizers::pair_chat::QWEN3_LENGTH;
-use super::tokenizers::{PairChat, Tokenizer};
+use super::tokenizers::{PairChat, TextChat, Tokenizer};
 use super::weights::Weights;
 use crate::output::Shapes;
 use crate::{Error, Result};
@@ -27,6 +27,8 @@ pub struct Overrides {
     pub max_length: Option<usize>,
     /// What the model is used for.
     pub kind: Option<ModelKind>,
+    /// Whether texts go through the model's chat template.
+    pub chat_template: Option<bool>,
 }
 
 impl Overrides {
@@ -49,6 +51,7 @@ pub(super) struct EncoderSettings<'a> {
     /// Whether it is a language model that judges pairs.
     judges: bool,
     pub(super) pair_chat: Option<PairChat>,
+    pub(super) text_chat: Option<TextChat>,
     /// The Dense modules between pooling and normalization.
     layers: Vec<DenseLayer>,
 }
@@ -95,7 +98,29 @@ impl<'a> EncoderSettings<'a> {
         if pair_chat.as_ref().is_some_and(|chat| chat.of_card) {
             sentence.max_length = sentence.max_length.min(QWEN3_LENGTH);
         }
-        Ok(Self { files, kind, config, positions, late, sentence, judges, pair_chat, layers: Vec::new() })
+        let wanted = overrides.chat_template;
+        let text_chat = match (&config.gguf, kind) {
+            (None, ModelKind::Embedding | ModelKind::Sparse) => {
+                TextChat::load(files, wanted, late.is_some())?
+            }
+            (Some(_), _) if wanted == Some(true) => {
+                return Err(no_conversations(files, "a GGUF file embeds texts as they are"));
+            }
+            (None, _) if wanted.is_some() => {
+                return Err(no_conversations(
+                    files,
+                    "a model that scores makes a prompt of a pair as its files say",
+                ));
+            }
+            _ => None,
+        };
+        if text_chat.is_some() {
+            // Which tokens are those of a prompt is not known there: sentence-transformers pools them all.
+            sentence.include_prompt = true;
+            late.iter().try_for_each(|late| check_conversations(files, late))?;
+        }
+        let layers = Vec::new();
+        Ok(Self { files, kind, config, positions, late, sentence, judges, pair_chat, text_chat, layers })
     }
 
     /// Reads the Dense modules: before the weights, so that a damaged one is reported at once.
@@ -162,10 +187,12 @@ impl<'a> EncoderSettings<'a> {
 
     /// The tokenizer.
     pub(super) fn tokenizer(&self) -> Result<Tokenizer> {
-        match &self.config.gguf {
+        let tokenizer = match &self.config.gguf {
             Some(gguf) => Tokenizer::from_gguf(gguf),
             None => Tokenizer::load(self.files, self.sentence.lower_case),
-        }
+        }?;
+        self.text_chat.iter().try_for_each(|chat| chat.check_tokenizer(&tokenizer))?;
+        Ok(tokenizer)
     }
 
     /// What follows the transformer, whose states have `width` values; labels and activations of a model that scores.
@@ -231,7 +258,7 @@ impl<'a> EncoderSettings<'a> {
     /// Logs what makes vectors worse, or texts fail, although the files can be used.
     pub(super) fn warn_of_tokenizer(&self, tokenizer: &Tokenizer) {
         let name = &self.files.model;
-        if self.sentence.pooling == Pooling::Last && !tokenizer.ends() {
+        if self.sentence.pooling == Pooling::Last && !tokenizer.ends() && self.text_chat.is_none() {
             log::warn!(
                 "{name}: a text's vector is the state of its last token, but the tokenizer adds no end token"
             );
@@ -243,6 +270,26 @@ impl<'a> EncoderSettings<'a> {
             );
         }
     }
+}
+
+/// The error of an override that asks for a chat template.
+pub(super) fn no_conversations(files: &ModelFiles, reason: &str) -> Error {
+    let reason = format!("it is registered with a chat_template, and {reason}; leave that out");
+    Error::Unsupported { model: files.model.clone(), reason }
+}
+
+/// Refuses a model whose queries are conversations and are filled up, or have tokens before them: so does sentence-transformers.
+fn check_conversations(files: &ModelFiles, late: &LateInteraction) -> Result<()> {
+    if late.expansion.is_none() && late.markers.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Unsupported {
+        model: files.model.clone(),
+        reason: "its texts go through its chat template, and its queries are expanded or have a prefix (query_expansion, \
+                 query_prefix), which does not go together; register it with chat_template=False, or let the template add the \
+                 tokens"
+            .into(),
+    })
 }
 
 /// Takes the instructions of tasks as prompts. That of the adapter in use goes before every text, as in the model's own code.

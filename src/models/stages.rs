@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::adapters::own::has_own;
 use super::heads::Pooling;
-use super::json::read_json;
+use super::json::{read_json, read_json_with_nulls};
 use super::keys::{refusal, refuse_unknown};
 use super::manifest::{ModelFiles, TASK_TRANSFORMER};
 use crate::{Error, Result};
@@ -26,8 +26,8 @@ pub(super) struct Stages {
 
 impl Stages {
     pub(super) fn read(files: &ModelFiles) -> Result<Self> {
-        let mut stages =
-            Self { pooling: Pooling::Mean, include_prompt: true, dense: Vec::new(), normalize: false };
+        let pooling = if files.modules.is_empty() { pooling_of_bare(files)? } else { Pooling::Mean };
+        let mut stages = Self { pooling, include_prompt: true, dense: Vec::new(), normalize: false };
         let unsupported = |reason: String| Error::Unsupported { model: files.model.clone(), reason };
         const ORDER: &str = "supported are Transformer and Pooling, or StaticEmbedding, then any Dense, Normalize, in this order";
         // A table stands in place of transformer and pooling.
@@ -68,6 +68,18 @@ impl Stages {
         }
         Ok(stages)
     }
+}
+
+/// How sentence-transformers pools a model without `modules.json`: one that was made to write text by its last state, unless it
+/// attends in both directions, others by the mean of all.
+fn pooling_of_bare(files: &ModelFiles) -> Result<Pooling> {
+    let config: Map<String, Value> = read_json_with_nulls(&files.transformer.join("config.json"))?;
+    let class = config.get("architectures").and_then(|classes| classes[0].as_str()).unwrap_or_default();
+    let is_causal = match config.get("is_causal") {
+        None => true,
+        Some(value) => *value != false && !value.is_null(),
+    };
+    Ok(if class.ends_with("ForCausalLM") && is_causal { Pooling::Last } else { Pooling::Mean })
 }
 
 /// The classic flags, in the order in which sentence-transformers concatenates.

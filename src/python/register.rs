@@ -70,13 +70,15 @@ pub(super) struct AboutVectors {
     pub(super) fallback: Vec<String>,
     pub(super) pooling: Option<String>,
     pub(super) max_length: Option<usize>,
+    pub(super) chat_template: Option<bool>,
     pub(super) prompts: BTreeMap<String, String>,
 }
 
 impl AboutVectors {
     fn has_any(&self) -> bool {
-        let Self { fallback, pooling, max_length, prompts } = self;
-        !fallback.is_empty() || pooling.is_some() || max_length.is_some() || !prompts.is_empty()
+        let Self { fallback, pooling, max_length, chat_template, prompts } = self;
+        let set = pooling.is_some() || max_length.is_some() || chat_template.is_some();
+        set || !fallback.is_empty() || !prompts.is_empty()
     }
 
     /// Whether any says that the model embeds.
@@ -152,7 +154,7 @@ pub(super) fn spec(
         return Ok(Spec::Embedding(EmbeddingSpec { kind, adapter, ..spec }));
     }
     if has_any {
-        let reason = "generates text: fallback, pooling, max_length and prompts are for embedding models";
+        let reason = "generates text: fallback, pooling, max_length, chat_template and prompts are for embedding models";
         return Err(refused(py, format!("{name:?} {reason}")));
     }
     Ok(Spec::Generator(model(py, source, dtype, revision, adapter)?))
@@ -180,7 +182,7 @@ fn embedding(
     revision: Option<String>,
     about: AboutVectors,
 ) -> PyResult<EmbeddingSpec> {
-    let AboutVectors { fallback, pooling, max_length, prompts } = about;
+    let AboutVectors { fallback, pooling, max_length, chat_template, prompts } = about;
     let dtype = parsed_dtype(py, dtype)?;
     let known = |name: String| {
         let unknown = || {
@@ -200,6 +202,7 @@ fn embedding(
         dtype,
         pooling,
         max_length,
+        chat_template,
         revision,
         adapter: None,
         prompts,

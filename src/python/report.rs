@@ -77,6 +77,7 @@ pub(super) fn description<'py>(py: Python<'py>, model: &ModelDescription) -> PyR
         // A static model may read texts of any length.
         "max_length": model.max_length.filter(|&tokens| tokens != usize::MAX),
         "pooling": &model.pooling,
+        "chat_template": model.chat_template,
         "normalizes": model.normalizes,
         "similarity": &model.similarity,
         "prompts": prompts,

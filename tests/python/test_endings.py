@@ -192,7 +192,7 @@ def test_a_logging_handler_uses_another_name_of_the_model_that_is_loaded(tmp_pat
         tokenizer = json.loads(file.read_text())
         tokenizer["added_tokens"][0]["id"] += 1
         file.write_text(json.dumps(tokenizer))
-    options = 'kind="embedding", pooling="lasttoken"' if logs == "pooling" else ""
+    options = 'kind="embedding", pooling="lasttoken", chat_template=False' if logs == "pooling" else ""
     run(f"""
 said = []
 m = tiny()

@@ -63,7 +63,8 @@ def test_vectors_are_those_of_transformers(make_manager, tmp_path, name, attenti
     change = {"is_causal": False} if attention == "both" else {}
     manager = make_manager(cache_size=0)
     folder = changed(name, tmp_path / "model", **change)
-    manager.register("model", str(folder), kind="embedding", dtype="float32", pooling="mean")
+    options = {"pooling": "mean", "chat_template": False}
+    manager.register("model", str(folder), kind="embedding", dtype="float32", **options)
     expected = json.loads((FIXTURES / "mixture_vectors.json").read_text("utf-8"))["vectors"][name][attention]
     texts = [case["prompt"] for case in reference(name)["cases"]]
     found = manager.embed(texts, "model", normalize=False)

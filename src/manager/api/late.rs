@@ -76,6 +76,7 @@ impl Manager {
         handle.info.facts.shapes.expect(OutputKind::Dense, name)?;
         let encoder = handle.backend.local()?;
         refuse_states_of_one_token(encoder)?;
+        refuse_conversations(encoder)?;
         let prompt = handle.info.prompt(options)?;
         let (ids, places) = {
             let _computing = fork::computing();
@@ -131,6 +132,18 @@ fn refuse_states_of_one_token(encoder: &Encoder) -> Result<()> {
             "its vector is the state of one token (pooling {:?}), so parts of a text have none; embed the chunks one by one",
             encoder.config.pooling.name()
         ),
+    })
+}
+
+fn refuse_conversations(encoder: &Encoder) -> Result<()> {
+    if !encoder.reads_conversations() {
+        return Ok(());
+    }
+    Err(Error::Unsupported {
+        model: encoder.name.clone(),
+        reason: "its texts go through its chat template, so which tokens are those of a chunk is not known; embed the chunks one \
+                 by one"
+            .into(),
     })
 }
 

@@ -9,11 +9,13 @@
 //! pieces.rs, trie.rs, text_table.rs   their vocabularies         marks.rs   marks in place of spaces
 //! cut.rs         where a text can be cut               long.rs    reading a long text in parts
 //! pairs.rs, pair_template.rs   two texts as one sequence           pair_chat.rs   as one conversation
+//! text_chat.rs   a text as a conversation                          chat_form.rs   the template of both
 //! ```
 
 pub(crate) mod added_tokens;
 mod bpe;
 mod charsmap;
+pub(crate) mod chat_form;
 pub(crate) mod compact;
 pub(crate) mod config;
 pub(crate) mod cut;
@@ -34,6 +36,7 @@ mod pair_template;
 pub(crate) mod pairs;
 mod pieces;
 mod pipeline;
+pub(crate) mod text_chat;
 mod text_table;
 pub(crate) mod tokenizer;
 mod trie;
@@ -45,6 +48,7 @@ pub use long::Bounds;
 pub use pair_chat::PairChat;
 pub(crate) use pairs::PairText;
 pub(crate) use pipeline::Pipeline;
+pub use text_chat::{ChatText, TextChat};
 pub use tokenizer::Tokenizer;
 
 #[cfg(test)]

@@ -126,11 +126,11 @@ impl PyManager {
 
     /// Make the slot `name`. Nothing is loaded yet.
     #[pyo3(signature = (name, source = None, *, loader = None, dtype = Utf8::from("auto"), keep_alive = None, pinned = false,
-                        fallback = Vec::new(), pooling = None, max_length = None, revision = None, adapter = None, prompts = None,
-                        kind = None, cache = None, cold_start_price = None, replace = false, **others),
+                        fallback = Vec::new(), pooling = None, max_length = None, chat_template = None, revision = None,
+                        adapter = None, prompts = None, kind = None, cache = None, cold_start_price = None, replace = false, **others),
            text_signature = "($self, name, source=None, *, loader=None, dtype='auto', keep_alive=None, pinned=False, \
-                             fallback=..., pooling=None, max_length=None, revision=None, adapter=None, prompts=None, kind=None, \
-                             cache=None, cold_start_price=None, replace=False)")]
+                             fallback=..., pooling=None, max_length=None, chat_template=None, revision=None, adapter=None, \
+                             prompts=None, kind=None, cache=None, cold_start_price=None, replace=False)")]
     #[expect(clippy::too_many_arguments, reason = "keywords of a Python function")]
     fn register(
         &self,
@@ -144,6 +144,7 @@ impl PyManager {
         #[pyo3(from_py_with = argument::fallback)] fallback: Vec<Utf8>,
         #[pyo3(from_py_with = argument::pooling)] pooling: Option<Utf8>,
         #[pyo3(from_py_with = argument::max_length)] max_length: Option<usize>,
+        #[pyo3(from_py_with = argument::chat_template)] chat_template: Option<bool>,
         #[pyo3(from_py_with = argument::revision)] revision: Option<Utf8>,
         adapter: Option<&Bound<'_, PyAny>>,
         #[pyo3(from_py_with = argument::prompts)] prompts: Option<BTreeMap<Utf8, Utf8>>,
@@ -164,6 +165,7 @@ impl PyManager {
             fallback: fallback.into_iter().map(String::from).collect(),
             pooling: owned(pooling),
             max_length,
+            chat_template,
             prompts: prompts.into_iter().flatten().map(|(name, text)| (name.into(), text.into())).collect(),
         };
         let manager = &self.0.manager;
