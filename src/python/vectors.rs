@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use numpy::{PyArray1, PyArrayMethods, PyReadwriteArray1};
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyList};
@@ -51,8 +52,19 @@ pub(super) fn import_numpy(py: Python<'_>) -> PyResult<()> {
     IMPORTED.get_or_try_init(py, import).copied()
 }
 
-/// The read-only array that shares the memory of a cached result: made at the first call, the same object afterwards.
+/// A read-only array that shares the memory of a cached result.
 pub(super) fn shared_array(py: Python<'_>, cached: &CachedItem) -> PyResult<Py<PyAny>> {
+    match cached.item() {
+        // numpy lets a caller change the shape and the type of a read-only array: each has a view of its own.
+        Item::Dense(values) | Item::Scores(values) => {
+            parked_array(py, cached, values)?.call_method0(py, intern!(py, "view"))
+        }
+        Item::Sparse(_) | Item::Multi(_) | Item::All(_) => copied_array(py, cached.item()),
+    }
+}
+
+/// The array that views of a cached result are made of: made at the first call, the same object afterwards.
+fn parked_array(py: Python<'_>, cached: &CachedItem, values: &Arc<[f32]>) -> PyResult<Py<PyAny>> {
     let parked = |cached: &CachedItem| {
         let array = cached.parked().get()?.downcast_ref::<Py<PyAny>>()?;
         Some(array.clone_ref(py))
@@ -60,13 +72,8 @@ pub(super) fn shared_array(py: Python<'_>, cached: &CachedItem) -> PyResult<Py<P
     if let Some(array) = parked(cached) {
         return Ok(array);
     }
-    let array = match cached.item() {
-        Item::Sparse(_) | Item::Multi(_) | Item::All(_) => return copied_array(py, cached.item()),
-        Item::Dense(values) | Item::Scores(values) => {
-            let owner = Bound::new(py, SharedVector(Arc::clone(values)))?;
-            py.import("numpy")?.call_method1("asarray", (owner,))?.unbind()
-        }
-    };
+    let owner = Bound::new(py, SharedVector(Arc::clone(values)))?;
+    let array = py.import("numpy")?.call_method1("asarray", (owner,))?.unbind();
     // Another thread may have parked its own meanwhile: then both return that one.
     let _ = cached.parked().set(Box::new(array.clone_ref(py)));
     Ok(parked(cached).unwrap_or(array))

@@ -36,6 +36,18 @@ def test_a_hit_is_the_same_read_only_array(manager):
         again.flags.writeable = True
 
 
+def test_what_a_caller_makes_of_its_array_changes_no_other(manager):
+    slot, text = "english_sentence", "one text"
+    for _ in range(3):
+        vector = manager.embed(text, slot)
+        assert (vector.shape, vector.dtype, vector.strides) == ((32,), np.float32, (4,))
+        assert len(manager.generate_embedding(text)) == 32
+        vector.shape = (1, -1)
+        vector = manager.embed(text, slot)
+        vector.dtype = np.int32
+        assert manager.embed(text, slot) is not manager.embed(text, slot)
+
+
 def test_a_copy_on_request(manager):
     shared = manager.embed("one text", "english_sentence")
     own = manager.embed("one text", "english_sentence", copy=True)
