@@ -50,6 +50,11 @@ pub(super) struct NamedSlot {
 }
 
 impl NamedSlot {
+    /// Whether its model takes a card's memory, or that of the process. One that is not loaded may take either.
+    pub(super) fn is_in(&self, on_card: bool) -> bool {
+        self.slot.inspect(LoadedModel::is_on_card).is_none_or(|model| model == on_card)
+    }
+
     /// What it stands for, as far as that is known.
     pub(super) fn spec(&self) -> &Spec {
         self.spec.get()
@@ -345,6 +350,7 @@ impl Registry {
             let options = SlotOptions { keep_alive: None, ..options };
             Slot::adaptive(name, options, context, policy, loader)
         } else {
+            self.learning.end(name);
             Slot::new(name, options, context, loader)
         };
         NamedSlot {
@@ -373,6 +379,7 @@ impl Registry {
             let mut entries = Vec::clone(&self.entries.all());
             entries.retain(|existing| existing.name != name);
             self.entries.0.store(Arc::new(entries));
+            self.learning.end(name);
             entry
         };
         entry.slot.unload();

@@ -78,6 +78,47 @@ def test_one_slot_alone(manager):
         manager.embed("one text", "auto", keep_alive="auto")
 
 
+def test_a_slot_is_adaptive_as_it_was_registered_last(make_manager):
+    manager = make_manager(keep_alive="auto", adaptive_state=False, auto_cleanup=True)
+    price = lambda: manager.explain("s")["cold_start_price"]  # noqa: E731
+    manager.register("s", ENGLISH_MODEL, cold_start_price=100)
+    assert price() == 100
+    manager.register("s", ENGLISH_MODEL, cold_start_price=5000, replace=True)
+    assert price() == 5000
+    manager.unregister("s")
+    manager.register("s", ENGLISH_MODEL)
+    assert price() == 1200
+    manager.register(SLOT, ENGLISH_MODEL, cold_start_price=7777)
+    assert manager.explain(SLOT)["cold_start_price"] == 7777
+    # One that is not adaptive any more is neither hinted nor loaded ahead.
+    assert manager.hint("s") is True
+    for options in ({"keep_alive": "5m"}, {"pinned": True}):
+        manager.register("s", ENGLISH_MODEL, replace=True, **options)
+        assert manager.hint("s") is False
+        assert manager.explain("s")["adaptive"] is False
+        assert manager.forecast() == []
+        assert "s" not in manager.stats()["adaptive"]
+    manager.register("s", ENGLISH_MODEL, replace=True)
+    assert manager.hint("s") is True
+    manager.unregister("s")
+    assert manager.forecast() == []
+
+
+def test_the_usual_stay_follows_set_auto_cleanup(make_manager):
+    manager = make_manager(keep_alive="auto", adaptive_state=False, auto_cleanup=True)
+    manager.register("later", ENGLISH_MODEL)
+    manager.embed("a text", SLOT)
+    assert 590 < manager.stats()["slots"][SLOT]["unload_in_seconds"] <= 600
+    manager.set_auto_cleanup(True, 300, 50)
+    manager.register("after", ENGLISH_MODEL)
+    for slot in (SLOT, "later", "after"):
+        manager.load(slot)
+        assert "It stays 50 s after a use, as configured" in manager.explain(slot)["sentence"]
+        assert 40 < manager.stats()["slots"][slot]["unload_in_seconds"] <= 50
+    manager.set_auto_cleanup(False)
+    assert "It stays 50 s" in manager.explain(SLOT)["sentence"]
+
+
 def test_a_hint_evicts_nobody(make_manager):
     size = make_manager()
     size.load(SLOT)

@@ -75,12 +75,12 @@ pub struct LoadAhead {
 /// The habits of one slot, and what they lead to.
 pub struct AdaptivePolicy {
     clock: Clock,
-    settings: AdaptiveSettings,
     pressure: Arc<MemoryPressure>,
     state: Mutex<AdaptiveState>,
 }
 
 struct AdaptiveState {
+    settings: AdaptiveSettings,
     /// Of this process, which are saved.
     own: SlotHabits,
     /// Of all processes.
@@ -141,6 +141,7 @@ impl AdaptivePolicy {
         let settings = AdaptiveSettings { usual: settings.usual.min(settings.longest), ..settings };
         let window = decide(&learned, settings);
         let state = AdaptiveState {
+            settings,
             own: SlotHabits::default(),
             all: learned,
             window,
@@ -157,7 +158,16 @@ impl AdaptivePolicy {
             ahead: 0,
             ahead_used: 0,
         };
-        Self { clock, settings, pressure, state: Mutex::new(state) }
+        Self { clock, pressure, state: Mutex::new(state) }
+    }
+
+    /// Replaces how long it stays while little is known, and how many seconds in memory a load is worth.
+    pub fn set(&self, usual: Duration, price: Duration) {
+        let mut state = self.state.lock();
+        state.settings =
+            AdaptiveSettings { usual: usual.min(state.settings.longest), price, ..state.settings };
+        state.fixed.stay = state.settings.usual;
+        state.window = decide(&state.all, state.settings);
     }
 
     /// A use begins; `resident`: it does not wait for a load. Returns whether it ends an idle period.
@@ -178,7 +188,7 @@ impl AdaptivePolicy {
             let in_memory = state.resident_seconds(now);
             // A model that left earlier than it should have was evicted or unloaded: that is no fault of what was learned.
             let left = !resident && Duration::from_secs_f64(idle) > self.stay_of(state);
-            let [price, stay] = [self.settings.price, self.settings.usual].map(|span| span.as_secs_f64());
+            let [price, stay] = [state.settings.price, state.settings.usual].map(|span| span.as_secs_f64());
             state.lead.idle(idle, left, in_memory, price, stay);
         }
         (state.window_tried, state.expected) = (false, None);
@@ -193,7 +203,7 @@ impl AdaptivePolicy {
             }
         }
         if idle.is_some_and(|idle| idle >= DECIDING_GAP) {
-            state.window = decide(&state.all, self.settings);
+            state.window = decide(&state.all, state.settings);
         }
         true
     }
@@ -235,11 +245,11 @@ impl AdaptivePolicy {
 
     fn stay_of(&self, state: &AdaptiveState) -> Duration {
         let stay = match state.window() {
-            None => self.settings.usual,
+            None => state.settings.usual,
             Some(window) if window.from > 0.0 => SHORT_STAY,
             Some(window) => Duration::from_secs_f64(window.to.max(SHORTEST_STAY)),
         };
-        self.pressure.shorten(stay.min(self.settings.longest))
+        self.pressure.shorten(stay.min(state.settings.longest))
     }
 
     /// It will be needed soon.
@@ -275,7 +285,7 @@ impl AdaptivePolicy {
                 let until = since.checked_add(span(window.to))?;
                 let at = (since.checked_add(span(window.from))? - load.min(span(window.from))).max(now);
                 let probability = 1.0
-                    - (window.cost / (state.all.gaps.weight() * self.settings.price.as_secs_f64())).min(1.0);
+                    - (window.cost / (state.all.gaps.weight() * state.settings.price.as_secs_f64())).min(1.0);
                 (until > now).then_some(LoadAhead { at, until, why: LoadReason::Interval, probability })
             });
         // Times of day are coarser: they count where no interval is expected.
@@ -285,7 +295,7 @@ impl AdaptivePolicy {
 
     /// The next load ahead of a time of day at which it is usually used; ahead of each at most once.
     fn daily(&self, state: &AdaptiveState, now: Instant, load: Duration) -> Option<LoadAhead> {
-        let price = self.settings.price.as_secs_f64();
+        let price = state.settings.price.as_secs_f64();
         let soon = self.soon(load);
         let due = !state.all.daily.is_used(soon)
             && state.daily_tried != Some(beginning(soon))
@@ -340,7 +350,7 @@ impl AdaptivePolicy {
             window: state.window(),
             behind: state.window.is_some() && state.lead.behind,
             stay: self.stay_of(&state),
-            price: self.settings.price,
+            price: state.settings.price,
             next: self.next_of(&state, now),
             spent,
             fixed: fixed.spent,

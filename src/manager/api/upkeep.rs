@@ -115,7 +115,11 @@ impl Manager {
     /// # Errors
     /// [`Error::Closed`].
     pub fn set_reaper(&self, settings: ReaperSettings) -> Result<()> {
-        self.parts()?.reaper.set(settings);
+        let parts = self.parts()?;
+        if settings.enabled {
+            parts.learning.set_usual(settings.max_idle);
+        }
+        parts.reaper.set(settings);
         Ok(())
     }
 
