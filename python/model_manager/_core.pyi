@@ -52,6 +52,7 @@ __all__ = [
     "_maxsim",
     "_refusal",
     "_set_tracer",
+    "_settled_source",
     "_simulate_adaptive",
     "available_isas",
     "is_turkish",
@@ -894,6 +895,7 @@ class Manager:
 def is_turkish(text: str) -> bool:
     """The chatbot's detector: whether the weighted share of Turkish letters and common Turkish words exceeds 0.1."""
 
+def _settled_source(name: str) -> str: ...
 def _is_turkish_improved(text: str) -> bool:
     """The detector of `language_detector="improved"`."""
 

@@ -33,6 +33,14 @@ BUILT_IN_SLOTS = ("turkish_sentence", "english_sentence", "text_generator", "rer
 """The slots that every manager has: the last one from its first use on."""
 
 
+def _settled(source: Any) -> Any:
+    try:
+        return _core._settled_source(source) if isinstance(source, str) else source
+    except UnicodeEncodeError:
+        # `register` says what is wrong with it.
+        return source
+
+
 class BaseManager(VectorsManager):
     """`Manager` plus everything that needs Python: `ModelManager` without the chatbot's names."""
 
@@ -68,6 +76,10 @@ class BaseManager(VectorsManager):
         def register(self, name, source=None, **options):  # noqa: D102
             if options.setdefault("replace", False) is False:
                 options["replace"] = name in BUILT_IN_SLOTS
+            # The same folder after a change of the working directory, and in another process.
+            source = _settled(source)
+            if "adapter" in options:
+                options["adapter"] = _settled(options["adapter"])
             super().register(name, source, **options)
             self._registered[name] = (source, {**options, "replace": True})
 

@@ -55,6 +55,14 @@ impl Source {
         Self::parse_with(name, holds_model)
     }
 
+    /// The whole path of a folder or file that is named from the working directory, so that the name means the same when that
+    /// has changed. `None` for every other name.
+    pub fn settled(name: &str) -> Option<String> {
+        let Ok(Self::Directory(path) | Self::Gguf(path)) = Self::parse(name) else { return None };
+        let path = std::path::absolute(&path).ok().filter(|_| path.is_relative() && path.exists())?;
+        path.to_str().map(str::to_owned)
+    }
+
     fn parse_with(name: &str, holds_model: impl Fn(&Path) -> bool) -> Result<Self> {
         let name = name.trim();
         if name.is_empty() {

@@ -37,12 +37,19 @@ use pyo3::types::{PyBytes, PyString};
 
 use self::errors::OrRaise;
 use crate::compute::{Isa, memory};
+use crate::models::Source;
 use crate::{json, language};
 
 /// The chatbot's detector on the text as given.
 #[pyfunction]
 fn is_turkish(#[pyo3(from_py_with = argument::text)] text: Bound<'_, PyString>) -> PyResult<bool> {
     Ok(language::is_turkish(texts::text_of(&text, None)?))
+}
+
+/// The name of a model with the whole path of its folder, if it is one that is named from the working directory.
+#[pyfunction]
+fn _settled_source(name: &str) -> String {
+    Source::settled(name).unwrap_or_else(|| name.to_owned())
 }
 
 /// The improved detector on the text as given.
@@ -119,7 +126,8 @@ mod _core {
     use super::tracker::PyTracker;
     #[pymodule_export]
     use super::{
-        _is_turkish_improved, _json_values, available_isas, is_turkish, isa, resident_bytes, trim_memory,
+        _is_turkish_improved, _json_values, _settled_source, available_isas, is_turkish, isa, resident_bytes,
+        trim_memory,
     };
 
     use pyo3::prelude::*;
