@@ -328,6 +328,12 @@ impl Error {
         }
     }
 
+    /// Whether the same call may succeed later, where its kind does not say so: a model that fits into the budget once others
+    /// are not in use.
+    pub fn passes(&self) -> bool {
+        matches!(self, Self::Budget { needed, budget, .. } if needed <= budget)
+    }
+
     /// The mistake's name for programs, where it has one.
     pub fn code(&self) -> Option<&'static str> {
         match self {

@@ -157,7 +157,9 @@ class OverloadedError(ModelManagerError, RuntimeError):
 
 
 class MemoryBudgetError(ModelManagerError, MemoryError):
-    """The model does not fit into `memory_budget` together with the models that cannot be evicted."""
+    """The model does not fit into `memory_budget` together with the models that cannot be evicted. It is `transient`
+    where the model alone fits.
+    """
 
 
 class NotFiniteError(ModelManagerError, ArithmeticError):

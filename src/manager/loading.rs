@@ -10,7 +10,7 @@ use super::card::{generator_format, on_card, weight_format};
 use super::device::ComputeDevice;
 use super::info::{ModelFacts, ModelInfo};
 use super::known::{KnownModel, KnownModels};
-use super::memory::{KvShare, make_room};
+use super::memory::{KvShare, make_room_in_time};
 use super::mistaken::name_kind;
 use super::model::{GeneratorHandle, LoadedModel, ModelHandle};
 use super::registry::{LoadFor, NamedSlot};
@@ -278,7 +278,7 @@ impl ModelLoader {
         let (backend, charge) = self.models.get_or_load(&identity, || {
             let expected = files.expected_bytes(format)?;
             let budget = if card.is_some() { &self.card_budget } else { &self.budget };
-            let charge = make_room(budget, entries, name, expected, card.is_some())?;
+            let charge = make_room_in_time(budget, slot, expected, card.is_some(), &self.closing)?;
             let encoder = match card {
                 None => {
                     let build =
@@ -453,7 +453,7 @@ impl ModelLoader {
         let format = generator_format(dtype, isa, card)?;
         let expected = files.expected_bytes()?;
         let budget = if card.is_some() { &self.card_budget } else { &self.budget };
-        let charge = make_room(budget, entries, name, expected, card.is_some())?;
+        let charge = make_room_in_time(budget, slot, expected, card.is_some(), &self.closing)?;
         let open = |target: &ComputeTarget| TextModel::open_on(source, &files, format, target);
         let model = match card {
             None => open(&ComputeTarget::Cpu(isa))?,

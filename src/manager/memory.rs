@@ -1,15 +1,17 @@
 //! The memory of all models together: the budget, and how models return memory to it.
 
 use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use super::device::ComputeDevice;
 use super::model::LoadedModel;
-use super::registry::{NamedSlot, NamedSlots};
+use super::registry::{LoadFor, NamedSlots};
 use crate::compute::memory;
 use crate::generation::engine::{Allowance, KvMemory, Reclaim};
 use crate::lifecycle::{
-    Budget, Charge, Managed, MemoryProbe, UnloadReason, in_leaving_order, is_loading_ahead,
+    Budget, Charge, Managed, MemoryProbe, State, UnloadReason, in_leaving_order, is_loading_ahead,
 };
+use crate::sync::StopFlag;
 use crate::{Error, Result};
 
 /// The process's memory, as the operating system and the allocator report it.
@@ -41,16 +43,55 @@ pub(super) fn make_room(
         return budget.take(name, needed);
     }
     let all = entries.all();
-    let in_same = |entry: &&Arc<NamedSlot>| {
-        entry.slot.inspect(LoadedModel::is_on_card).is_none_or(|model| model == on_card)
-    };
     let others: Vec<Arc<dyn Managed>> = all
         .iter()
-        .filter(in_same)
-        .filter(|entry| entry.name != name)
+        .filter(|entry| entry.name != name && entry.is_in(on_card))
         .map(|entry| entry.slot.managed())
         .collect();
     budget.make_room(name, needed, &others)
+}
+
+/// How long a load waits for memory that calls under way hold.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often it looks for it.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+/// The same for a load, which waits while models that are loading or in use may leave. `closing` ends the wait.
+pub(super) fn make_room_in_time(
+    budget: &Budget,
+    LoadFor { entries, name, .. }: &LoadFor<'_>,
+    needed: u64,
+    on_card: bool,
+    closing: &StopFlag,
+) -> Result<Charge> {
+    let started = Instant::now();
+    loop {
+        let outcome = make_room(budget, entries, name, needed, on_card);
+        let waits = matches!(outcome, Err(Error::Budget { .. }))
+            && started.elapsed() < PATIENCE
+            && may_leave(budget, entries, name, needed, on_card);
+        if !waits || !closing.pause(LOOK_AGAIN) {
+            return outcome;
+        }
+    }
+}
+
+/// Whether `needed` bytes may be free once calls under way have ended.
+fn may_leave(budget: &Budget, entries: &NamedSlots, name: &str, needed: u64, on_card: bool) -> bool {
+    if is_loading_ahead() {
+        return false;
+    }
+    let (mut stays, mut leaves) = (0u64, false);
+    for entry in entries.all().iter().filter(|entry| entry.name != name && entry.is_in(on_card)) {
+        let status = entry.slot.status();
+        if status.options.pinned {
+            stays = stays.saturating_add(status.bytes);
+        } else {
+            leaves |= status.state == State::Loading || (status.leases > 0 && status.bytes > 0);
+        }
+    }
+    leaves && budget.limit().is_none_or(|limit| needed.saturating_add(stays) <= limit)
 }
 
 /// Unloads one idle model of a card, from all slots that have it: of several, the one that eviction chooses first. True

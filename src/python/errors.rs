@@ -68,6 +68,9 @@ pub(super) fn to_py(py: Python<'_>, error: &Error) -> PyErr {
         if let Some(code) = error.code() {
             exception.setattr("code", code)?;
         }
+        if error.passes() {
+            exception.setattr("transient", true)?;
+        }
         if let Some((path, code)) = error.system() {
             exception.setattr("filename", path.into_os_string())?;
             exception.setattr("errno", code)?;

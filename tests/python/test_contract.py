@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import copy
 import inspect
 import json
+import pickle
+import weakref
 
 import model_manager as package
 import pytest
 from conftest import ENGLISH_MODEL, ENGLISH_TEXT, TURKISH_MODEL, TURKISH_TEXT, run_python
 from model_manager import LazyLoadTracker, ModelManager, ModelType, TurkishLanguageDetector
+from model_manager.compat.rules import FALLBACK_ANSWERS
 
 FORBIDDEN = [
     "initialize",
@@ -303,3 +308,31 @@ def test_lazy_loading_can_be_switched_off(make_manager):
     manager = make_manager(lazy_loading=False)
     assert manager.is_loaded("turkish_sentence")
     assert manager.is_loaded("english_sentence")
+
+
+def test_the_bound_generate_embedding_is_a_method(manager):
+    bound = manager.generate_embedding
+    expected = bound(ENGLISH_TEXT)
+    assert bound == manager.generate_embedding
+    assert hash(bound) == hash(manager.generate_embedding)
+    assert bound != ModelManager.generate_embedding
+    assert ModelManager.generate_embedding(manager, ENGLISH_TEXT) == expected
+    for copied in (copy.copy(bound), copy.deepcopy({"embed": bound})["embed"], weakref.ref(bound)()):
+        assert copied == bound
+    restored = pickle.loads(pickle.dumps(bound))
+    assert restored(ENGLISH_TEXT) == expected
+    assert restored.__self__ is not manager
+    restored.__self__.close()
+
+
+@pytest.mark.parametrize("answers", [[], (), None, 7, [None], "only this"])
+def test_there_is_a_fallback_answer_whatever_was_set(manager, answers):
+    class Message:
+        def __str__(self):
+            raise RuntimeError("the host's own fault")
+
+    manager.fallback_answers = answers
+    manager.quality_threshold = 2
+    for message in ("merhaba", Message()):
+        answer = asyncio.run(manager.generate_huggingface_response(message))
+        assert answer in ((answers,) if isinstance(answers, str) else FALLBACK_ANSWERS)

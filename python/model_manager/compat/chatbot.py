@@ -16,10 +16,13 @@ from .._core import Config, LazyLoadTracker
 from .._environment import warn
 from ..errors import (
     ClosedError,
+    DeviceMemoryError,
     InputError,
     InternalError,
+    ModelIOError,
     ModelManagerError,
     NotFiniteError,
+    OutOfMemoryError,
     OverloadedError,
     RequestCancelledError,
 )
@@ -66,13 +69,15 @@ ENGLISH = ModelType.ENGLISH_SENTENCE.value
 GENERATOR = ModelType.TEXT_GENERATOR.value
 _NOT_LOAD_ERRORS = (ClosedError, InputError, InternalError, NotFiniteError, OverloadedError, RequestCancelledError)
 """Errors of calls whose model is loaded. Most others mean that the model cannot be loaded."""
+_SHORTAGES = (DeviceMemoryError, ModelIOError, OutOfMemoryError)
+"""The system lacks memory, file handles or the like now."""
 
 
 def _is_absent(error: ModelManagerError) -> bool:
     """Whether another model may answer in its place: the model cannot be loaded, now or later. What succeeds when it is
     tried again would mix the vectors of two models.
     """
-    return not (error.transient or isinstance(error, _NOT_LOAD_ERRORS))
+    return not (error.transient or isinstance(error, (*_NOT_LOAD_ERRORS, *_SHORTAGES)))
 
 
 class TurkishLanguageDetector:
@@ -99,12 +104,15 @@ class _CachedMethod:
         functools.update_wrapper(self, function)  # type: ignore[arg-type]
         self._function = function
 
+    def __call__(self, manager: ModelManager, text: str, force_turkish: bool | None = None) -> list[float]:
+        return self._function(manager, text, force_turkish)
+
     def __get__(self, manager: ModelManager | None, owner: type | None = None) -> Any:
         return self if manager is None else _BoundCachedMethod(self._function, manager)
 
 
 class _BoundCachedMethod:
-    __slots__ = ("__func__", "__self__")
+    __slots__ = ("__func__", "__self__", "__weakref__")
 
     def __init__(self, function: Callable[..., list[float]], manager: ModelManager) -> None:
         self.__func__ = function
@@ -119,7 +127,18 @@ class _BoundCachedMethod:
 
     def __getattr__(self, name: str) -> Any:
         # __name__, __wrapped__ …
-        return getattr(self.__func__, name)
+        return getattr(object.__getattribute__(self, "__func__"), name)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _BoundCachedMethod):
+            return NotImplemented
+        return self.__func__ is other.__func__ and self.__self__ is other.__self__
+
+    def __hash__(self) -> int:
+        return hash((self.__func__, id(self.__self__)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (self.__self__, self.__func__.__name__)
 
     def cache_info(self) -> Any:
         """(hits, misses, maxsize, currsize) of the manager's embedding cache."""

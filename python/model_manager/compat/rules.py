@@ -88,8 +88,16 @@ def score_answer(answer: str) -> float:
 
 
 def pick_fallback(message: object, answers: Sequence[str]) -> str:
-    """One of `answers`, always the same one for the same message."""
-    return answers[zlib.crc32(str(message).encode(errors="replace")) % len(answers)]
+    """One of `answers`, always the same one for the same message; of what holds none, one of `FALLBACK_ANSWERS`."""
+    if isinstance(answers, str):
+        answers = (answers,)
+    texts = [answer for answer in answers if isinstance(answer, str)] if isinstance(answers, Collection) else []
+    try:
+        text = str(message)
+    except Exception:  # noqa: BLE001  the host's own code
+        text = ""
+    choice = texts or FALLBACK_ANSWERS
+    return choice[zlib.crc32(text.encode(errors="replace")) % len(choice)]
 
 
 def is_host_fallback(content: object, answer: str) -> bool:

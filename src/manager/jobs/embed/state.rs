@@ -125,7 +125,7 @@ impl JobState {
         self.finished -= inputs.len();
         self.tokens -= tokens;
         // No other result fixes the shape.
-        if self.finished == 0 && self.groups.iter().all(|group| group.model.is_none()) {
+        if self.finished == 0 && self.groups.iter().all(|group| group.model.is_none() && group.next == 0) {
             self.output = None;
         }
         Ok(())

@@ -93,7 +93,7 @@ impl Job {
         };
         let most_bytes = (free * BYTES_PER_TOKEN).min(LONG_TEXT);
         let found = state.groups.iter_mut().find_map(|group| {
-            let model = Arc::clone(group.model.as_ref()?);
+            let mut model = Arc::clone(group.model.as_ref()?);
             let inputs = if model.handle.backend.local().is_ok() { inputs } else { CHUNK_INPUTS };
             let most = group.order.len().min(group.next + inputs);
             let mut bytes = 0;
@@ -104,6 +104,10 @@ impl Job {
             let end = (group.next + fits.count().max(1)).min(most);
             let next: Range<usize> = group.next..end;
             group.next = next.end;
+            if group.next == group.order.len() && !next.is_empty() {
+                // From here on the chunks keep it, so that the model of another group finds its memory.
+                model = group.model.take().unwrap_or(model);
+            }
             (!next.is_empty()).then(|| (model, Arc::clone(&group.entry), group.order[next].to_vec()))
         });
         state.block = found.as_ref().map_or(0, |(_, _, inputs)| inputs.len().max(CHUNK_INPUTS));
