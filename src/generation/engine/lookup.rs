@@ -16,7 +16,7 @@ const LONGEST_PAUSE: u32 = 32;
 
 /// When and how far one sequence looks ahead. Its drafts become longer while they are right, and seldom when they are not.
 #[derive(Debug)]
-pub(super) struct Lookup {
+pub(super) struct PromptLookup {
     /// Most tokens of the next draft.
     width: usize,
     /// Steps until then.
@@ -25,13 +25,13 @@ pub(super) struct Lookup {
     wrong: u32,
 }
 
-impl Default for Lookup {
+impl Default for PromptLookup {
     fn default() -> Self {
         Self { width: FIRST_WIDTH, pause: 0, wrong: 0 }
     }
 }
 
-impl Lookup {
+impl PromptLookup {
     /// Appends at most `most` tokens that `text` may go on with to `draft`.
     pub(super) fn draft(&mut self, text: &[u32], most: usize, draft: &mut Vec<u32>) {
         if self.pause > 0 {
@@ -82,7 +82,7 @@ fn following(text: &[u32]) -> Option<usize> {
 mod tests {
     use super::*;
 
-    fn draft(lookup: &mut Lookup, text: &[u32], most: usize) -> Vec<u32> {
+    fn draft(lookup: &mut PromptLookup, text: &[u32], most: usize) -> Vec<u32> {
         let mut draft = Vec::new();
         lookup.draft(text, most, &mut draft);
         draft
@@ -90,7 +90,7 @@ mod tests {
 
     #[test]
     fn a_draft_is_what_followed_the_longest_match() {
-        let first = |text: &[u32], most| draft(&mut Lookup::default(), text, most);
+        let first = |text: &[u32], most| draft(&mut PromptLookup::default(), text, most);
         assert_eq!(first(&[1, 2, 3, 4, 5, 6, 7, 9, 1, 2, 3], 9), [4, 5, 6, 7]);
         assert_eq!(first(&[1, 2, 3, 4, 5, 6, 7, 9, 1, 2, 3], 2), [4, 5]);
         // The latest of two; the longest, although it is not the latest.
@@ -107,7 +107,7 @@ mod tests {
 
     #[test]
     fn drafts_follow_their_success() {
-        let (mut lookup, text) = (Lookup::default(), [7; 40]);
+        let (mut lookup, text) = (PromptLookup::default(), [7; 40]);
         let mut widths = Vec::new();
         for right in [4, 8, 3, 0, 1] {
             let tokens = draft(&mut lookup, &text, 16);
@@ -120,7 +120,7 @@ mod tests {
 
     #[test]
     fn wrong_drafts_become_seldom_until_one_is_right() {
-        let (mut lookup, text) = (Lookup::default(), [7; 40]);
+        let (mut lookup, text) = (PromptLookup::default(), [7; 40]);
         let mut steps = Vec::new();
         for step in 0..200 {
             let tokens = draft(&mut lookup, &text, 16);

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::lookup::Lookup;
+use super::lookup::PromptLookup;
 use super::memory::Room;
 use super::request::{Completion, Deadline, Event, FinishReason, PrefixScope};
 use super::state::{Listener, QueuedRequest};
@@ -28,7 +28,7 @@ pub(super) struct Sequence<C> {
     pub(super) scope: Option<PrefixScope>,
     /// What came of its drafts.
     pub(super) drafts: DraftCounts,
-    lookup: Lookup,
+    lookup: PromptLookup,
     /// The last of `tokens` and a draft of those after it; empty without a draft.
     ahead: Vec<u32>,
     deadline: Option<Deadline>,
@@ -80,7 +80,7 @@ impl<C: KvCache> Sequence<C> {
             room,
             scope: request.scope,
             drafts: DraftCounts::default(),
-            lookup: Lookup::default(),
+            lookup: PromptLookup::default(),
             ahead: Vec::new(),
             deadline,
             reused,
