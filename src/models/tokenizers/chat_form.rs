@@ -202,7 +202,7 @@ struct TemplateArguments {
     variables: Variables,
 }
 
-/// TemplateArguments of transformers' `apply_chat_template` that are no variables of the template. Those of the second list change
+/// Arguments of transformers' `apply_chat_template` that are no variables of the template. Those of the second list change
 /// nothing when they are not set.
 const CALL_ARGUMENTS: [&str; 9] = [
     "conversation",
