@@ -127,7 +127,7 @@ def config(draw: random.Random, family: str, options: Options, tokens: Options) 
 
 def plain(family: str) -> Options:
     """How transformers computes it: in its plainest form."""
-    return {**REFERENCE, **(EXPERTS if family in MIXTURES else {})}
+    return {**REFERENCE, **(EXPERTS if family in {*MIXTURES, "gemma4_text"} else {})}
 
 
 def save(draw: random.Random, kind: Any, settings: Any, folder: Path) -> None:

@@ -196,7 +196,15 @@ GEMMA4: Options = {
     "rms_norm_eps": [1e-6, 1e-2],
 }
 DECODERS |= {
-    "gemma4_text": {**GEMMA4, "hidden_size_per_layer_input": [0, 1, 7, 16], "vocab_size_per_layer_input": [400]},
+    "gemma4_text": {
+        **GEMMA4,
+        **flags("enable_moe_block"),
+        "hidden_size_per_layer_input": [0, 1, 7, 16],
+        "vocab_size_per_layer_input": [400],
+        "num_experts": [3, 8],
+        "top_k_experts": [1, 2, 3],
+        "moe_intermediate_size": [5, 16],
+    },
     "gemma4_unified_text": GEMMA4,
 }
 BERT: Options = {"hidden_act": ACTIVATIONS, "type_vocab_size": [1, 2], "layer_norm_eps": [1e-12, 1e-5, 1e-1]}

@@ -79,6 +79,19 @@ pub struct ExpertLayers<L> {
     pub down: L,
 }
 
+/// Norms of a mixture whose parts each normalize the states in their own way.
+#[derive(Debug)]
+pub struct ExpertNorms<N> {
+    /// Of the rows that the router reads.
+    pub router: N,
+    /// Of the rows that the chosen experts read.
+    pub input: N,
+    /// Of the weighted sum of what the chosen experts make.
+    pub output: N,
+    /// Of what the expert that all rows use makes.
+    pub shared_output: N,
+}
+
 /// An expert that all rows use, next to those that they choose.
 #[derive(Debug)]
 pub struct SharedExpert<L> {
@@ -88,21 +101,35 @@ pub struct SharedExpert<L> {
     pub gate: Option<L>,
 }
 
-/// A mixture of experts of linear layers `L`.
+/// A mixture of experts of linear layers `L` and norms `N`.
 #[derive(Debug)]
-pub struct Experts<L> {
+pub struct Experts<L, N> {
     /// Makes a number for each expert of each row, in float32.
     pub router: L,
     /// How these numbers choose.
     pub routing: ExpertRouting,
     /// Added to the scores that choose, and not to weights; empty if there is none.
     pub choice_bias: Vec<f32>,
+    /// What the weights of each expert are multiplied by in addition; empty if nothing.
+    pub weight_factors: Vec<f32>,
     /// Those that rows choose from.
     pub experts: Vec<ExpertLayers<L>>,
     /// Of all rows.
     pub shared: Option<SharedExpert<L>>,
     /// Added once to what the experts of a row make together, as long as a row; empty if there is none.
     pub bias: Vec<f32>,
+    /// Where not all parts read the normalized states of the block, of which the shared expert then is the only reader.
+    pub norms: Option<ExpertNorms<N>>,
+}
+
+impl<L, N> Experts<L, N> {
+    /// The experts of one row, as [`ExpertRouting::choose`] finds them, with all factors of their weights.
+    pub(crate) fn choose(&self, scores: &mut [f32], chosen: &mut [ChosenExpert]) {
+        self.routing.choose(scores, &self.choice_bias, chosen);
+        if !self.weight_factors.is_empty() {
+            chosen.iter_mut().for_each(|chosen| chosen.weight *= self.weight_factors[chosen.index as usize]);
+        }
+    }
 }
 
 /// The logistic function.

@@ -48,7 +48,7 @@ pub use backend::{
 };
 pub use batch::PackedBatch;
 pub use delta_rule::{DeltaHeads, DeltaRule, DeltaRuleFactors, DeltaRuleShape};
-pub use experts::{ExpertLayers, ExpertRouting, ExpertScores, Experts, SharedExpert};
+pub use experts::{ExpertLayers, ExpertNorms, ExpertRouting, ExpertScores, Experts, SharedExpert};
 pub use isa::{DType, ISA_VARIABLE, Isa};
 pub(crate) use kernels::rowwise::LONGEST_HEAD;
 pub use kernels::{Activation, ClampedSwish, Xielu};

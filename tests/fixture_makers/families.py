@@ -395,6 +395,22 @@ OTHERS: dict[str, dict[str, Any]] = {
         "use_bidirectional_attention": "vision",
         "final_logit_softcapping": 5.0,
     },
+    # As the one with experts next to the perceptron of each layer.
+    "gemma4_moe": {
+        **GEMMA4,
+        "model_type": "gemma4_text",
+        "hidden_size_per_layer_input": 0,
+        "attention_k_eq_v": True,
+        "num_global_key_value_heads": 1,
+        "num_hidden_layers": 3,
+        "layer_types": [SLIDING, SLIDING, FULL],
+        "enable_moe_block": True,
+        "num_experts": 6,
+        "top_k_experts": 3,
+        "moe_intermediate_size": 12,
+        "tie_word_embeddings": True,
+        "final_logit_softcapping": 30.0,
+    },
     "lfm2_biased": {
         **LFM2,
         "layer_types": ["conv", FULL, "conv"],
@@ -482,7 +498,8 @@ def write_weights(name: str, directory: Path, seed: int) -> None:
     # Gemma multiplies embeddings by the root of their length, and adds one to its norms, up to Gemma 3.
     gemma = name.startswith("gemma")
     # One that counts none has no experts.
-    mixture = getattr(empty.config, "num_experts_per_tok", 0) > 0
+    used = getattr(empty.config, "num_experts_per_tok", getattr(empty.config, "top_k_experts", None))
+    mixture = (used or 0) > 0
     # The factors of experts' weights, and states of delta rules, amplify roundings once more.
     gain = 1.0 if name in DELTA_RULES else 1.5 if mixture else 2.0
     tensors = random_weights(shapes, seed, gain, embedding=0.1 if gemma else 0.3)

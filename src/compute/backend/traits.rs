@@ -507,14 +507,16 @@ pub trait Pass<B: Backend> {
 
     /// `residual += factor * down_norm(y)`, where `y` is what a mixture of experts makes of `norm(residual)`: the sum of its
     /// bias, of what the experts of each row make of it, times their weights, in the order of the experts, and of what a shared
-    /// one makes. The result of a row does not depend on other rows.
+    /// one makes. With [`ExpertNorms`](crate::compute::ExpertNorms), the router and the chosen experts normalize the residual by
+    /// their own norms, and each of the two sums is normalized before it is added. The result of a row does not depend on other
+    /// rows.
     ///
     /// # Errors
     /// [`Error::Internal`] where the backend has no experts.
     fn add_experts(
         &mut self,
         _norm: Option<&B::Norm>,
-        _experts: &Experts<B::Linear>,
+        _experts: &Experts<B::Linear, B::Norm>,
         _activation: Activation,
         _down: (Option<&B::Norm>, f32),
         _residual: &mut Self::States,

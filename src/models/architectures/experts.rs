@@ -299,7 +299,7 @@ impl Mixture {
             self.biased.then(router_bias).transpose()?,
         );
         let shared = match self.shared {
-            Some(wide) => Some(self.shared(tensors, &name("shared_expert"), [wide, hidden])?),
+            Some(wide) => Some(Box::new(self.shared(tensors, &name("shared_expert"), [wide, hidden])?)),
             None => None,
         };
         let experts: Vec<_> = match self.biased {
@@ -310,10 +310,12 @@ impl Mixture {
             }
         };
         Ok(ExpertTensors {
+            weight_factors: None,
+            norms: None,
             router,
             routing: self.routing,
             choice_bias: match self.choice_bias {
-                true => Some(choice_bias(tensors, &name("expert_bias"), self.count)?),
+                true => Some(finite_numbers(tensors, &name("expert_bias"), self.count, "a bias")?),
                 false => None,
             },
             experts: experts.into_iter().map(ExpertMatrices::gated).collect(),
@@ -347,17 +349,7 @@ impl Mixture {
             return Ok((0..count).map(of).collect());
         }
         if let Some(parts) = fused {
-            let both = tensors.stacked(&name(parts[0]), [count, 2 * wide, hidden])?;
-            let downs = tensors.stacked(&name(parts[1]), [count, hidden, wide])?;
-            let of = |index: usize| {
-                let first = 2 * index * wide;
-                [
-                    rows(&both, first, wide),
-                    rows(&both, first + wide, wide),
-                    rows(&downs, index * hidden, hidden),
-                ]
-            };
-            return Ok((0..count).map(of).collect());
+            return fused_experts(tensors, &parts.map(name), count, [wide, hidden]);
         }
         let first = |parts: &&[&str; 3]| tensors.contains(&name(&format!("experts.0.{}.weight", parts[0])));
         let parts = PROJECTIONS.iter().find(first).unwrap_or(&PROJECTIONS[0]);
@@ -384,12 +376,37 @@ impl Mixture {
     }
 }
 
-/// The numbers `name` that are added to the scores which choose. One that is not finite would always or never choose its expert,
-/// and no result would show it.
-fn choice_bias(tensors: &dyn Tensors, name: &str, count: usize) -> Result<Weight> {
-    let bias = tensors.vector(name, count)?;
-    match bias.to_f32()?.iter().find(|number| !number.is_finite()) {
-        None => Ok(bias),
-        Some(number) => Err(tensors.damaged(name, &format!("a bias of its experts is {number}"))),
+/// Gate, first and second matrix of `count` experts of `wide` columns for states of `hidden`, in two tensors: one has the gates
+/// and first matrices.
+///
+/// # Errors
+/// When a tensor is missing or of another shape.
+pub(super) fn fused_experts(
+    tensors: &dyn Tensors,
+    [both, down]: &[String; 2],
+    count: usize,
+    [wide, hidden]: [usize; 2],
+) -> Result<Vec<[Matrix; 3]>> {
+    let both = tensors.stacked(both, [count, 2 * wide, hidden])?;
+    let downs = tensors.stacked(down, [count, hidden, wide])?;
+    let rows = |matrix: &Matrix, start: usize, rows: usize| matrix.slice_rows(start..start + rows);
+    let of = |index: usize| {
+        let first = 2 * index * wide;
+        [rows(&both, first, wide), rows(&both, first + wide, wide), rows(&downs, index * hidden, hidden)]
+    };
+    Ok((0..count).map(of).collect())
+}
+
+/// The numbers `name`, one for each expert, which are called `what`. Where one is not finite, an expert may always or never be
+/// chosen, and no result would show it.
+///
+/// # Errors
+/// When the tensor is missing or of another length; [`Error::Unsupported`](crate::Error::Unsupported) naming it if a number is
+/// not finite.
+pub(super) fn finite_numbers(tensors: &dyn Tensors, name: &str, count: usize, what: &str) -> Result<Weight> {
+    let numbers = tensors.vector(name, count)?;
+    match numbers.to_f32()?.iter().find(|number| !number.is_finite()) {
+        None => Ok(numbers),
+        Some(number) => Err(tensors.damaged(name, &format!("{what} of its experts is {number}"))),
     }
 }

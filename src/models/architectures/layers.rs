@@ -11,8 +11,8 @@ use super::tensors::{
 use crate::Result;
 use crate::compute::{
     Activation, Backend, Biased, CacheShape, DeltaRuleFactors, DeltaRuleShape, DistanceBias, ExpertLayers,
-    Experts, Heads, KeySource, LayerAttention, LayerShapes, Pass, RelativeTable, RopeStyle, Rotary,
-    SharedExpert, ShortConvolutionFactors, ShortConvolutionShape, StatesOf, TokenRows, Weight,
+    ExpertNorms, Experts, Heads, KeySource, LayerAttention, LayerShapes, Pass, RelativeTable, RopeStyle,
+    Rotary, SharedExpert, ShortConvolutionFactors, ShortConvolutionShape, StatesOf, TokenRows, Weight,
 };
 
 /// What a layer mixes the rows of a sequence with.
@@ -63,7 +63,7 @@ pub(super) enum Mlp<B: Backend> {
         up: B::Linear,
         down: B::Linear,
     },
-    Experts(Experts<B::Linear>),
+    Experts(Experts<B::Linear, B::Norm>),
 }
 
 /// The block of an input that a layer has of its own: see [`LayerInputTensors`].
@@ -379,18 +379,34 @@ impl<B: Backend> LayerLoader<'_, B> {
         })
     }
 
-    fn experts(&self, experts: ExpertTensors) -> Result<Experts<B::Linear>> {
-        let ExpertTensors { router, routing, choice_bias, experts, shared, bias } = experts;
+    fn experts(&self, experts: ExpertTensors) -> Result<Experts<B::Linear, B::Norm>> {
+        let ExpertTensors { router, routing, choice_bias, weight_factors, experts, shared, bias, norms } =
+            experts;
         let count = experts.len();
         if self.architecture.has_parallel_blocks() {
             return Err(misuse("experts are for blocks that follow one another"));
         }
-        let numbers = |weight: Option<Weight>| weight.map(|weight| weight.to_f32()).transpose();
-        let choice_bias = numbers(choice_bias)?.unwrap_or_default();
-        let biased = choice_bias.is_empty() || choice_bias.len() == count;
-        if router.0.rows() != count || !(1..=count).contains(&routing.used) || !biased {
+        let numbers = |numbers: Option<Weight>| -> Result<Vec<f32>> {
+            Ok(numbers.map(|numbers| numbers.to_f32()).transpose()?.unwrap_or_default())
+        };
+        let (choice_bias, weight_factors) = (numbers(choice_bias)?, numbers(weight_factors)?);
+        let of_each = |numbers: &[f32]| numbers.is_empty() || numbers.len() == count;
+        let fit = of_each(&choice_bias) && of_each(&weight_factors);
+        if router.0.rows() != count || !(1..=count).contains(&routing.used) || !fit {
             return Err(misuse("a router chooses some of its experts"));
         }
+        if norms.is_some() && shared.as_ref().is_some_and(|shared| shared.gate.is_some()) {
+            return Err(misuse("a shared expert with norms of its own has no gate"));
+        }
+        let norms = match norms.map(|norms| *norms) {
+            Some(ExpertNorms { router, input, output, shared_output }) => Some(ExpertNorms {
+                router: self.norm(&router)?,
+                input: self.norm(&input)?,
+                output: self.norm(&output)?,
+                shared_output: self.norm(&shared_output)?,
+            }),
+            None => None,
+        };
         let layers = |ExpertMatrices { gate, up, down }| -> Result<ExpertLayers<B::Linear>> {
             let up = match gate {
                 Some(gate) => self.backend.gated(gate, up)?,
@@ -398,7 +414,7 @@ impl<B: Backend> LayerLoader<'_, B> {
             };
             Ok(ExpertLayers { up, down: self.backend.linear(&[down])? })
         };
-        let shared = match shared {
+        let shared = match shared.map(|shared| *shared) {
             Some(SharedTensors { matrices, gate }) => {
                 let gate = gate.map(|gate| self.backend.exact_linear(&(gate, None))).transpose()?;
                 let matrices = ExpertMatrices::gated(matrices.map(|matrix| (matrix, None)));
@@ -410,9 +426,11 @@ impl<B: Backend> LayerLoader<'_, B> {
             router: self.backend.exact_linear(&router)?,
             routing,
             choice_bias,
+            weight_factors,
             experts: experts.into_iter().map(layers).collect::<Result<_>>()?,
             shared,
-            bias: numbers(bias)?.unwrap_or_default(),
+            bias: numbers(bias)?,
+            norms,
         })
     }
 

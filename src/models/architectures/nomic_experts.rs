@@ -129,9 +129,11 @@ impl NomicExperts {
                 factor: 1.0,
             },
             choice_bias: None,
+            weight_factors: None,
             experts,
             shared: None,
             bias,
+            norms: None,
         })
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Weak;
 use crate::compute::file::WeightFile;
 use crate::compute::memory::zeroed;
 use crate::compute::{
-    Activation, Biased, DeltaRuleFactors, ExpertRouting, Matrix, ShortConvolutionFactors, Weight,
+    Activation, Biased, DeltaRuleFactors, ExpertNorms, ExpertRouting, Matrix, ShortConvolutionFactors, Weight,
 };
 use crate::{Error, Result};
 
@@ -221,12 +221,17 @@ pub struct ExpertTensors {
     pub routing: ExpertRouting,
     /// A number for each expert that is added to the scores which choose, and not to weights.
     pub choice_bias: Option<Weight>,
+    /// A number for each expert that its weights are multiplied by in addition.
+    pub weight_factors: Option<Weight>,
     /// Those that rows choose from.
     pub experts: Vec<ExpertMatrices>,
     /// An expert that all rows use.
-    pub shared: Option<SharedTensors>,
+    pub shared: Option<Box<SharedTensors>>,
     /// Added once to what the experts of a row make together.
     pub bias: Option<Weight>,
+    /// Where the router and the chosen experts have norms of their own. The norm before the perceptron then is that of the
+    /// shared expert, which has no gate.
+    pub norms: Option<Box<ExpertNorms<NormTensors>>>,
 }
 
 /// The matrices of an expert.

@@ -2,8 +2,8 @@
 
 use candle_core::{Result, Tensor};
 
-use super::tensors::TensorLinear;
-use crate::compute::experts::{ChosenExpert, ExpertLayers, Experts};
+use super::tensors::{TensorLinear, TensorNorm};
+use crate::compute::experts::{ChosenExpert, ExpertLayers, ExpertNorms, Experts};
 use crate::compute::kernels::activation::Activation;
 
 impl ExpertLayers<TensorLinear> {
@@ -12,21 +12,32 @@ impl ExpertLayers<TensorLinear> {
     }
 }
 
-impl Experts<TensorLinear> {
-    /// What they make of `[rows, columns]`: the weighted sum for each row.
-    pub(super) fn apply(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
-        let mut scores = self.router.apply(x)?.to_vec2::<f32>()?;
+impl Experts<TensorLinear, TensorNorm> {
+    /// What they make of `[rows, columns]`, which `norm` normalizes: the weighted sum for each row.
+    pub(super) fn apply(
+        &self,
+        x: &Tensor,
+        norm: Option<&TensorNorm>,
+        activation: Activation,
+    ) -> Result<Tensor> {
+        let of_block = norm.map_or_else(|| Ok(x.clone()), |norm| norm.apply(x))?;
+        let normed = |own: fn(&ExpertNorms<TensorNorm>) -> &TensorNorm| match &self.norms {
+            Some(norms) => own(norms).apply(x),
+            None => Ok(of_block.clone()),
+        };
+        let mut scores = self.router.apply(&normed(|norms| &norms.router)?)?.to_vec2::<f32>()?;
         let used = self.routing.used;
         let mut rows = vec![(Vec::new(), Vec::new()); self.experts.len()];
         let mut chosen = vec![ChosenExpert::default(); used];
         for (row, scores) in scores.iter_mut().enumerate() {
-            self.routing.choose(scores, &self.choice_bias, &mut chosen);
+            self.choose(scores, &mut chosen);
             for ChosenExpert { index, weight } in &chosen {
                 let (rows, weights) = &mut rows[*index as usize];
                 rows.push(row as u32);
                 weights.push(*weight);
             }
         }
+        let x = normed(|norms| &norms.input)?;
         let mut sum = x.zeros_like()?;
         if !self.bias.is_empty() {
             sum = sum.broadcast_add(&Tensor::new(&self.bias[..], x.device())?)?;
@@ -38,11 +49,17 @@ impl Experts<TensorLinear> {
             let y = layers.apply(&x.index_select(&rows, 0)?, activation)?.broadcast_mul(&weights)?;
             sum = sum.index_add(&rows, &y, 0)?;
         }
+        if let Some(norms) = &self.norms {
+            sum = norms.output.apply(&sum)?;
+        }
         let Some(shared) = &self.shared else { return Ok(sum) };
-        let y = shared.layers.apply(x, activation)?;
+        let mut y = shared.layers.apply(&of_block, activation)?;
+        if let Some(norms) = &self.norms {
+            y = norms.shared_output.apply(&y)?;
+        }
         match &shared.gate {
             Some(gate) => {
-                let gates = ((gate.apply(x)?.neg()?.exp()? + 1.0)?).recip()?;
+                let gates = ((gate.apply(&of_block)?.neg()?.exp()? + 1.0)?).recip()?;
                 sum + y.broadcast_mul(&gates)?
             }
             None => sum + y,

@@ -404,13 +404,13 @@ impl Pass<Candle> for CandlePass<'_> {
     fn add_experts(
         &mut self,
         norm: Option<&TensorNorm>,
-        experts: &Experts<TensorLinear>,
+        experts: &Experts<TensorLinear, TensorNorm>,
         activation: Activation,
         (down_norm, factor): (Option<&TensorNorm>, f32),
         residual: &mut Option<Tensor>,
     ) -> Result<()> {
-        if let (Some(x), Some(residual)) = (normed(residual.clone(), norm)?, residual) {
-            let y = normed(Some(experts.apply(&x, activation).map_err(failed)?), down_norm)?;
+        if let Some(residual) = residual {
+            let y = normed(Some(experts.apply(residual, norm, activation).map_err(failed)?), down_norm)?;
             let sum = y.map(|y| (y * f64::from(factor))? + &*residual).transpose().map_err(failed)?;
             *residual = sum.unwrap_or_else(|| residual.clone());
         }

@@ -72,7 +72,7 @@ impl CpuPass<'_> {
     pub(super) fn add_expert_rows(
         &mut self,
         norm: Option<&Norm>,
-        experts: &Experts<Linear>,
+        experts: &Experts<Linear, Norm>,
         activation: Activation,
         (down_norm, factor): (Option<&Norm>, f32),
         residual: &mut States,
@@ -82,14 +82,19 @@ impl CpuPass<'_> {
         if of.is_empty() {
             return Ok(());
         }
-        let exact = match norm {
-            Some(norm) => self.normed_as(wide, of.clone(), norm, DType::F32)?,
-            None => self.copied_as(wide, of.clone(), DType::F32)?,
-        };
+        let (format, norms) = (self.cpu.dtype, experts.norms.as_ref());
+        let router_norm = norms.map_or(norm, |own| Some(&own.router));
+        let exact = self.maybe_normed_as(wide, of.clone(), router_norm, DType::F32)?;
         let (rows, columns) = (exact.rows(), exact.columns());
-        let narrow = match self.cpu.dtype {
-            DType::F32 => None,
-            DType::Bf16 => Some(self.copied(&exact, 0..rows)?),
+        let narrow = match (norms, format) {
+            (Some(own), _) => Some(self.normed_as(wide, of.clone(), &own.input, format)?),
+            (None, DType::F32) => None,
+            (None, DType::Bf16) => Some(self.copied(&exact, 0..rows)?),
+        };
+        // The shared expert reads what the block's norm makes, the others here what their own one does.
+        let of_block = match norms {
+            Some(_) => Some(self.maybe_normed_as(wide, of.clone(), norm, format)?),
+            None => None,
         };
         let operand = narrow.as_ref().unwrap_or(&exact);
         let sorted = self.sorted(&exact, experts)?;
@@ -104,10 +109,15 @@ impl CpuPass<'_> {
         for part in sorted.parts() {
             self.add_part(operand, experts, activation, &sorted, part, &mut sum)?;
         }
-        if let Some(shared) = &experts.shared {
-            self.add_shared(operand, &exact, shared, activation, &mut sum)?;
+        let kernels = self.cpu.kernel_set().kernels;
+        if let Some(own) = norms {
+            sum.for_each_row(self.parallelism, |_, row| own.output.apply(kernels, row, None))?;
         }
-        let (kernels, sums) = (self.cpu.kernel_set().kernels, sum.target());
+        if let Some(shared) = &experts.shared {
+            let (x, norm) = (of_block.as_ref().unwrap_or(operand), norms.map(|own| &own.shared_output));
+            self.add_shared((x, &exact), shared, activation, norm, &mut sum)?;
+        }
+        let sums = sum.target();
         let target = residual.residual()?.target();
         self.parallelism.worth(rows * columns).split_rows(rows, |task| {
             for row in task {
@@ -119,12 +129,13 @@ impl CpuPass<'_> {
                 x.iter_mut().zip(y).for_each(|(x, y)| *x += factor * *y);
             }
         })?;
-        [Some(exact), narrow, Some(sum)].into_iter().flatten().for_each(|matrix| self.workspace.give(matrix));
+        let used = [Some(exact), narrow, of_block, Some(sum)].into_iter().flatten();
+        used.for_each(|matrix| self.workspace.give(matrix));
         Ok(())
     }
 
     /// The experts of each row of `exact`.
-    fn sorted(&mut self, exact: &StateMatrix, experts: &Experts<Linear>) -> Result<SortedRows> {
+    fn sorted(&mut self, exact: &StateMatrix, experts: &Experts<Linear, Norm>) -> Result<SortedRows> {
         let (rows, count, used) = (exact.rows(), experts.experts.len(), experts.routing.used);
         if experts.router.outputs() != count || used == 0 || used > count {
             return Err(misuse("a router chooses some of its experts"));
@@ -140,7 +151,7 @@ impl CpuPass<'_> {
             let mut own = vec![0.0; count];
             for (row, chosen) in (index * share..).zip(shares[index].lock().chunks_exact_mut(used)) {
                 scores.read(row, 0..count, &mut own);
-                experts.routing.choose(&mut own, &experts.choice_bias, chosen);
+                experts.choose(&mut own, chosen);
             }
         })?;
         drop(shares);
@@ -152,7 +163,7 @@ impl CpuPass<'_> {
     fn add_part(
         &mut self,
         x: &StateMatrix,
-        experts: &Experts<Linear>,
+        experts: &Experts<Linear, Norm>,
         activation: Activation,
         sorted: &SortedRows,
         part: Range<usize>,
@@ -190,18 +201,23 @@ impl CpuPass<'_> {
         Ok(())
     }
 
+    /// Adds what the shared expert makes of the rows of `x`, normalized if there is a norm. Its gate reads `exact`.
     fn add_shared(
         &mut self,
-        x: &StateMatrix,
-        exact: &StateMatrix,
+        (x, exact): (&StateMatrix, &StateMatrix),
         shared: &SharedExpert<Linear>,
         activation: Activation,
+        norm: Option<&Norm>,
         sum: &mut StateMatrix,
     ) -> Result<()> {
         let store = Epilogue::Store(Activation::Identity);
         let hidden = self.product(x, &shared.layers.up, activation)?;
         let mut y = self.workspace.matrix(x.rows(), x.columns(), DType::F32)?;
         self.multiply(&hidden, &shared.layers.down, store, &y.target(), 0)?;
+        if let Some(norm) = norm {
+            let kernels = self.cpu.kernel_set().kernels;
+            y.for_each_row(self.parallelism, |_, row| norm.apply(kernels, row, None))?;
+        }
         let mut gates = self.workspace.matrix(x.rows(), 1, DType::F32)?;
         if let Some(gate) = &shared.gate {
             self.multiply(exact, gate, store, &gates.target(), 0)?;

@@ -60,6 +60,20 @@ impl CpuPass<'_> {
         self.normed_as(x, rows, norm, self.cpu.dtype)
     }
 
+    /// Some rows of `x`, normalized if there is a norm, in a format.
+    pub(super) fn maybe_normed_as(
+        &mut self,
+        x: &StateMatrix,
+        rows: Range<usize>,
+        norm: Option<&Norm>,
+        to: DType,
+    ) -> Result<StateMatrix> {
+        match norm {
+            Some(norm) => self.normed_as(x, rows, norm, to),
+            None => self.copied_as(x, rows, to),
+        }
+    }
+
     /// Some rows of `x`, normalized, in a format.
     pub(super) fn normed_as(
         &mut self,

@@ -421,7 +421,7 @@ impl Pass<Cpu> for CpuPass<'_> {
     fn add_experts(
         &mut self,
         norm: Option<&Norm>,
-        experts: &Experts<Linear>,
+        experts: &Experts<Linear, Norm>,
         activation: Activation,
         down: (Option<&Norm>, f32),
         residual: &mut States,

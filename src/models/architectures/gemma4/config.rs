@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::experts::ExpertShape;
 use super::model::{Gemma4, LayerInputShape, LogitsHead, TokenTable};
 use crate::Result;
 use crate::compute::{Activation, Heads, KeySource, LONGEST_HEAD, LayerAttention, Mask, RopeStyle, Rotary};
@@ -30,7 +31,16 @@ pub(super) const GENERATOR_FIELDS: &[ConfigFields] = &[
 /// Those of generators without tables for the inputs of layers, and without experts.
 pub(super) const UNIFIED_FIELDS: &[ConfigFields] = &[
     ConfigFields::But(keys_of::<TextConfig>, &["hidden_size_per_layer_input"]),
-    ConfigFields::But(keys_of::<GeneratorConfig>, &["vocab_size_per_layer_input", "enable_moe_block"]),
+    ConfigFields::But(
+        keys_of::<GeneratorConfig>,
+        &[
+            "vocab_size_per_layer_input",
+            "enable_moe_block",
+            "num_experts",
+            "top_k_experts",
+            "moe_intermediate_size",
+        ],
+    ),
     ConfigFields::Only(keys_of::<RopeConfig>, &["rope_parameters"]),
 ];
 
@@ -95,8 +105,35 @@ struct GeneratorConfig {
     num_kv_shared_layers: usize,
     #[serde(default)]
     use_double_wide_mlp: bool,
+    // Without the first, transformers reads none of the others.
     #[serde(default)]
     enable_moe_block: bool,
+    num_experts: Option<usize>,
+    top_k_experts: Option<usize>,
+    moe_intermediate_size: Option<usize>,
+}
+
+impl GeneratorConfig {
+    /// The experts of each layer, if there are some.
+    fn experts(&self, file: &ConfigFile<'_>) -> Result<Option<ExpertShape>> {
+        if !self.enable_moe_block {
+            return Ok(None);
+        }
+        let given = |key, number: Option<usize>| {
+            let missing = || format!("its enable_moe_block needs a {key}, and it gives none");
+            let number = number.ok_or_else(|| file.unsupported(missing()))?;
+            file.check_sizes(&[(key, number)]).map(|()| number)
+        };
+        let shape = ExpertShape {
+            count: given("num_experts", self.num_experts)?,
+            used: given("top_k_experts", self.top_k_experts)?,
+            intermediate: given("moe_intermediate_size", self.moe_intermediate_size)?,
+        };
+        if shape.used > shape.count {
+            return Err(file.refuse("top_k_experts", "at most its num_experts"));
+        }
+        Ok(Some(shape))
+    }
 }
 
 /// The kind of a layer's attention.
@@ -164,9 +201,6 @@ pub(super) fn read_encoder(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture
 pub(super) fn read_generator(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
     let unified = file.json["model_type"] == "gemma4_unified_text";
     let (config, own): (TextConfig, GeneratorConfig) = (file.parse()?, file.parse()?);
-    if own.enable_moe_block {
-        return Err(file.refuse("enable_moe_block", "false: its mixtures of experts are not computed"));
-    }
     if let Some(direction) = own.use_bidirectional_attention.as_deref().filter(|which| *which != "vision") {
         return Err(file.unsupported(format!(
             "its use_bidirectional_attention is {direction:?}; supported are null and \"vision\", which is of images"
@@ -224,6 +258,7 @@ pub(super) fn read_generator(file: &ConfigFile<'_>) -> Result<Box<dyn Architectu
         let tokens = Some(TokenTable { vocabulary });
         model.input = Some(LayerInputShape { width, names: ["", ""], tokens });
     }
+    model.experts = own.experts(file)?;
     model.head =
         Some(LogitsHead { tied: own.tie_word_embeddings.unwrap_or(true), cap: own.final_logit_softcapping });
     Ok(Box::new(model))
@@ -263,6 +298,7 @@ fn model(
         attention: attention.collect(),
         keys_are_values: vec![false; layers],
         input: None,
+        experts: None,
         embedding: None,
         head: None,
         placeholders: placeholders(config),

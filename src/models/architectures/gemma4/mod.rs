@@ -1,16 +1,15 @@
 //! Gemma 4's text models, and their encoder, EmbeddingGemma 2: layers of full attention have wider heads than those with a
-//! window, values are normalized, and each layer has an input of its own, which a gate of its states multiplies.
+//! window, values are normalized, and each layer has an input of its own, which a gate of its states multiplies. One of them has
+//! experts next to the perceptron of each layer.
 //!
 //! Google DeepMind: the model cards of Gemma 4 and of EmbeddingGemma 2, 2026.
 
 mod config;
+mod experts;
 mod model;
 
 use self::config::{FIELDS, GENERATOR_FIELDS, UNIFIED_FIELDS, read_encoder, read_generator};
 use super::family::Family;
-
-/// Keys of mixtures of experts, which transformers does not read without them.
-const OF_EXPERTS: &[&str] = &["num_experts", "top_k_experts", "moe_intermediate_size"];
 
 /// The families.
 pub(super) const FAMILIES: &[Family] = &[
@@ -19,7 +18,7 @@ pub(super) const FAMILIES: &[Family] = &[
         fields: FIELDS,
         ..Family::new("embedding_gemma2_text", "EmbeddingGemma2Text", &[], read_encoder)
     },
-    Family { fields: GENERATOR_FIELDS, ..Family::new("gemma4_text", "Gemma4", OF_EXPERTS, read_generator) },
+    Family { fields: GENERATOR_FIELDS, ..Family::new("gemma4_text", "Gemma4", &[], read_generator) },
     Family {
         fields: UNIFIED_FIELDS,
         ..Family::new("gemma4_unified_text", "Gemma4Unified", &[], read_generator)

@@ -2,6 +2,7 @@
 
 use std::f32::consts::FRAC_1_SQRT_2;
 
+use super::experts::ExpertShape;
 use crate::Result;
 use crate::compute::{Activation, Biased, Heads, LayerAttention, Matrix, Positions, Weight};
 use crate::models::architectures::architecture::{Architecture, Description, Factors, Placeholders, misuse};
@@ -56,6 +57,8 @@ pub(in crate::models::architectures) struct Gemma4 {
     pub keys_are_values: Vec<bool>,
     /// Of the inputs that layers have of their own, if they have some.
     pub input: Option<LayerInputShape>,
+    /// Next to the perceptron of each layer, if there are some.
+    pub experts: Option<ExpertShape>,
     /// Length of an output row, of an encoder.
     pub embedding: Option<usize>,
     pub head: Option<LogitsHead>,
@@ -126,11 +129,15 @@ impl Architecture for Gemma4 {
             norm("self_attn.k_norm", width)?;
         }
         let wide = [self.intermediate[index], hidden];
-        let mlp = MlpTensors::gated(
-            linear("mlp.gate_proj", wide)?,
-            linear("mlp.up_proj", wide)?,
-            linear("mlp.down_proj", [hidden, self.intermediate[index]])?,
-        );
+        let (gate, up) = (linear("mlp.gate_proj", wide)?, linear("mlp.up_proj", wide)?);
+        let down = linear("mlp.down_proj", [hidden, self.intermediate[index]])?;
+        let mlp = match &self.experts {
+            Some(shape) => {
+                let all = [gate, up, down].map(|(matrix, _)| matrix);
+                MlpTensors::Experts(shape.tensors(&tensors, &name, (hidden, self.epsilon), all)?)
+            }
+            None => MlpTensors::gated(gate, up, down),
+        };
         let output = attention("self_attn.o_proj", [hidden, heads * width])?;
         Ok(LayerTensors {
             attention_norm: Some(norm("input_layernorm", hidden)?),
