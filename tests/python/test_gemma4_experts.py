@@ -90,5 +90,5 @@ def test_a_factor_of_an_expert_that_is_no_number_is_refused(make_writer, tmp_pat
     struct.pack_into("<H", raw, 8 + size + entry["data_offsets"][0] + 2, 0x7F80)  # infinity
     path.write_bytes(raw)
     manager = make_writer("gpt2", generator_model=str(folder))
-    with pytest.raises((UnsupportedModelError, InvalidFileError), match="layers.1.router.per_expert_scale"):
+    with pytest.raises((UnsupportedModelError, InvalidFileError), match=r"layers\.1\.router\.per_expert_scale"):
         manager.load(SLOT)

@@ -333,7 +333,8 @@ pub trait Pass<B: Backend> {
 
     /// Scaled dot-product attention of layer `layer`, which counts layers with attention, within each sequence. The rows of
     /// `qkv` have queries, keys and values, whose rotary positions are applied already. With caches, the keys and values are
-    /// appended first, and queries attend to tokens of their cache. `relative` adds to the scores of whole sequences.
+    /// appended first, and queries attend to tokens of their cache. `relative` adds to the scores of whole sequences. Gathered
+    /// rows attend to the keys of an earlier layer, with a causal mask.
     fn attention(
         &mut self,
         layer: usize,
@@ -454,7 +455,7 @@ pub trait Pass<B: Backend> {
     /// What `block`, a layer of a pre-norm model, makes of `x`. Where `causal` says that no row sees a later one, the pass may
     /// call it several times, each time for the next rows of all, so that memory does not hold all activations of a long text
     /// at once: [`norm_linear`](Self::norm_linear) then reads those rows, and [`linear_add`](Self::linear_add) adds to them.
-    /// `block` gets whether its rows are all rows.
+    /// `block` gets whether its rows are all rows. Rows that were gathered are never parted.
     fn in_windows(
         &mut self,
         x: Self::States,
@@ -525,7 +526,7 @@ pub trait Pass<B: Backend> {
     }
 
     /// Gathers one row of each sequence, or with caches, the rows of the last tokens that need logits. The following operations
-    /// work on these rows, without attention.
+    /// work on these rows; of their mixers, only attention to the keys of an earlier layer.
     fn gather_rows(&mut self, x: Self::States, row: Row) -> Result<Self::States>;
 
     /// Calls `each` with the index in this pass and the rows of each sequence, normalized if there is a norm.

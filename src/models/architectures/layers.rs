@@ -141,6 +141,9 @@ pub(super) struct Layers<B: Backend> {
     pub cache: CacheShape,
     /// Their rotary positions, each once.
     pub rotaries: Vec<Rotary>,
+    /// The last layer whose mixer needs all rows: it makes keys, values or states of them. After that mixer, no row needs
+    /// what layers make of another one.
+    pub last_of_all_rows: usize,
 }
 
 impl<B: Backend> Layers<B> {
@@ -216,7 +219,12 @@ impl<B: Backend> Layers<B> {
         let shape = loader.delta_rule.unwrap_or(DeltaRuleShape::NONE);
         let delta_rules = DeltaRuleShape { layers: delta_rules, ..shape };
         let cache = CacheShape { layers, kv_heads, width, others, short_convolutions, delta_rules };
-        Ok(Self { placed, cache, rotaries: loader.rotaries })
+        let only_reads = |placed: &PlacedLayer<B>| match &placed.layer.mixer {
+            Mixer::Attention { attention, .. } => attention.reuses_keys(),
+            _ => false,
+        };
+        let last_of_all_rows = placed.iter().rposition(|placed| !only_reads(placed)).unwrap_or(0);
+        Ok(Self { placed, cache, rotaries: loader.rotaries, last_of_all_rows })
     }
 }
 

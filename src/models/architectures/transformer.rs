@@ -246,25 +246,26 @@ impl<B: Backend> Transformer<B> {
     ) -> Result<StatesOf<'a, B>> {
         let causal = self.description.is_causal();
         let mut embeddings = if self.keeps_embeddings { Some(pass.copy(&x)?) } else { None };
-        let mut gathered = false;
         for (index, placed) in self.layers.placed.iter().enumerate() {
-            let last = index + 1 == self.layers.placed.len();
+            // The rows that are wanted are gathered after the mixer of the last layer that needs all rows. Windows pass that
+            // place one after another, so with several of them they are gathered after the layer.
+            let row = row.filter(|_| index == self.layers.last_of_all_rows);
+            let mut gathered = false;
             // All windows of a layer before the next layer: with causality, keys and values are kept for one layer only.
             x = pass.in_windows(x, causal, &mut |pass, x, all_rows| {
-                // From the last attention on no row looks at another: the rows that are wanted are gathered there. Windows
-                // pass that place one after another, so with several of them they are gathered at the end.
-                let row = row.filter(|_| last && all_rows);
+                let row = row.filter(|_| all_rows);
                 gathered |= row.is_some();
                 self.norm_first_layer(pass, x, &mut embeddings, placed, row, ropes)
             })?;
+            if let Some(row) = row.filter(|_| !gathered) {
+                x = pass.gather_rows(x, row)?;
+                embeddings = embeddings.map(|all| pass.gather_rows(all, row)).transpose()?;
+            }
         }
         if let Some(embeddings) = embeddings {
             pass.discard(embeddings);
         }
-        match row {
-            Some(row) if !gathered => pass.gather_rows(x, row),
-            _ => Ok(x),
-        }
+        Ok(x)
     }
 
     /// What a layer adds to `x`, of which, and of the embeddings, it gathers `row` of each sequence after its mixer, if there is

@@ -8,11 +8,11 @@ use super::*;
 use crate::compute::KvCache;
 use crate::models::architectures::{Architecture, ConfigFile, find};
 
-const WIDTH: usize = 36;
-const SLIDING: &str = "sliding_attention";
-const FULL: &str = "full_attention";
+pub(super) const WIDTH: usize = 36;
+pub(super) const SLIDING: &str = "sliding_attention";
+pub(super) const FULL: &str = "full_attention";
 
-fn model(extra: impl Into<Value>) -> Box<dyn Architecture> {
+pub(super) fn model(extra: impl Into<Value>) -> Box<dyn Architecture> {
     let mut json = json!({"model_type": "gemma4_text", "vocab_size": 40, "hidden_size": WIDTH,
         "intermediate_size": 50, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 10,
         "global_head_dim": 24, "sliding_window": 5, "hidden_size_per_layer_input": 20,
@@ -26,7 +26,7 @@ fn model(extra: impl Into<Value>) -> Box<dyn Architecture> {
     (find("gemma4_text").unwrap().read)(&file).unwrap()
 }
 
-fn models() -> [Box<dyn Architecture>; 4] {
+pub(super) fn models() -> [Box<dyn Architecture>; 4] {
     [
         model(json!({"layer_types": [SLIDING, FULL, SLIDING, FULL], "num_kv_shared_layers": 2,
             "use_double_wide_mlp": true})),

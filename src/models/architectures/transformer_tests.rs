@@ -522,6 +522,9 @@ mod layer_inputs;
 #[path = "transformer_shared_keys_tests.rs"]
 mod shared_keys;
 
+#[path = "transformer_gathered_tests.rs"]
+mod gathered;
+
 #[path = "transformer_device_tests.rs"]
 mod devices;
 

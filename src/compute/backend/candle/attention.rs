@@ -8,13 +8,18 @@ use crate::compute::attention::heads::{DistanceBias, Heads, LayerAttention, Mask
 use crate::compute::attention::rope::{RopeStyle, RopeTable};
 use crate::compute::backend::rows::PassRows;
 
-/// Normalizes and rotates the heads from `first` on, `count` of them.
+/// The place in the batch of row `row`, of all rows or of those at `places`.
+pub(super) fn place_of(places: Option<&[u32]>, row: usize) -> usize {
+    places.map_or(row, |places| places[row] as usize)
+}
+
+/// Normalizes and rotates the heads from `first` on, `count` of them. The rows are all of the batch, or those at `places`.
 pub(super) fn apply_rope(
     qkv: &Tensor,
     (first, count): (usize, usize),
     width: usize,
     norm: Option<&TensorNorm>,
-    table: &RopeTable<'_>,
+    (table, places): (&RopeTable<'_>, Option<&[u32]>),
 ) -> candle_core::Result<Tensor> {
     let (length, pairs) = (qkv.dim(0)?, table.rotary.frequencies.len());
     let mut x = qkv.narrow(1, first * width, count * width)?;
@@ -29,7 +34,7 @@ pub(super) fn apply_rope(
     if pairs == 0 {
         return x.reshape((length, count * width));
     }
-    let angles: Vec<f32> = (0..length).flat_map(|row| table.at(row)).copied().collect();
+    let angles: Vec<f32> = (0..length).flat_map(|row| table.at(place_of(places, row))).copied().collect();
     let angles = Tensor::from_vec(angles, (length, 1, 2 * pairs), qkv.device())?;
     let (cosines, sines) = (angles.narrow(2, 0, pairs)?, angles.narrow(2, pairs, pairs)?);
     let interleaved = table.rotary.style == RopeStyle::Interleaved;

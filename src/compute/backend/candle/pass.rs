@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use candle_core::{D, Tensor};
 
-use super::attention::{apply_rope, attend, attend_packed, softmax, split_heads};
+use super::attention::{apply_rope, attend, attend_packed, place_of, softmax, split_heads};
 use super::delta_rule::{TensorDeltaRule, sigmoid};
 use super::device::{Candle, failed};
 use super::groups::AttentionGroups;
@@ -45,6 +45,26 @@ impl<'a> CandlePass<'a> {
         let sequences = self.rows.sequences.iter().filter(|rows| !rows.is_empty()).map(make);
         let joined = sequences.collect::<candle_core::Result<Vec<_>>>().and_then(|all| Tensor::cat(&all, 0));
         joined.map(Some).map_err(failed)
+    }
+
+    /// Attention of gathered rows to the keys and values of all rows.
+    fn attend_gathered(
+        &self,
+        [queries, keys, values]: [&Tensor; 3],
+        heads: Heads,
+        attention: &LayerAttention,
+    ) -> candle_core::Result<Tensor> {
+        let places = self.gathered.iter().flatten().map(|&place| place as usize).enumerate();
+        let attended = places.map(|(row, place)| {
+            let holds = |(_, rows): &(usize, &Range<usize>)| rows.contains(&place);
+            let Some((number, rows)) = self.rows.sequences.iter().enumerate().find(holds) else {
+                candle_core::bail!("row {place} is in no sequence")
+            };
+            let seen = |x: &Tensor| x.narrow(0, rows.start, self.rows.seen(number));
+            let own = [&queries.narrow(0, row, 1)?, &seen(keys)?, &seen(values)?];
+            attend(own, place - rows.start, heads, attention)
+        });
+        Tensor::cat(&attended.collect::<candle_core::Result<Vec<_>>>()?, 0)
     }
 
     /// Copies `x` to memory, and calls `each` with the rows of each sequence.
@@ -158,6 +178,9 @@ impl Pass<Candle> for CandlePass<'_> {
             Some(None) => return Err(lacking("keys of a layer that has none")),
             None => split_heads(&qkv, heads),
         };
+        if self.gathered.is_some() && !(attention.reuses_keys() && attention.mask.is_causal()) {
+            return Err(lacking("attention of gathered rows to keys of their own layer"));
+        }
         let attended = parts.and_then(|[queries, keys, values]| match &mut self.cache {
             Some(cache) => {
                 let [keys, values] = match attention.reuses_keys() {
@@ -166,6 +189,9 @@ impl Pass<Candle> for CandlePass<'_> {
                 };
                 let before = keys.dim(0)? - queries.dim(0)?;
                 attend([&queries, &keys, &values], before, heads, attention)
+            }
+            None if self.gathered.is_some() => {
+                self.attend_gathered([&queries, &keys, &values], heads, attention)
             }
             None => {
                 if attention.keys == KeySource::Kept {
@@ -366,16 +392,20 @@ impl Pass<Candle> for CandlePass<'_> {
     ) -> Result<Option<Tensor>> {
         let Heads { heads, kv_heads, width } = heads;
         let apply = |qkv: Tensor| {
-            let mut queries = apply_rope(&qkv, (0, heads), width, norms.map(|norms| &norms.0), table)?;
+            let places = self.gathered.as_deref();
+            let of_queries = norms.map(|norms| &norms.0);
+            let mut queries = apply_rope(&qkv, (0, heads), width, of_queries, (table, places))?;
             if kv_heads == 0 {
                 return Ok(queries);
             }
             if table.rotary.query_growth.is_some() {
                 let rows = qkv.dim(0)?;
-                let factors: Vec<f32> = (0..rows).map(|row| table.query_factor(row)).collect();
+                let factors: Vec<f32> =
+                    (0..rows).map(|row| table.query_factor(place_of(places, row))).collect();
                 queries = queries.broadcast_mul(&Tensor::from_vec(factors, (rows, 1), qkv.device())?)?;
             }
-            let keys = apply_rope(&qkv, (heads, kv_heads), width, norms.map(|norms| &norms.1), table)?;
+            let of_keys = norms.map(|norms| &norms.1);
+            let keys = apply_rope(&qkv, (heads, kv_heads), width, of_keys, (table, places))?;
             let values = qkv.narrow(1, (heads + kv_heads) * width, kv_heads * width)?;
             Tensor::cat(&[queries, keys, values], 1)
         };

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::pass::CpuPass;
-use super::states::{States, misuse};
+use super::states::{GatheredRow, States, misuse};
 use crate::Result;
 use crate::compute::attention::heads::{Heads, KeySource, LayerAttention};
 use crate::compute::attention::kv_cache::PagedKvCache;
@@ -43,7 +43,11 @@ impl CpuPass<'_> {
         if self.hides_rows() && cached {
             return Err(misuse("hidden keys are for whole sequences"));
         }
-        let (spans, columns) = (self.spans(), 2 * heads.kv_heads * heads.width);
+        if qkv.gathered && !(attention.reuses_keys() && attention.mask.is_causal()) {
+            return Err(misuse("gathered rows attend to earlier keys of an earlier layer"));
+        }
+        let spans = if qkv.gathered { self.gathered_spans() } else { self.spans() };
+        let columns = 2 * heads.kv_heads * heads.width;
         match attention.keys {
             KeySource::Layer(_) => {}
             _ if cached => self.append(layer, queries, heads, &spans)?,
@@ -92,8 +96,9 @@ impl CpuPass<'_> {
         if let Some(error) = fault.into_inner() {
             return Err(error);
         }
+        let gathered = qkv.gathered;
         self.discard(qkv);
-        Ok(self.operand(out))
+        Ok(States { gathered, ..self.operand(out) })
     }
 
     /// Appends the window's keys and values to the caches.
@@ -189,6 +194,25 @@ impl CpuPass<'_> {
             .collect()
     }
 
+    /// The same of the rows that were gathered, each alone.
+    fn gathered_spans(&self) -> Vec<Span> {
+        let span = |(queries, row): (usize, &GatheredRow)| {
+            let (index, place) = (row.sequence, row.place?);
+            let range = self.batch.range(index);
+            let keys = if self.caches.is_empty() { range.start } else { index };
+            let hidden = self.batch.hidden.get(index).map_or(0, |&hidden| hidden as usize);
+            let before = self.first_position(index) + place - range.start;
+            let hidden = hidden.saturating_sub(range.end - place - 1);
+            Some(Span { keys, queries, before, rows: 1, hidden })
+        };
+        self.gathered.iter().enumerate().filter_map(span).collect()
+    }
+
+    /// The place in the batch of row `row` of a window, or of the rows that were gathered, if it has one.
+    pub(super) fn place_of(&self, row: usize, gathered: bool) -> Option<usize> {
+        if gathered { self.gathered[row].place } else { Some(self.window.start + row) }
+    }
+
     pub(super) fn apply_rope(
         &mut self,
         mut qkv: States,
@@ -203,13 +227,15 @@ impl CpuPass<'_> {
             Some((Some(queries), Some(keys))) => Some((queries, keys)),
             Some(_) => return Err(misuse("queries and keys are normalized in the same way")),
         };
+        let gathered = qkv.gathered;
         let matrix = qkv.operand_mut(self.cpu.dtype)?;
-        let (format, kernels, start) = (matrix.format(), self.cpu.kernel_set().kernels, self.window.start);
+        let (format, kernels) = (matrix.format(), self.cpu.kernel_set().kernels);
         let norms = norms.map(|(queries, keys)| (&queries.scale[..], &keys.scale[..], queries.epsilon));
-        let values = matrix.rows() * matrix.columns();
+        let (count, values) = (matrix.rows(), matrix.rows() * matrix.columns());
         let target = matrix.target();
-        self.parallelism.worth(values).split_rows(self.window.len(), |rows| {
+        self.parallelism.worth(values).split_rows(count, |rows| {
             for row in rows {
+                let Some(place) = self.place_of(row, gathered) else { continue };
                 let rope = RopeRow {
                     row: target.part(row..row + 1, 0..1),
                     format,
@@ -218,8 +244,8 @@ impl CpuPass<'_> {
                     width: heads.width,
                     norms,
                     shifts,
-                    angles: table.at(start + row),
-                    query_factor: table.query_factor(start + row),
+                    angles: table.at(place),
+                    query_factor: table.query_factor(place),
                     interleaved: table.rotary.style == RopeStyle::Interleaved,
                 };
                 // SAFETY: `Attention::check` asserted that a row has the queries and keys of these heads in `format`. `part`

@@ -82,8 +82,7 @@ impl CpuPass<'_> {
                 // SAFETY: `own` and `target` are the only borrows of two matrices, and each row belongs to one task.
                 let input = unsafe { own.row_f32(row) };
                 norm.apply(kernels, input, None);
-                let place =
-                    if embeddings.gathered { self.gathered[row] } else { Some(self.window.start + row) };
+                let place = self.place_of(row, embeddings.gathered);
                 if let Some((tokens, place)) = tokens.zip(place)
                     && let Err(error) = add_row(tokens, self.batch.ids[place], input, &mut scratch)
                 {

@@ -6,7 +6,7 @@ use half::bf16;
 
 use super::device::Norm;
 use super::pass::CpuPass;
-use super::states::{StateRows, States};
+use super::states::{GatheredRow, StateRows, States};
 use crate::Result;
 use crate::compute::isa::DType;
 use crate::compute::kernels::rowwise::RmsRow;
@@ -124,12 +124,12 @@ impl CpuPass<'_> {
 }
 
 impl CpuPass<'_> {
-    /// The rows with these numbers. Where there is none, the values are unspecified.
-    pub(super) fn gather(&mut self, x: &StateMatrix, rows: &[Option<usize>]) -> Result<StateMatrix> {
+    /// The rows at these places. Where there is none, the values are unspecified.
+    pub(super) fn gather(&mut self, x: &StateMatrix, rows: &[GatheredRow]) -> Result<StateMatrix> {
         let (columns, format) = (x.columns(), x.format());
         let mut out = self.workspace.matrix(rows.len(), columns, format)?;
         let target = out.target();
-        for (to, from) in rows.iter().enumerate().filter_map(|(to, from)| from.map(|from| (to, from))) {
+        for (to, from) in rows.iter().enumerate().filter_map(|(to, row)| row.place.map(|from| (to, from))) {
             // SAFETY: `row_ptr` and `part` check the rows, which have `columns` values in `format` each. The matrices do not
             // overlap, and no other thread accesses `out`.
             unsafe {

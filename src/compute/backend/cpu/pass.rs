@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::states::{StateRows, States, not_in};
+use super::states::{GatheredRow, StateRows, States, not_in};
 use super::workspace::{CrossingStates, Workspace};
 use crate::Result;
 use crate::compute::attention::heads::{Heads, LayerAttention};
@@ -40,8 +40,8 @@ pub struct CpuPass<'a> {
     pub(super) seen: Option<StateMatrix>,
     /// The keys and values of layers whose later layers use them, of all windows so far, if there are no caches.
     pub(super) kept: Vec<(usize, StateMatrix)>,
-    /// The rows that were gathered, with their places in the batch.
-    pub(super) gathered: Vec<Option<usize>>,
+    /// The rows that were gathered.
+    pub(super) gathered: Vec<GatheredRow>,
     /// The gated rows before the window in the sequence that crosses its beginning, if there are several windows and no
     /// caches.
     pub(super) crossing: Vec<f32>,
@@ -335,7 +335,7 @@ impl Pass<Cpu> for CpuPass<'_> {
             return Ok(x);
         }
         // Without causality the rows of a window need those after it.
-        if !causal || tokens <= WINDOW {
+        if !causal || tokens <= WINDOW || x.gathered {
             return block(self, x, true);
         }
         for start in (0..tokens).step_by(WINDOW) {
@@ -361,7 +361,7 @@ impl Pass<Cpu> for CpuPass<'_> {
         };
         let out = self.product(&operand, linear, activation);
         self.workspace.give(operand);
-        Ok(self.operand(out?))
+        Ok(States { gathered: x.gathered, ..self.operand(out?) })
     }
 
     fn rope<'r>(&self, rotary: &'r Rotary) -> Result<RopeTable<'r>> {
@@ -437,12 +437,13 @@ impl Pass<Cpu> for CpuPass<'_> {
                 Row::Last => range.end.saturating_sub(count),
             };
             // An empty text has a row too.
-            (first..first + count).map(move |row| (!range.is_empty()).then_some(row))
+            let place = move |row| (!range.is_empty()).then_some(row);
+            (first..first + count).map(move |row| GatheredRow { sequence: index, place: place(row) })
         };
         let rows: Vec<_> = self.batch.ranges().enumerate().flat_map(of).collect();
         if let Some(phases) = &self.batch_phases {
             // Empty texts have no phases, and no caches.
-            self.phases = phases.gathered(rows.iter().flatten().copied());
+            self.phases = phases.gathered(rows.iter().filter_map(|row| row.place));
         }
         let gathered = x.rows.map(|matrix| self.gather(matrix, &rows))?;
         self.discard(x);

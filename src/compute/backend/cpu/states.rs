@@ -12,6 +12,15 @@ pub struct States {
     pub(super) gathered: bool,
 }
 
+/// A row that was gathered.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct GatheredRow {
+    /// The sequence of the batch that it belongs to.
+    pub sequence: usize,
+    /// Its place in the batch; `None` where the sequence has no rows: its values are unspecified.
+    pub place: Option<usize>,
+}
+
 /// Rows in f32, for sums and normalizations, in bf16, for products, or in both.
 #[derive(Debug)]
 pub(super) enum StateRows {
