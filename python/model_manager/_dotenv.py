@@ -67,6 +67,8 @@ def _load() -> None:
     try:
         text = path.read_text(encoding="utf-8-sig") if path.is_file() else ""
     except (OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno is None:
+            raise  # not the system's: a signal handler has raised it, a time limit for example
         logger.warning("%s is not used: %s", path.absolute(), error)
         return
     for name, value in resolve(text, os.environ).items():

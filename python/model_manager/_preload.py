@@ -146,7 +146,11 @@ def start_from_environment(manager: Manager, file: str) -> None:
         return
     try:
         start(manager, Path(file), None, "first_load", after_use=True)
-    except (OSError, ModelManagerError) as error:
+    except BaseException as error:
+        if not isinstance(error, ModelManagerError) and getattr(error, "errno", None) is None:
+            # A signal handler has raised it (Ctrl-C): the next call begins again.
+            vars(manager).pop("_preloads", None)
+            raise
         logger.warning("MODEL_MANAGER_PRELOAD=%r is not preloaded: %s; correct or unset the variable", file, error)
 
 

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use pyo3::PyTypeInfo;
-use pyo3::exceptions::{PyTypeError, PyUnicodeEncodeError};
+use pyo3::exceptions::{PyException, PyTypeError, PyUnicodeEncodeError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBool, PyDict, PyInt, PyList, PyString, PyTuple, PyType};
@@ -33,6 +33,13 @@ pub(super) enum WrongArgument {
 impl From<PyErr> for WrongArgument {
     fn from(error: PyErr) -> Self {
         Self::Raised(error)
+    }
+}
+
+impl WrongArgument {
+    /// Why a conversion that runs Python's own code failed: the type, or what a signal handler raised there (Ctrl-C).
+    fn of(given: &Bound<'_, PyAny>, error: PyErr) -> Self {
+        if error.is_instance_of::<PyException>(given.py()) { Self::Type } else { Self::Raised(error) }
     }
 }
 
@@ -156,11 +163,11 @@ impl<'py> Argument<'py> for f64 {
         if given.is_instance_of::<PyBool>() {
             return Err(WrongArgument::Type);
         }
-        given.extract().map_err(|_| {
+        given.extract().map_err(|error| {
             if given.is_instance_of::<PyInt>() {
                 WrongArgument::Value("is too large".into())
             } else {
-                WrongArgument::Type
+                WrongArgument::of(given, error)
             }
         })
     }
@@ -192,7 +199,8 @@ macro_rules! whole_numbers {
                 if given.is_instance_of::<PyBool>() {
                     return Err(WrongArgument::Type);
                 }
-                let number = given.call_method0("__index__").map_err(|_| WrongArgument::Type)?;
+                let number =
+                    given.call_method0("__index__").map_err(|error| WrongArgument::of(given, error))?;
                 number.extract().map_err(|_| match number.lt(0) {
                     Ok(true) => WrongArgument::Value("must not be negative".into()),
                     _ => WrongArgument::Value(concat!("must be less than ", $range).into()),
@@ -237,7 +245,7 @@ impl<'py> Argument<'py> for Vec<Utf8> {
         if given.is_instance_of::<PyString>() || is_mapping(given)? {
             return Err(WrongArgument::Type);
         }
-        let items = given.try_iter().map_err(|_| WrongArgument::Type)?;
+        let items = given.try_iter().map_err(|error| WrongArgument::of(given, error))?;
         items.enumerate().map(|(number, item)| part(&item?, || format!("[{number}]"))).collect()
     }
 }
@@ -269,7 +277,7 @@ impl<'py> Argument<'py> for PathBuf {
     const TAKES: &'static str = "a str or a path";
 
     fn take(given: &Bound<'py, PyAny>) -> Result<Self, WrongArgument> {
-        given.extract().map_err(|_| WrongArgument::Type)
+        given.extract().map_err(|error| WrongArgument::of(given, error))
     }
 }
 

@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use pyo3::exceptions::PyTypeError;
+use pyo3::exceptions::{PyException, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple, PyType};
 
 use super::errors::OrRaise;
+use super::gil::interrupted;
 use super::host::PythonHost;
 use super::utf8::Utf8;
 use crate::config::{SettingValue, Settings, for_each_setting};
@@ -26,7 +27,9 @@ macro_rules! define_config {
             #[pyo3(signature = (**settings))]
             fn new(py: Python<'_>, settings: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
                 let keywords = keywords(settings)?;
-                Settings::resolve(&PythonHost, pairs(&keywords)).or_raise(py).map(Self)
+                let settings = Settings::resolve(&PythonHost, pairs(&keywords));
+                interrupted()?;
+                settings.or_raise(py).map(Self)
             }
 
             $(
@@ -106,10 +109,11 @@ fn shown(name: &str, value: &str) -> String {
 
 /// The folder of the hub's models with these settings.
 #[pyfunction]
-pub(super) fn _hub_cache(config: &PyConfig) -> PathBuf {
+pub(super) fn _hub_cache(config: &PyConfig) -> PyResult<PathBuf> {
     let mut options = ResolveOptions::new(Arc::new(PythonHost));
     options.cache_dir = config.0.cache_dir.as_ref().map(|folder| folder.0.clone());
-    options.cache()
+    let cache = options.cache();
+    interrupted().map(|()| cache)
 }
 
 /// `Config(**settings)`, for pickle.
@@ -155,14 +159,22 @@ fn from_py(value: &Bound<'_, PyAny>) -> PyResult<SettingValue> {
         SettingValue::Float(value.extract()?)
     } else if let Ok(text) = value.cast::<PyString>() {
         SettingValue::Text(text.extract::<Utf8>()?.into())
-    } else if let Ok(path) = value.call_method0("__fspath__").and_then(|path| path.extract::<Utf8>()) {
+    } else if let Some(path) = found(value, "__fspath__")?.and_then(|path| path.extract::<Utf8>().ok()) {
         SettingValue::Text(path.into())
-    } else if let Ok(number) = value.call_method0("__index__") {
+    } else if let Some(number) = found(value, "__index__")? {
         // numpy's integers.
         number.extract().map_or_else(|_| SettingValue::Other("int".into()), SettingValue::Int)
     } else {
         SettingValue::Other(value.get_type().name()?.to_string())
     })
+}
+
+/// What the method of `value` returns; `None` without one. What a signal handler raises there (Ctrl-C) is raised.
+fn found<'py>(value: &Bound<'py, PyAny>, method: &str) -> PyResult<Option<Bound<'py, PyAny>>> {
+    match value.call_method0(method) {
+        Err(raised) if !raised.is_instance_of::<PyException>(value.py()) => Err(raised),
+        found => Ok(found.ok()),
+    }
 }
 
 fn to_py<'py>(py: Python<'py>, value: &SettingValue) -> PyResult<Bound<'py, PyAny>> {

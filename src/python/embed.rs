@@ -6,7 +6,7 @@ use pyo3::types::{PyList, PyString};
 
 use super::arrow::{self, ArrowVectors};
 use super::errors::OrRaise;
-use super::gil::{detached, inside};
+use super::gil::inside;
 use super::handle::Handle;
 use super::texts::{self, text_of};
 use super::tracing::{self, Call, CallOutcome};
@@ -46,7 +46,7 @@ fn one(handle: &Handle, py: Python<'_>, text: &str, options: EmbedOptions) -> Py
     match manager.cached(text, &options).or_raise(py)? {
         Some(found) => {
             if options.keep_alive.is_some() {
-                detached(py, || manager.keep_for(text, &options)).or_raise(py)?;
+                entered(py, || manager.keep_for(text, &options))?;
             }
             Ok(found)
         }

@@ -92,7 +92,7 @@ impl log::Log for Logger {
                         before.restore(py);
                     }
                     if let Some(raised) = raised {
-                        keep(py, raised);
+                        after_logging(py, raised);
                     }
                 });
             }
@@ -103,22 +103,29 @@ impl log::Log for Logger {
 }
 
 thread_local! {
-    /// What a signal handler raised while this thread logged.
+    /// What a signal handler raised on this thread where nothing could be raised.
     static RAISED: RefCell<Option<PyErr>> = const { RefCell::new(None) };
 }
 
-/// Keeps what a signal handler raised (Ctrl-C) while Python's logging ran, until [`interrupted_while_logging`]: a log call
-/// has no result to return it in. An error of a logging handler is reported as one that cannot be raised.
-fn keep(py: Python<'_>, raised: PyErr) {
+/// Keeps what a signal handler raised (Ctrl-C) while Python's logging ran. An error of a logging handler is reported as one
+/// that cannot be raised.
+fn after_logging(py: Python<'_>, raised: PyErr) {
     if raised.is_instance_of::<PyException>(py) {
         raised.write_unraisable(py, None);
     } else {
-        RAISED.set(Some(raised));
+        keep(raised);
     }
 }
 
-/// What a signal handler raised while this thread logged, once.
-pub(super) fn interrupted_while_logging() -> PyResult<()> {
+/// Keeps what a signal handler raised (Ctrl-C) until [`interrupted`], which every method calls at its end: for places that
+/// have no result to return it in, such as a log call. Of several, the first one is kept.
+pub(super) fn keep(raised: PyErr) {
+    let kept = RAISED.take().unwrap_or(raised);
+    RAISED.set(Some(kept));
+}
+
+/// What a signal handler raised on this thread where it could not be raised, once.
+pub(super) fn interrupted() -> PyResult<()> {
     RAISED.take().map_or(Ok(()), Err)
 }
 

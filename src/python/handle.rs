@@ -73,7 +73,7 @@ impl Handle {
     /// another thread that builds may wait for the interpreter.
     pub(super) fn built(&self, py: Python<'_>) -> PyResult<&Manager> {
         if !self.manager.is_built() {
-            detached(py, || self.manager.settings()).or_raise(py)?;
+            entered(py, || self.manager.settings())?;
         }
         Ok(&self.manager)
     }

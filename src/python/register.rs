@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 
 use super::errors::{OrRaise, to_py, wrong_type};
-use super::gil::detached;
+use super::host::entered;
 use super::loader::host_loader;
 use super::texts::text_of;
 use crate::Error;
@@ -23,11 +24,15 @@ pub(super) fn source_text(source: &Bound<'_, PyAny>) -> PyResult<String> {
 pub(super) fn path_text(name: &'static str, source: &Bound<'_, PyAny>) -> PyResult<String> {
     let kind = source.get_type().name()?;
     let path = if source.is_instance_of::<PyString>() {
-        Ok(source.clone())
+        Some(source.clone())
     } else {
-        source.call_method0("__fspath__")
+        match source.call_method0("__fspath__") {
+            // What a signal handler raised there (Ctrl-C).
+            Err(raised) if !raised.is_instance_of::<PyException>(source.py()) => return Err(raised),
+            path => path.ok(),
+        }
     };
-    let Some(text) = path.ok().and_then(|path| path.cast_into::<PyString>().ok()) else {
+    let Some(text) = path.and_then(|path| path.cast_into::<PyString>().ok()) else {
         let message = format!("{name} must be a str or a path, not {kind}");
         return Err(wrong_type(source.py(), name, message));
     };
@@ -142,7 +147,7 @@ pub(super) fn spec(
         None if has_vectors || BUILT_IN.contains(&name) => Some(ModelKind::Embedding),
         None => {
             let spec = model(py, source.clone(), dtype, revision.clone(), adapter.clone())?;
-            match detached(py, || manager.installed_kind(&spec)).or_raise(py)? {
+            match entered(py, || manager.installed_kind(&spec))? {
                 None if !has_any => return Ok(Spec::Open(spec)),
                 Some(ModelKind::Generator) if has_any => Some(ModelKind::Embedding),
                 found => found,

@@ -6,7 +6,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyTuple};
 
 use super::errors::to_py;
-use super::gil::{calling, detached};
+use super::gil::{calling, detached, interrupted};
 use super::handle::Handle;
 use super::tracing::{self, Call, CallOutcome, Ending};
 use super::vectors::array;
@@ -105,10 +105,20 @@ pub(super) fn started(
     call: Option<Arc<Call>>,
     submit: impl FnOnce(&Manager) -> Result<Ticket> + Send,
 ) -> PyResult<PyTicket> {
-    match Call::submit(call.as_ref(), || detached(py, || submit(&handle.manager))) {
+    let submitted = Call::submit(call.as_ref(), || detached(py, || submit(&handle.manager)));
+    let started = match (interrupted(), submitted) {
+        (Ok(()), submitted) => submitted.map_err(|error| to_py(py, &error)),
+        (Err(raised), submitted) => {
+            // There is no ticket to cancel it with.
+            if let Ok(ticket) = submitted {
+                detached(py, || ticket.cancel());
+            }
+            Err(raised)
+        }
+    };
+    match started {
         Ok(ticket) => Ok(PyTicket { ticket, call, process: Process::current() }),
         Err(error) => {
-            let error = to_py(py, &error);
             Call::fail(call.as_ref(), py, &error);
             Err(error)
         }

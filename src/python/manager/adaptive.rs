@@ -3,9 +3,8 @@
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
-use super::{PyManager, detached};
+use super::{PyManager, entered};
 use crate::config::Choice as _;
-use crate::python::errors::OrRaise;
 use crate::python::utf8::Utf8;
 use crate::python::{adaptive, argument};
 
@@ -19,7 +18,7 @@ impl PyManager {
         #[pyo3(from_py_with = argument::name)] name: Utf8,
         #[pyo3(from_py_with = argument::user)] user: Option<Utf8>,
     ) -> PyResult<bool> {
-        detached(py, || self.0.manager.hint(&name, user.as_deref())).or_raise(py)
+        entered(py, || self.0.manager.hint(&name, user.as_deref()))
     }
 
     /// What decides how long a slot stays in memory.
@@ -29,12 +28,11 @@ impl PyManager {
         #[pyo3(from_py_with = argument::name)] name: Utf8,
     ) -> PyResult<Bound<'py, PyDict>> {
         let manager = &self.0.manager;
-        let found = detached(py, || {
+        let (found, fixed, profile) = entered(py, || {
             let found = manager.explain(&name)?;
             let profile = manager.settings()?.profile;
-            Ok::<_, crate::Error>((found, manager.fixed_stay(&name)?, profile))
-        });
-        let (found, fixed, profile) = found.or_raise(py)?;
+            Ok((found, manager.fixed_stay(&name)?, profile))
+        })?;
         let sentence = found.as_ref().map_or(fixed, |found| found.explanation.sentence());
         let explained = adaptive::explanation(py, &name, sentence, found.as_ref())?;
         explained.set_item("profile", profile.as_str())?;
@@ -43,7 +41,7 @@ impl PyManager {
 
     /// The loads ahead of a use that are planned.
     fn forecast<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
-        let planned = detached(py, || self.0.manager.forecast()).or_raise(py)?;
+        let planned = entered(py, || self.0.manager.forecast())?;
         adaptive::forecast(py, &planned)
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::{PyManager, detached};
+use super::{PyManager, entered};
 use crate::manager::EmbedOptions;
 use crate::python::errors::OrRaise;
 use crate::python::options::positive_seconds;
@@ -16,7 +16,7 @@ use crate::python::{argument, report};
 impl PyManager {
     /// State of the embedding cache.
     fn cache_info<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let statistics = detached(py, || self.0.manager.statistics()).or_raise(py)?;
+        let statistics = entered(py, || self.0.manager.statistics())?;
         report::cache(py, &statistics, &self.0.settings(py)?)
     }
 
@@ -43,7 +43,7 @@ impl PyManager {
 
     /// Read everything on disk: {whole, damaged}.
     fn cache_verify<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let verified = detached(py, || self.0.manager.verify_cache()).or_raise(py)?;
+        let verified = entered(py, || self.0.manager.verify_cache())?;
         let found = PyDict::new(py);
         found.set_item("whole", verified.whole)?;
         found.set_item("damaged", verified.damaged)?;
@@ -56,7 +56,7 @@ impl PyManager {
         py: Python<'_>,
         #[pyo3(from_py_with = argument::path)] path: PathBuf,
     ) -> PyResult<usize> {
-        detached(py, || self.0.manager.export_cache(&path)).or_raise(py)
+        entered(py, || self.0.manager.export_cache(&path))
     }
 
     /// Add the results of such a file; how many were new.
@@ -65,7 +65,7 @@ impl PyManager {
         py: Python<'_>,
         #[pyo3(from_py_with = argument::path)] path: PathBuf,
     ) -> PyResult<usize> {
-        detached(py, || self.0.manager.import_cache(&path)).or_raise(py)
+        entered(py, || self.0.manager.import_cache(&path))
     }
 
     /// Ask the servers of the cache now: (address, whether it answers) of each.

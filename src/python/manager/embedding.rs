@@ -3,7 +3,7 @@
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 
-use super::{PyManager, detached};
+use super::{PyManager, entered};
 use crate::manager::EmbedOptions;
 use crate::python::argument::{self, Callable, no_others, unknown_keyword};
 use crate::python::arrow::ArrowVectors;
@@ -137,7 +137,7 @@ impl PyManager {
         py: Python<'_>,
         #[pyo3(from_py_with = argument::name)] name: Utf8,
     ) -> PyResult<Vec<String>> {
-        detached(py, || self.0.manager.labels(&name)).or_raise(py)
+        entered(py, || self.0.manager.labels(&name))
     }
 
     /// `_infer` without waiting: `on_done(results, tokens, error)`.

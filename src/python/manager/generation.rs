@@ -8,7 +8,7 @@ use crate::manager::{GENERATOR, GenerateOptions};
 use crate::python::argument::{self, Callable};
 use crate::python::errors::OrRaise;
 use crate::python::generation::{self, PyGenerationTicket, PyTextStream};
-use crate::python::gil::detached;
+use crate::python::gil::{detached, interrupted};
 use crate::python::texts::text_of;
 use crate::python::tracing::{self, Call, CallOutcome};
 use crate::python::utf8::{Utf8, owned};
@@ -96,10 +96,17 @@ impl PyManager {
         let submitted = Call::submit(call.as_ref(), || {
             detached(py, || self.0.manager.submit_generation(prompt, params, &options, events))
         });
-        submitted
-            .or_raise(py)
-            .map(PyGenerationTicket)
-            .inspect_err(|error| Call::fail(call.as_ref(), py, error))
+        let started = match (interrupted(), submitted) {
+            (Ok(()), submitted) => submitted.or_raise(py),
+            (Err(raised), submitted) => {
+                // There is no ticket to cancel it with.
+                if let Ok(ticket) = submitted {
+                    detached(py, || ticket.cancel());
+                }
+                Err(raised)
+            }
+        };
+        started.map(PyGenerationTicket).inspect_err(|error| Call::fail(call.as_ref(), py, error))
     }
 
     /// What the model of a slot with a generator is. Without `load`, None when it is not in memory.
@@ -111,7 +118,7 @@ impl PyManager {
         #[pyo3(from_py_with = argument::load)] load: bool,
     ) -> PyResult<Option<Bound<'py, PyDict>>> {
         let name = name.as_deref().unwrap_or(GENERATOR);
-        let call = if load { self.begin_load(py, name) } else { None };
+        let call = if load { self.begin_load(py, name)? } else { None };
         let described = self.0.enter(py, |manager, check| manager.describe_generator(name, load, check));
         Call::end_with(call.as_ref(), py, &described, |_| CallOutcome::Loaded);
         described?.map(|described| report::generator(py, &described)).transpose()

@@ -16,9 +16,8 @@ use super::argument::{self, Callable, no_others};
 use super::config::{PyConfig, keywords, pairs};
 use super::discard::discard;
 use super::errors::OrRaise;
-use super::gil::detached;
 use super::handle::Handle;
-use super::host::ManagerHost;
+use super::host::{ManagerHost, entered};
 use super::loader::unwrap_object;
 use super::options::{positive_seconds, slot_keep_alive, timeout};
 use super::register::{self, AboutVectors, SlotSource, Terms, path_text, source_text};
@@ -51,9 +50,9 @@ impl PyManager {
 
 impl PyManager {
     /// The span of a load, if calls are traced and the slot is not in memory.
-    fn begin_load(&self, py: Python<'_>, name: &str) -> Option<Arc<Call>> {
-        let absent = tracing::is_on() && matches!(self.0.built(py).ok()?.is_loaded(name), Ok(false));
-        if absent { tracing::begin(py, "load", Some(name), 0) } else { None }
+    fn begin_load(&self, py: Python<'_>, name: &str) -> PyResult<Option<Arc<Call>>> {
+        let absent = tracing::is_on() && matches!(self.0.built(py)?.is_loaded(name), Ok(false));
+        Ok(if absent { tracing::begin(py, "load", Some(name), 0) } else { None })
     }
 }
 
@@ -172,12 +171,12 @@ impl PyManager {
         let adapter = adapter.map(|adapter| path_text("adapter", adapter)).transpose()?;
         let terms = Terms { kind: kind.as_deref(), dtype: &dtype, revision: owned(revision), adapter };
         let spec = register::spec(py, manager, &name, source, terms, about_vectors)?;
-        detached(py, || manager.register(&name, spec, keep, replace)).or_raise(py)
+        entered(py, || manager.register(&name, spec, keep, replace))
     }
 
     /// Unload and forget the slot.
     fn unregister(&self, py: Python<'_>, #[pyo3(from_py_with = argument::name)] name: Utf8) -> PyResult<()> {
-        detached(py, || self.0.manager.unregister(&name)).or_raise(py)
+        entered(py, || self.0.manager.unregister(&name))
     }
 
     /// A number of the slot's latest registration, equal to that of no other one.
@@ -207,7 +206,7 @@ impl PyManager {
         #[pyo3(from_py_with = argument::timeout)] timeout: Option<f64>,
     ) -> PyResult<()> {
         let timeout = self::timeout(py, timeout)?;
-        let call = self.begin_load(py, &name);
+        let call = self.begin_load(py, &name)?;
         let loaded = if self.0.built(py)?.is_embedding(&name).or_raise(py)? {
             self.0.enter_for_array(py, |manager, check| manager.load(&name, timeout, check))
         } else {
@@ -219,12 +218,12 @@ impl PyManager {
 
     /// Unload; True if it was loaded.
     fn unload(&self, py: Python<'_>, #[pyo3(from_py_with = argument::name)] name: Utf8) -> PyResult<bool> {
-        detached(py, || self.0.manager.unload(&name)).or_raise(py)
+        entered(py, || self.0.manager.unload(&name))
     }
 
     /// Unload every slot; how many were loaded.
     fn unload_all(&self, py: Python<'_>) -> PyResult<usize> {
-        detached(py, || self.0.manager.unload_all()).or_raise(py)
+        entered(py, || self.0.manager.unload_all())
     }
 
     /// Whether the slot is in memory now.
@@ -281,10 +280,7 @@ impl PyManager {
         adapter: Option<Utf8>,
     ) -> PyResult<Bound<'py, PyDict>> {
         let kind = kind.as_deref().map(ModelKind::from_name).transpose().or_raise(py)?;
-        known::report(
-            py,
-            detached(py, || self.0.manager.inspect(&source, adapter.as_deref(), kind)).or_raise(py)?,
-        )
+        known::report(py, entered(py, || self.0.manager.inspect(&source, adapter.as_deref(), kind))?)
     }
 
     /// Load several slots at the same time and wait for all.
@@ -302,7 +298,7 @@ impl PyManager {
 
     /// Everything countable, JSON-serializable. Loads nothing.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let statistics = detached(py, || self.0.manager.statistics()).or_raise(py)?;
+        let statistics = entered(py, || self.0.manager.statistics())?;
         report::manager(py, statistics, &self.0.settings(py)?, &self.device(py)?)
     }
 
@@ -317,18 +313,20 @@ impl PyManager {
     ) -> PyResult<()> {
         let interval = positive_seconds("cleanup_interval", cleanup_interval).or_raise(py)?;
         let max_idle = positive_seconds("max_idle_time", max_idle_time).or_raise(py)?;
-        detached(py, || self.0.manager.set_reaper(ReaperSettings { enabled, interval, max_idle }))
-            .or_raise(py)
+        entered(py, || self.0.manager.set_reaper(ReaperSettings { enabled, interval, max_idle }))
     }
 
     /// Unload now what has been idle for `max_idle_time`; how many slots.
     fn cleanup_idle(&self, py: Python<'_>) -> PyResult<usize> {
-        detached(py, || self.0.manager.clean_up()).or_raise(py)
+        entered(py, || self.0.manager.clean_up())
     }
 
     /// Unload everything and stop the threads. Further use raises `ClosedError`; closing again does nothing.
-    fn close(&self, py: Python<'_>) {
-        detached(py, || self.0.manager.close());
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        entered(py, || {
+            self.0.manager.close();
+            Ok(())
+        })
     }
 
     /// Whether `close` was called.
@@ -348,9 +346,9 @@ impl PyManager {
         exc_type: &Bound<'_, PyAny>,
         exc: &Bound<'_, PyAny>,
         traceback: &Bound<'_, PyAny>,
-    ) {
+    ) -> PyResult<()> {
         let _ = (exc_type, exc, traceback);
-        self.close(py);
+        self.close(py)
     }
 
     /// By configuration: models load again where it is unpickled.
@@ -365,7 +363,7 @@ impl PyManager {
             return Ok(format!("<{class} closed>"));
         }
         let py = slf.py();
-        let all = detached(py, || inner.statistics()).or_raise(py)?;
+        let all = entered(py, || inner.statistics())?;
         Ok(report::summary(&class.to_string(), &all))
     }
 }
