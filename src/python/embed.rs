@@ -8,9 +8,11 @@ use super::arrow::{self, ArrowVectors};
 use super::errors::OrRaise;
 use super::gil::inside;
 use super::handle::Handle;
+use super::host::entered;
+use super::numpy_api::import_numpy;
 use super::texts::{self, text_of};
 use super::tracing::{self, Call, CallOutcome};
-use super::vectors::{array, copied_array, import_numpy, shared_array};
+use super::vectors::{array, copied_array, shared_array};
 use crate::cache::CachedItem;
 use crate::manager::{Check, EmbedOptions, Inputs, Manager};
 use crate::models::TextChunk;
@@ -129,6 +131,7 @@ pub(super) fn embed_chunks(
         width: Some(*width),
     });
     let (chunks, vectors, width) = found?;
+    let _inside = inside(py);
     import_numpy(py)?;
     let array = PyArray1::from_vec(py, vectors).reshape([chunks.len(), width])?;
     Ok((made(&whole, chunks), array.into_any().unbind()))

@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 use pyo3::prelude::*;
 
 use super::gil::forget_others;
-use super::vectors::settle_numpy;
+use super::numpy_api::settle_numpy;
 use crate::manager::{Inheritance, Manager};
 use crate::sync::{Mutex, fork};
 

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 
 use super::errors::OrRaise;
-use super::gil::{attached, detached};
-use super::host::{ManagerHost, interruptible};
-use super::vectors::import_numpy;
+use super::gil::attached;
+use super::host::{ManagerHost, entered, interruptible};
+use super::numpy_api::import_numpy;
 use crate::config::Settings;
 use crate::manager::Manager;
 use crate::{Error, Result};

@@ -5,19 +5,24 @@ use pyo3::prelude::*;
 
 use super::errors::OrRaise;
 use super::gil::detached;
+use super::numpy_api::import_numpy;
+use crate::Error;
 use crate::compute::{Isa, maxsim};
 use crate::sync::fork;
-use crate::{Error, Result};
 
 /// MaxSim of a query with each document: contiguous float32 arrays of rows of one width. Other threads run meanwhile.
 #[pyfunction]
 pub(super) fn _maxsim<'py>(
-    query: PyReadonlyArray2<'py, f32>,
-    documents: Vec<PyReadonlyArray2<'py, f32>>,
+    query: &Bound<'py, PyAny>,
+    documents: Vec<Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyArray1<f32>>> {
     let py = query.py();
+    import_numpy(py)?;
+    let query: PyReadonlyArray2<'py, f32> = query.extract()?;
+    let documents: Vec<PyReadonlyArray2<'py, f32>> =
+        documents.iter().map(|document| document.extract()).collect::<Result<_, _>>()?;
     let width = query.shape()[1];
-    let rows = |array: &'_ PyReadonlyArray2<'py, f32>| -> Result<()> {
+    let rows = |array: &'_ PyReadonlyArray2<'py, f32>| -> crate::Result<()> {
         if array.shape()[1] == width {
             return Ok(());
         }
@@ -28,8 +33,7 @@ pub(super) fn _maxsim<'py>(
         Err(Error::argument("documents", reason))
     };
     documents.iter().try_for_each(rows).or_raise(py)?;
-    let slices =
-        documents.iter().map(|document| document.as_slice()).collect::<std::result::Result<Vec<_>, _>>();
+    let slices = documents.iter().map(|document| document.as_slice()).collect::<Result<Vec<_>, _>>();
     let (query, slices) = (query.as_slice()?, slices?);
     let scores = detached(py, || {
         let _computing = fork::computing();

@@ -21,6 +21,7 @@ mod known;
 mod loader;
 mod manager;
 mod maxsim;
+mod numpy_api;
 mod options;
 mod register;
 mod report;

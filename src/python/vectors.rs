@@ -5,11 +5,11 @@ use std::sync::Arc;
 use numpy::{PyArray1, PyArrayMethods, PyReadwriteArray1};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyList};
 
 use super::errors::OrRaise;
 use super::gil::inside;
+use super::numpy_api::import_numpy;
 use crate::cache::CachedItem;
 use crate::compute::memory::reserve;
 use crate::output::{Combined, Dense, Item, MultiVector, Output, SparseVector};
@@ -32,26 +32,6 @@ impl SharedVector {
     }
 }
 
-/// Completes the set-up of numpy's C API, which another thread may have begun. A child process that is forked in the middle
-/// of it would wait for that thread, which does not exist there.
-pub(super) fn settle_numpy(py: Python<'_>) -> PyResult<()> {
-    if py.import("sys")?.getattr("modules")?.contains("numpy")? { import_numpy(py) } else { Ok(()) }
-}
-
-/// Imports numpy and its C API: before any array is made, best while its numbers are still computed. Making an array
-/// would import them too, but panic where the import fails, which Ctrl-C can make it do.
-pub(super) fn import_numpy(py: Python<'_>) -> PyResult<()> {
-    static IMPORTED: PyOnceLock<()> = PyOnceLock::new();
-    let _inside = inside(py);
-    let import = || {
-        let core = if py.import("numpy")?.hasattr("_core")? { "numpy._core" } else { "numpy.core" };
-        py.import(format!("{core}.multiarray"))?;
-        PyArray1::<f32>::zeros(py, 0, false);
-        Ok(())
-    };
-    IMPORTED.get_or_try_init(py, import).copied()
-}
-
 /// A read-only array that shares the memory of a cached result.
 pub(super) fn shared_array(py: Python<'_>, cached: &CachedItem) -> PyResult<Py<PyAny>> {
     match cached.item() {
@@ -72,6 +52,7 @@ fn parked_array(py: Python<'_>, cached: &CachedItem, values: &Arc<[f32]>) -> PyR
     if let Some(array) = parked(cached) {
         return Ok(array);
     }
+    import_numpy(py)?;
     let owner = Bound::new(py, SharedVector(Arc::clone(values)))?;
     let array = py.import("numpy")?.call_method1("asarray", (owner,))?.unbind();
     // Another thread may have parked its own meanwhile: then both return that one.
