@@ -838,12 +838,15 @@ class Manager:
         """State of the embedding cache."""
     def cache_clear(self, *, tiers: bool = False) -> None:
         """Empty the cache and set its counts to zero. With `tiers`, disk and Redis are emptied too, and what is on its
-        way there is dropped. Calls that still compute store their results later.
+        way there is dropped. Calls that still compute store their results later. An interrupt ends the waiting for a
+        server, and the clearing goes on.
 
         Raises `ModelIOError` when a folder or a server could not be emptied; everything else is empty then.
         """
     def cache_flush(self, timeout: float = 10.0) -> None:
-        """Wait until every result that is on its way to disk or Redis is stored, `timeout` seconds at most."""
+        """Wait until every result that is on its way to disk or Redis is stored, `timeout` seconds at most; infinity:
+        without limit. Raises `ArgumentError` for a number that is not greater than 0.
+        """
     def cache_verify(self) -> dict[str, int]:
         """Read everything in the folder of `cache_disk`: numbers of ``whole`` and ``damaged`` results. A damaged one is
         never used. Raises `ConfigError` when nothing is stored on disk, as the next two do.

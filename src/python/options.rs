@@ -82,6 +82,14 @@ pub(super) fn positive_seconds(param: &'static str, value: f64) -> crate::Result
     })
 }
 
+/// A number of seconds greater than 0; `None`: more than a `Duration` can represent, which is no limit.
+pub(super) fn patience(param: &'static str, value: f64) -> crate::Result<Option<Duration>> {
+    match Duration::try_from_secs_f64(value) {
+        Err(_) if value > 0.0 => Ok(None),
+        _ => positive_seconds(param, value).map(Some),
+    }
+}
+
 /// The error of a value that a setting could have too, as one of `part` of the argument `param` of a call.
 pub(super) fn of_argument(param: &'static str, part: &str, error: Error) -> Error {
     match error {

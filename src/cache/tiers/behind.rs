@@ -111,15 +111,15 @@ impl WriteBehind {
         });
     }
 
-    /// Waits until everything that is queued is stored, `patience` at most: with `unnamed` also what waits for the content
-    /// of its model.
-    pub(super) fn flush(&self, until: Instant, unnamed: bool) {
+    /// Waits until everything that is queued is stored, until `until` at most: with `unnamed` also what waits for the content
+    /// of its model. True when it is.
+    pub(super) fn flush(&self, until: Instant, unnamed: bool) -> bool {
         self.worker.wait_while(until, |queue| {
             !queue.ready.is_empty()
                 || queue.storing
                 || queue.has_settled()
                 || (unnamed && !queue.unnamed.is_empty())
-        });
+        })
     }
 
     /// Removes what the tier holds and what is on its way there. What is queued from now on is stored. Returns what

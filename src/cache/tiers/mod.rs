@@ -174,10 +174,9 @@ impl Tiers {
         self.tiers.iter().map(|tier| TierStatistics::of(&**tier.tier())).collect()
     }
 
-    /// Waits until everything that is queued is stored, `patience` at most for all tiers together.
-    pub fn flush(&self, patience: Duration) {
-        let until = Instant::now() + patience;
-        self.tiers.iter().for_each(|tier| tier.flush(until, true));
+    /// Waits until everything that is queued is stored in all tiers, until `until` at most. True when it is.
+    pub fn flush(&self, until: Instant) -> bool {
+        self.tiers.iter().all(|tier| tier.flush(until, true))
     }
 
     /// Stores what is queued, within a second, and ends the threads.

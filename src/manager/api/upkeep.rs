@@ -3,14 +3,44 @@
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
 
 use super::super::instance::Manager;
+use super::super::options::Check;
 use super::super::stats::ManagerStatistics;
 use crate::cache::CacheStatistics;
 use crate::cache::tiers::disk::{Disk, ImportError, Verified};
 use crate::lifecycle::ReaperSettings;
+use crate::sync::spawn;
 use crate::{Error, Result};
+
+/// How often a caller that waits for a tier checks whether it still wants to.
+const CHECK_EVERY: Duration = Duration::from_millis(50);
+
+/// What `work` returns, which may wait for a server. It runs on a thread of its own: `check` can end the waiting, not the work.
+fn on_own_thread<T: Send + 'static>(
+    role: &str,
+    check: Check<'_>,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T> {
+    let (sender, found) = mpsc::channel();
+    let run = move || {
+        // Without a receiver the caller has given up.
+        let _ = sender.send(work());
+    };
+    spawn(role, run)
+        .map_err(|error| Error::internal("cache", format!("no thread could be started: {error}")))?;
+    loop {
+        match found.recv_timeout(CHECK_EVERY) {
+            Ok(found) => return Ok(found),
+            Err(RecvTimeoutError::Timeout) => check()?,
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(Error::internal("cache", "the thread that asks the tiers has ended"));
+            }
+        }
+    }
+}
 
 impl Manager {
     /// State of the embedding cache in memory.
@@ -22,16 +52,18 @@ impl Manager {
     }
 
     /// Empties the embedding cache and sets its counts to zero. With `tiers`, those below the memory are emptied too, and
-    /// what is on its way to them is dropped. Calls that still compute store their results later.
+    /// what is on its way to them is dropped. Calls that still compute store their results later. `check` can end the waiting
+    /// for the tiers; the clearing goes on.
     ///
     /// # Errors
-    /// [`Error::Closed`]; [`Error::Io`] when a folder or a server could not be emptied: everything else is.
-    pub fn clear_cache(&self, tiers: bool) -> Result<()> {
+    /// [`Error::Closed`]; [`Error::Io`] when a folder or a server could not be emptied: everything else is; those of `check`.
+    pub fn clear_cache(&self, tiers: bool, check: Check<'_>) -> Result<()> {
         let parts = self.parts()?;
         parts.cache.clear();
         parts.registry.all().iter().for_each(|entry| entry.cache.clear());
         if tiers {
-            let mut failed = parts.tiering.tiers.clear().into_iter();
+            let emptied = Arc::clone(&parts.tiering.tiers);
+            let mut failed = on_own_thread("cache-clearing", check, move || emptied.clear())?.into_iter();
             if let Some((place, reason)) = failed.next() {
                 let others: String = failed.map(|(place, reason)| format!("; {place}: {reason}")).collect();
                 let reason = format!("not emptied: {reason}{others}");
@@ -41,21 +73,31 @@ impl Manager {
         Ok(())
     }
 
-    /// Waits until everything that is on its way to lower tiers is stored, `patience` at most.
+    /// Waits until everything that is on its way to lower tiers is stored, `patience` at most; `None`: without limit.
     ///
     /// # Errors
-    /// [`Error::Closed`].
-    pub fn flush_cache(&self, patience: Duration) -> Result<()> {
-        self.parts()?.tiering.tiers.flush(patience);
-        Ok(())
+    /// [`Error::Closed`]; those of `check`.
+    pub fn flush_cache(&self, patience: Option<Duration>, check: Check<'_>) -> Result<()> {
+        let tiers = Arc::clone(&self.parts()?.tiering.tiers);
+        // More than the clock can represent is no limit.
+        let until = patience.and_then(|patience| Instant::now().checked_add(patience));
+        loop {
+            let next = Instant::now() + CHECK_EVERY;
+            let is_last = until.is_some_and(|until| until <= next);
+            if tiers.flush(until.map_or(next, |until| until.min(next))) || is_last {
+                return Ok(());
+            }
+            check()?;
+        }
     }
 
     /// Asks the servers of the cache now: their addresses without passwords, and whether they answer.
     ///
     /// # Errors
-    /// [`Error::Closed`].
-    pub fn probe_cache(&self) -> Result<Vec<(String, bool)>> {
-        Ok(self.parts()?.tiering.tiers.probe())
+    /// [`Error::Closed`]; those of `check`.
+    pub fn probe_cache(&self, check: Check<'_>) -> Result<Vec<(String, bool)>> {
+        let tiers = Arc::clone(&self.parts()?.tiering.tiers);
+        on_own_thread("cache-probing", check, move || tiers.probe())
     }
 
     /// Reads everything that is on disk.

@@ -8,7 +8,7 @@ use pyo3::types::PyDict;
 use super::{PyManager, entered};
 use crate::manager::EmbedOptions;
 use crate::python::errors::OrRaise;
-use crate::python::options::positive_seconds;
+use crate::python::options::patience;
 use crate::python::utf8::{Utf8, owned};
 use crate::python::{argument, report};
 
@@ -27,7 +27,7 @@ impl PyManager {
         py: Python<'_>,
         #[pyo3(from_py_with = argument::tiers)] tiers: bool,
     ) -> PyResult<()> {
-        detached(py, || self.0.manager.clear_cache(tiers)).or_raise(py)
+        self.0.enter(py, |manager, check| manager.clear_cache(tiers, check))
     }
 
     /// Wait until every result that is on its way to disk or Redis is stored, `timeout` seconds at most.
@@ -37,8 +37,8 @@ impl PyManager {
         py: Python<'_>,
         #[pyo3(from_py_with = argument::timeout)] timeout: f64,
     ) -> PyResult<()> {
-        let patience = positive_seconds("timeout", timeout).or_raise(py)?;
-        detached(py, || self.0.manager.flush_cache(patience)).or_raise(py)
+        let patience = patience("timeout", timeout).or_raise(py)?;
+        self.0.enter(py, |manager, check| manager.flush_cache(patience, check))
     }
 
     /// Read everything on disk: {whole, damaged}.
@@ -70,7 +70,7 @@ impl PyManager {
 
     /// Ask the servers of the cache now: (address, whether it answers) of each.
     fn _cache_probe(&self, py: Python<'_>) -> PyResult<Vec<(String, bool)>> {
-        detached(py, || self.0.manager.probe_cache()).or_raise(py)
+        self.0.enter(py, |manager, check| manager.probe_cache(check))
     }
 
     /// Have the results of texts in the cache; with `pin`, they do not leave it because it is full.
