@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 import os
 from collections.abc import Mapping
@@ -120,6 +121,26 @@ def a_function(name: str, given: Any) -> Any:
     if not callable(given):
         raise type_error(name, "a function", given)
     return given
+
+
+_ONCE = 0x20 | 0x80 | 0x200
+"""`CO_GENERATOR`, `CO_COROUTINE` and `CO_ASYNC_GENERATOR` of `inspect`, whose import takes milliseconds: functions
+whose results can be used once.
+"""
+
+
+def check_plain(function: Callable[..., Any], result: str) -> None:
+    """Refuse a coroutine or generator function, also as a method, in a `partial` or as ``__call__`` of an object: its
+    result, which is kept for all callers, could be used once only.
+    """
+    plain: Any = function
+    while isinstance(plain, functools.partial):
+        plain = plain.func
+    code = getattr(plain, "__code__", None) or getattr(type(plain).__call__, "__code__", None)
+    flags = getattr(code, "co_flags", 0)
+    if isinstance(flags, int) and flags & _ONCE:
+        name = getattr(plain, "__qualname__", None) or repr(plain)
+        raise TypeError(f"{name} must be a plain function that returns {result}: its result is kept")
 
 
 def one_of(name: str, given: Any, known: Collection[str]) -> str:

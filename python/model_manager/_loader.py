@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,5 +16,9 @@ def run(loader: Callable[[], Any], loading: Any) -> None:
         found = loader()
     except BaseException as error:  # noqa: BLE001  it is raised for the callers that wait for the model
         loading.raised(error)
+        return
+    if isinstance(found, CoroutineType):
+        found.close()
+        loading.raised(TypeError("a loader must return the model, not a coroutine, which could be used once only"))
     else:
         loading.returned(found)

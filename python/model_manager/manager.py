@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Mapping
 
 from . import _core
-from ._arguments import type_error
+from ._arguments import check_plain, type_error
 from ._async import AsyncTextStream, acomplete
 from ._core import Manager
 from ._environment import check_needed
@@ -80,6 +80,14 @@ class BaseManager(VectorsManager):
             source = _settled(source)
             if "adapter" in options:
                 options["adapter"] = _settled(options["adapter"])
+            if callable(options.get("loader")):
+                check_plain(options["loader"], "the model")
+            # Copies: what the caller changes later must not come out of a pickle.
+            for key, kind in (("prompts", Mapping), ("cache", dict)):
+                if isinstance(options.get(key), kind):
+                    options[key] = _copied(options[key])
+            if "fallback" in options:
+                options["fallback"] = _copied(options["fallback"])
             super().register(name, source, **options)
             self._registered[name] = (source, {**options, "replace": True})
 

@@ -7,7 +7,7 @@ import itertools
 import threading
 import weakref
 
-from .._arguments import an_int
+from .._arguments import an_int, check_plain
 from .._core import Manager
 from .chatbot import model_manager
 from .kinds import KindProperty
@@ -115,23 +115,11 @@ def _check_attributes(instance: Any) -> None:
         )
 
 
-_ONCE = 0x20 | 0x80 | 0x200
-"""`CO_GENERATOR`, `CO_COROUTINE` and `CO_ASYNC_GENERATOR` of `inspect`, whose import takes milliseconds: functions
-whose results can be used once.
-"""
-
-
 def _load(method: Callable[[Any], Any], reference: weakref.ref[Any]) -> Any:
     instance = reference()
     if instance is None:
         raise ReferenceError(f"the owner of {method.__qualname__} no longer exists")
     return method(instance)
-
-
-def _check_plain(function: Callable[..., Any], result: str) -> None:
-    if getattr(getattr(function, "__code__", None), "co_flags", 0) & _ONCE:
-        name = getattr(function, "__qualname__", repr(function))
-        raise TypeError(f"{name} must be a plain function that returns {result}: its result is kept")
 
 
 def lazy_load_model(kind: Any) -> Callable[[Callable[[Any], Any]], Any]:
@@ -148,7 +136,7 @@ def lazy_load_model(kind: Any) -> Callable[[Callable[[Any], Any]], Any]:
     """
 
     def decorate(method: Callable[[Any], Any]) -> Any:
-        _check_plain(method, "the model")
+        check_plain(method, "the model")
         return LazyModel(str(getattr(kind, "value", kind)), method)
 
     return decorate
@@ -168,7 +156,7 @@ def memory_efficient_cache(maxsize: int = 50) -> Callable[[Function], Function]:
         maxsize = an_int("maxsize", maxsize)
 
     def decorate(function: Callable[..., Any]) -> Any:
-        _check_plain(function, "a value")
+        check_plain(function, "a value")
         return functools.lru_cache(maxsize=maxsize)(function)
 
     return decorate
