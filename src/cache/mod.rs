@@ -276,6 +276,15 @@ impl EmbeddingCache {
         gone.len()
     }
 
+    /// Removes the entries of `model` that would never leave: no slot has it any more.
+    pub fn release(&self, model: &str) {
+        let mut state = self.state.lock();
+        let gone: Vec<_> = state.pinned.extract_if(|key, _| &**key.borrowed().model == model).collect();
+        state.bytes -= gone.iter().map(|(_, entry)| entry.bytes).sum::<u64>();
+        drop(state);
+        drop(gone);
+    }
+
     /// Removes everything and sets the counts, but not the totals, to zero.
     pub fn clear(&self) {
         let mut state = self.state.lock();

@@ -78,6 +78,27 @@ fn pinned_entries_stay_within_the_bounds() {
 }
 
 #[test]
+fn a_model_that_is_gone_releases_its_pins() {
+    let (gone, stays): (Arc<str>, Arc<str>) = ("gone".into(), "stays".into());
+    for policy in [Policy::Lru, Policy::Lfu, Policy::Arc] {
+        let cache = cache(CacheSettings { policy, ..settings(3) });
+        cache.pin(&key("0", &gone), vector(1));
+        cache.pin(&key("1", &gone), vector(1));
+        cache.pin(&key("0", &stays), vector(1));
+        cache.insert(&key("1", &stays), vector(1));
+        assert!(cache.get(&key("1", &stays)).is_none(), "the cache is full of pins");
+        cache.release(&gone);
+        assert_eq!((cache.statistics().entries, cache.statistics().pinned), (1, 1));
+        cache.insert(&key("1", &stays), vector(1));
+        cache.insert(&key("2", &stays), vector(1));
+        assert!(["0", "1", "2"].iter().all(|text| cache.get(&key(text, &stays)).is_some()));
+        assert!(cache.get(&key("0", &gone)).is_none());
+        cache.clear();
+        assert_eq!(cache.statistics().bytes, 0);
+    }
+}
+
+#[test]
 fn every_field_of_the_key_counts() {
     let cache = cache(settings(100));
     let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());

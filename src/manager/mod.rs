@@ -29,6 +29,7 @@ mod mistaken;
 mod model;
 mod options;
 mod parts;
+mod pins;
 mod registry;
 mod router;
 mod sharing;

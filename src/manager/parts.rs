@@ -6,6 +6,7 @@ use super::dispatcher::Dispatcher;
 use super::jobs::embed::Embedder;
 use super::loading::ModelLoader;
 use super::memory::ProcessMemory;
+use super::pins;
 use super::registry::{LoadFor, Registry, SlotDefaults};
 use super::router::Router;
 use super::spec::{
@@ -102,7 +103,16 @@ impl Parts {
             load_timeout: settings.load_timeout.map(Seconds::duration),
             cache: cache.settings(),
         };
-        let load = Arc::new(move |slot: &LoadFor<'_>| loading.load(slot));
+        let pinning = Arc::clone(&cache);
+        let load = Arc::new(move |slot: &LoadFor<'_>| {
+            let former = slot.info.load_full();
+            let loaded = loading.load(slot);
+            if let Some(former) = former {
+                // The files may have another model now.
+                pins::release(&pinning, &slot.entries.all(), &former);
+            }
+            loaded
+        });
         let mut registry = Registry::new(context, defaults, Arc::clone(&learning), load);
         register_built_in(&mut registry, &settings)?;
         let registry = Arc::new(registry);
@@ -208,7 +218,7 @@ fn register_built_in(registry: &mut Registry, settings: &Settings) -> Result<()>
     registry.register(TURKISH, Spec::Embedding(turkish), Retention::default(), false)?;
     registry.register(ENGLISH, Spec::Embedding(english), Retention::default(), false)?;
     registry.offer(RERANKER, Spec::Embedding(reranker));
-    registry.register(GENERATOR, Spec::Generator(generator), Retention::default(), false)
+    registry.register(GENERATOR, Spec::Generator(generator), Retention::default(), false).map(drop)
 }
 
 fn cache_settings(settings: &Settings) -> CacheSettings {

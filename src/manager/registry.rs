@@ -163,6 +163,9 @@ pub(super) struct LoadFor<'a> {
     pub(super) totals: &'a SlotTotals,
 }
 
+/// The slot that had a name before.
+pub(super) type Replaced = Option<Arc<NamedSlot>>;
+
 /// Loads what a name stands for.
 pub(super) type SpecLoader = dyn Fn(&LoadFor<'_>) -> Result<Loaded<LoadedModel>> + Send + Sync;
 
@@ -267,8 +270,14 @@ impl Registry {
         self.all().iter().filter(|entry| entry.slot.unload()).count()
     }
 
-    /// Adds the slot `name`. Nothing is loaded yet.
-    pub(super) fn register(&self, name: &str, spec: Spec, keep: Retention, replace: bool) -> Result<()> {
+    /// Adds the slot `name`. Nothing is loaded yet. Returns the slot that it replaces.
+    pub(super) fn register(
+        &self,
+        name: &str,
+        spec: Spec,
+        keep: Retention,
+        replace: bool,
+    ) -> Result<Replaced> {
         if name.trim().is_empty() {
             return Err(Error::Input("the name of a model must not be blank".into()));
         }
@@ -281,11 +290,10 @@ impl Registry {
             return Err(Error::argument("keep_alive", reason));
         }
         let registration = REGISTRATIONS.fetch_add(1, Ordering::Relaxed);
-        if !self.put(name, spec.into(), keep, registration, replace) {
+        self.put(name, spec.into(), keep, registration, replace).ok_or_else(|| {
             let taken = format!("a model is already registered as {name:?}; pass replace=True to replace it");
-            return Err(Error::Input(taken));
-        }
-        Ok(())
+            Error::Input(taken)
+        })
     }
 
     /// Adds a slot of the parent process, which keeps its registration.
@@ -294,13 +302,20 @@ impl Registry {
         self.put(name, SlotSpec::clone(spec), keep.clone(), *registration, true);
     }
 
-    /// Adds the slot `name`, or replaces it if it may. False when the name is taken.
-    fn put(&self, name: &str, spec: SlotSpec, keep: Retention, registration: u64, replace: bool) -> bool {
+    /// Adds the slot `name`, or replaces it if it may. `None` when the name is taken.
+    fn put(
+        &self,
+        name: &str,
+        spec: SlotSpec,
+        keep: Retention,
+        registration: u64,
+        replace: bool,
+    ) -> Option<Replaced> {
         let registering = self.registering.lock();
         let mut entries = Vec::clone(&self.entries.all());
         let taken = entries.iter().position(|existing| existing.name == name);
         if taken.is_some() && !replace {
-            return false;
+            return None;
         }
         let totals = taken.map(|at| Arc::clone(&entries[at].totals)).unwrap_or_default();
         let entry = Arc::new(self.entry_of(name, spec, keep, registration, totals));
@@ -313,10 +328,10 @@ impl Registry {
         };
         self.entries.0.store(Arc::new(entries));
         drop(registering);
-        if let Some(replaced) = replaced {
+        if let Some(replaced) = &replaced {
             replaced.slot.unload();
         }
-        true
+        Some(replaced)
     }
 
     /// Whether the use of a slot decides how long its model stays.
@@ -368,8 +383,8 @@ impl Registry {
         }
     }
 
-    /// Unloads the slot and removes it.
-    pub(super) fn unregister(&self, name: &str) -> Result<()> {
+    /// Unloads the slot, removes it and its figures, and returns it.
+    pub(super) fn unregister(&self, name: &str) -> Result<Arc<NamedSlot>> {
         if BUILT_IN.contains(&name) {
             return Err(Error::Input(format!("{name:?} is built in; unload({name:?}) frees its memory")));
         }
@@ -383,7 +398,7 @@ impl Registry {
             entry
         };
         entry.slot.unload();
-        Ok(())
+        Ok(entry)
     }
 }
 
@@ -497,7 +512,7 @@ mod tests {
         let registry = registry();
         for (keep_alive, adaptive) in [(Some(KeepAlive::For(Duration::ZERO)), false), (None, true)] {
             let keep = Retention { keep_alive, adaptive, pinned: true, ..Retention::default() };
-            let refused = registry.register("m", open("a"), keep, false).unwrap_err().to_string();
+            let refused = registry.register("m", open("a"), keep, false).map(drop).unwrap_err().to_string();
             assert!(refused.starts_with("keep_alive") && refused.contains("pinned"), "{refused}");
         }
         let keep = Retention { keep_alive: Some(KeepAlive::Forever), pinned: true, ..Retention::default() };

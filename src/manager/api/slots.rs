@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::super::instance::Manager;
 use super::super::model::{LoadedModel, SlotValue};
 use super::super::options::Check;
+use super::super::pins;
 use super::super::spec::{ModelSpec, Retention, Spec};
 #[cfg(doc)]
 use crate::Error;
@@ -21,7 +22,11 @@ impl Manager {
     pub fn register(&self, name: &str, spec: Spec, keep: Retention, replace: bool) -> Result<()> {
         let parts = self.parts()?;
         let tiers = keep.cache.tiers.clone();
-        parts.registry.register(name, spec, keep, replace)?;
+        if let Some(former) = parts.registry.register(name, spec, keep, replace)?
+            && let Some(info) = former.info()
+        {
+            pins::release(&parts.cache, &parts.registry.all(), &info);
+        }
         for tier in tiers.iter().flat_map(|tiers| tiers.iter()) {
             if let Some(setting) = parts.tiering.missing(tier) {
                 log::warn!("{name}: the cache tier {tier:?} takes no part, because {setting} is not set");
@@ -44,7 +49,12 @@ impl Manager {
     /// # Errors
     /// [`Error::Input`] for a built-in slot; [`Error::UnknownModel`].
     pub fn unregister(&self, name: &str) -> Result<()> {
-        self.parts()?.registry.unregister(name)
+        let parts = self.parts()?;
+        let former = parts.registry.unregister(name)?;
+        if let Some(info) = former.info() {
+            pins::release(&parts.cache, &parts.registry.all(), &info);
+        }
+        Ok(())
     }
 
     /// A number of the slot's latest registration, equal to that of no other one.

@@ -7,6 +7,7 @@ use super::super::super::dispatcher::Dispatcher;
 use super::super::super::info::ModelInfo;
 use super::super::super::loading::ModelLoader;
 use super::super::super::options::EmbedOptions;
+use super::super::super::pins;
 use super::super::super::registry::{NamedSlot, Registry};
 use super::super::super::router::Router;
 use super::super::super::spec::{EmbeddingSpec, SourceSpec, Spec};
@@ -100,6 +101,7 @@ impl Embedder {
             && source.current(self.loader.host()) != info.asked
         {
             entry.forget(&info);
+            pins::release(&self.cache, &self.registry.all(), &info);
             return None;
         }
         Some(info)
