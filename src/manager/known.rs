@@ -20,7 +20,7 @@ const VERSION: u32 = 3;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct KnownModel {
     version: u32,
-    /// Of its files: path, length, time and inode of each.
+    /// Of its files: path, length, times and inode of each.
     stamp: String,
     content: String,
     pub(super) facts: ModelFacts,

@@ -69,8 +69,9 @@ impl ContentId {
 }
 
 impl ModelFiles {
-    /// Changes whenever a file that decides results is replaced or changed: path, length, time and inode of each. Costs
-    /// no reading; a content id that was computed under the same stamp is still right.
+    /// Changes whenever a file that decides results is replaced or changed: path, length, times and inode of each. The
+    /// time of the latest change of the inode is among them: programs that copy files set the other one as they like. Costs no
+    /// reading; a content id that was computed under the same stamp is still right.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Permission`] when a file vanished or is closed to us.
@@ -115,14 +116,17 @@ impl ModelFiles {
     }
 }
 
+/// Number of the inode, and the time of its latest change.
 #[cfg(unix)]
-fn inode(meta: &fs::Metadata) -> u64 {
-    std::os::unix::fs::MetadataExt::ino(meta)
+fn inode(meta: &fs::Metadata) -> String {
+    use std::os::unix::fs::MetadataExt as _;
+    format!("{}|{}.{:09}", meta.ino(), meta.ctime(), meta.ctime_nsec())
 }
 
+/// On Windows neither is to be had.
 #[cfg(not(unix))]
-fn inode(_: &fs::Metadata) -> u64 {
-    0
+fn inode(_: &fs::Metadata) -> String {
+    String::new()
 }
 
 /// The adapter of the model's own files that is used.
@@ -236,6 +240,29 @@ mod tests {
             first,
             ContentId::of(&files, WeightFormat::Bf16, Overrides::default(), &mut || Ok(())).unwrap()
         );
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn weights_that_are_written_in_place_with_their_old_time_are_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = model(folder.path());
+        let path = folder.path().join("model.safetensors");
+        let stamp = || files.stamp(WeightFormat::F32, Overrides::default()).unwrap();
+        let (before, meta) = (stamp(), fs::metadata(&path).unwrap());
+        assert_eq!(before, stamp());
+        let changed = |meta: &fs::Metadata| {
+            use std::os::unix::fs::MetadataExt as _;
+            (meta.ctime(), meta.ctime_nsec())
+        };
+        // The clock of some file systems ticks every few milliseconds.
+        while changed(&fs::metadata(&path).unwrap()) == changed(&meta) {
+            fs::write(&path, "WEIGHTS").unwrap();
+            File::options().write(true).open(&path).unwrap().set_modified(meta.modified().unwrap()).unwrap();
+        }
+        let now = fs::metadata(&path).unwrap();
+        assert_eq!((now.len(), now.modified().unwrap()), (meta.len(), meta.modified().unwrap()));
+        assert_ne!(before, stamp());
     }
 
     #[test]
