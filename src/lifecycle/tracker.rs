@@ -104,6 +104,11 @@ impl Tracker {
         all
     }
 
+    /// Forgets what is known of `slot`, which is no more. What its last uses still record is not reported.
+    pub(crate) fn forget(&self, slot: &str) {
+        self.records.lock().remove(slot);
+    }
+
     /// Forgets everything.
     pub fn clear(&self) {
         let mut records = self.records.lock();
@@ -217,6 +222,21 @@ mod tests {
         assert_eq!((all.load_time_p50["a"], all.load_time_p95["a"]), (967.0, 996.0));
         assert_eq!(all.load_counts["a"], 1000);
         assert_eq!(tracker.record("a").counts.lock().recent_seconds.len(), RECENT_LOADS);
+    }
+
+    #[test]
+    fn a_slot_that_is_no_more_is_forgotten() {
+        let tracker = Tracker::new(Clock::manual());
+        let held = tracker.record("gone");
+        held.loaded(1.0, 1.0);
+        tracker.record_load("stays", 1.0, 1.0);
+        tracker.forget("gone");
+        held.unloaded();
+        assert_eq!(tracker.statistics().unload_counts, BTreeMap::from([("stays".into(), 0)]));
+        assert_eq!(tracker.records.lock().len(), 1);
+        // A new slot of that name begins anew.
+        tracker.record("gone").loaded(2.0, 1.0);
+        assert_eq!(tracker.statistics().load_counts["gone"], 1);
     }
 
     #[test]

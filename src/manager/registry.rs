@@ -394,7 +394,9 @@ impl Registry {
             let mut entries = Vec::clone(&self.entries.all());
             entries.retain(|existing| existing.name != name);
             self.entries.0.store(Arc::new(entries));
+            // Under the lock: a slot that takes the name from now on has a policy and figures of its own.
             self.learning.end(name);
+            self.context.tracker.forget(name);
             entry
         };
         entry.slot.unload();
