@@ -292,7 +292,14 @@ class BaseManager(VectorsManager):
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (restore, (type(self), self.config, self._registered))
+        _check_constructor(type(self))
+        return (restore, (type(self), self.config, self._registered, self._changes()))
+
+    def _changes(self) -> dict[str, Any]:
+        """What was set after the manager was made: attributes, and the arguments of `set_auto_cleanup`."""
+        config = self.config
+        made_with = (config.auto_cleanup, config.cleanup_interval, config.max_idle_time)
+        return {} if self.auto_cleanup == made_with else {"auto_cleanup": self.auto_cleanup}
 
     def _repr_html_(self) -> str:
         from .integrations.jupyter import manager_html
@@ -325,13 +332,53 @@ def conversation(messages: Iterable[Mapping[str, str]]) -> list[Mapping[str, str
     return found
 
 
+def _copied(given: Any) -> Any:
+    """A copy of a mapping or an iterable, also of one that can be read once. Others are returned as they are."""
+    if isinstance(given, Mapping):
+        return {key: _copied(value) for key, value in given.items()}
+    if isinstance(given, str | bytes) or not hasattr(given, "__iter__"):
+        return given
+    return list(given)
+
+
+def _check_constructor(cls: type[BaseManager]) -> None:
+    """Refuse to pickle a manager of a class that `restore` cannot make: it calls ``cls(config)``."""
+    from inspect import Parameter, signature
+
+    named = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+    unpacking = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+    for method in ("__new__", "__init__"):
+        own = next((base for base in cls.__mro__ if method in vars(base)), object)
+        if own is object or own.__module__.partition(".")[0] == __package__:
+            continue
+        _, *taken = signature(getattr(own, method)).parameters.values()
+        first, rest = taken[:1], taken[1:]
+        takes_config = any(
+            one.kind is Parameter.VAR_POSITIONAL or (one.kind in named and one.name == "config") for one in first
+        )
+        needs_more = any(one.default is Parameter.empty and one.kind not in unpacking for one in rest)
+        if not takes_config or needs_more:
+            raise TypeError(
+                f"cannot pickle a {cls.__qualname__}: it is made again as {cls.__qualname__}(config), and its {method}"
+                f" takes other arguments; give the class a __reduce__, or let {method} take config alone"
+            )
+
+
 def restore(
-    cls: type[BaseManager], config: Config, registered: dict[str, tuple[str | None, dict[str, Any]]]
+    cls: type[BaseManager],
+    config: Config,
+    registered: dict[str, tuple[str | None, dict[str, Any]]],
+    changes: Mapping[str, Any] | None = None,
 ) -> BaseManager:
     """Unpickle an independent manager: same settings, same registrations, nothing loaded."""
     manager = cls(config)
     for name, (source, options) in registered.items():
         manager.register(name, source, **options)
+    for name, value in (changes or {}).items():
+        if name == "auto_cleanup":
+            manager.set_auto_cleanup(*value)
+        else:
+            setattr(manager, name, value)
     return manager
 
 

@@ -432,6 +432,13 @@ class ModelManager(BaseManager):
             return (ModelManager, ())
         return super().__reduce__()
 
+    def _changes(self) -> dict[str, Any]:
+        changes = super()._changes()
+        for name in ("fallback_answers", "quality_threshold"):
+            if name in vars(self):
+                changes[name] = vars(self)[name]
+        return changes
+
     def _is_process_wide(self) -> bool:
         # The list is empty only while the import makes that manager.
         return not _process_wide or self is _process_wide[0]
