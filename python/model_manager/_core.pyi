@@ -453,7 +453,9 @@ class Manager:
                 ``openai+http://host:port/model``, ``openai+https://``. A key is never part of the source:
                 ``env:NAME@`` before the host names the environment variable that holds it. Without it, ``openai+…``
                 sources use `MODEL_MANAGER_REMOTE_KEY`.
-            loader: Called without arguments, on its own thread, when the slot is first used.
+            loader: A plain function without arguments, called on its own thread when the slot is first used. A loader
+                that refers to this manager, such as a method of an object that has it, keeps both in memory until
+                `close`: Python's garbage collector does not see what a slot refers to. So does an object in a slot.
             dtype: The type of the weights; int8 and int4 quantize plain weights at load. auto: as configured.
             keep_alive: Seconds or ``"5m"`` after the latest use; 0: unload after use; negative: indefinitely; None: as
                 configured.
@@ -480,10 +482,11 @@ class Manager:
 
         Raises:
             InputError: Both or neither of `source` and `loader`, an existing name, an unknown dtype or pooling.
+            TypeError: A loader that is a coroutine or generator function, whose result could be used once only.
         """
     def unregister(self, name: str) -> None:
-        """Unload and remove the slot. Built-in slots cannot be removed; ``reranker`` becomes the one of the settings
-        again. Raises `UnknownModelError`, `InputError`.
+        """Unload and remove the slot, its pinned vectors and its figures in `tracker`. Built-in slots cannot be
+        removed; ``reranker`` becomes the one of the settings again. Raises `UnknownModelError`, `InputError`.
         """
     @overload
     def embed(
