@@ -57,7 +57,10 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How often it looks for it.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
-/// The same for a load, which waits while models that are loading or in use may leave. `closing` ends the wait.
+/// The same for a load, which waits while models that are loading or in use may leave.
+///
+/// # Errors
+/// [`Error::Budget`]; [`Error::Closed`] when `closing` is raised meanwhile.
 pub(super) fn make_room_in_time(
     budget: &Budget,
     LoadFor { entries, name, .. }: &LoadFor<'_>,
@@ -71,8 +74,11 @@ pub(super) fn make_room_in_time(
         let waits = matches!(outcome, Err(Error::Budget { .. }))
             && started.elapsed() < PATIENCE
             && may_leave(budget, entries, name, needed, on_card);
-        if !waits || !closing.pause(LOOK_AGAIN) {
+        if !waits {
             return outcome;
+        }
+        if !closing.pause(LOOK_AGAIN) {
+            return Err(Error::Closed);
         }
     }
 }

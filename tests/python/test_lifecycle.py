@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import shutil
@@ -432,6 +433,17 @@ def test_a_call_for_two_models_needs_memory_for_one(make_manager):
         rows = manager.embed([TURKISH_TEXT, ENGLISH_TEXT])
         np.testing.assert_array_equal(rows, expected)
         assert [manager.is_loaded(slot) for slot in manager.slots()].count(True) == 1
+
+
+def test_a_load_timeout_ends_no_call_whose_model_is_loaded(make_manager):
+    manager = make_manager(load_timeout=0.02, cache_size=0)
+    manager.load("english_sentence", timeout=60)
+    # Few enough to be queued at once, and some 0.1 s of work.
+    texts = [f"{'word ' * 400}{number}" for number in range(64)]
+    assert manager.embed(texts, "english_sentence").shape == (64, DIMENSION)
+    assert asyncio.run(manager.aembed(texts, "english_sentence")).shape == (64, DIMENSION)
+    with pytest.raises(WaitTimeoutError, match="the result of 64 inputs"):
+        manager.embed(texts, "english_sentence", timeout=0.001)
 
 
 def test_a_load_waits_for_the_memory_of_calls_under_way(make_manager):

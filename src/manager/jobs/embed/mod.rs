@@ -29,7 +29,7 @@ use crate::{Error, Result};
 pub(in super::super) use self::embedder::Embedder;
 use self::limit::Limit;
 pub use self::state::Embeddings;
-use self::state::{Hits, JobState, LeasedModel, SlotGroup};
+use self::state::{GroupModel, Hits, JobState, LeasedModel, SlotGroup};
 
 /// Whether a job looks its inputs up in the cache, or its caller has just done so.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -228,7 +228,14 @@ impl Job {
         entry.admit(inputs.len(), self.embedder.max_queue)?;
         // In place: a stable sort takes memory, and a refused allocation in it ends the process.
         inputs.sort_unstable_by_key(|&input| (std::cmp::Reverse(self.inputs.length(input)), input));
-        Ok(Some(SlotGroup { entry, model: None, admitted: inputs.len(), order: inputs, next: 0, hits }))
+        Ok(Some(SlotGroup {
+            entry,
+            model: GroupModel::Awaited,
+            admitted: inputs.len(),
+            order: inputs,
+            next: 0,
+            hits,
+        }))
     }
 
     /// A slot is ready, or will not be.
@@ -260,7 +267,7 @@ impl Job {
         state.take_back(group, &info.facts.identity, |input| self.inputs.length(input))?;
         state.fit(shape, self.inputs.len())?;
         state.scores.clone_from(&info.scores);
-        state.groups[group].model = Some(Arc::new(LeasedModel { handle, _lease: lease }));
+        state.groups[group].model = GroupModel::Ready(Arc::new(LeasedModel { handle, _lease: lease }));
         if state.finished == self.inputs.len() {
             state.outcome = Some(Ok(()));
         }

@@ -46,11 +46,35 @@ pub(super) struct LeasedModel {
     pub(super) _lease: Lease<LoadedModel>,
 }
 
+/// Where the model of a group is.
+#[derive(Default)]
+pub(super) enum GroupModel {
+    /// It is being loaded.
+    #[default]
+    Awaited,
+    /// In memory.
+    Ready(Arc<LeasedModel>),
+    /// All inputs of the group are queued: their chunks keep it, so that the model of another group finds its memory.
+    WithChunks,
+}
+
+impl GroupModel {
+    pub(super) fn is_awaited(&self) -> bool {
+        matches!(self, Self::Awaited)
+    }
+
+    pub(super) fn ready(&self) -> Option<&Arc<LeasedModel>> {
+        match self {
+            Self::Ready(model) => Some(model),
+            Self::Awaited | Self::WithChunks => None,
+        }
+    }
+}
+
 /// The inputs of a job that go to one slot.
 pub(super) struct SlotGroup {
     pub(super) entry: Arc<NamedSlot>,
-    /// Its model, once it is in memory.
-    pub(super) model: Option<Arc<LeasedModel>>,
+    pub(super) model: GroupModel,
     /// Input numbers, longest first: batches are even and the last one is quick.
     pub(super) order: Vec<usize>,
     pub(super) next: usize,
@@ -125,7 +149,7 @@ impl JobState {
         self.finished -= inputs.len();
         self.tokens -= tokens;
         // No other result fixes the shape.
-        if self.finished == 0 && self.groups.iter().all(|group| group.model.is_none() && group.next == 0) {
+        if self.finished == 0 && self.groups.iter().all(|group| group.model.is_awaited()) {
             self.output = None;
         }
         Ok(())

@@ -10,7 +10,7 @@ use super::super::super::inputs::{BYTES_PER_TOKEN, LONG_TEXT};
 use super::super::super::model::ModelHandle;
 use super::super::super::registry::NamedSlot;
 use super::Job;
-use super::state::LeasedModel;
+use super::state::{GroupModel, LeasedModel};
 use crate::batching::{Chunk, ChunkOutput};
 use crate::cache::CachedItem;
 use crate::cache::tiers::{Tiers, stores};
@@ -93,7 +93,7 @@ impl Job {
         };
         let most_bytes = (free * BYTES_PER_TOKEN).min(LONG_TEXT);
         let found = state.groups.iter_mut().find_map(|group| {
-            let mut model = Arc::clone(group.model.as_ref()?);
+            let model = Arc::clone(group.model.ready()?);
             let inputs = if model.handle.backend.local().is_ok() { inputs } else { CHUNK_INPUTS };
             let most = group.order.len().min(group.next + inputs);
             let mut bytes = 0;
@@ -105,8 +105,7 @@ impl Job {
             let next: Range<usize> = group.next..end;
             group.next = next.end;
             if group.next == group.order.len() && !next.is_empty() {
-                // From here on the chunks keep it, so that the model of another group finds its memory.
-                model = group.model.take().unwrap_or(model);
+                group.model = GroupModel::WithChunks;
             }
             (!next.is_empty()).then(|| (model, Arc::clone(&group.entry), group.order[next].to_vec()))
         });
@@ -124,7 +123,7 @@ impl Job {
     /// Whether the next input takes long to tokenize.
     pub(super) fn is_long(&self) -> bool {
         let state = self.state.lock();
-        let mut waiting = state.groups.iter().filter(|group| group.model.is_some());
+        let mut waiting = state.groups.iter().filter(|group| group.model.ready().is_some());
         let next = waiting.find_map(|group| group.order.get(group.next));
         state.outcome.is_none() && next.is_some_and(|&input| self.inputs.length(input) > LONG_TEXT)
     }

@@ -32,7 +32,7 @@ impl Job {
         progress: &mut dyn FnMut(usize, usize) -> Result<()>,
     ) -> Result<()> {
         let mut reported = 0;
-        let loading = self.state.lock().groups.iter().any(|group| group.model.is_none());
+        let loading = self.state.lock().groups.iter().any(|group| group.model.is_awaited());
         let mut next_check = Instant::now() + if loading { Duration::ZERO } else { CHECK_EVERY };
         loop {
             let (finished, outcome, runnable) = {
@@ -77,7 +77,7 @@ impl Job {
     pub(super) fn overdue(&self) -> Option<Error> {
         let limit = self.limit.filter(|limit| Instant::now() >= limit.at)?;
         let state = self.state.lock();
-        let loading = state.groups.iter().find(|group| group.model.is_none());
+        let loading = state.groups.iter().find(|group| group.model.is_awaited());
         match loading {
             Some(group) => {
                 Some(Error::Timeout { what: format!("model {:?}", group.entry.name), after: limit.after })
