@@ -334,6 +334,17 @@ impl Error {
         matches!(self, Self::Budget { needed, budget, .. } if needed <= budget)
     }
 
+    /// Whether the system, the card or the budget is short of memory or of open files. That says nothing about the model.
+    pub fn is_shortage(&self) -> bool {
+        /// Numbers of Unix: no memory, too many open files in the system and in the process.
+        const SHORT: [i32; 3] = [12, 23, 24];
+        match self {
+            Self::Budget { .. } | Self::OutOfMemory { .. } | Self::DeviceMemory { .. } => true,
+            Self::Io { code, .. } => cfg!(unix) && code.is_some_and(|code| SHORT.contains(&code)),
+            _ => false,
+        }
+    }
+
     /// The mistake's name for programs, where it has one.
     pub fn code(&self) -> Option<&'static str> {
         match self {

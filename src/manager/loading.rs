@@ -238,11 +238,9 @@ impl ModelLoader {
                     handle.info = Arc::new(ModelInfo { asked: primary, ..ModelInfo::clone(&handle.info) });
                     return Ok((handle, charge));
                 }
-                // That the manager is closed, or that there is no memory now, says nothing about the source: later it can be
-                // loaded, and its vectors do not compare with those of the next one.
-                Err(error @ (Error::Closed | Error::Budget { .. } | Error::OutOfMemory { .. })) => {
-                    return Err(error);
-                }
+                // That the manager is closed, or the system short of something now, says nothing about the source: later it
+                // can be loaded, and its vectors do not compare with those of the next one.
+                Err(error) if matches!(error, Error::Closed) || error.is_shortage() => return Err(error),
                 Err(error) => {
                     log::warn!("{name}: {:?} cannot be loaded: {error}", shown(source));
                     first_error.get_or_insert(error);

@@ -158,6 +158,11 @@ def test_long_texts(make_manager, tmp_path):
         ("{{ raise_exception('tools, please') }}", ["tools, please", "chat_template=False"]),
         ("{% for m in messages %}", ["does not parse", "chat_template=False"]),
         (CHATML + "{{ strftime_now('%d %b %Y') }}", ["today's date", "date_string"]),
+        (
+            "{% for m in messages %}{{ m.content }}"
+            "{% if m.role == 'system' %}{{ strftime_now('%d %b') }}{% endif %}{% endfor %}",
+            ["today's date"],
+        ),
         (CHATML + "{{ task }}", ['"task"', "vectors of tokens alone"]),
     ],
 )

@@ -109,8 +109,8 @@ impl TextChat {
             let text = ChatText { prompt, text, query: has_sides.then_some(true) };
             self.render(text, more)
         };
-        // Some templates refuse a conversation without a message of the system.
-        let mut failed = None;
+        // Some templates refuse a conversation without a message of the system, and some write the date into that alone.
+        let (mut failed, mut shown) = (None, false);
         for prompt in ["", "bravo"] {
             let rendered =
                 render(prompt, "alpha", &[]).and_then(|one| Ok((render(prompt, "charlie", &[])?, one)));
@@ -121,7 +121,7 @@ impl TextChat {
                     continue;
                 }
             };
-            if one == other {
+            if one == other && !shown {
                 let form = if self.form.structured { "flat" } else { "structured" };
                 return Some(format!(
                     "does not show a message of the user: the prompts of all texts are the same (a \"format\" of {form:?} in \
@@ -136,10 +136,12 @@ impl TextChat {
                         .into(),
                 );
             }
-            self.warn(&one, prompt.is_empty().then(|| render("bravo", "alpha", &[]).ok()).flatten());
-            return None;
+            if !shown {
+                self.warn(&one, prompt.is_empty().then(|| render("bravo", "alpha", &[]).ok()).flatten());
+            }
+            shown = true;
         }
-        failed.map(|error| format!("makes no prompt of a message of the user: {error}"))
+        failed.filter(|_| !shown).map(|error| format!("makes no prompt of a message of the user: {error}"))
     }
 
     /// Logs what is computed as sentence-transformers does, and hardly meant. `prompted` is `rendered` with a prompt.

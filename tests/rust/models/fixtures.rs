@@ -52,7 +52,7 @@ fn all() -> BTreeMap<String, (ModelFiles, Reference)> {
         let name = folder.file_name().unwrap().to_str().unwrap().to_string();
         all.insert(name.clone(), (ModelFiles::open(&name, &folder).unwrap(), reference));
     }
-    assert_eq!(all.len(), 44, "{:?}", all.keys());
+    assert_eq!(all.len(), 45, "{:?}", all.keys());
     all
 }
 
