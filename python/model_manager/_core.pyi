@@ -901,7 +901,6 @@ class Manager:
 def is_turkish(text: str) -> bool:
     """The chatbot's detector: whether the weighted share of Turkish letters and common Turkish words exceeds 0.1."""
 
-def _settled_source(name: str) -> str: ...
 def _is_turkish_improved(text: str) -> bool:
     """The detector of `language_detector="improved"`."""
 
@@ -953,6 +952,9 @@ def _after_fork_parent() -> None:
 
 def _after_fork_child() -> None:
     """Called after `os.fork` in the child: release the locks and reset the threads, which do not survive fork."""
+
+def _settled_source(name: str) -> str:
+    """The name of a model with the whole path of its folder, if it is one that is named from the working directory."""
 
 def _hub_cache(config: Config) -> Path:
     """The folder of the hub's models with these settings."""

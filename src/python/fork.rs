@@ -3,9 +3,10 @@
 use std::cell::RefCell;
 use std::sync::{Arc, Weak};
 
+use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 
-use super::gil::forget_others;
+use super::gil::{forget_others, keep};
 use super::numpy_api::settle_numpy;
 use crate::manager::{Inheritance, Manager};
 use crate::sync::{Mutex, fork};
@@ -32,16 +33,30 @@ pub(super) fn watch(manager: &Arc<Manager>) {
 #[pyfunction]
 pub(super) fn _before_fork(py: Python<'_>) {
     let managers: Vec<_> = MANAGERS.lock().iter().filter_map(Weak::upgrade).collect();
+    // First of all: waiting for it lets other threads run.
+    settled(py);
     let paused = py.detach(fork::pause);
-    // Attached from here to the fork, so that no other thread begins.
-    if let Err(error) = settle_numpy(py) {
-        log::error!("numpy may not work in a forked child: {error}");
-    }
+    // Attached from here to the fork, so that no other thread begins. Does nothing, unless one has begun the import meanwhile.
+    settled(py);
     let carried = managers.into_iter().map(|manager| {
         let inheritance = manager.before_fork();
         (manager, inheritance)
     });
     CARRIED.set((paused, carried.collect()));
+}
+
+/// How often numpy is waited for while signal handlers interrupt that.
+const ATTEMPTS: usize = 16;
+
+/// `settle_numpy`, also while signal handlers raise: Python has no place for an exception before a fork.
+fn settled(py: Python<'_>) {
+    for _ in 0..ATTEMPTS {
+        match settle_numpy(py) {
+            Err(raised) if !raised.is_instance_of::<PyException>(py) => keep(raised),
+            Err(error) => return log::error!("numpy may not work in a forked child: {error}"),
+            Ok(()) => return,
+        }
+    }
 }
 
 /// Called after `os.fork` in the parent: computing goes on.

@@ -82,7 +82,8 @@ pub(super) fn import_numpy(py: Python<'_>) -> PyResult<()> {
         let arrived;
         (arrived, outcome) = detached(py, move || (outcome.recv_timeout(SIGNALS), outcome));
         match arrived {
-            Ok(imported) => return imported,
+            // Here, where it can be raised: what comes next may be a hook of Python's, such as those before a fork.
+            Ok(imported) => return imported.and_then(|()| py.check_signals()),
             Err(RecvTimeoutError::Timeout) => {
                 interrupted()?;
                 py.check_signals()?;

@@ -265,6 +265,31 @@ assert {call}.shape[-1] == 32
     )
 
 
+@unix
+def test_an_interrupt_while_a_fork_waits_for_numpy() -> None:
+    run_python(
+        START
+        + 'import numpy\nNAMES = ("numpy._core.multiarray", "numpy.core.multiarray")'
+        + FINDER
+        + """
+for name in NAMES:
+    sys.modules.pop(name, None)
+
+def fork():
+    child = os.fork()
+    if not child:
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    m.slots()
+
+assert interrupted(fork)
+assert finder.left == 0
+assert embed().shape == (32,)
+""",
+        ENGLISH_FALLBACK_MODEL=ENGLISH_MODEL,
+    )
+
+
 def test_a_call_in_the_middle_of_the_import_of_numpy_is_refused() -> None:
     """As of a signal handler: it would wait for the thread that waits for it."""
     run_python(

@@ -101,7 +101,7 @@ class _CachedMethod:
     """A method whose bound form has the `cache_info` and `cache_clear` of `functools.lru_cache`."""
 
     def __init__(self, function: Callable[..., list[float]]) -> None:
-        functools.update_wrapper(self, function)  # type: ignore[arg-type]
+        functools.update_wrapper(self, function)
         self._function = function
 
     def __call__(self, manager: ModelManager, text: str, force_turkish: bool | None = None) -> list[float]:
