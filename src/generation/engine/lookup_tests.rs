@@ -79,7 +79,11 @@ fn answers_written_together_are_the_same() {
 
 #[test]
 fn steps_stay_small() {
-    let bench = bench('a', 64);
+    // A setting is kept for one answer alone.
+    let alone = bench('a', 20);
+    alone.run(request(vec![1], 200)).unwrap();
+    assert_eq!(alone.decoder.log.lock().iter().map(|&(_, rows)| rows).max(), Some(21));
+    let bench = bench('a', 8);
     let held = bench.decoder.gate.lock();
     let first = bench.engine.stream(request(vec![1], 1)).unwrap();
     bench.until_computing();

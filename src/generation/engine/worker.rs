@@ -29,7 +29,8 @@ pub(super) const FIRST_TOKENS: usize = 64;
 /// Least tokens of prompts in a step: fewer would make a slow machine slower.
 const LEAST_CHUNK: usize = 32;
 
-/// Most rows of a step for tokens that are written and for drafts of them: more take longer than they save.
+/// Most rows of a step for tokens that are written and for drafts of them, but for one answer alone: more take longer than
+/// they save.
 const MOST_DRAFTED_ROWS: usize = 12;
 
 /// How often the engine checks for memory that others may have freed.
@@ -324,7 +325,8 @@ impl<'a, D: Decoder> Run<'a, D> {
     fn draft(&mut self) {
         let (decoder, settings) = (&self.work.decoder, &self.work.settings);
         let writing = self.active.iter().filter(|sequence| sequence.is_writing()).count();
-        let mut rows = MOST_DRAFTED_ROWS.saturating_sub(writing);
+        let most = MOST_DRAFTED_ROWS.max(1 + settings.prompt_lookup_tokens);
+        let mut rows = most.saturating_sub(writing);
         for sequence in self.active.iter_mut().filter(|sequence| sequence.is_writing()) {
             let length = sequence.tokens.len();
             // Positions of a long text are others from the first on.
