@@ -18,6 +18,8 @@ from .weights import random_weights
 Kind = Literal["gpt2", "llama", "qwen2", "qwen3"]
 
 HIDDEN, POSITIONS = 32, 64
+# In place of a value: the size of the vocabulary.
+VOCABULARY = object()
 NEW_TOKENS = 20
 CLEAR = 1e-3  # between the best logit and the next: float32 must not decide the greedy answers
 PROMPTS = [TURKISH[0], ENGLISH[2], "a", "Soru: çğıöşü 123 😀\nYanıt:"]

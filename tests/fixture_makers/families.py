@@ -13,7 +13,8 @@ from tokenizers import processors
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from . import causal, files
-from .causal import END, HIDDEN, MESSAGES, POSITIONS, PROMPTS, TURN_END
+from .causal import END, HIDDEN, MESSAGES, POSITIONS, PROMPTS, TURN_END, VOCABULARY
+from .gemma4 import GEMMA4
 from .lfm3 import LFM3
 from .versions import VERSIONS
 from .weights import random_weights
@@ -26,7 +27,6 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 # In place of a value: a key that all others have.
 ABSENT = object()
-VOCABULARY = object()
 PHI = {"model_type": "phi", "rms_norm_eps": ABSENT, "layer_norm_eps": 1e-5, "hidden_act": "gelu_new"}
 STABLELM = {"model_type": "stablelm", "rms_norm_eps": ABSENT, "layer_norm_eps": 1e-5, "partial_rotary_factor": 0.5}
 # What each `config.json` has in addition to the sizes that all share.
@@ -285,17 +285,6 @@ LFM2 = {
     "num_key_value_heads": 2,
 }
 # Each second layer sees all tokens, with wider heads.
-GEMMA4 = {
-    "intermediate_size": 32,
-    "num_hidden_layers": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "global_head_dim": 16,
-    "layer_types": [SLIDING, FULL, SLIDING, FULL],
-    "sliding_window": 6,
-    "hidden_activation": "gelu_pytorch_tanh",
-    "rms_norm_eps": 1e-6,
-}
 QWEN35 = {
     "model_type": "qwen3_5_text",
     "num_hidden_layers": 4,
@@ -373,44 +362,7 @@ OTHERS: dict[str, dict[str, Any]] = {
         "routed_scaling_factor": 1.5,
         "use_expert_bias": True,
     },
-    # As the smallest models: inputs of layers with a table, and layers with the keys and values of earlier ones.
-    "gemma4_text": {
-        **GEMMA4,
-        "model_type": "gemma4_text",
-        "hidden_size_per_layer_input": 8,
-        "vocab_size_per_layer_input": VOCABULARY,
-        "num_kv_shared_layers": 2,
-        "use_double_wide_mlp": True,
-        "use_bidirectional_attention": None,
-        "enable_moe_block": False,
-        "final_logit_softcapping": 30.0,
-    },
-    # As the large dense ones: keys are values too in layers that see all tokens, with one head of them.
-    "gemma4_dense": {
-        **GEMMA4,
-        "model_type": "gemma4_text",
-        "hidden_size_per_layer_input": 0,
-        "attention_k_eq_v": True,
-        "num_global_key_value_heads": 1,
-        "use_bidirectional_attention": "vision",
-        "final_logit_softcapping": 5.0,
-    },
-    # As the one with experts next to the perceptron of each layer.
-    "gemma4_moe": {
-        **GEMMA4,
-        "model_type": "gemma4_text",
-        "hidden_size_per_layer_input": 0,
-        "attention_k_eq_v": True,
-        "num_global_key_value_heads": 1,
-        "num_hidden_layers": 3,
-        "layer_types": [SLIDING, SLIDING, FULL],
-        "enable_moe_block": True,
-        "num_experts": 6,
-        "top_k_experts": 3,
-        "moe_intermediate_size": 12,
-        "tie_word_embeddings": True,
-        "final_logit_softcapping": 30.0,
-    },
+    **GEMMA4,
     "lfm2_biased": {
         **LFM2,
         "layer_types": ["conv", FULL, "conv"],

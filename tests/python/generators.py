@@ -85,6 +85,18 @@ def assert_narrower(manager: ModelManager, name: str, dtype: str) -> None:
     assert manager.describe_generator(SLOT)["dtype"] == dtype
 
 
+def assert_second_question_reuses(manager: ModelManager, system: list[int], tokens: int) -> None:
+    """Of two questions after one beginning, the second reuses so many tokens; both answers are those alone."""
+    questions = [[*system, *range(start, start + 12)] for start in (10, 200)]
+    expected = []
+    for question in questions:
+        expected.append(manager.complete(question, max_new_tokens=5, **GREEDY)["tokens"])
+        manager.unload(SLOT)
+    answers = [manager.complete(question, max_new_tokens=5, **GREEDY) for question in questions]
+    assert [answer["reused_tokens"] for answer in answers] == [0, tokens]
+    assert [answer["tokens"] for answer in answers] == expected
+
+
 def assert_vectors_do_not_depend_on_others(manager: ModelManager, name: str) -> None:
     """The vector of a text of a tiny model is the same, to the bit, with other texts and alone, without a cache."""
     manager.register("model", str(FIXTURES / name), kind="embedding", dtype="float32")

@@ -7,7 +7,13 @@ import json
 import numpy as np
 import pytest
 from conftest import FIXTURES, changed, reference, run_python
-from generators import GREEDY, SLOT, assert_answers_of_transformers, assert_pieces_make_answers
+from generators import (
+    GREEDY,
+    SLOT,
+    assert_answers_of_transformers,
+    assert_pieces_make_answers,
+    assert_second_question_reuses,
+)
 from model_manager import _core
 from model_manager.errors import InvalidFileError, UnsupportedModelError
 from test_process import FORK, MANAGER
@@ -84,14 +90,7 @@ def test_a_common_beginning_is_reused_in_steps_of_64_tokens(make_writer, tmp_pat
     """Two questions after one system prompt: llama.cpp reads all of it again for models with such layers."""
     manager = make_writer("gpt2", generator_model=str(changed("lfm2", tmp_path / "model", max_position_embeddings=512)))
     system = [(7 * index) % 300 for index in range(150)]
-    questions = [[*system, *range(start, start + 12)] for start in (10, 200)]
-    expected = []
-    for question in questions:
-        expected.append(manager.complete(question, max_new_tokens=5, **GREEDY))
-        manager.unload(SLOT)
-    first, second = (manager.complete(question, max_new_tokens=5, **GREEDY) for question in questions)
-    assert (first["reused_tokens"], second["reused_tokens"]) == (0, 128)
-    assert [answer["tokens"] for answer in (first, second)] == [answer["tokens"] for answer in expected]
+    assert_second_question_reuses(manager, system, 128)
 
 
 @pytest.mark.parametrize(

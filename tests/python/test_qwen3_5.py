@@ -14,6 +14,7 @@ from generators import (
     SLOT,
     assert_answers_of_transformers,
     assert_narrower,
+    assert_second_question_reuses,
     assert_vectors_do_not_depend_on_others,
 )
 from model_manager import _core
@@ -89,16 +90,9 @@ def test_a_conversation_goes_on(make_writer, tmp_path):
 def test_a_common_beginning_is_reused_from_powers_of_two(make_writer, tmp_path):
     manager = make_writer("gpt2", generator_model=longer("qwen3_5_text", tmp_path / "model"))
     system = [(11 * index) % 300 for index in range(600)]
-    questions = [[*system, *range(start, start + 12)] for start in (10, 200)]
-    expected = []
-    for question in questions:
-        expected.append(manager.complete(question, max_new_tokens=5, **GREEDY))
-        manager.unload(SLOT)
-    first, second = (manager.complete(question, max_new_tokens=5, **GREEDY) for question in questions)
-    assert (first["reused_tokens"], second["reused_tokens"]) == (0, 596)
+    assert_second_question_reuses(manager, system, 596)
     third = manager.complete([*system[:580], *range(30)], max_new_tokens=5, **GREEDY)
     assert third["reused_tokens"] == 512
-    assert [answer["tokens"] for answer in (first, second)] == [answer["tokens"] for answer in expected]
 
 
 @pytest.mark.parametrize(

@@ -347,7 +347,9 @@ impl PagedKvCache {
                     // Tokens that were taken back.
                     Some(page) => {
                         let stale = filled..self.written.saturating_sub(first).min(page.capacity);
-                        self.layout.clear(page, stale);
+                        if !stale.is_empty() {
+                            self.layout.clear(page, stale);
+                        }
                     }
                     // Two caches must not write to the same page, so a shared page is copied before it is written.
                     None => *page = Arc::new(self.layout.copy(page, filled, wanted)?),

@@ -47,16 +47,7 @@ fn forms() -> Vec<Box<dyn Architecture>> {
 fn forms_agree_with_candle() {
     let texts = texts(&[1, 2, 13, 70, 300, 5, 1100]);
     for described in forms() {
-        let described = &*described;
-        let plain = Transformer::load(Candle::new(Device::Cpu), described, &Made).unwrap();
-        for isa in Isa::available() {
-            let model = Transformer::load(Cpu::new(isa, WeightFormat::F32), described, &Made).unwrap();
-            let texts = if isa == Isa::best() { &texts[..] } else { &texts[..4] };
-            for pooling in [Pooling::Last, Pooling::Mean] {
-                let error = furthest(&encode(&model, texts, pooling), &encode(&plain, texts, pooling));
-                assert!(error <= 3e-5, "{isa} {pooling:?} {described:?}: {error}");
-            }
-        }
+        assert_agrees_within(&[(WeightFormat::F32, 3e-5)], &*described, &Made, &texts);
     }
 }
 

@@ -51,16 +51,7 @@ fn experts_without_gates_agree_with_candle() {
     let texts = texts(&[1, 2, 0, 13, 70, 300, 5, 1100]);
     for tensors in [&Made as &dyn Tensors, &InFolders] {
         for described in models() {
-            let described = &*described;
-            let plain = Transformer::load(Candle::new(Device::Cpu), described, tensors).unwrap();
-            for isa in Isa::available() {
-                let model = Transformer::load(Cpu::new(isa, WeightFormat::F32), described, tensors).unwrap();
-                let texts = if isa == Isa::best() { &texts[..] } else { &texts[..5] };
-                for pooling in [Pooling::Cls, Pooling::Last, Pooling::Mean] {
-                    let error = furthest(&encode(&model, texts, pooling), &encode(&plain, texts, pooling));
-                    assert!(error <= 3e-5, "{isa} {pooling:?} {described:?}: {error}");
-                }
-            }
+            assert_agrees_within(&[(WeightFormat::F32, 3e-5)], &*described, tensors, &texts);
         }
     }
 }

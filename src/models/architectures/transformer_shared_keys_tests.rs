@@ -43,15 +43,7 @@ pub(super) fn models() -> [Box<dyn Architecture>; 4] {
 fn keys_of_earlier_layers_agree_with_candle() {
     let texts = texts(&[1, 2, 0, 13, 70, 300, 5, 1100]);
     for described in models() {
-        let plain = Transformer::load(Candle::new(Device::Cpu), &*described, &Made).unwrap();
-        for isa in Isa::available() {
-            let texts = if isa == Isa::best() { &texts } else { &texts[..5] };
-            let model = Transformer::load(Cpu::new(isa, WeightFormat::F32), &*described, &Made).unwrap();
-            for pooling in [Pooling::Last, Pooling::Mean] {
-                let error = furthest(&encode(&model, texts, pooling), &encode(&plain, texts, pooling));
-                assert!(error <= 1e-4, "{isa} {pooling:?} {described:?}: {error}");
-            }
-        }
+        assert_agrees_within(&[(WeightFormat::F32, 1e-4)], &*described, &Made, &texts);
     }
 }
 

@@ -193,10 +193,21 @@ fn texts(lengths: &[usize]) -> Vec<Vec<u32>> {
 /// Vectors of our kernels are those of candle's operations, on every instruction set. Only the best one computes all texts,
 /// the others the first five.
 fn assert_agrees_with_candle(described: &dyn Architecture, texts: &[Vec<u32>]) {
-    let plain = Transformer::load(Candle::new(Device::Cpu), described, &Made).unwrap();
+    let formats = [(WeightFormat::F32, 3e-5), (WeightFormat::Bf16, 0.25)];
+    assert_agrees_within(&formats, described, &Made, texts);
+}
+
+/// The same in these number formats, with the error that is allowed in each.
+fn assert_agrees_within(
+    formats: &[(WeightFormat, f32)],
+    described: &dyn Architecture,
+    tensors: &dyn Tensors,
+    texts: &[Vec<u32>],
+) {
+    let plain = Transformer::load(Candle::new(Device::Cpu), described, tensors).unwrap();
     for isa in Isa::available() {
-        for (dtype, allowed) in [(WeightFormat::F32, 3e-5), (WeightFormat::Bf16, 0.25)] {
-            let model = Transformer::load(Cpu::new(isa, dtype), described, &Made).unwrap();
+        for &(dtype, allowed) in formats {
+            let model = Transformer::load(Cpu::new(isa, dtype), described, tensors).unwrap();
             let texts = if isa == Isa::best() { texts } else { &texts[..5] };
             for pooling in [Pooling::Last, Pooling::Cls, Pooling::Mean] {
                 let ours = encode(&model, texts, pooling);

@@ -17,7 +17,7 @@ use crate::{Error, Result};
 
 /// The role of a text. A prompt is a message of the system before it.
 const ROLE: &str = "user";
-/// The variable by which a template tells queries from documents.
+/// The variable by which a template distinguishes queries from documents.
 const TASK: &str = "task";
 /// The function of templates that reads the clock.
 const CLOCK: &str = "strftime_now";
@@ -165,7 +165,7 @@ impl TextChat {
         self.form.render(text.prompt, &[(ROLE, text.text)], &more)
     }
 
-    /// The variable by which the template tells queries from documents, if it does.
+    /// The variable by which the template distinguishes queries from documents, if it does.
     fn task(&self, text: ChatText<'_>) -> Option<(&'static str, Value)> {
         let query = text.query.filter(|_| self.reads_task)?;
         Some((TASK, Value::text(if query { "query" } else { "document" })))
