@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import random
 import threading
+import zlib
+from types import SimpleNamespace
 
 import pytest
 from conftest import FIXTURES
@@ -310,6 +313,37 @@ def test_damaged_gzip(server, content):
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_gzip")
 
 
+def test_gzip_of_many_members_takes_no_more_time_than_of_one(monkeypatch):
+    """zlib copies what follows a member."""
+    copied = 0
+
+    class Counted:
+        def __init__(self, bits):
+            self.member = zlib.decompressobj(bits)
+            self.decompress = self.member.decompress
+
+        eof = property(lambda self: self.member.eof)
+
+        @property
+        def unused_data(self):
+            nonlocal copied
+            copied += len(self.member.unused_data)
+            return self.member.unused_data
+
+    monkeypatch.setattr(bodies, "zlib", SimpleNamespace(**{**vars(zlib), "decompressobj": Counted}))
+    noise = random.Random(0).randbytes(10_000)
+    members = [gzip.compress(part) for part in [b"", b"a", noise, b"a" * 100_000] * 1_000]
+    content = b"".join(members)
+    assert bodies.inflate(content, 1 << 30) == (b"a" + noise + b"a" * 100_000) * 1_000
+    assert copied < len(content)
+
+
+def test_gzip_of_too_many_members(server):
+    answer = server.client.post("/v1/embeddings", **packed(gzip.compress(b"") * 10_001))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_gzip")
+    assert "10000 members" in answer.json()["error"]["message"]
+
+
 def test_a_small_body_that_becomes_a_large_one(serve, monkeypatch):
     server = serve(max_body_bytes=100_000)
     monkeypatch.setattr(bodies, "parse", lambda _: pytest.fail("it is too large to be parsed"))
@@ -326,6 +360,26 @@ def test_other_encodings_are_named(server, encoding):
     assert answer.json()["error"]["code"] == "content_encoding"
     assert encoding in answer.json()["error"]["message"]
     assert answer.headers["accept-encoding"] == "gzip"
+
+
+def test_a_large_body_waits_no_longer_than_request_timeout(serve, monkeypatch):
+    server = serve(request_timeout=0.5)
+    held = Held(monkeypatch, bodies, "_json_values")
+    large = {"input": ["a text " * 20_000]}
+    late = []
+
+    def send():
+        late.append(server.client.post("/v1/embeddings", json=large))
+
+    threads = [threading.Thread(target=send) for _ in range(_APART + 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(SECONDS)
+    assert len(held.calls) == _APART
+    held.released.set()
+    assert [(one.status_code, one.json()["error"]["code"]) for one in late] == [(504, "timeout")] * len(threads)
+    until(lambda: server.client.post("/v1/embeddings", json=large).status_code == 200)
 
 
 # --- Time ------------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from fastapi import FastAPI
 from model_manager.server import ServerConfig, protocol, router
 from model_manager.server.protocol import MAX_HEADER_BYTES, BoundedHeaders
 from servers import MODELS, SECONDS, running, until
+from starlette.requests import ClientDisconnect, Request
 
 HEAD = "{} HTTP/1.1\r\nhost: localhost\r\n{}\r\n"
 
@@ -215,44 +216,57 @@ def test_a_refused_client_that_never_stops_is_left(server, monkeypatch):
                 connection.sendall(b"x" * 65536)
 
 
+class Transport(asyncio.Transport):
+    """Keeps what is written."""
+
+    written, closed = b"", False
+
+    def write(self, data):
+        self.written += data
+
+    def is_closing(self):
+        return self.closed
+
+    def close(self):
+        self.closed = True
+
+    def can_write_eof(self):
+        return False
+
+    def get_extra_info(self, name, default=None):
+        return default
+
+    def pause_reading(self):
+        pass
+
+    def resume_reading(self):
+        pass
+
+
+async def received(app, *reads):
+    """What a connection on which these reads arrive has written, and whether it is closed."""
+    config = uvicorn.Config(app, log_config=None, lifespan="off")
+    config.load()
+    transport, state = Transport(), uvicorn.server.ServerState()
+    bounded = BoundedHeaders(config, state, {}, header_timeout=SECONDS)
+    bounded.connection_made(transport)
+    for data in reads:
+        if not transport.closed:
+            bounded.data_received(data)
+        await asyncio.sleep(0)
+    found = transport.written, transport.closed
+    for task in state.tasks.copy():
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    bounded.connection_lost(None)
+    return found
+
+
 def test_the_limit_of_headers_holds_in_one_read():
     """A read holds up to 256 KiB: headers of any size, and a body that does not count."""
-    asked = []
-
-    class Transport(asyncio.Transport):
-        written, closed = b"", False
-
-        def write(self, data):
-            self.written += data
-
-        def is_closing(self):
-            return self.closed
-
-        def close(self):
-            self.closed = True
-
-        def can_write_eof(self):
-            return False
-
-        def get_extra_info(self, name, default=None):
-            return default
 
     async def app(scope, receive, send):
-        asked.append(scope["path"])
-
-    async def answer(*reads):
-        config = uvicorn.Config(app, log_config=None, lifespan="off")
-        config.load()
-        transport, state = Transport(), uvicorn.server.ServerState()
-        bounded = BoundedHeaders(config, state, {}, header_timeout=SECONDS)
-        bounded.connection_made(transport)
-        for data in reads:
-            bounded.data_received(data)
-        for task in state.tasks.copy():
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-        bounded.connection_lost(None)
-        return transport.written
+        pass
 
     def head(size, length=0):
         start = f"POST /health HTTP/1.1\r\nhost: localhost\r\ncontent-length: {length}\r\nx: ".encode()
@@ -267,8 +281,39 @@ def test_the_limit_of_headers_holds_in_one_read():
         ((head(1000, len(body)) + body,), False),
         ((head(65_000, len(body))[:-1], b"\n" + body), False),
     ):
-        asked.clear()
-        assert asyncio.run(answer(*reads)).startswith(b"HTTP/1.1 431") is refused
+        assert asyncio.run(received(app, *reads))[0].startswith(b"HTTP/1.1 431") is refused
+
+
+def test_headers_during_a_request_have_a_limit():
+    """Those of the next request, while the answer to this one is awaited, and those after a body."""
+
+    async def app(scope, receive, send):
+        with contextlib.suppress(ClientDisconnect):
+            async for _ in Request(scope, receive).stream():
+                pass
+            await asyncio.Event().wait()
+
+    def begun(*headers):
+        return "\r\n".join(["POST /health HTTP/1.1", "host: localhost", *headers, "", ""]).encode()
+
+    line = b"x: " + b"a" * 997 + b"\r\n"
+    chunked = begun("transfer-encoding: chunked")
+    body = [b"3e8\r\n" + b"b" * 1000 + b"\r\n"] * 200
+    for reads, status in (
+        # A body of any size.
+        ((chunked, *body), None),
+        ((begun("content-length: 200000"), *[b"b" * 1000] * 200), None),
+        # Headers after it.
+        ((chunked, *body, b"0\r\n", *[line] * 60), None),
+        ((chunked, *body, b"0\r\n", *[line] * 70), b"431"),
+        # Headers of the next request.
+        ((begun("content-length: 0"), begun()[:-2], *[line] * 60), None),
+        ((begun("content-length: 0"), begun()[:-2], *[line] * 70), b""),
+        ((begun("content-length: 0"), begun()[:-2] + b"x: ", *[b"a" * 1000] * 70), b""),
+    ):
+        written, closed = asyncio.run(received(app, *reads))
+        assert closed is (status is not None)
+        assert written[9:12] == (status or b"")
 
 
 # --- Paths and methods -----------------------------------------------------------------------------------------------

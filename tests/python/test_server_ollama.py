@@ -322,8 +322,8 @@ def test_a_seed_repeats_an_answer(gpt2_server):
     [
         *((value, True) for value in (0, 0.0, "0", "0s", "-0m", "0h0m", "0.0s", " 0 ", "0.", ".0us", "0ms0ns")),
         *((value, False) for value in (5, -1, "5m", "", "0x", None, False, "00:00", ".", "s", "0s0", "0s5m")),
-        # Linear time.
-        *((value, False) for value in ("0" * 100_000 + "x", "0s" * 50_000 + "x", "0.0" * 30_000)),
+        # A long one is not looked at: the event loop would wait.
+        *((value, len(value) <= 100) for value in ("0s" * 50, "0s" * 51, "0" * 100_000)),
     ],
 )
 def test_values_of_keep_alive_that_unload(value, zero):

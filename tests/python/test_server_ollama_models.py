@@ -62,6 +62,12 @@ def test_lists_of_models_are_no_use_of_them(serve, make_writer):
         manager.unload(SLOT)
 
 
+def test_a_model_that_stays_beyond_the_last_year_is_listed(server):
+    post(server, "/api/embed", model="tiny", input="a new text", keep_alive="999999999h")
+    (one,) = server.client.get("/api/ps").json()["models"]
+    assert one["expires_at"] == "9999-12-31T23:59:59Z"
+
+
 def test_the_root_and_the_version(server):
     """Ollama's clients look for a server with HEAD /."""
     assert server.client.head("/").status_code == 200

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+import uvicorn
 from conftest import ENGLISH_MODEL, TURKISH_MODEL, run_python
 from model_manager.errors import ConfigError
 from model_manager.server import ServerConfig
@@ -172,6 +173,25 @@ def test_requests_that_arrive_while_it_stops(process, tmp_path, workers):
     assert server.popen.wait(SECONDS) == 0
     assert refuses(url)
     assert "Traceback" not in server.text()
+
+
+def test_a_server_with_workers_fails_where_another_begins_to_listen_first(caplog):
+    """Both have bound the address, as programs can that are started at the same moment."""
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", 0))
+
+        class Config(uvicorn.Config):
+            def bind_socket(self):
+                bound = super().bind_socket()
+                other.listen()
+                return bound
+
+        config = Config("no:app", port=other.getsockname()[1], workers=2, log_config=None)
+        with pytest.raises(SystemExit) as ended:
+            Supervisor.of(config, *multiprocessing.Pipe(duplex=False))
+    assert ended.value.code == 1
+    assert "is in use by another program" in caplog.text
 
 
 def test_an_open_connection_is_answered_while_the_server_stops(process, tmp_path):

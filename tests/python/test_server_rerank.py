@@ -39,6 +39,23 @@ def test_the_form_of_jina_and_cohere(scorers, path):
     assert short == [{"index": wanted(scorers)[0].index, "relevance_score": wanted(scorers)[0].score}]
 
 
+@pytest.mark.parametrize("slot", ["rerank_bert", "rerank_xlmr"])
+def test_scores_are_from_0_to_1_unless_raw_ones_are_wanted(serve, slot):
+    """The files of `rerank_xlmr` ask for its logits, as those of cross-encoder/ms-marco-MiniLM-L6-v2 do."""
+    server = serve()
+    server.manager.register(slot, str(FIXTURES / slot), kind="reranker")
+    logits = [one.score for one in wanted(server, slot, activation="identity")]
+    probabilities = [one.score for one in wanted(server, slot, activation="sigmoid")]
+    assert probabilities != pytest.approx(logits)
+    request = {"model": slot, "query": QUERY}
+    for path in ("/v1/rerank", "/v2/rerank"):
+        results = server.client.post(path, json={**request, "documents": DOCUMENTS}).json()["results"]
+        assert [one["relevance_score"] for one in results] == probabilities
+    for raw, scores in ((None, probabilities), (False, probabilities), (True, logits)):
+        results = server.client.post("/rerank", json={**request, "texts": DOCUMENTS, "raw_scores": raw}).json()
+        assert [one["score"] for one in results] == scores
+
+
 def test_the_form_of_coheres_second_version(scorers):
     body = scorers.client.post(
         "/v2/rerank", json={"model": RERANKER, "query": QUERY, "documents": DOCUMENTS, "max_tokens_per_doc": None}

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from generation_servers import leave
 from generators import SLOT, TEXT, figures
 from model_manager import errors, tracing
-from model_manager.server import ServerConfig, create_app, router
+from model_manager.server import ServerConfig, create_app, router, spans
 from opentelemetry import context, propagate
 from opentelemetry.context import Context
 from opentelemetry.propagators.textmap import default_getter
@@ -69,6 +69,21 @@ def test_headers_of_a_trace_are_found_in_any_spelling_and_all_of_them(provider, 
     scope = {"type": "http", "method": "GET", "path": "/", "headers": headers}
     RequestSpans().begin(scope, "/").end(200, 200, b"r")
     assert found == {"X-Amzn-Trace-Id": ["Root=1"], "tracestate": ["a=1", "b=2"]}
+
+
+@pytest.mark.parametrize(
+    ("host", "found"),
+    [
+        ("localhost:8000", ("localhost", 8000)),
+        ("localhost", ("localhost", None)),
+        ("[::1]:80", ("[::1]", 80)),
+        ("localhost:65536", ("localhost", None)),
+        ("localhost:" + "9" * 5000, ("localhost", None)),
+    ],
+)
+def test_the_port_of_a_span_is_one(host, found):
+    """Exporters refuse larger numbers, and Python those of many digits."""
+    assert spans._address(host) == found
 
 
 def test_failed_requests_and_probes(provider, serve):

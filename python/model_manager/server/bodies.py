@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import sys
 import zlib
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +9,10 @@ import orjson
 from starlette.requests import ClientDisconnect
 
 from .._core import _json_values
+from .disconnect import in_time
 from .errors import ApiError, bad_request, unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
-
     from starlette.requests import Request
     from starlette.types import Scope
 
@@ -27,6 +24,10 @@ LARGE = 1 << 16
 """Larger bodies, in bytes, are processed off the event loop."""
 VALUE_BYTES = 64
 """The bytes counted for one JSON value: an empty object in memory."""
+_STEP = 512
+"""The bytes of a gzip member that are read first."""
+_MEMBERS = 10_000
+"""Members of a gzip body. Programs that compress in blocks make one for each 64 kB or more."""
 
 
 async def read_json(request: Request, service: Service, limit: int | None = None) -> dict[str, Any]:
@@ -37,7 +38,9 @@ async def read_json(request: Request, service: Service, limit: int | None = None
     config = service.config
     limit = config.max_body_bytes if limit is None else min(limit, config.max_body_bytes)
     compressed = _check_headers(request.scope)
-    body = await _in_time(read_body(request, service, limit), config.body_timeout)
+    body = await in_time(
+        read_body(request, service, limit), config.body_timeout, lambda: _too_slow(config.body_timeout)
+    )
     if compressed:
         body = await service.apart(inflate, body, limit)
         charge(request.scope, service, len(body))
@@ -81,25 +84,37 @@ def parse(body: bytes) -> dict[str, Any]:
 
 
 def inflate(body: bytes, limit: int) -> bytes:
-    """The decompressed `body`, at most `limit` bytes. Raises `ApiError` 400 or 413."""
-    parts, left = [], limit
-    while True:
+    """The decompressed `body`, at most `limit` bytes. Raises `ApiError` 400 or 413.
+
+    zlib copies what follows a member. So a member is read in steps, which grow with it: a body of many small members
+    takes no more time than one of the same length.
+    """
+    parts: list[bytes] = []
+    left, at, rest, members = limit, 0, memoryview(body), 0
+    while at < len(body) or not members:
+        members += 1
+        if members > _MEMBERS:
+            raise bad_request(
+                f"The gzip data has more than {_MEMBERS} members; compress the body as one", code="invalid_gzip"
+            )
         # With 16 added, zlib reads gzip's header and checks its sum.
-        member = zlib.decompressobj(16 + zlib.MAX_WBITS)
-        try:
-            # One byte more than allowed distinguishes a body of exactly the limit from a larger one.
-            part = member.decompress(body, left + 1)
-        except zlib.error as error:
-            raise bad_request(f"The body is not gzip: {error}", code="invalid_gzip") from None
-        if len(part) > left:
-            raise _too_large(limit)
-        if not member.eof:
-            raise bad_request("The gzip data is incomplete", code="invalid_gzip")
-        parts.append(part)
-        left -= len(part)
-        body = member.unused_data
-        if not body:
-            return b"".join(parts)
+        member, step = zlib.decompressobj(16 + zlib.MAX_WBITS), _STEP
+        while not member.eof:
+            taken = rest[at : at + step]
+            if not taken:
+                raise bad_request("The gzip data is incomplete", code="invalid_gzip")
+            at, step = at + len(taken), 2 * step
+            try:
+                # One byte more than allowed distinguishes a body of exactly the limit from a larger one.
+                part = member.decompress(taken, left + 1)
+            except zlib.error as error:
+                raise bad_request(f"The body is not gzip: {error}", code="invalid_gzip") from None
+            if len(part) > left:
+                raise _too_large(limit)
+            parts.append(part)
+            left -= len(part)
+        at -= len(member.unused_data)
+    return b"".join(parts)
 
 
 def charge(scope: Scope, service: Service, count: int) -> None:
@@ -157,38 +172,6 @@ def _check_headers(scope: Scope) -> bool:
     )
 
 
-async def _in_time(reading: Coroutine[Any, Any, bytes], seconds: float) -> bytes:
-    """The body that `reading` returns. Raises `ApiError` 408 when it takes longer.
-
-    It uses a plain timer: asyncio's `timeout` needs Python 3.11, and `wait_for` and anyio's scopes would slow down
-    every cached answer.
-    """
-    task = asyncio.current_task()
-    assert task is not None
-    expired = False
-
-    def expire() -> None:
-        nonlocal expired
-        expired = True
-        task.cancel()
-
-    timer = asyncio.get_running_loop().call_later(seconds, expire)
-    try:
-        return await reading
-    except asyncio.CancelledError:
-        if not expired:
-            raise
-        if sys.version_info >= (3, 11) and task.uncancel():
-            raise  # the task was cancelled from outside too
-    finally:
-        timer.cancel()
-    raise ApiError(
-        408,
-        f"The body did not arrive within {seconds:g} seconds; send it faster, or raise the server's body_timeout",
-        code="body_timeout",
-    )
-
-
 async def read_body(request: Request, service: Service, limit: int) -> bytes:
     """The request's body, at most `limit` bytes, counted for the request as it arrives."""
     receive, scope = request.receive, request.scope
@@ -208,6 +191,14 @@ async def read_body(request: Request, service: Service, limit: int) -> bytes:
         chunks.append(chunk)
         if not message.get("more_body"):
             return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _too_slow(seconds: float) -> ApiError:
+    return ApiError(
+        408,
+        f"The body did not arrive within {seconds:g} seconds; send it faster, or raise the server's body_timeout",
+        code="body_timeout",
+    )
 
 
 def _too_large(limit: int) -> ApiError:

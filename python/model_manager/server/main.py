@@ -309,9 +309,18 @@ class Supervisor(Multiprocess):
     @classmethod
     def of(cls, config: uvicorn.Config, replaced: Connection, replacing: Connection) -> Supervisor:
         """A supervisor that listens at the address in `config`. What is written to `replacing` says to workers, which
-        look at `replaced`, that a signal is not meant for all of them.
+        look at `replaced`, that a signal is not meant for all of them. Raises `SystemExit` when another program listens
+        there.
         """
-        options: dict[str, Any] = {"sockets": [config.bind_socket()]}
+        sock = config.bind_socket()
+        try:
+            # Two programs can bind an address while none listens there. In a worker nobody would see the error.
+            sock.listen(config.backlog)
+        except OSError as error:
+            sock.close()
+            logger.error("%s", _address_problem(config.host, config.port) or error)
+            raise SystemExit(_FAILED) from None
+        options: dict[str, Any] = {"sockets": [sock]}
         # Some versions of uvicorn need the function that a worker runs.
         if "target" in inspect.signature(Multiprocess.__init__).parameters:
             options["target"] = uvicorn.Server(config).run

@@ -111,6 +111,10 @@ class BoundedHeaders(HttpToolsProtocol):
         """Closes the connection of a refused client. What it still sends is dropped."""
         self._tail = b""
         """The latest bytes of headers: their end may come in two reads."""
+        self._idle_bytes = 0
+        """Bytes of the latest reads during a request in which no body went on: trailers, or headers of another one."""
+        self._went_on = False
+        """Whether the parser has met a body, or the end of headers or of a request, in this read."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the timer for the headers of the first request."""
@@ -139,6 +143,10 @@ class BoundedHeaders(HttpToolsProtocol):
             return
         if self.cycle is not None and not self.cycle.response_complete:
             self._disarm()
+            self._idle_bytes = 0 if self._went_on else self._idle_bytes + len(data)
+            self._went_on = False
+            if self._idle_bytes > MAX_HEADER_BYTES:
+                self._refuse_headers()
             return
         self._header_bytes += len(data)
         self._tail = (self._tail + data)[-3:]
@@ -147,8 +155,19 @@ class BoundedHeaders(HttpToolsProtocol):
         elif self._header_timer is None:
             self._arm()
 
+    def on_headers_complete(self) -> None:
+        """Begin a request."""
+        self._went_on = True
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Add to the body of a request."""
+        self._went_on = True
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
         """Note the end of a request, unless its headers alone have ended."""
+        self._went_on = True
         if not (self.parser.should_upgrade() and self.framing()):
             super().on_message_complete()
 
@@ -182,9 +201,17 @@ class BoundedHeaders(HttpToolsProtocol):
         self._refuse(400, "These bytes are not a valid HTTP/1.1 request", "invalid_http")
 
     def _refuse(self, status: int, message: str, code: str) -> None:
-        """Send an error without a request, and close the connection once the client has nothing more to send."""
+        """Send an error without a request, and close the connection once the client has nothing more to send.
+
+        While a request that was read whole is answered it is only closed: the client would take the error for that
+        answer, or for a part of it.
+        """
         self._disarm()
         if self._is_refused():
+            return
+        cycle = self.cycle if self.cycle is not None and not self.cycle.response_complete else None
+        if cycle is not None and (cycle.response_started or not cycle.more_body):
+            self.transport.close()
             return
         body = orjson.dumps(ApiError(status, message, code=code).to_dict())
         reason = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large"}[status]
@@ -192,8 +219,7 @@ class BoundedHeaders(HttpToolsProtocol):
             b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
             % (status, reason, len(body), body)
         )
-        answers = self.cycle is not None and not self.cycle.response_complete
-        if answers or not self.transport.can_write_eof():
+        if cycle is not None or not self.transport.can_write_eof():
             self.transport.close()
             return
         self.transport.write_eof()

@@ -17,7 +17,8 @@ from .._bridge import in_thread
 from .._core import Config
 from ..compat import ModelManager
 from ..errors import ClosedError, ModelManagerError
-from .errors import ApiError
+from .disconnect import in_time
+from .errors import ApiError, timed_out
 from .hosts import Hosts
 from .prometheus import Metrics, check_shared_folder
 from .served_models import Kind, Result, ServedModels  # noqa: F401  Kind: its former place
@@ -186,13 +187,20 @@ class Service(ServedModels):
 
     async def apart(self, function: Callable[..., Result], *args: Any) -> Result:
         """The result of `function`, called off the event loop. For large requests; only a few run at the same time,
-        including those whose callers no longer wait.
+        including those whose callers no longer wait. Raises `ApiError` 504 after `request_timeout`.
         """
         free = self._apart
-        await free.acquire()
-        work = in_thread(function, *args)
-        work.add_done_callback(lambda _: free.release())
-        return await asyncio.shield(work)
+
+        async def result() -> Result:
+            await free.acquire()
+            work = in_thread(function, *args)
+            work.add_done_callback(lambda _: free.release())
+            return await asyncio.shield(work)
+
+        def late() -> ApiError:
+            return timed_out("Large requests took the server's request_timeout; send smaller ones, or fewer")
+
+        return await in_time(result(), self.config.request_timeout, late)
 
     def spawn(self, work: Any) -> asyncio.Task[Any]:
         """Run a coroutine in the background; it is cancelled with the application."""

@@ -99,9 +99,10 @@ def _prefix(path: str, route: str, parameters: dict[str, Any]) -> str:
 def _address(host: str) -> tuple[str, int | None]:
     """Name and port of a `Host` header; an address of IPv6 is in brackets."""
     name, colon, port = host.rpartition(":")
-    if colon and port.isascii() and port.isdigit():
-        return name, int(port)
-    return host, None
+    if not colon or not port.isascii() or not port.isdigit():
+        return host, None
+    # A client writes what it likes.
+    return name, int(port) if len(port) <= 5 and int(port) < 1 << 16 else None
 
 
 class RequestSpan:

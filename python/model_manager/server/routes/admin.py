@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _INDEFINITELY = "9999-12-31T23:59:59Z"
 """When a model leaves that stays. Ollama's own command takes null for a time that has passed."""
+_END = 253_402_300_799.0
+"""The same in seconds since the epoch. Python writes no later times."""
 _LARGEST_BODY = 1 << 20
 """Bytes. The body holds only names of models."""
 
@@ -159,7 +161,7 @@ def running(service: Service) -> list[dict[str, Any]]:
                 "size_vram": state["device_bytes"],
                 "context_length": _context(service, slot),
                 "leases": state["leases"],
-                "expires_at": _INDEFINITELY if left is None else timestamp(now + left),
+                "expires_at": _INDEFINITELY if left is None or now + left >= _END else timestamp(now + left),
             }
         )
     return found

@@ -36,6 +36,7 @@ INSTRUCTIONS = {
 """The instruction of each task, for models that take instructions."""
 
 _FIELDS = {
+    "prompt": "instruction",
     "truncate_dim": "dimensions",
     "keep_alive": "keep_alive",
     "prompt_name": "prompt_name",

@@ -87,7 +87,8 @@ async def _rerank(request: Request, service: Service, body: dict[str, Any], *, d
     name, slot = _model(service, body)
     query, texts = _query(body), _documents(body, service.config.max_inputs)
     top_n, shown = _count(body, "top_n"), _flag(body, "return_documents", documents)
-    options = _options(service, body) | _prompt(body)
+    # From 0 to 1 as in these services, also where a model's files ask for its logits.
+    options = {**_options(service, body), **_prompt(body), "activation": "sigmoid"}
     await _check_length(request, service, slot, body, texts, options)
     scores, tokens = await _scores(request, service, slot, query, texts, options, "documents")
     service.metrics.embedded(slot, len(texts), tokens)
@@ -113,9 +114,8 @@ async def _tei(request: Request, service: Service, body: dict[str, Any]) -> list
     _check_form(body, "texts", ("return_documents",))
     _, slot = _model(service, body)
     query, texts = _query(body), _documents(body, service.config.max_inputs, "texts")
-    options = _options(service, body) | _prompt(body)
-    if _flag(body, "raw_scores", False):
-        options["activation"] = "identity"
+    activation = "identity" if _flag(body, "raw_scores", False) else "sigmoid"
+    options = {**_options(service, body), **_prompt(body), "activation": activation}
     top_n, shown = _count(body, "top_n"), _flag(body, "return_text", False)
     await _check_length(request, service, slot, body, texts, options)
     scores, tokens = await _scores(request, service, slot, query, texts, options, "texts")

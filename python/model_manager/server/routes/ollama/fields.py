@@ -65,10 +65,12 @@ _IGNORED = frozenset(
     }
 )
 """Options that are accepted and not used."""
+_LONGEST_DURATION = 100
+"""Characters; matching megabytes would hold up the event loop."""
 _USED = ("seed", "stop", "num_predict", "repeat_last_n", *_NUMBERS)
 _THINK = frozenset({"low", "medium", "high"})
 _NOUGHT = r"(?:0+(?:\.0*)?|\.0+)"
-# Each part but a lone number ends with a unit, so a long text takes linear time.
+# Each part but a lone number ends with a unit, so a text takes linear time.
 _ZERO = re.compile(rf"\s*[+-]?(?:{_NOUGHT}|(?:{_NOUGHT}(?:[nuµμm]?s|m|h))+)\s*", re.ASCII).fullmatch
 
 
@@ -104,7 +106,7 @@ def read_think(body: Mapping[str, Any]) -> bool | str | None:
 def is_zero(keep_alive: Any) -> bool:
     """Whether this value of `keep_alive` unloads a model at once."""
     if isinstance(keep_alive, str):
-        return _ZERO(keep_alive) is not None
+        return len(keep_alive) <= _LONGEST_DURATION and _ZERO(keep_alive) is not None
     return isinstance(keep_alive, int | float) and not isinstance(keep_alive, bool) and keep_alive == 0
 
 
