@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from typing import Any
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -16,6 +18,12 @@ class SparseVector(NamedTuple):
     """The entries, ascending."""
     values: NDArray[np.float32]
     """The weight of each."""
+
+    def __eq__(self, other: object) -> bool:
+        return _are_equal(self, other)
+
+    def __ne__(self, other: object) -> bool:
+        return not _are_equal(self, other)
 
     def dot(self, other: SparseVector) -> float:
         """The similarity to another vector of the same model."""
@@ -33,3 +41,20 @@ class EmbedOutputs(NamedTuple):
     sparse: SparseVector | list[SparseVector] | None = None
     multi: NDArray[np.float32] | list[NDArray[np.float32]] | None = None
     """Shape (tokens, dim) for each text."""
+
+    def __eq__(self, other: object) -> bool:
+        return _are_equal(self, other)
+
+    def __ne__(self, other: object) -> bool:
+        return not _are_equal(self, other)
+
+
+def _are_equal(one: Any, other: Any) -> bool:
+    """Whether two results have equal elements; those of tuples of arrays cannot be compared at once."""
+    import numpy as np
+
+    if isinstance(one, np.ndarray):
+        return isinstance(other, np.ndarray) and np.array_equal(one, other)
+    if not isinstance(one, tuple | list):
+        return bool(one == other)
+    return type(one) is type(other) and len(one) == len(other) and all(map(_are_equal, one, other))

@@ -211,12 +211,17 @@ def classified(scores: NDArray[np.float32], labels: Sequence[str]) -> list[Class
     """The likeliest label of each row, and all of them."""
     from .results import Classification, Classifications
 
-    names = labels or [f"LABEL_{number}" for number in range(scores.shape[1])]
+    names = _distinct(labels or [f"LABEL_{number}" for number in range(scores.shape[1])])
     found = Classifications()
     for row in scores.tolist():
         best = max(range(len(row)), key=row.__getitem__)
         found.append(Classification(names[best], row[best], dict(zip(names, row, strict=True))))
     return found
+
+
+def _distinct(labels: Sequence[str]) -> list[str]:
+    """The labels; one that several have gets the number of each: every probability has a name."""
+    return [label if labels.count(label) == 1 else f"{label} ({number})" for number, label in enumerate(labels)]
 
 
 def document_texts(documents: Iterable[Document]) -> list[str]:
