@@ -156,7 +156,8 @@ impl Client {
         let body = response.body_mut().with_config().limit(limit).read_to_vec();
         if !status.is_success() {
             // Without its body the status is enough.
-            return Err(self.refused(status, after, location, &body.unwrap_or_default()));
+            let said = self.hide_key(&complaint(&body.unwrap_or_default()));
+            return Err(self.refused(status, after, location, &said, texts.len()));
         }
         let body = body.map_err(|error| self.unanswered(&error))?;
         protocol::answer(self.address.protocol, &body, texts.len()).map_err(|defect| {
@@ -232,9 +233,9 @@ impl Client {
         status: StatusCode,
         after: Option<Duration>,
         location: Option<String>,
-        body: &[u8],
+        said: &str,
+        texts: usize,
     ) -> Fault {
-        let said = self.hide_key(&complaint(body));
         let answered = if said.is_empty() { status.to_string() } else { format!("{status}: {said}") };
         let model = || self.address.to_string();
         match status.as_u16() {
@@ -269,10 +270,21 @@ impl Client {
                 let reason = format!("{} answered {answered}; {remedy}", self.url);
                 Fault::Permanent { error: Error::ModelNotFound { model: model(), reason }, server: Runs }
             }
-            400 | 413 | 422 => Fault::Refused {
-                error: Error::Input(format!("{} does not take the text: {answered}", model())),
-                too_large: status == StatusCode::PAYLOAD_TOO_LARGE,
-            },
+            400 | 413 | 422 => {
+                let model = model();
+                let error = if texts == 1 {
+                    format!("{model} does not take the text: {answered}")
+                } else {
+                    format!(
+                        "{model} does not take one of {texts} texts, which the request has in another order than the call: \
+                         {answered}"
+                    )
+                };
+                Fault::Refused {
+                    error: Error::Input(error),
+                    too_large: status == StatusCode::PAYLOAD_TOO_LARGE,
+                }
+            }
             _ => self.lasting(format!("it answered {answered}"), Runs),
         }
     }

@@ -182,7 +182,8 @@ impl Asking {
              that it is loaded again",
             self.width
         );
-        let error = Error::Remote { server: self.link.address().to_string(), reason };
+        // Another attempt gets the same.
+        let error = Error::RemoteRefused { server: self.link.address().to_string(), reason };
         Err(Failure { error, remedy: Recovery::Nothing })
     }
 

@@ -113,7 +113,9 @@ pub(super) fn answer(protocol: Protocol, body: &[u8], texts: usize) -> Result<An
         }
         Err(error) => {
             // The vectors one by one: the others may be sound. The first error is reported, as it says where.
-            let (rows, tokens) = parse::<Value>(protocol, body).map_err(|_| unparsed(&error))?;
+            let (rows, tokens) = parse::<Value>(protocol, body)
+                .or_else(|second| parse::<Value>(protocol, &nulls_for_nan(body).ok_or(second)?))
+                .map_err(|_| unparsed(&error))?;
             let row =
                 |value| Embedding::deserialize(value).map_err(|error| unparsed(&error)).and_then(checked);
             (rows.into_iter().map(|(number, value)| (number, row(value))).collect(), tokens)
@@ -137,6 +139,27 @@ fn parse<E: DeserializeOwned>(protocol: Protocol, body: &[u8]) -> serde_json::Re
             (rows, count(&usage["prompt_tokens"]).or_else(|| count(&usage["total_tokens"])))
         }
     })
+}
+
+/// `body` with `null` for the numbers that JSON does not have, as servers in Python write them; `None` where it has none.
+fn nulls_for_nan(body: &[u8]) -> Option<Vec<u8>> {
+    const NUMBERS: [&[u8]; 3] = [b"NaN", b"Infinity", b"-Infinity"];
+    let mut written = Vec::with_capacity(body.len());
+    let (mut rest, mut in_text, mut found) = (body, false, false);
+    while let [first, others @ ..] = rest {
+        let number = NUMBERS.iter().find(|number| !in_text && rest.starts_with(number));
+        if let Some(number) = number {
+            written.extend_from_slice(b"null");
+            (rest, found) = (&rest[number.len()..], true);
+            continue;
+        }
+        // What a backslash escapes ends no text.
+        let taken = if in_text && *first == b'\\' { rest.len().min(2) } else { 1 };
+        in_text ^= *first == b'"';
+        written.extend_from_slice(&rest[..taken]);
+        rest = if taken == 1 { others } else { &rest[taken..] };
+    }
+    found.then_some(written)
 }
 
 fn unparsed(error: &serde_json::Error) -> Defect {
@@ -198,8 +221,9 @@ impl<'de> Deserialize<'de> for Embedding {
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Embedding, A::Error> {
                 let mut values = Vec::new();
-                while let Some(value) = seq.next_element()? {
-                    values.push(value);
+                // JSON has no NaN: many servers write null in its place.
+                while let Some(value) = seq.next_element::<Option<f32>>()? {
+                    values.push(value.unwrap_or(f32::NAN));
                 }
                 Ok(Embedding(values))
             }
@@ -309,7 +333,7 @@ mod tests {
             (r#"{"data":[{"embedding":[1]},{"embedding":[1,2]}]}"#, 2, "1 and of 2"),
             (r#"{"data":[{"index":0,"embedding":[1]},{"index":0,"embedding":[1]}]}"#, 2, "twice"),
             (r#"{"data":[{"index":7,"embedding":[1]}]}"#, 1, "out of range"),
-            (r#"{"data":[{"embedding":[null]}]}"#, 1, "parse"),
+            (r#"{"data":[{"embedding":[nan]}]}"#, 1, "parse"),
             (r#"{"data":[{"embedding":["1"]}]}"#, 1, "parse"),
             (r#"{"data":[{"embedding":{"a":1}}]}"#, 1, "parse"),
             (r#"{"data":[{"embedding":"AAAA"}]}"#, 1, "whole float32"),
@@ -321,17 +345,40 @@ mod tests {
                 Defect::NotFinite => panic!("{body}"),
             }
         }
-        for infinite in ["[1e39]", "[1,-1e300]", "\"AADAfw==\""] {
-            let body = format!(r#"{{"data":[{{"embedding":{infinite}}}]}}"#);
+        for infinite in
+            ["[1e39]", "[1,-1e300]", "\"AADAfw==\"", "[1,null]", "[NaN,1]", "[Infinity]", "[0.5, -Infinity]"]
+        {
+            let body = format!(r#"{{"model":"NaN \\"NaN","data":[{{"embedding":{infinite}}}]}}"#);
             assert_eq!(defect(&body, 1), Defect::NotFinite, "{infinite}");
         }
     }
 
     #[test]
+    fn numbers_that_json_lacks_are_replaced_outside_of_texts() {
+        let replaced =
+            |body: &str| nulls_for_nan(body.as_bytes()).map(|json| String::from_utf8(json).unwrap());
+        assert_eq!(replaced(r#"{"NaN": "\\\"NaN, Infinity", "b": [1, 2]}"#), None);
+        let body = r#"["NaN\\", NaN, -Infinity,Infinity, "\"NaN", 1]"#;
+        assert_eq!(replaced(body).unwrap(), r#"["NaN\\", null, null,null, "\"NaN", 1]"#);
+        assert_eq!(replaced("\"\\"), None);
+    }
+
+    #[test]
     fn a_row_that_is_none_leaves_the_others() {
         let (one, nan) = ("\"AACAPw==\"", "\"AADAfw==\"");
-        for bad in [nan, "[1e39]", "[null]", "null", "[]", "\"???\"", "\"AAAA\"", "{\"a\":[1]}", "[[1]]", "3"]
-        {
+        for bad in [
+            nan,
+            "[1e39]",
+            "[null]",
+            "[NaN]",
+            "null",
+            "[]",
+            "\"???\"",
+            "\"AAAA\"",
+            "{\"a\":[1]}",
+            "[[1]]",
+            "3",
+        ] {
             let item = |index: usize, vector: &str| format!(r#"{{"embedding":{vector},"index":{index}}}"#);
             let body = format!(r#"{{"data":[{},{},{}]}}"#, item(1, bad), item(2, one), item(0, "[2]"));
             let rows = openai(&body, 3).unwrap().rows;

@@ -338,8 +338,10 @@ def test_what_passes_is_tried_again(server, remote):
         (302, RemoteRefusedError, "redirects"),
         (b"<html>", RemoteError, "not what it should be"),
         (b'{"embeddings": []}', RemoteError, "0 vectors for 1 texts"),
-        (b'{"embeddings": [[1, 2]]}', RemoteError, "2 dimensions now, not 4"),
-        (b'{"embeddings": [[1, 2, null, 4]]}', RemoteError, "not what it should be"),
+        (b'{"embeddings": [[1, 2]]}', RemoteRefusedError, "2 dimensions now, not 4"),
+        (b'{"embeddings": [["1", 2, 3, 4]]}', RemoteError, "not what it should be"),
+        (b'{"embeddings": [[1, 2, null, 4]]}', NotFiniteError, "not finite"),
+        (b'{"embeddings": [[1, 2, NaN, 4]]}', NotFiniteError, "not finite"),
         (b'{"embeddings": [[1, 2, 3, 1e60]]}', NotFiniteError, "not finite"),
     ],
 )
@@ -350,6 +352,13 @@ def test_what_lasts_is_told_at_once(server, remote, fault, error, words):
     assert isinstance(caught.value, ModelManagerError)
     assert len(server.asked) == 1
     assert remote.embed("a", "remote").shape == (WIDTH,)
+
+
+def test_a_refusal_names_no_text_by_a_number_of_the_request(server, remote):
+    """A request has the texts in an order of its own, so that a number in the server's words is not the call's."""
+    server.faults[:] = [400]
+    with pytest.raises(InputError, match=r"one of 3 texts, which the request has in another order.*fault 400"):
+        remote.embed(["a long text", "b", "c"], "remote")
 
 
 def test_a_failed_request_fails_its_own_callers_only(server, remote):
