@@ -32,6 +32,15 @@ pub struct ChunkSize {
     pub overlap: usize,
 }
 
+/// A line of more bytes is split in stretches, unless a chunk may be as long.
+const LONG_LINE: usize = 32 << 10;
+/// A token has fewer bytes, but for rare ones. A line of so many bytes for each token of a chunk does not fit.
+const BYTES_OF_TOKEN: usize = 64;
+/// The end of a stretch is looked for in this part of its bytes, the last one.
+const LOOK_BACK: usize = 4;
+/// A beginning has at most so many tokens more than the whole: a word that is too long for WordPiece is one unknown token.
+const LOST_TOKENS: usize = 256;
+
 /// Counts the tokens that a model reads for a piece of text: prompt and piece together, since a prompt without a space at its end
 /// may share one with the text, and the special tokens.
 pub type CountTokens<'a> = &'a dyn Fn(&str, &mut Bounds<'_>) -> Result<usize>;
@@ -49,6 +58,18 @@ pub fn chunks(
     size: ChunkSize,
     bounds: &mut Bounds<'_>,
 ) -> Result<Vec<TextChunk>> {
+    chunks_of_lines(tokenizer, text, count, size, LONG_LINE, bounds)
+}
+
+/// [`chunks`], where a line of more than `long_line` bytes may be split in stretches.
+fn chunks_of_lines(
+    tokenizer: &Tokenizer,
+    text: &str,
+    count: CountTokens<'_>,
+    size: ChunkSize,
+    long_line: usize,
+    bounds: &mut Bounds<'_>,
+) -> Result<Vec<TextChunk>> {
     let around = count("", bounds)?;
     let capacity = size.max_tokens.saturating_sub(around);
     if capacity == 0 {
@@ -57,15 +78,18 @@ pub fn chunks(
             format!("={} leaves no place for text: prompt and special tokens take {around}", size.max_tokens),
         ));
     }
-    let sizer = Sizer { tokenizer, counted: count, around, state: RefCell::new((bounds, None)) };
+    let sizer = Sizer { tokenizer, counted: count, around, capacity, state: RefCell::new((bounds, None)) };
     let config = ChunkConfig::new(capacity).with_sizer(&sizer).with_overlap(size.overlap).map_err(|_| {
         let reason =
             format!("={} must be smaller than the {capacity} tokens of a chunk's own text", size.overlap);
         Error::argument("overlap", reason)
     })?;
-    let mut found = Vec::new();
-    for chunk in TextSplitter::new(config).chunk_char_indices(text) {
-        for part in sizer.parts(chunk, capacity) {
+    let splitter = TextSplitter::new(config);
+    let (mut found, mut passed) = (Vec::new(), 0);
+    for stretch in stretches(text, long_line.max(capacity.saturating_mul(BYTES_OF_TOKEN))) {
+        let within = &text[stretch.clone()];
+        let parts = splitter.chunk_char_indices(within).flat_map(|chunk| sizer.parts(chunk, capacity));
+        for part in parts {
             let tokens = around + sizer.size(part.chunk);
             if let Some(error) = sizer.state.borrow_mut().1.take() {
                 return Err(error);
@@ -79,12 +103,63 @@ pub fn chunks(
             if tokens == around && sizer.is_blank(part.chunk)? {
                 continue;
             }
-            let characters = part.char_offset..part.char_offset + part.chunk.chars().count();
-            let bytes = part.byte_offset..part.byte_offset + part.chunk.len();
+            let (byte, character) = (stretch.start + part.byte_offset, passed + part.char_offset);
+            let bytes = byte..byte + part.chunk.len();
+            let characters = character..character + part.chunk.chars().count();
             push(&mut found, TextChunk { bytes, characters, tokens })?;
         }
+        passed += within.chars().count();
     }
     Ok(found)
+}
+
+/// The stretches of a text that are split one after the other: the whole text, unless it has lines of more than `longest`
+/// bytes. These are cut, at the end of a sentence if one is near, else of a word. The splitter looks at the rest of a sentence and
+/// of a word for each of its chunks, so that its work would grow with the square of their lengths.
+fn stretches(text: &str, longest: usize) -> impl Iterator<Item = Range<usize>> {
+    let (mut start, mut done) = (0, false);
+    std::iter::from_fn(move || {
+        if done {
+            return None;
+        }
+        let end = next_cut(text, start, longest).unwrap_or(text.len());
+        done = end == text.len();
+        Some(std::mem::replace(&mut start, end)..end)
+    })
+}
+
+/// Where the first line of `text` from `start` on that is longer than `longest` bytes is cut.
+fn next_cut(text: &str, start: usize, longest: usize) -> Option<usize> {
+    let mut line = &text[start..];
+    while line.len() > longest {
+        let cut = boundary(line, longest);
+        if let Some(end) = line[..cut].find(['\n', '\r']) {
+            line = &line[end + 1..];
+            continue;
+        }
+        let first = boundary(line, cut - cut / LOOK_BACK);
+        let near = &line[first..cut];
+        let sentence =
+            near.char_indices().rev().find(|&(at, end)| ends_sentence(end, &near[at + end.len_utf8()..]));
+        let place = sentence.or_else(|| near.char_indices().rev().find(|(_, blank)| blank.is_whitespace()));
+        let kept = place.map_or(cut, |(at, end)| first + at + end.len_utf8());
+        return Some(text.len() - line.len() + kept);
+    }
+    None
+}
+
+/// The last boundary of characters in the first `at` bytes of `text`.
+fn boundary(text: &str, at: usize) -> usize {
+    (0..=at.min(text.len())).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0)
+}
+
+/// Whether a sentence ends with this character, which `rest` follows.
+fn ends_sentence(end: char, rest: &str) -> bool {
+    match end {
+        '.' | '!' | '?' | '…' => rest.starts_with(char::is_whitespace),
+        '。' | '！' | '？' => true,
+        _ => false,
+    }
 }
 
 /// Counts the tokens that a piece of text adds to the prompt.
@@ -93,6 +168,8 @@ struct Sizer<'a, 'b> {
     counted: CountTokens<'a>,
     /// Tokens of the prompt alone, with the special ones.
     around: usize,
+    /// The most tokens that a piece may add.
+    capacity: usize,
     /// What the tokenizer needs, and the first error: the splitter knows none.
     state: RefCell<(&'a mut Bounds<'b>, Option<Error>)>,
 }
@@ -123,8 +200,18 @@ impl Sizer<'_, '_> {
         Ok(self.tokenizer.count_within(piece, bounds)? <= self.tokenizer.special_tokens())
     }
 
+    /// The tokens of `piece`; of a long one perhaps only those of its beginning, which does not fit alone.
     fn count(&self, piece: &str, bounds: &mut Bounds<'_>) -> Result<usize> {
-        Ok((self.counted)(piece, bounds)?.saturating_sub(self.around))
+        let mut count = |piece: &str| Ok((self.counted)(piece, bounds)?.saturating_sub(self.around));
+        let too_many = self.capacity.saturating_mul(2).saturating_add(LOST_TOKENS);
+        let beginning = boundary(piece, too_many.saturating_mul(BYTES_OF_TOKEN / 8));
+        if beginning < piece.len() {
+            let tokens = count(&piece[..beginning])?;
+            if tokens > too_many {
+                return Ok(tokens);
+            }
+        }
+        count(piece)
     }
 }
 
@@ -140,3 +227,7 @@ impl ChunkSizer for Sizer<'_, '_> {
         })
     }
 }
+
+#[cfg(test)]
+#[path = "chunks_tests.rs"]
+mod tests;
