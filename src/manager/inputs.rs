@@ -231,10 +231,17 @@ impl Inputs {
             };
             let (tokens, longest) = (sequence.ids.len(), encoder.config.max_length);
             if tokens > longest {
-                let rest = format!(
-                    " has {tokens} tokens, and {:?} reads at most {longest}: split it (chunk), or let it be cut (truncate=True)",
-                    encoder.name
-                );
+                let name = &encoder.name;
+                let rest = match self.get(input) {
+                    Content::Pair(..) => format!(
+                        " has {tokens} tokens together with the other text of its pair, and {name:?} reads at most {longest}: \
+                         shorten one of them, or let the longer one be cut (truncate=True)"
+                    ),
+                    Content::Text(_) | Content::Tokens(_) => format!(
+                        " has {tokens} tokens, and {name:?} reads at most {longest}: split it (chunk), or let it be cut \
+                         (truncate=True)"
+                    ),
+                };
                 return Err(Error::item(self.param(), &[input], rest));
             }
             sequences.push(sequence);

@@ -130,7 +130,7 @@ impl Encoder {
         let adapter_content = files.adapter_content()?;
         weights.check()?;
         let late = settings.late_texts(&tokenizer, overrides)?;
-        settings.warn_of_tokenizer(&tokenizer);
+        settings.warn_of_tokenizer(&tokenizer, scores.is_some());
         warn_of_unused(files);
         Ok(Self {
             name: files.model.clone(),

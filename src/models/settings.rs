@@ -255,10 +255,11 @@ impl<'a> EncoderSettings<'a> {
         Ok(Some(texts))
     }
 
-    /// Logs what makes vectors worse, or texts fail, although the files can be used.
-    pub(super) fn warn_of_tokenizer(&self, tokenizer: &Tokenizer) {
+    /// Logs what makes vectors worse, or texts fail, although the files can be used. `scores`: it gives no vectors.
+    pub(super) fn warn_of_tokenizer(&self, tokenizer: &Tokenizer, scores: bool) {
         let name = &self.files.model;
-        if self.sentence.pooling == Pooling::Last && !tokenizer.ends() && self.text_chat.is_none() {
+        let ends = tokenizer.ends() || self.text_chat.is_some();
+        if self.sentence.pooling == Pooling::Last && !ends && !scores {
             log::warn!(
                 "{name}: a text's vector is the state of its last token, but the tokenizer adds no end token"
             );

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from conftest import FIXTURES, reference
 from model_manager import CrossEncoder, RerankResult
+from model_manager._scoring import classified
 from model_manager.errors import ArgumentError, InputError, InputTypeError, TaskError, UnsupportedModelError
 
 RERANKERS = ("rerank_bert", "rerank_xlmr", "rerank_qwen3")
@@ -392,8 +393,9 @@ def test_empty_long_and_many_documents(rerankers):
     assert len(found) == 4
     many = rerankers.rerank("soru", [f"belge {number}" for number in range(5000)], top_n=3)
     assert len(many) == 3
-    with pytest.raises(InputError, match=r"documents\[0\] has .* tokens"):
-        rerankers.rerank("a", ["c d " * 100], truncate=False)
+    for query, document in (("a", "c d " * 100), ("c d " * 100, "a")):
+        with pytest.raises(InputError, match=r"documents\[0\] has \d+ tokens together with the other text of its pair"):
+            rerankers.rerank(query, [document], truncate=False)
 
 
 def test_families_without_a_head_are_refused(make_manager, tmp_path):
@@ -429,3 +431,9 @@ def test_weights_that_are_not_finite(make_manager, tmp_path):
     manager = make_manager(reranker_model=str(tmp_path))
     with pytest.raises(NotFiniteError):
         manager.rerank("a", ["b"])
+
+
+def test_labels_that_repeat_keep_their_probabilities():
+    (one,) = classified(np.array([[0.2, 0.5, 0.3]], np.float32), ["A", "B", "A"])
+    assert one.label == "B"
+    assert one.scores == {"A (0)": pytest.approx(0.2), "B": 0.5, "A (2)": pytest.approx(0.3)}
