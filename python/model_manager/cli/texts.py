@@ -18,11 +18,19 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _is_turkish() -> bool:
-    """Whether the locale is Turkish, by the first of these variables that is set, as in gettext."""
-    for name in ("LANGUAGE", "LC_ALL", "LC_MESSAGES", "LANG"):
-        if value := os.environ.get(name):
-            return value.startswith("tr")
-    return False
+    """Whether texts are Turkish, by the rule of gettext: LANGUAGE goes first, unless the locale is C. Scripts set that
+    to get texts that are not translated.
+    """
+    named = (os.environ.get(name) for name in ("LC_ALL", "LC_MESSAGES", "LANG"))
+    locale = next(filter(None, named), "C" if os.name == "posix" else "")
+    if _language(locale) in ("C", "POSIX"):
+        return False
+    return _language(os.environ.get("LANGUAGE") or locale) == "tr"
+
+
+def _language(locale: str) -> str:
+    """The language of ``tr_TR.UTF-8``, or of the first one in a list such as ``tr:en``."""
+    return re.split("[_.@:]", locale, maxsplit=1)[0]
 
 
 TURKISH = _is_turkish()
