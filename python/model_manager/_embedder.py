@@ -39,11 +39,17 @@ _BEGINNING = 4
 
 # The user part of an address, unless it names the variable that holds the key.
 _KEY = re.compile(r"(?<=://)(?!env:\w+@[^/@]*(?:/|$))[^/\s]*@")
+_SERVED = re.compile(r"(ollama|openai)(\+https?)?://", re.IGNORECASE)
 
 
 def without_key(source: str) -> str:
     """`source`, or any address, for display: a key or password in it is hidden."""
     return _KEY.sub("***@", source)
+
+
+def is_served(source: str | None) -> bool:
+    """Whether a source is the model of a server. The address of a page of the hub is no such source."""
+    return source is not None and _SERVED.match(source) is not None
 
 
 def slot_for(

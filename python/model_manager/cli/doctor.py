@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .. import Config, ModelManager, __version__, available_isas, isa, resident_bytes
-from .._embedder import without_key
+from .._embedder import is_served, without_key
 from .._environment import SERVER_PREFIX, unknown
 from .._machine import cpu_name, usable_cores
 from .._sizes import size_text
 from ..errors import ConfigError, MissingFileError, ModelManagerError, ModelNotFoundError
 from .known import KINDS, inspect
-from .output import complete_model, json_option, manager, quiet, show_json, show_table
+from .output import complete_model, is_offline, json_option, manager, quiet, show_json, show_table
 from .slots import hub_cache
 from .texts import Command, option, say
 
@@ -199,7 +199,7 @@ def _shown(name: str, value: str) -> str:
 
 def _models(config: Config) -> Iterator[dict[str, Any]]:
     """The state of each slot, which is loaded without a download and unloaded again."""
-    offline = config.offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    offline = is_offline(config)
     with manager(offline=True, lazy_loading=True) as found, quiet():
         for slot, state in found.stats()["slots"].items():
             if state["kind"] == "generator" and not config.use_huggingface:
@@ -212,7 +212,7 @@ def _models(config: Config) -> Iterator[dict[str, Any]]:
                 one["facts"] = f"{_facts(found, slot, state['kind'])}, {seconds:.2f} s to load"
             except (ModelNotFoundError, MissingFileError) as error:
                 source = state["source"] or ""
-                missing = not offline and "://" not in source and not Path(source).exists()
+                missing = not offline and not is_served(source) and not Path(source).exists()
                 one["state"], one["reason"] = ABSENT if missing else WRONG, str(error)
             except ModelManagerError as error:
                 one["state"], one["reason"] = WRONG, str(error)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .._core import _hub_cache
+from .._embedder import is_served
 from .._sizes import size_text
 from ..errors import ModelManagerError
 from .known import show_known
@@ -149,4 +150,4 @@ def _folder_size(folder: Path) -> int:
 def _where(source: str | None, count: int | None) -> str:
     if count is not None:
         return size_text(count)
-    return "another server's" if source is not None and "://" in source else "not on this machine"
+    return "another server's" if is_served(source) else "not on this machine"
