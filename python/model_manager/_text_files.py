@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 from .errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
 FORMS = ("jsonl", "csv", "txt")
 _ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
@@ -195,7 +195,7 @@ def _table_rows(
     try:
         names = list(table.fieldnames or ())
         if column not in names:
-            raise ColumnError(f"{name}: no column {column!r}; {_columns(column, names)}")
+            raise no_column(name, column, names)
         for one in names if all_columns else (column,):
             if names.count(one) > 1:
                 raise InputError(f"{name}: it has several columns {one!r}; rename all but one")
@@ -214,7 +214,12 @@ def _table_rows(
         raise InputError(f"{name}, the row from line {first} on: {_reason(error)}") from error
 
 
-def _columns(wanted: str, names: list[str]) -> str:
+def no_column(name: str, column: str, names: Sequence[str]) -> ColumnError:
+    """The error for a table without `column`, whose columns are `names`."""
+    return ColumnError(f"{name}: no column {column!r}; {_columns(column, names)}")
+
+
+def _columns(wanted: str, names: Sequence[str]) -> str:
     """The columns of a table, and why the one that is wanted may not be among them."""
     shown = f"its columns: {', '.join(names) or 'none'}"
     for separator in (";", "\t", "|"):

@@ -166,7 +166,7 @@ def test_a_server_that_is_not_there(command, monkeypatch, name):
     with EmbeddingServer() as server:
         source = server.openai
     monkeypatch.setenv("TURKISH_SENTENCE_MODEL", source)
-    arguments = {"index": ["-c", "notes"], "search": ["a question", "-c", "notes"]}.get(name, [])
+    arguments = {"index": ["-c", "notes"], "search": ["a question", "-c", "notes", "--path", ":memory:"]}.get(name, [])
     done = command(name, *arguments, stdin="a text\n")
     assert done.code == 1
     address = source.removeprefix("openai+").replace("org/model", "v1/embeddings")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from .._extras import extra
-from .._text_files import form_of, rows
+from .._text_files import form_of, no_column, rows
 from ..errors import InputError
 from .lines import file_errors, reading
 from .output import (
@@ -79,9 +79,17 @@ def _collection_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def _indexer(models: ModelManager, settings: dict[str, Any]) -> QdrantIndexer:
+def _indexer(models: ModelManager, settings: dict[str, Any], *, reads: bool = False) -> QdrantIndexer:
+    """The indexer of a collection. A command that only `reads` makes no embedded Qdrant where there is none."""
     with extra("qdrant"):
         from ..integrations.qdrant import QdrantIndexer
+        from ..integrations.qdrant.connect import embedded_folder
+    folder = embedded_folder(settings["path"], settings["url"])
+    if reads and folder is not None and not (Path(folder) / "meta.json").is_file():
+        raise click.ClickException(
+            f"collection {settings['collection']!r} does not exist: there is no Qdrant in the folder {folder}; --path"
+            " names the folder of one, --url a server, and `model-manager index` makes one"
+        )
     model = adapted(models, settings.pop("model"), settings.pop("adapter"))
     return QdrantIndexer(manager=models, model=model, **settings)
 
@@ -91,12 +99,14 @@ def _indexer(models: ModelManager, settings: dict[str, Any]) -> QdrantIndexer:
     help=say(
         "Index documents in Qdrant. Reads FILES or standard input. .jsonl: one document per line, with text and id in"
         " the fields named below and all other fields as metadata; .csv: the same with a header; other files: one"
-        " document per line. The id of a document without one is its file and line, of standard input a hash of it."
+        " document per line. The id of a document without one is its file, as the command names it, and its line, of"
+        " standard input a hash of it."
         " Unchanged documents are skipped,"
         " so the same command resumes an interrupted run. Exit code 1 when a document failed.",
         "Belgeleri Qdrant'a ekle. FILES'ı ya da standart girdiyi okur. .jsonl: her satır bir belge; metni ve kimliği"
         " aşağıdaki alanlarda, kalan alanlar üstveri; .csv: aynısı, başlık satırıyla; diğerleri: her satır bir belge."
-        " Kimliği olmayan belgenin kimliği dosyası ve satırı, standart girdide içeriğinin özetidir. Dizinde olanlar"
+        " Kimliği olmayan belgenin kimliği, komutta yazıldığı gibi dosyası ve satırı, standart girdide içeriğinin"
+        " özetidir. Dizinde olanlar"
         " atlanır; yarıda kalan iş kaldığı"
         " yerden sürer. Bir belge eklenemezse çıkış kodu 1'dir.",
     ),
@@ -134,8 +144,7 @@ def _indexer(models: ModelManager, settings: dict[str, Any]) -> QdrantIndexer:
 )
 @option(
     "--id-field",
-    default="id",
-    show_default=True,
+    show_default="id",
     help=("Field of the id.", "Kimliğin alanı."),
 )
 @option(
@@ -182,7 +191,7 @@ def index(
     files: Sequence[str],
     batch_size: int,
     text_field: str,
-    id_field: str,
+    id_field: str | None,
     form: str | None,
     recreate: bool,
     reembed: bool,
@@ -212,7 +221,7 @@ def index(
 def _reembed(
     settings: dict[str, Any], alias: str | None, batch_size: int, text_field: str, drop_old: bool, as_json: bool
 ) -> None:
-    with manager(cache_size=0) as models, _indexer(models, settings) as indexer:
+    with manager(cache_size=0) as models, _indexer(models, settings, reads=True) as indexer:
         done = indexer.reembed(alias, text_field=text_field, batch_size=batch_size, drop_old=drop_old)
     if as_json:
         show_json(done.to_dict())
@@ -234,7 +243,9 @@ def _show(report: IndexReport, as_json: bool) -> None:
 class _Documents:
     """The documents of files, read as needed. An invalid line becomes an `InputError` in place of a document."""
 
-    def __init__(self, files: Sequence[str], form: str | None, text_field: str, id_field: str) -> None:
+    def __init__(self, files: Sequence[str], form: str | None, text_field: str, id_field: str | None) -> None:
+        if id_field == text_field:
+            raise click.UsageError(f"--id-field {id_field}: this field holds the text")
         for name in files:
             path = Path(name)
             if name != "-" and (path.is_dir() or not path.exists()):  # a pipe is no regular file
@@ -243,20 +254,32 @@ class _Documents:
             self._files = [(name, form_of(name, form)) for name in files]
         self._given = form
         self._text_field = text_field
-        self._id_field = id_field
+        self._id_field = "id" if id_field is None else id_field
+        self._needs_ids = id_field is not None
 
     @staticmethod
     def _errors() -> AbstractContextManager[None]:
         return file_errors("--format", "--text-field")
 
     def __iter__(self) -> Iterator[Any]:
+        documents, with_ids = 0, 0
         for name, form in self._files:
             with self._errors(), reading(name) as file:
                 for number, row in rows(name, file, self._text_field, self._given, all_columns=True):
-                    if form != "txt":
-                        yield self._document(row, name, number)
-                    elif row.strip():
-                        yield self._document({self._text_field: row}, name, number)
+                    if form == "csv" and self._needs_ids and isinstance(row, dict) and self._id_field not in row:
+                        wrong = no_column(name, self._id_field, list(row))
+                        raise click.ClickException(f"{wrong}. --id-field names another field")
+                    if form == "txt" and not row.strip():
+                        continue
+                    documents += 1
+                    with_ids += isinstance(row, dict) and self._id_field in row
+                    yield self._document({self._text_field: row} if form == "txt" else row, name, number)
+        if self._needs_ids and documents and not with_ids:
+            # A misspelt name would store every document once more, under other ids.
+            click.echo(
+                f"Warning: no document has the field {self._id_field!r} of --id-field; ids are files and lines",
+                err=True,
+            )
 
     def _document(self, row: Any, name: str, number: int) -> dict[str, Any] | InputError:
         if isinstance(row, InputError):
@@ -338,8 +361,11 @@ def search(
     **settings: Any,
 ) -> None:
     threshold: float | Literal["default"] = "default" if score_threshold is None else score_threshold
-    with manager() as models, _indexer(models, settings) as indexer:
-        hits = indexer.search(query, limit, mode=mode, score_threshold=threshold, filters=_filters(where))
+    filters = _filters(where)
+    if not query.strip():
+        raise click.ClickException("the query is empty")
+    with manager() as models, _indexer(models, settings, reads=True) as indexer:
+        hits = indexer.search(query, limit, mode=mode, score_threshold=threshold, filters=filters)
     if as_json:
         show_json([hit.to_dict() for hit in hits])
     elif hits:

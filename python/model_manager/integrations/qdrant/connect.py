@@ -24,6 +24,7 @@ tqdm = tqdm_class()
 
 DEFAULT_PATH = "qdrant_data"
 """Folder of the embedded Qdrant, relative to the working directory."""
+_MEMORY = ":memory:"
 _REQUEST_SECONDS = 60  # on a busy server a batch of long texts takes longer than the client's default of 5 s
 
 
@@ -32,7 +33,7 @@ def connect(path: str | os.PathLike[str] | None, url: str | None, api_key: str |
     if path is not None and url is not None:
         raise InputError("give either the path of an embedded Qdrant or the url of a server")
     name = "url" if url else "QDRANT_URL"
-    url = url or (os.environ.get("QDRANT_URL") if path is None else None)
+    url = _url(path, url)
     if url:
         key = _key(api_key)
         address = _address(name, url, key)
@@ -41,14 +42,27 @@ def connect(path: str | os.PathLike[str] | None, url: str | None, api_key: str |
             return QdrantClient(url=address, api_key=key, timeout=_REQUEST_SECONDS, check_compatibility=False)
         except (ValueError, InvalidURL):  # urllib3 and httpx read it more strictly
             raise _no_address(name, url) from None
-    folder = os.fspath(path) if path is not None else DEFAULT_PATH
+    folder = embedded_folder(path, None)
     try:
-        if folder == ":memory:":
-            return QdrantClient(location=folder, force_disable_check_same_thread=True)
+        if folder is None:
+            return QdrantClient(location=_MEMORY, force_disable_check_same_thread=True)
         # `Store` serializes its use, which is what SQLite needs.
         return QdrantClient(path=folder, force_disable_check_same_thread=True)
     except (RuntimeError, OSError, ValueError) as error:
         raise StoreError(f"the embedded Qdrant in {folder!r} cannot be opened: {error}") from error
+
+
+def embedded_folder(path: str | os.PathLike[str] | None, url: str | None) -> str | None:
+    """The folder of the embedded Qdrant that `connect` opens. None: it connects to a server, or makes one in memory."""
+    if _url(path, url):
+        return None
+    folder = os.fspath(path) if path is not None else DEFAULT_PATH
+    return None if folder == _MEMORY else folder
+
+
+def _url(path: str | os.PathLike[str] | None, url: str | None) -> str | None:
+    """The server's address, if one is configured and no `path` is given."""
+    return url or (os.environ.get("QDRANT_URL") if path is None else None)
 
 
 def _key(given: str | None) -> str | None:
