@@ -161,6 +161,17 @@ def test_warm_up_with_the_server(serve):
     until(lambda: server.client.get("/ready").status_code == 200)
 
 
+def test_a_model_that_is_missing_at_the_start_is_reported_then(serve, tmp_path, caplog):
+    folder = tmp_path / "mounted later"
+    server = serve(models=[ServedModel("one", source=str(folder))])
+    until(lambda: server.client.get("/ready").status_code == 503)
+    until(lambda: "one cannot be loaded" in caplog.text)
+    assert str(folder) in caplog.text
+    folder.symlink_to(ENGLISH_MODEL)
+    assert server.embed(model="one", input="a text").status_code == 200
+    assert server.client.get("/ready").status_code == 200
+
+
 def test_the_managers_account(server):
     ai = server.client.get("/api/health/ai").json()
     assert list(ai) == ["status", "timestamp", "models", "lazy_loading", "optimization", "profile"]

@@ -79,6 +79,12 @@ class ServedModels:
                 )
             self.manager.register(model.key, model.source, kind="embedding", adapter=model.adapter)
 
+    def is_missing(self, model: ServedModel) -> bool:
+        """Whether its source is written as a folder or a file, and there is none."""
+        source = self.source(model.key) or ""
+        is_path = source.startswith(("/", "./", "../", "~")) or source.endswith(".gguf")
+        return is_path and not os.path.lexists(os.path.expanduser(source))
+
     def _check_source(self, model: ServedModel) -> None:
         """Refuse a model whose slot holds another one, which would answer in its name."""
         if model.source is None or self.holds(model.key, model.source, model.adapter):

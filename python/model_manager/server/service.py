@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .._types import MemoryStatistics
-    from .config import ServerConfig
+    from .config import ServedModel, ServerConfig
     from .spans import RequestSpans
 
 logger = logging.getLogger("model_manager.server")
@@ -128,9 +128,11 @@ class Service(ServedModels):
         self._apart = asyncio.Semaphore(_APART)
         self.spawn(self._sample_always())
         self.spawn(self._reload_always())
-        if self.config.warm_up:
-            self.warming = True
-            self.spawn(self._warm_up())
+        self.warming = self.config.warm_up
+        # The load of a model that is missing fails at once, and says so: `/ready` is 503 until it is there.
+        loads = [one for one in self.config.models if self.warming or self.is_missing(one)]
+        if loads:
+            self.spawn(self._load_all(loads))
 
     def _trace(self) -> None:
         """Trace requests, and the calls that they make, as the settings say."""
@@ -239,9 +241,9 @@ class Service(ServedModels):
             self.history.pop()
         self.history.append((now, memory["resident"] / 1e6, memory["models"] / 1e6))
 
-    async def _warm_up(self) -> None:
+    async def _load_all(self, models: list[ServedModel]) -> None:
         try:
-            for model in self.config.models:
+            for model in models:
                 try:
                     await self.load(model.key)
                 except ModelManagerError as error:
