@@ -152,7 +152,7 @@ class Process:
         self.log = log
         with log.open("wb") as output:
             self.popen = subprocess.Popen(
-                [sys.executable, "-W", "error", *command],
+                [sys.executable, "-W", "error", "-X", "faulthandler", *command],
                 stdout=output,
                 stderr=output,
                 env={**os.environ, **environment},
@@ -175,7 +175,31 @@ class Process:
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Send a signal and wait; the exit code."""
         self.popen.send_signal(number)
-        return self.popen.wait(SECONDS)
+        return self.wait()
+
+    def wait(self, seconds: float = SECONDS) -> int:
+        """The exit code. If it does not end in time, the test fails with the log and the stacks of all threads, those
+        of workers too.
+        """
+        try:
+            return self.popen.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self._abort()
+        pytest.fail(f"the server did not end within {seconds:g} s; its log, and where its threads are:\n{self.text()}")
+
+    def _abort(self) -> None:
+        """Have faulthandler write the stacks to the log, and end."""
+        if os.name != "posix":
+            self.popen.kill()
+            return
+        listed = ["pgrep", "-P", str(self.popen.pid)]
+        workers = subprocess.run(listed, capture_output=True, text=True, check=False) if shutil.which("pgrep") else None
+        # The supervisor first, because it would start others in place of its workers.
+        for pid in (self.popen.pid, *(map(int, workers.stdout.split()) if workers else ())):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGABRT)
+        self.popen.wait(SECONDS)
+        time.sleep(0.5)  # The workers are children of another process by now, so nothing says that they have ended.
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.timeout(240)
 """Each test starts several interpreters, which takes long on a busy machine."""
 
 SLOW = """
-import threading, time
+import signal, time
 from model_manager import ModelManager
 from model_manager.server import ServedModel, ServerConfig
 from model_manager.server.main import run
@@ -37,6 +37,8 @@ def load():
     time.sleep(1)
     return "an object"
 
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored
 manager = ModelManager(auto_cleanup=False)
 manager.register("slow", loader=load)
 run(ServerConfig(port=0, models=[ServedModel("tiny", source=MODEL), ServedModel("slow")]), manager)
@@ -150,7 +152,7 @@ def test_requests_under_way_are_finished(process, tmp_path, name):
         request.join(SECONDS)
     assert answers[0].status_code == 200
     assert answers[0].json()["loaded"] is True
-    assert server.popen.wait(SECONDS) == 0
+    assert server.wait() == 0
     assert "Traceback" not in server.text()
 
 
@@ -170,7 +172,7 @@ def test_requests_that_arrive_while_it_stops(process, tmp_path, workers):
     answer = ended(running)
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert answer.lower().count(b"connection: close") == 1
-    assert server.popen.wait(SECONDS) == 0
+    assert server.wait() == 0
     assert refuses(url)
     assert "Traceback" not in server.text()
 
@@ -205,7 +207,7 @@ def test_an_open_connection_is_answered_while_the_server_stops(process, tmp_path
         refused = idle.get("/v1/models")
         assert (refused.status_code, refused.headers["connection"]) == (503, "close")
     assert ended(running).startswith(b"HTTP/1.1 200 ")
-    assert server.popen.wait(SECONDS) == 0
+    assert server.wait() == 0
 
 
 def test_several_workers_end_what_takes_too_long_with_an_answer(process, tmp_path):
@@ -358,7 +360,7 @@ def test_workers_end_with_a_supervisor_that_is_killed(process, tmp_path):
     url = server.url(workers=2)
     running = begun(url)
     server.popen.kill()
-    server.popen.wait(SECONDS)
+    server.wait()
     until(lambda: server.text().count("the other workers answer new ones") == 2)
     assert ended(running).startswith(b"HTTP/1.1 200 ")
     until(lambda: server.text().count("Application shutdown complete") == 2)
@@ -457,7 +459,7 @@ def test_an_address_in_use(process, tmp_path):
         taken.listen()
         code = f"from model_manager.server.main import run\nrun(ServerConfig(port={taken.getsockname()[1]}))"
         server = process("-c", f"from model_manager.server import ServerConfig\n{code}")
-        assert server.popen.wait(SECONDS) == 1
+        assert server.wait() == 1
         assert "is in use by another program" in server.text()
 
 
@@ -478,7 +480,7 @@ def test_settings_are_checked_before_anything_starts():
 )
 def test_workers_are_not_started_with_settings_that_each_of_them_would_refuse(process, tmp_path, refused):
     server = process(script(tmp_path, SERVE, WORKERS=2, MODEL=ENGLISH_MODEL), **refused)
-    assert server.popen.wait(SECONDS) == 1
+    assert server.wait() == 1
     assert all(name in server.text() for name in refused)
     assert "process" not in server.text(), "uvicorn has started nothing"
 
@@ -497,7 +499,7 @@ def test_workers_are_not_started_with_settings_that_each_of_them_would_refuse(pr
 def test_the_command_says_once_what_is_wrong_with_its_settings(process, workers, refused, message):
     command = ("-m", "model_manager", "serve", "--port=0", f"--workers={workers}", "--model", TURKISH_MODEL)
     server = process(*command, **refused)
-    assert server.popen.wait(SECONDS) == 2
+    assert server.wait() == 2
     (line,) = server.text().splitlines()
     assert line.startswith("Error: ")
     assert message in line
@@ -516,7 +518,7 @@ if __name__ != "__main__":
 def test_a_worker_that_cannot_start_ends_the_server(process, tmp_path):
     """Its successors would fail in the same way."""
     server = process(script(tmp_path, FAILS + SERVE, WORKERS=2, MODEL=ENGLISH_MODEL))
-    assert server.popen.wait(SECONDS) == 1
+    assert server.wait() == 1
     assert "not in this process" in server.text()
     assert "Traceback" not in server.text()
 

@@ -182,7 +182,7 @@ def test_a_stream_under_way_is_finished_before_the_server_ends(process, endless_
         *_, end, last = filter(None, lines)
     assert json.loads(end.removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
     assert last == "data: [DONE]"
-    server.popen.wait(SECONDS)
+    server.wait()
     assert "Traceback" not in server.text()
 
 
@@ -206,7 +206,7 @@ def test_answers_that_the_drain_timeout_ends_say_so(process, endless_model):
         assert "drain_timeout" in error["message"]
         assert (error["type"], error["code"]) == ("service_unavailable", "shutting_down")
     assert refused.status_code == 503
-    server.popen.wait(SECONDS)
+    server.wait()
     assert "Traceback" not in server.text()
 
 

@@ -176,7 +176,7 @@ def test_what_a_killed_server_computed_the_other_one_finds_in_redis(sharing, exp
 
     kill_one_under_load(servers, url, expected)
 
-    assert servers[0].popen.wait(10) != 0
+    assert servers[0].wait(10) != 0
     until(lambda: metric(second, "computed_inputs_total") > 0)
     before = metric(second, "computed_inputs_total")
     hits = metric(second, 'cache_tier_hits_total{tier="redis"}')

@@ -1,0 +1,67 @@
+"""How a server process ends, and what its test says of one that does not."""
+
+from __future__ import annotations
+
+import signal
+
+import httpx
+import pytest
+from conftest import ENGLISH_MODEL
+from servers import SECONDS, until
+
+pytestmark = [
+    pytest.mark.timeout(240),
+    pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="signals of POSIX"),
+]
+
+STAYS = """
+import multiprocessing, os, signal, threading, time
+
+def stay():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=sleep_in_a_thread, daemon=True).start()
+    print("stays", flush=True)
+    time.sleep(600)
+
+def sleep_in_a_thread():
+    time.sleep(600)
+
+if __name__ == "__main__":
+    worker = multiprocessing.get_context("spawn").Process(target=stay, daemon=True)
+    worker.start()
+    stay()
+"""
+IGNORES = """
+import signal
+from model_manager.server import ServedModel, ServerConfig
+from model_manager.server.main import run
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+run(ServerConfig(port=0, models=[ServedModel("tiny", source=MODEL)]))
+"""
+
+
+def test_a_server_that_does_not_end_shows_the_stacks_of_all_its_processes(process, tmp_path):
+    path = tmp_path / "stays.py"
+    path.write_text(STAYS)
+    server = process(str(path))
+    until(lambda: server.text().count("stays") == 2)
+    server.popen.terminate()
+    with pytest.raises(pytest.fail.Exception, match=r"did not end within 0\.2 s") as failed:
+        server.wait(0.2)
+    assert server.popen.poll() == -signal.SIGABRT
+    assert str(failed.value).count("in sleep_in_a_thread") == 2, "of the worker too"
+
+
+def test_a_hang_up_that_is_ignored_does_not_end_the_server(process, tmp_path):
+    """`nohup` has the process ignore it."""
+    path = tmp_path / "serve.py"
+    path.write_text(IGNORES.replace("MODEL", repr(ENGLISH_MODEL)))
+    server = process(str(path))
+    url = server.url()
+    assert httpx.get(f"{url}/ready", timeout=SECONDS).status_code == 200
+    server.popen.send_signal(signal.SIGHUP)
+    answer = httpx.post(f"{url}/v1/embeddings", json={"input": "a text"}, timeout=SECONDS)
+    assert answer.status_code == 200
+    assert "Shutting down" not in server.text()
+    assert server.stop() == 0
+    assert "Traceback" not in server.text()
