@@ -24,7 +24,7 @@ from .prometheus import Metrics, check_shared_folder
 from .served_models import Kind, Result, ServedModels  # noqa: F401  Kind: its former place
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from .._types import MemoryStatistics
     from .config import ServedModel, ServerConfig
@@ -38,6 +38,8 @@ RELOAD_SECONDS = 5.0
 _LONGEST_PAUSE = 60.0
 GRACE = 2.0
 """Seconds after `drain_timeout` in which requests answer that they were ended."""
+CLOSE_SECONDS = 30.0
+"""How long the end of a server waits for its manager to close."""
 _HISTORY = 900
 """Samples of half an hour."""
 _RATE_SAMPLES = 5
@@ -52,6 +54,15 @@ def own_settings(**settings: Any) -> Config:
     variables = {field["name"]: field["environment"] for field in Config.fields()}
     cache = {name: value for name, value in _CACHE.items() if not os.environ.get(variables[name])}
     return Config(**cache, **settings)
+
+
+async def _ended(work: Mapping[Any, str], seconds: float) -> None:
+    """Wait for work to end, for at most so many seconds. What goes on is logged by its name."""
+    if not work:
+        return
+    _, left = await asyncio.wait(work, timeout=seconds)
+    for one in left:
+        logger.error("%s did not end within %g s; the server ends without it", work[one], seconds)
 
 
 def own_manager() -> ModelManager:
@@ -146,13 +157,16 @@ class Service(ServedModels):
         self.spans = RequestSpans()
 
     async def stop(self) -> None:
-        """Stop. A manager that the server created is closed."""
+        """Stop. A manager that the server created is closed. What does not end in time is logged and not waited for."""
         self.draining = True
-        for task in self._tasks:
+        tasks = {task: task.get_name() for task in self._tasks}
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await _ended(tasks, GRACE)
         if self.owns_manager:
-            await in_thread(self.manager.close)
+            # It waits for the step of each model; of requests that were ended there may be a long one.
+            seconds = GRACE if self.ended_requests else CLOSE_SECONDS
+            await _ended({in_thread(self.manager.close): "closing the manager"}, seconds)
         tracing._disable_for(self)
         self.metrics.leave()
 
@@ -206,7 +220,8 @@ class Service(ServedModels):
 
     def spawn(self, work: Any) -> asyncio.Task[Any]:
         """Run a coroutine in the background; it is cancelled with the application."""
-        task = asyncio.get_running_loop().create_task(work)
+        name = f"model_manager.{getattr(work, '__name__', 'task').strip('_')}"
+        task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
