@@ -326,7 +326,10 @@ class LazyLoadTracker:
 
     def __new__(cls) -> Self: ...
     def record_load(self, model_type: str, load_time: float, memory_mb: float) -> None:
-        """Record a load that took `load_time` seconds and `memory_mb` MiB; it counts as an access too."""
+        """Record a load that took `load_time` seconds and `memory_mb` MiB; it counts as an access too.
+
+        Raises `ArgumentError` for figures that are not finite.
+        """
     def record_access(self, model_type: str) -> None:
         """Record a use now."""
     def get_statistics(self) -> TrackerStatistics:

@@ -7,7 +7,9 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::argument;
+use super::errors::to_py;
 use super::utf8::Utf8;
+use crate::Error;
 use crate::clock::Clock;
 use crate::lifecycle::{Tracker, TrackerStatistics};
 
@@ -22,14 +24,23 @@ impl PyTracker {
         Self(Arc::new(Tracker::new(Clock::System)))
     }
 
-    /// Note a load that took `load_time` seconds and `memory_mb` MiB; it counts as an access too.
+    /// Note a load that took `load_time` seconds and `memory_mb` MiB, finite numbers; it counts as an access too.
     fn record_load(
         &self,
+        py: Python<'_>,
         #[pyo3(from_py_with = argument::model_type)] model_type: Utf8,
         #[pyo3(from_py_with = argument::load_time)] load_time: f64,
         #[pyo3(from_py_with = argument::memory_mb)] memory_mb: f64,
-    ) {
+    ) -> PyResult<()> {
+        // Others are no JSON, which the statistics may be written as.
+        for (name, figure) in [("load_time", load_time), ("memory_mb", memory_mb)] {
+            if !figure.is_finite() {
+                let wrong = Error::argument(name, format!("={figure}: must be a finite number"));
+                return Err(to_py(py, &wrong));
+            }
+        }
         self.0.record_load(&model_type, load_time, memory_mb);
+        Ok(())
     }
 
     /// Note a use now.
