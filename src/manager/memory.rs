@@ -9,7 +9,7 @@ use super::registry::{LoadFor, NamedSlots};
 use crate::compute::memory;
 use crate::generation::engine::{Allowance, KvMemory, Reclaim};
 use crate::lifecycle::{
-    Budget, Charge, Managed, MemoryProbe, State, UnloadReason, in_leaving_order, is_loading_ahead,
+    Budget, Charge, Managed, MemoryProbe, State, Status, UnloadReason, in_leaving_order, is_loading_ahead,
 };
 use crate::sync::StopFlag;
 use crate::{Error, Result};
@@ -88,16 +88,22 @@ fn may_leave(budget: &Budget, entries: &NamedSlots, name: &str, needed: u64, on_
     if is_loading_ahead() {
         return false;
     }
+    let all = entries.all();
+    let others = all.iter().filter(|entry| entry.name != name && entry.is_in(on_card));
+    fits_later(needed, budget.limit(), others.map(|entry| entry.slot.status()))
+}
+
+/// Whether `needed` bytes fit into `limit` once those of the `others` that load or are in use have left. Pinned ones stay.
+fn fits_later(needed: u64, limit: Option<u64>, others: impl Iterator<Item = Status>) -> bool {
     let (mut stays, mut leaves) = (0u64, false);
-    for entry in entries.all().iter().filter(|entry| entry.name != name && entry.is_in(on_card)) {
-        let status = entry.slot.status();
-        if status.options.pinned {
-            stays = stays.saturating_add(status.bytes);
+    for other in others {
+        if other.options.pinned {
+            stays = stays.saturating_add(other.bytes);
         } else {
-            leaves |= status.state == State::Loading || (status.leases > 0 && status.bytes > 0);
+            leaves |= other.state == State::Loading || (other.leases > 0 && other.bytes > 0);
         }
     }
-    leaves && budget.limit().is_none_or(|limit| needed.saturating_add(stays) <= limit)
+    leaves && limit.is_none_or(|limit| needed.saturating_add(stays) <= limit)
 }
 
 /// Unloads one idle model of a card, from all slots that have it: of several, the one that eviction chooses first. True
@@ -151,5 +157,32 @@ impl KvMemory for KvShare {
 impl Allowance for Charge {
     fn shrink(&mut self, bytes: u64) {
         Self::shrink(self, bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lifecycle::SlotOptions;
+
+    fn other(state: State, bytes: u64, leases: usize, pinned: bool) -> Status {
+        let options = SlotOptions { pinned, ..SlotOptions::default() };
+        Status { state, leases, bytes, last_used: None, deadline: None, options, last_error: None }
+    }
+
+    #[test]
+    fn a_load_waits_for_models_that_may_leave_alone() {
+        let waits = |others: &[Status]| fits_later(60, Some(100), others.iter().cloned());
+        let (in_use, pinned) = (other(State::Ready, 80, 1, false), other(State::Ready, 80, 1, true));
+        assert!(waits(&[in_use.clone()]));
+        assert!(waits(&[other(State::Loading, 0, 0, false)]));
+        assert!(!waits(&[]), "nothing leaves");
+        assert!(!waits(&[other(State::Ready, 80, 0, false)]), "what is idle has left already");
+        assert!(!waits(&[other(State::Absent, 0, 1, false)]), "it holds nothing");
+        assert!(!waits(&[pinned.clone()]), "it never leaves");
+        assert!(!waits(&[in_use.clone(), pinned]), "too little is left next to what is pinned");
+        assert!(waits(&[in_use.clone(), other(State::Ready, 40, 0, true)]));
+        assert!(!fits_later(101, Some(100), [in_use.clone()].into_iter()), "it never fits");
+        assert!(fits_later(101, None, [in_use].into_iter()));
     }
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from pathlib import Path
 
 import numpy as np
@@ -81,11 +80,10 @@ def test_memory_that_a_pinned_model_holds_is_not_waited_for(make_manager):
     manager = make_manager(memory_budget=budget_for_one())
     manager.register("pinned", TURKISH_MODEL, dtype="float32", pinned=True)
     manager.load("pinned")
-    began = time.monotonic()
+    # That it does not wait is a test of `fits_later` in memory.rs, which needs no clock.
     with pytest.raises(MemoryBudgetError) as raised:
         manager.embed(ENGLISH_TEXT, "english_sentence")
     assert raised.value.transient, "it fits once the other is not pinned"
-    assert time.monotonic() - began < 4
     with pytest.raises(MemoryBudgetError) as raised:
         make_manager(memory_budget="1kB").load("english_sentence")
     assert not raised.value.transient
