@@ -13,13 +13,17 @@ pub(crate) fn expand_home(path: &str) -> PathBuf {
     }
 }
 
-/// The folder that `text` names.
+/// The whole path of the folder that `text` names: the same one after a change of the working directory, and in another process.
 fn folder(text: &str) -> Result<PathBuf, String> {
     let path = expand_home(text.trim());
     if text.trim().starts_with('~') && path.is_relative() {
         return Err("~ stands for a home folder only alone or before /; write the whole path".into());
     }
-    Ok(path)
+    if path.is_absolute() {
+        return Ok(path);
+    }
+    std::path::absolute(&path)
+        .map_err(|error| format!("the working directory is not known: {error}; write the whole path"))
 }
 
 /// A folder.
@@ -103,7 +107,9 @@ mod tests {
         assert_eq!([read("true"), read("1")], [const { FolderSetting::Usual }; 2]);
         assert_eq!(read("~"), FolderSetting::Path(home.clone()));
         assert_eq!(read("~/of caches"), FolderSetting::Path(home.join("of caches")));
-        assert_eq!(read("a~b"), FolderSetting::Path("a~b".into()));
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(read("a~b"), FolderSetting::Path(here.join("a~b")));
+        assert_eq!(Folder::from_text(" models "), Ok(Folder(here.join("models"))));
         assert!(FolderSetting::from_text("~someone").unwrap_err().contains("whole path"));
         assert_eq!(Folder::from_text("~/hub"), Ok(Folder(home.join("hub"))));
         assert!(Folder::from_text("~someone/hub").unwrap_err().contains("whole path"));
