@@ -2,11 +2,12 @@
 //!
 //! Python ends a daemon thread by unwinding it when it next attaches to the interpreter; frames of Rust turn that into an
 //! abort of the process. So from [`_at_exit`] on, no thread but the one that ends the interpreter goes back into it from
-//! here: it sleeps until the process is gone.
+//! here: it sleeps until the process is gone. Threads that run Python's code for the core are waited for, and may go in and
+//! out meanwhile: one that slept with the lock of a logging handler would stop the end, which takes that lock too.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
@@ -19,8 +20,15 @@ use crate::held_log;
 static LEADER: OnceLock<ThreadId> = OnceLock::new();
 /// Threads that have passed the check and are not back in the interpreter yet.
 static RETURNING: AtomicUsize = AtomicUsize::new(0);
-/// They wait for the interpreter for some switch intervals of 5 ms, or import numpy.
+/// The end of the interpreter waits for them no more.
+static GIVEN_UP: AtomicBool = AtomicBool::new(false);
+/// They wait for the interpreter for some switch intervals of 5 ms, import numpy, or run callbacks.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+thread_local! {
+    /// How many [`Inside`] this thread has.
+    static INSIDE: Cell<usize> = const { Cell::new(0) };
+}
 
 /// `Python::detach`, without coming back to an interpreter that ends.
 pub(super) fn detached<T: Send>(py: Python<'_>, work: impl FnOnce() -> T + Send) -> T {
@@ -45,10 +53,8 @@ pub(super) fn attached<T>(work: impl FnOnce(Python<'_>) -> T) -> T {
 /// `Python::try_attach` for threads of this crate that call Python's code: the end of the interpreter waits for those under way,
 /// and later ones are not made. Never sleeps without limit: closing a manager joins these threads.
 pub(super) fn calling<T>(work: impl FnOnce(Python<'_>) -> T) -> Option<T> {
-    RETURNING.fetch_add(1, Ordering::SeqCst);
-    let result = if is_shut() { None } else { Python::try_attach(work) };
-    RETURNING.fetch_sub(1, Ordering::SeqCst);
-    result
+    let _inside = Inside::enter()?;
+    Python::try_attach(work)
 }
 
 /// While it exists, this thread runs Python's own code from here, which the end of the interpreter waits for.
@@ -56,15 +62,25 @@ pub(super) struct Inside(());
 
 /// To be kept, attached, around calls that may run much of Python's own code, such as the import of numpy.
 pub(super) fn inside(py: Python<'_>) -> Inside {
-    RETURNING.fetch_add(1, Ordering::SeqCst);
-    if is_shut() {
-        py.detach(stay_out);
+    Inside::enter().unwrap_or_else(|| py.detach(stay_out))
+}
+
+impl Inside {
+    /// `None` when the interpreter ends, and does not wait for this thread.
+    fn enter() -> Option<Self> {
+        RETURNING.fetch_add(1, Ordering::SeqCst);
+        if is_shut() {
+            RETURNING.fetch_sub(1, Ordering::SeqCst);
+            return None;
+        }
+        INSIDE.set(INSIDE.get() + 1);
+        Some(Self(()))
     }
-    Inside(())
 }
 
 impl Drop for Inside {
     fn drop(&mut self) {
+        INSIDE.set(INSIDE.get() - 1);
         RETURNING.fetch_sub(1, Ordering::SeqCst);
     }
 }
@@ -131,10 +147,8 @@ pub(super) fn interrupted() -> PyResult<()> {
 
 impl Logger {
     fn while_open<T>(&self, work: impl FnOnce(&pyo3_log::Logger) -> T) -> Option<T> {
-        RETURNING.fetch_add(1, Ordering::SeqCst);
-        let result = (!is_shut()).then(|| work(&self.0));
-        RETURNING.fetch_sub(1, Ordering::SeqCst);
-        result
+        let _inside = Inside::enter()?;
+        Some(work(&self.0))
     }
 }
 
@@ -155,12 +169,15 @@ pub(super) fn install_logger(py: Python<'_>) -> PyResult<()> {
 fn announce() {
     RETURNING.fetch_add(1, Ordering::SeqCst);
     if is_shut() {
+        RETURNING.fetch_sub(1, Ordering::SeqCst);
         stay_out();
     }
 }
 
+/// Whether this thread may not go into the interpreter, which ends.
 fn is_shut() -> bool {
-    LEADER.get().is_some_and(|leader| *leader != thread::current().id())
+    let ends_elsewhere = || LEADER.get().is_some_and(|leader| *leader != thread::current().id());
+    ends_elsewhere() && (INSIDE.get() == 0 || GIVEN_UP.load(Ordering::SeqCst))
 }
 
 /// Whether the interpreter is about to end, or has.
@@ -168,8 +185,7 @@ pub(super) fn is_ending() -> bool {
     LEADER.get().is_some()
 }
 
-fn stay_out() {
-    RETURNING.fetch_sub(1, Ordering::SeqCst);
+fn stay_out() -> ! {
     loop {
         thread::park();
     }
@@ -186,10 +202,11 @@ pub(super) fn _at_exit(py: Python<'_>) {
         while RETURNING.load(Ordering::SeqCst) > 0 && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(1));
         }
+        GIVEN_UP.store(true, Ordering::SeqCst);
     });
 }
 
-/// In a forked child: the threads that were counted do not exist.
+/// In a forked child: the other threads that were counted do not exist.
 pub(super) fn forget_others() {
-    RETURNING.store(0, Ordering::SeqCst);
+    RETURNING.store(INSIDE.get(), Ordering::SeqCst);
 }
