@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Mapping
 
 from ._arguments import a_manager
-from ._bridge import on_loop, seconds_of, start, when_late
+from ._bridge import check_thread, on_loop, seconds_of, start, when_late
 from .errors import WaitTimeoutError
 
 TYPE_CHECKING = False
@@ -197,6 +197,8 @@ class _Pieces:
         self.waiter: asyncio.Future[None] | None = None
         began = self.loop.time()
         self.generation = _Generation(manager, prompt, model, params, on_loop(self.take))
+        if not self.ended:
+            check_thread(self.generation)
         # An answer that has failed already needs none.
         timeout = None if self.ended else params.get("timeout")
         timer = when_late(self.loop, began, timeout, _answer_of(model), self.give_up)
@@ -284,7 +286,9 @@ class _Generation:
             else:
                 on_event(piece, completion, error)
 
-        if _is_long(prompt, params.get("chat_template_kwargs")):
+        # A thread of the core runs this loop in a callback, and nothing else.
+        in_callback = isinstance(threading.current_thread(), threading._DummyThread)
+        if not in_callback and _is_long(prompt, params.get("chat_template_kwargs")):
             threading.Thread(
                 target=contextvars.copy_context().run,
                 args=(self._submit_long, manager, prompt, model, params, tell),
@@ -309,6 +313,10 @@ class _Generation:
         else:
             if self._cancelled:
                 self._ticket.cancel()
+
+    @property
+    def _waits_for_its_thread(self) -> bool:
+        return self._ticket is not None and self._ticket._waits_for_its_thread
 
     def cancel(self) -> None:
         """End the answer within one token, or before it starts. Its last event still comes."""

@@ -10,7 +10,7 @@ import contextvars
 import math
 import threading
 
-from .errors import WaitTimeoutError
+from .errors import InputError, WaitTimeoutError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,6 +56,9 @@ def start(
         timeout: The seconds that the core has for it. `GRACE` later the request is cancelled and the future
             raises `WaitTimeoutError`.
         what: The subject of that error's message.
+
+    Raises:
+        InputError: This is a thread of the core, in a callback, and the request waits for that thread.
     """
     import asyncio
 
@@ -79,10 +82,24 @@ def start(
 
     request = submit(on_loop(settle))
     if not future.done():
+        check_thread(request)
         timer = when_late(loop, began, timeout, what, give_up)
         if timer is not None:
             future.add_done_callback(lambda _: timer.cancel())
     return future, request
+
+
+_CALLBACK_WAITS = (
+    "a callback cannot wait for another asynchronous call of the same manager, which is answered after the callback has"
+    " returned; use embed or generate, submit without waiting, or another thread"
+)
+
+
+def check_thread(request: Any) -> None:
+    """Cancel a request that this thread of the core would answer, and raise `InputError`: a callback waits here."""
+    if getattr(request, "_waits_for_its_thread", False):
+        request.cancel()
+        raise InputError(_CALLBACK_WAITS)
 
 
 GRACE = 0.25

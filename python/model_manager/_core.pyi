@@ -367,6 +367,11 @@ class Ticket:
         Raises `ForkedError` in a process that was forked while the request was under way: its answer goes to the
         parent.
         """
+    @property
+    def _waits_for_its_thread(self) -> bool:
+        """Whether a callback submitted the request on the thread that will call `on_done`: what waits for it there
+        waits without end.
+        """
     def cancel(self) -> bool:
         """Cancel the request. True: `on_done` will not be called; False: it is too late."""
 
@@ -391,6 +396,9 @@ class GenerationTicket:
 
     def cancel(self) -> None:
         """End the generation within one token, or before it starts; its last event still comes."""
+    @property
+    def _waits_for_its_thread(self) -> bool:
+        """Whether this thread is the one that writes the answer: what waits for it here waits without end."""
 
 @disjoint_base
 class Manager:
@@ -605,9 +613,10 @@ class Manager:
         """`embed` without waiting: returns at once, even when the model must be loaded first.
 
         `on_done(result, error)` is called once, with None for one of the two: from another thread, or from this thread
-        before `submit` returns when everything was cached. Keep it short. Wrong arguments raise here. Tokenizing and
-        loading happen on other threads, so an event loop may call this. Other arguments and errors are those of
-        `embed`.
+        before `submit` returns when everything was cached. Keep it short: other asynchronous calls wait for it. It may
+        call `embed`, and submit further requests; to await one there raises `InputError`. Wrong arguments raise here.
+        Tokenizing and loading happen on other threads, so an event loop may call this. Other arguments and errors are
+        those of `embed`.
         """
     def _infer(
         self,

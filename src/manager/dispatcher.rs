@@ -3,12 +3,15 @@
 //! Each manager has one, which its first asynchronous call starts. A step is short (one chunk of texts), so calls take
 //! turns. Long texts have a second dispatcher.
 
+use std::cell::Cell;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
+use crate::sync::fork::Process;
 use crate::sync::{Abandon, Work, Worker, WorkerThread};
 use crate::{Error, Result};
 
@@ -27,7 +30,23 @@ pub(super) trait Timed: Send + Sync + 'static {
 }
 
 /// Calls in progress, and the thread that serves them. Started by the first call.
-pub(super) struct Dispatcher(Worker<Calls>);
+pub(super) struct Dispatcher(Worker<Calls>, DispatcherId);
+
+thread_local! {
+    /// The dispatcher whose thread this is, in the process that it is in.
+    static DISPATCHER: Cell<Option<(DispatcherId, Process)>> = const { Cell::new(None) };
+}
+
+/// Which dispatcher it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct DispatcherId(u64);
+
+impl DispatcherId {
+    fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
 
 #[derive(Default)]
 struct Calls {
@@ -76,7 +95,13 @@ impl Ord for TimedCall {
 impl Dispatcher {
     /// `role` names its thread.
     pub(super) fn new(role: &'static str) -> Self {
-        Self(Worker::new(role, Arc::new(Dispatching)))
+        let id = DispatcherId::new();
+        Self(Worker::new(role, Arc::new(Dispatching(id))), id)
+    }
+
+    /// Whether the calling thread is the one that serves these calls: what waits for one of them here waits without end.
+    pub(super) fn is_here(&self) -> bool {
+        DISPATCHER.get().is_some_and(|(id, process)| id == self.1 && process.is_current())
     }
 
     /// Has the thread call `task.step()`.
@@ -97,7 +122,7 @@ enum Next {
 
 /// Dropping the dispatcher stops the thread and does not wait for it: it may be calling Python, and wait for the
 /// interpreter that the dropping thread is attached to.
-struct Dispatching;
+struct Dispatching(DispatcherId);
 
 impl Work<Calls> for Dispatching {
     fn fresh(&self) -> Calls {
@@ -105,6 +130,7 @@ impl Work<Calls> for Dispatching {
     }
 
     fn run(&self, thread: &WorkerThread<'_, Calls>) {
+        DISPATCHER.set(Some((self.0, Process::current())));
         while let Some(next) = next(thread) {
             match next {
                 Next::Step(task) => {
@@ -189,6 +215,27 @@ mod tests {
     fn watch(dispatcher: &Dispatcher, at: Instant, call: &Arc<Probe>) {
         let call: Arc<dyn Timed> = Arc::clone(call) as _;
         dispatcher.watch(at, &call).unwrap();
+    }
+
+    /// Says whether it is on the thread of the dispatcher.
+    struct Asking(Arc<Dispatcher>, Mutex<mpsc::Sender<bool>>);
+
+    impl Task for Asking {
+        fn step(self: Arc<Self>) {
+            self.1.lock().send(self.0.is_here()).unwrap();
+        }
+        fn fail(self: Arc<Self>, _: Error) {}
+    }
+
+    #[test]
+    fn a_dispatcher_knows_its_thread() {
+        let [own, other] = [(); 2].map(|()| Arc::new(Dispatcher::new("test")));
+        let (sender, here) = mpsc::channel();
+        assert!(!own.is_here());
+        for asked in [&own, &other] {
+            own.push(Arc::new(Asking(Arc::clone(asked), Mutex::new(sender.clone())))).unwrap();
+        }
+        assert_eq!([here.recv(), here.recv()], [Ok(true), Ok(false)]);
     }
 
     #[test]

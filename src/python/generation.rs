@@ -254,6 +254,12 @@ impl PyGenerationTicket {
     fn cancel(&self, py: Python<'_>) {
         detached(py, || self.0.cancel());
     }
+
+    /// Whether this thread is the one that writes the answer: what waits for it here waits without end.
+    #[getter]
+    fn _waits_for_its_thread(&self) -> bool {
+        self.0.waits_for_this_thread()
+    }
 }
 
 /// Events of the core as calls of `on_event(piece, completion, error)`, exactly one of them not None.

@@ -33,6 +33,13 @@ impl PyTicket {
         if done || self.process.is_current() { Ok(done) } else { Err(to_py(py, &Error::Forked)) }
     }
 
+    /// Whether a callback submitted the request on the thread that will call `on_done`: what waits for it there waits
+    /// without end.
+    #[getter]
+    fn _waits_for_its_thread(&self) -> bool {
+        self.ticket.waits_for_its_thread()
+    }
+
     /// Give the request up. True: `on_done` will not be called any more; False: it is too late.
     fn cancel(&self, py: Python<'_>) -> bool {
         let cancelled = detached(py, || self.ticket.cancel());

@@ -105,7 +105,7 @@ impl Engine {
             )));
         }
         let cancelled = Arc::new(AtomicBool::new(false));
-        let ticket = EngineTicket::new(&cancelled, self.worker.monitor());
+        let ticket = EngineTicket::new(&cancelled, self.worker.monitor(), self.id);
         let submitted = std::time::Instant::now();
         self.worker.with(|state| {
             let queued = state.waiting.len();

@@ -51,11 +51,21 @@ impl EngineId {
 pub struct EngineTicket {
     cancelled: Arc<AtomicBool>,
     monitor: Arc<Monitor<RequestQueue>>,
+    engine: EngineId,
 }
 
 impl EngineTicket {
-    pub(super) fn new(cancelled: &Arc<AtomicBool>, monitor: Arc<Monitor<RequestQueue>>) -> Self {
-        Self { cancelled: Arc::clone(cancelled), monitor }
+    pub(super) fn new(
+        cancelled: &Arc<AtomicBool>,
+        monitor: Arc<Monitor<RequestQueue>>,
+        engine: EngineId,
+    ) -> Self {
+        Self { cancelled: Arc::clone(cancelled), monitor, engine }
+    }
+
+    /// Whether the calling thread is the one that writes the answer: a wait for it here would not end.
+    pub fn waits_for_this_thread(&self) -> bool {
+        self.engine.is_here()
     }
 
     /// Ends the request before its next token, with [`FinishReason::Cancelled`].

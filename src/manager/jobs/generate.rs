@@ -142,6 +142,11 @@ impl GenerationTicket {
         }
     }
 
+    /// Whether the calling thread is the one that writes the answer: a wait for it here would not end.
+    pub fn waits_for_this_thread(&self) -> bool {
+        matches!(&*self.0.lock(), Stage::Running(ticket) if ticket.waits_for_this_thread())
+    }
+
     fn is_cancelled(&self) -> bool {
         matches!(*self.0.lock(), Stage::Cancelled)
     }

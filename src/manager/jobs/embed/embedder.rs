@@ -112,6 +112,11 @@ impl Embedder {
         if long_text { &self.long_texts } else { &self.dispatcher }
     }
 
+    /// Whether the calling thread serves asynchronous calls.
+    pub(super) fn is_here(&self) -> bool {
+        self.dispatcher.is_here() || self.long_texts.is_here()
+    }
+
     pub(super) fn count_request(&self) {
         self.requests.fetch_add(1, Ordering::Relaxed);
     }

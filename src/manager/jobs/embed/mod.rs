@@ -336,22 +336,32 @@ impl Job {
 }
 
 /// A request under way. It does not keep the request alive: its slots and threads do, until its callback is called.
-pub struct Ticket(Weak<Job>);
+pub struct Ticket {
+    job: Weak<Job>,
+    own_thread: bool,
+}
 
 impl Ticket {
     pub(in super::super) fn new(job: &Arc<Job>) -> Self {
-        Self(Arc::downgrade(job))
+        Self { job: Arc::downgrade(job), own_thread: job.embedder.is_here() }
+    }
+
+    /// Whether a thread that serves asynchronous calls made the request, in a callback. Unless the result is there already, a
+    /// wait for it on that thread would not end.
+    #[must_use]
+    pub fn waits_for_its_thread(&self) -> bool {
+        self.own_thread
     }
 
     /// Whether the result is there, or the request has failed or been cancelled.
     #[must_use]
     pub fn is_done(&self) -> bool {
-        self.0.upgrade().is_none_or(|job| job.is_done())
+        self.job.upgrade().is_none_or(|job| job.is_done())
     }
 
     /// Gives the request up. True when its callback will not be called any more.
     pub fn cancel(&self) -> bool {
-        self.0.upgrade().is_some_and(|job| job.cancel())
+        self.job.upgrade().is_some_and(|job| job.cancel())
     }
 }
 
