@@ -54,7 +54,8 @@ fn parked_array(py: Python<'_>, cached: &CachedItem, values: &Arc<[f32]>) -> PyR
     }
     import_numpy(py)?;
     let owner = Bound::new(py, SharedVector(Arc::clone(values)))?;
-    let array = py.import("numpy")?.call_method1("asarray", (owner,))?.unbind();
+    // A view, which no caller reaches: the base of views of it is the array below, whose shape callers may change.
+    let array = py.import("numpy")?.call_method1("asarray", (owner,))?.call_method0("view")?.unbind();
     // Another thread may have parked its own meanwhile: then both return that one.
     let _ = cached.parked().set(Box::new(array.clone_ref(py)));
     Ok(parked(cached).unwrap_or(array))
