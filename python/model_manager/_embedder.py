@@ -34,6 +34,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_PROBE = "When is it?"
+"""A text whose vector shows which checkpoint of a model is in memory. It is short: no model cuts it."""
+SAME = 0.999
+"""The least cosine of two vectors of a text that are those of one model. Other hardware and batches change less."""
+
 _BEGINNING = 4
 """Letters that two names share when one may be short for the other: english, english2, turkçe."""
 
@@ -147,6 +152,8 @@ class Embedder:
         self._dimensions = None if dimensions is None else an_int("dimensions", dimensions, 1)
         self._known: tuple[int, Description] | None = None
         """The slot's registration, and the description of its model."""
+        self._checkpoints: list[tuple[Vectors, str]] = []
+        """Vectors of `_PROBE`, of length 1, and their tags."""
 
     def describe(self) -> Description:
         """The description of the slot's present model. It loads the model, unless an earlier call described it."""
@@ -191,16 +198,35 @@ class Embedder:
 
     @property
     def query_fingerprint(self) -> str:
-        """`fingerprint` of the vectors of queries."""
+        """`fingerprint` of the vectors of queries, and a tag of the checkpoint."""
         return self.query_model[1]
 
     @property
     def query_model(self) -> tuple[str, str]:
         """The source of the slot's present model with its adapter, and `query_fingerprint`. Vectors of queries are
-        compared only with those of an equal value.
+        compared only with those of an equal value. Two checkpoints of one name have different values; equal ones of two
+        processes, whose vectors differ by rounding, may have different values too.
         """
+        return self.queries_of_one_model([])[1]
+
+    def _query_form(self) -> tuple[str, str]:
+        """`query_model` without the tag."""
         known = self.describe()
         return model_of(known), fingerprint_of(known, self._length(known), QUERY_PROMPTS)
+
+    def _checkpoint(self, probe: Vectors) -> str:
+        """A tag of the checkpoint that gives this vector of `_PROBE`."""
+        import numpy as np
+
+        unit = probe / max(float(np.linalg.norm(probe)), 1e-30)
+        for known, tag in self._checkpoints:
+            # Of unit vectors: the cosine is at least `SAME`.
+            if known.shape == unit.shape and float(np.sum(np.square(known - unit))) <= 2 - 2 * SAME:
+                return tag
+        # Rounded, so that two processes have the same tag as a rule.
+        tag = hashlib.sha256((np.round(unit, 2) + 0.0).astype("<f2").tobytes()).hexdigest()[:16]
+        self._checkpoints.append((unit, tag))
+        return tag
 
     @property
     def truncated(self) -> int:
@@ -247,10 +273,12 @@ class Embedder:
     def queries_of_one_model(self, texts: Sequence[str]) -> tuple[Vectors, tuple[str, str]]:
         """`queries`, and the `query_model` that made all of them. A model that changes meanwhile is asked again."""
         while True:
-            model = self.query_model
-            vectors = self.queries(texts)
-            if self.query_model == model:
-                return vectors, model
+            form = self._query_form()
+            # One call has vectors of one model. The cache of vectors has that of the probe until the model changes.
+            vectors = self.queries([*texts, _PROBE])
+            if self._query_form() == form:
+                source, fingerprint = form
+                return vectors[:-1], (source, f"{fingerprint}-{self._checkpoint(vectors[-1])}")
 
     async def adocuments(self, texts: Sequence[str]) -> Vectors:
         """`documents` for asyncio."""

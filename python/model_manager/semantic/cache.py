@@ -14,6 +14,7 @@ import numpy as np
 from .._arguments import a_function, a_number, a_text, an_int, argument_error, type_error
 from .._embedder import Embedder
 from . import _fork
+from .refresh import embed, present
 from .rows import ROUNDING, prepare
 from .store import AnswerStore, Row, Stored
 
@@ -31,15 +32,13 @@ if TYPE_CHECKING:
     """Entries that were removed from memory, with their vectors."""
 
 _FIRST_ROWS = 64
-_SAME = 0.999
-"""The least cosine of two vectors of a text that are those of one model. Other hardware and batches change less."""
 
 
 class CachedAnswer(NamedTuple):
     """An answer of an earlier question."""
 
     answer: Any
-    """What was stored."""
+    """What was stored. With a file each reader has its own copy."""
     question: str
     """The question that it was stored for."""
     score: float
@@ -53,10 +52,11 @@ class SemanticCache:
     highest, if it reaches the threshold.
 
     Safe for threads. The same text is found without computing a vector. The least recently used entry makes way for a
-    new one when the cache is full. When the slot has another model, or another prompt for queries, the stored questions
-    are embedded again. With a `path` the entries are in an SQLite file and survive the process. Several processes may
-    use one file; a process sees what others added when it opens the cache, which removes what has expired, and what is
-    more than its `max_entries`, from the file.
+    new one when the cache is full. When the slot has another model, another checkpoint of the same name, or another
+    prompt for queries, the stored questions are embedded again. With a `path` the entries are in an SQLite file, which
+    its owner alone can read, and survive the process. Several processes may use one file; a process sees what others
+    added when it opens the cache, which removes what has expired, and what is more than its `max_entries`, from the
+    file.
     """
 
     def __init__(
@@ -179,7 +179,7 @@ class SemanticCache:
                 with self._lock:
                     if known := self._model in (None, model):
                         self._model = model
-                        gone = self._insert(key, Stored(answer, now, now), vector)
+                        gone = self._insert(key, Stored(answer if text is None else text, now, now), vector)
                 if known:
                     if self._store is not None and text is not None:
                         self._write(key, text, now, vector, model[1], gone)
@@ -339,17 +339,18 @@ class SemanticCache:
                         return
                     keys = list(self._entries)
                 if keys:
-                    found, model = self._embedder.queries_of_one_model([question for _, question in keys])
-                    fresh = dict(zip(keys, prepare(found, "vectors", "cosine"), strict=True))
+                    found, model = embed(self._embedder, [question for _, question in keys])
+                    fresh = {key: found[key[1]] for key in keys if key[1] in found}
                 with self._lock:
                     # Another thread may have added a vector of the former model.
-                    if fresh.keys() >= self._entries.keys():
+                    if set(keys) >= self._entries.keys():
                         entries, self._entries = self._entries, {}
                         self._rows, self._row_of, self._free, self._vectors = {}, {}, [], None
-                        for key, entry in entries.items():
-                            self._place(key, entry, fresh[key])
+                        kept = [key for key in entries if key in fresh]
+                        for key in kept:
+                            self._place(key, entries[key], fresh[key])
                         self._model = model
-                        rows = [Row(key, None, 0.0, 0.0, model[1], fresh[key]) for key in entries]
+                        rows = [Row(key, "", 0.0, 0.0, model[1], fresh[key]) for key in kept]
                         break
         if self._store is not None:
             self._store.replace_vectors(rows, model[1])
@@ -364,19 +365,13 @@ class SemanticCache:
             if self._loaded or self._store is None:
                 return
             rows = self._store.read(self.max_entries, self._oldest())
-            while True:
-                model = self._embedder.query_model
-                own = [row for row in rows if row.fingerprint == model[1]]
-                # A folder of the same name may hold another checkpoint: one question shows whether its vectors differ.
-                changed = bool(own) and not self._is_own(own[-1])
-                stale = rows if changed else [row for row in rows if row.fingerprint != model[1]]
-                fresh = prepare(self._embedder.queries([row.key[1] for row in stale]), "vectors", "cosine")
-                if self._embedder.query_model == model:
-                    break
+            model, own, stale, fresh = present(self._embedder, rows)
+            for row in stale:
+                row.vector = fresh.get(row.key[1])
             if stale:
-                for row, vector in zip(stale, fresh, strict=True):
-                    row.vector = vector
                 self._store.replace_vectors(stale, model[1])
+            if own:
+                self._store.rename_fingerprints(own, model[1])
             with self._lock:
                 self._model = model
                 for row in rows:
@@ -389,12 +384,6 @@ class SemanticCache:
         """Entries that were made then or before have expired."""
         return None if self.ttl is None else self._clock() - self.ttl
 
-    def _is_own(self, row: Row) -> bool:
-        """Whether the model gives the stored vector of a question."""
-        vector = self._embed(row.key[1])
-        stored = row.vector
-        return stored is not None and stored.shape == vector.shape and float(stored @ vector) >= _SAME
-
     def _live(self, key: tuple[str, str]) -> Stored | None:
         entry = self._entries.get(key)
         return None if entry is None or self._expired(entry) else entry
@@ -406,7 +395,9 @@ class SemanticCache:
         self._hits += 1
         entry.used = self._clock()
         self._entries[key] = self._entries.pop(key)  # most recently used: last
-        return CachedAnswer(entry.answer, key[1], score, entry.created)
+        # Who changes what was read from text changes no other one.
+        answer = entry.answer if self._store is None else json.loads(entry.answer)
+        return CachedAnswer(answer, key[1], score, entry.created)
 
     def _nearest(self, scope: str, vector: Vectors) -> CachedAnswer | None:
         if self._vectors is not None and self._rows:

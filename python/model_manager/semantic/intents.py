@@ -54,7 +54,7 @@ class IntentClassifier:
         neighbors: int = 3,
     ) -> None:
         """A classifier of these intents. The examples are embedded with the first prediction, and again when the
-        slot has another model.
+        slot has another model, or another checkpoint of the same name.
 
         Args:
             examples: The texts of each intent.

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
+import math
+import os
 import sqlite3
 import threading
 from dataclasses import dataclass
@@ -20,9 +23,13 @@ if TYPE_CHECKING:
 
     from .rows import Vectors
 
+logger = logging.getLogger(__name__)
+
 _APPLICATION = 0x6D6D_7363
 """SQLite's application_id of these files: "mmsc"."""
 _VERSION = 1
+_ROUNDING = 1e-3
+"""How far the length of a sound vector may be from 1."""
 
 _TABLE = """
 CREATE TABLE IF NOT EXISTS answers (
@@ -43,6 +50,7 @@ class Stored:
     """An answer in memory."""
 
     answer: Any
+    """Of a cache with a file: its JSON text."""
     created: float
     used: float
 
@@ -52,11 +60,13 @@ class Row:
     """A row of the file."""
 
     key: tuple[str, str]
-    answer: Any
+    answer: str
+    """Its JSON text."""
     created: float
     used: float
     fingerprint: str
     vector: Vectors | None
+    """Of length 1; None for a damaged one, which is to be computed again."""
 
 
 class AnswerStore:
@@ -122,7 +132,9 @@ class AnswerStore:
 
     def _connect(self) -> sqlite3.Connection:
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._make_private()
         connection = sqlite3.connect(self.path, timeout=30, check_same_thread=False)
+        connection.text_factory = _text
         application = connection.execute("PRAGMA application_id").fetchone()[0]
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
@@ -139,9 +151,19 @@ class AnswerStore:
         connection.execute(_TABLE)
         return connection
 
+    def _make_private(self) -> None:
+        """Make a new file that only its owner can read; SQLite gives its log the same mode. The mode of a file that is
+        there stays.
+        """
+        # SQLite reports what fails here. A file that is there must not be opened and closed: this would release the
+        # locks that other connections of this process hold.
+        with contextlib.suppress(OSError):
+            os.close(os.open(os.path.realpath(self.path), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+
     def read(self, limit: int, oldest: float | None) -> list[Row]:
-        """The `limit` entries that were used last, the oldest of them first. A damaged row is left out. Others are
-        removed, and so are entries that were made at `oldest` or before.
+        """The `limit` entries that were used last, the oldest of them first. Others are removed, and so are entries
+        that were made at `oldest` or before. A damaged row is left out, and stays in the file. Where its vector alone
+        is damaged, it has none.
         """
         with self._open() as connection:
             if oldest is not None:
@@ -154,11 +176,11 @@ class AnswerStore:
             rows = connection.execute(
                 "SELECT scope, question, answer, created, used, fingerprint, vector FROM answers ORDER BY used DESC"
             ).fetchall()
-        found = []
-        for scope, question, answer, created, used, fingerprint, vector in reversed(rows):
-            with contextlib.suppress(ValueError):
-                values = np.frombuffer(vector, np.float32)
-                found.append(Row((scope, question), json.loads(answer), created, used, fingerprint, values))
+        found = [row for row in map(_row, reversed(rows)) if row is not None]
+        if left_out := len(rows) - len(found):
+            logger.warning("%s: left out %s", self.path, _counted(left_out, "damaged row"))
+        if damaged := sum(row.vector is None for row in found):
+            logger.warning("%s: %s will be computed again", self.path, _counted(damaged, "damaged vector"))
         return found
 
     def count(self, limit: int, oldest: float | None) -> int:
@@ -190,6 +212,13 @@ class AnswerStore:
                 (*key, answer, now, now, fingerprint, vector.tobytes()),
             )
 
+    def rename_fingerprints(self, former: Iterable[str], fingerprint: str) -> None:
+        """Say of the vectors of these fingerprints that they are of the model of `fingerprint`."""
+        with self._open() as connection:
+            connection.executemany(
+                "UPDATE answers SET fingerprint = ? WHERE fingerprint = ?", [(fingerprint, one) for one in former]
+            )
+
     def replace_vectors(self, rows: Sequence[Row], fingerprint: str) -> None:
         """Store the vectors that another model made."""
         with self._open() as connection:
@@ -219,3 +248,43 @@ class AnswerStore:
             if self._connection is not None:
                 self._connection.close()
             self._connection = None
+
+
+def _text(raw: bytes) -> str | bytes:
+    """A text of the file; bytes that are no text as they are, so that one of them does not fail a whole query."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw
+
+
+def _row(columns: tuple[Any, ...]) -> Row | None:
+    """A row of the file; None if it is damaged."""
+    scope, question, answer, created, used, fingerprint, vector = columns
+    texts = all(isinstance(one, str) for one in (scope, question, answer, fingerprint))
+    times = all(isinstance(one, float) and math.isfinite(one) for one in (created, used))
+    if not texts or not times or not question.strip():
+        return None
+    try:
+        json.loads(answer, parse_constant=_no_number)
+    except (ValueError, RecursionError):
+        return None
+    return Row((scope, question), answer, created, used, fingerprint, _vector(vector))
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is not written to files")
+
+
+def _vector(raw: object) -> Vectors | None:
+    """A vector of the file, if it is one of length 1."""
+    if not isinstance(raw, bytes) or len(raw) % 4 != 0:
+        return None
+    vector = np.frombuffer(raw, np.float32)
+    # NaN fails the comparison too. Damaged numbers may be too large for the type.
+    length = np.sqrt(np.sum(np.square(vector, dtype=np.float64)))
+    return vector if abs(length - 1) < _ROUNDING else None
+
+
+def _counted(count: int, thing: str) -> str:
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
