@@ -161,7 +161,7 @@ def test_copies_in_other_blocks_belong_to_their_center(monkeypatch):
     assert [(group[0], sorted(group)) for group in groups] == expected
     for first in (0, 256, 512):
         queries = prepare(rows[first : first + 256], "vectors", "cosine", first)
-        centers = [group[0] for group in duplicates._neighborhoods(queries, rows, first, 0.999, 1)]
+        centers = [group[0] for group in duplicates._neighborhoods(queries, rows, first, 0.999)]
         assert centers == list(range(first, first + len(queries)))
 
 

@@ -159,3 +159,10 @@ def test_equal_checkpoints_of_two_processes_are_one(folder, tmp_path, monkeypatc
         assert sorted(embedded) == sorted([QUESTIONS[0], QUESTIONS[-1]])
         with sqlite3.connect(path) as file:
             assert set(file.execute("SELECT fingerprint FROM answers")) == {(known,)}
+
+
+def test_a_score_is_not_above_one(manager):
+    """Rounding takes the product of a vector with itself a little above 1."""
+    examples = [f"soru {number}" for number in range(60)]
+    intents = IntentClassifier({"all": examples}, manager, neighbors=1)
+    assert max(one.score for one in intents.predict_many(examples)) <= 1

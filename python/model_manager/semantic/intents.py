@@ -124,7 +124,8 @@ class IntentClassifier:
                 known = self._known = own, prepare(examples, "examples", "cosine")
             if known[0] == model:
                 break
-        return [self._decide(row) for row in prepare(found, "texts", "cosine") @ known[1].T]
+        cosines = np.clip(prepare(found, "texts", "cosine") @ known[1].T, -1, 1)
+        return [self._decide(row) for row in cosines]
 
     def _decide(self, cosines: Vectors) -> Intent:
         owner = np.array(self._owner)

@@ -66,6 +66,13 @@ def prepare(rows: NDArray[np.floating], name: str, measure: Measure, first: int 
     Raises:
         ArgumentError: A row holds NaN or infinity.
     """
+    return prepare_with_lengths(rows, name, measure, first)[0]
+
+
+def prepare_with_lengths(
+    rows: NDArray[np.floating], name: str, measure: Measure, first: int = 0
+) -> tuple[Vectors, NDArray[np.float64]]:
+    """`prepare`, and the lengths that the rows had. Equal rows have equal lengths, bit by bit."""
     values = np.ascontiguousarray(rows, dtype=np.float32)
     # float64 sums: a row of large float32 values has a finite length.
     lengths = np.sqrt(np.einsum("ij,ij->i", values, values, dtype=np.float64))
@@ -73,6 +80,6 @@ def prepare(rows: NDArray[np.floating], name: str, measure: Measure, first: int 
         bad = first + int(np.flatnonzero(~np.isfinite(lengths))[0])
         raise argument_error(name, f"{name}[{bad}] holds NaN or infinity; leave it out or embed its text again")
     if measure == "dot":
-        return values
-    unit = values / np.maximum(lengths, np.finfo(np.float32).tiny)[:, None]
-    return np.asarray(unit, dtype=np.float32)
+        return values, lengths
+    unit = values / np.maximum(lengths, np.finfo(np.float64).tiny)[:, None]
+    return np.asarray(unit, dtype=np.float32), lengths

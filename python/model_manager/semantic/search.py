@@ -7,12 +7,11 @@ from typing import NamedTuple
 import numpy as np
 
 from .._arguments import an_int, argument_error
-from .rows import as_rows, check_measure, prepare
+from .copies import in_order
+from .rows import as_rows, check_measure, prepare, prepare_with_lengths
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import ArrayLike, NDArray
 
     from .rows import Measure, Vectors
@@ -28,7 +27,7 @@ class Matches(NamedTuple):
     indices: NDArray[np.int64]
     """Rows of the corpus, shape (queries, k)."""
     scores: NDArray[np.float32]
-    """Their similarity to the query, shape (queries, k)."""
+    """Their similarity to the query, shape (queries, k); cosines are between -1 and 1."""
 
     def pairs(self, query: int = 0) -> list[tuple[int, float]]:
         """The matches of one query as (index, score)."""
@@ -45,8 +44,8 @@ class Matches(NamedTuple):
 
 
 def semantic_search(queries: ArrayLike, corpus: ArrayLike, k: int = 10, *, measure: Measure = "cosine") -> Matches:
-    """The `k` rows of `corpus` that are most similar to each query. The result is exact; equal scores are in the order
-    of the corpus.
+    """The `k` rows of `corpus` that are most similar to each query. The result is exact. Equal rows have equal scores,
+    and equal scores are in the order of the corpus.
 
     The corpus is read in blocks. A memory-mapped float16 or float32 file (``numpy.load(..., mmap_mode="r")``) is never
     in memory as a whole. The products run in numpy's BLAS on all cores, without the GIL.
@@ -74,32 +73,39 @@ def semantic_search(queries: ArrayLike, corpus: ArrayLike, k: int = 10, *, measu
     k = min(k, len(rows))
     if k == 0 or len(asked) == 0:
         return Matches(np.empty((len(asked), k), np.int64), np.empty((len(asked), k), np.float32))
-    best = [_Best(prepare(asked[start : start + _QUERY_ROWS], "queries", measure, start), k)
+    best = [_Best(prepare(asked[start : start + _QUERY_ROWS], "queries", measure, start), k, measure)
             for start in range(0, len(asked), _QUERY_ROWS)]  # fmt: skip
-    for first, block in blocks(rows, measure):
+    lengths = np.empty(len(rows))
+    for first in range(0, len(rows), _CORPUS_ROWS):
+        end = first + _CORPUS_ROWS
+        block, lengths[first:end] = prepare_with_lengths(rows[first:end], "corpus", measure, first)
         for part in best:
             part.add(first, block)
-    return Matches(np.concatenate([part.indices for part in best]), np.concatenate([part.scores for part in best]))
+    indices, scores = (
+        np.concatenate(parts) for parts in zip(*((one.indices, one.scores) for one in best), strict=True)
+    )
+    return Matches(*in_order(indices, scores, rows, lengths))
 
 
-def blocks(rows: NDArray[np.floating], measure: Measure) -> Iterator[tuple[int, Vectors]]:
-    """The corpus in prepared blocks, each with the index of its first row."""
-    for first in range(0, len(rows), _CORPUS_ROWS):
-        yield first, prepare(rows[first : first + _CORPUS_ROWS], "corpus", measure, first)
+def _scores(queries: Vectors, block: Vectors) -> Vectors:
+    return queries @ block.T
 
 
 class _Best:
     """The best matches so far of a block of queries."""
 
-    def __init__(self, queries: Vectors, k: int) -> None:
+    def __init__(self, queries: Vectors, k: int, measure: Measure) -> None:
         self.queries = queries
         self.k = k
+        self.measure = measure
         self.indices = np.full((len(queries), 0), 0, np.int64)
         self.scores = np.full((len(queries), 0), 0, np.float32)
 
     def add(self, first: int, block: Vectors) -> None:
         """Merge the scores of `block`, which begins at row `first`. Blocks come in the order of the corpus."""
-        scores = self.queries @ block.T
+        scores = _scores(self.queries, block)
+        if self.measure == "cosine":
+            np.clip(scores, -1, 1, out=scores)  # copies may be a little above, by rounding
         chosen = self._candidates(scores)
         query, column = np.nonzero(chosen)
         kept = self.scores.shape[1]
@@ -141,4 +147,5 @@ def pairwise_similarity(first: ArrayLike, second: ArrayLike, *, measure: Measure
             "first", f"first has shape {a.shape} and second {b.shape}; both need one row for each pair"
         )
     a, b = prepare(a, "first", measure), prepare(b, "second", measure)
-    return np.asarray(np.einsum("ij,ij->i", a, b), dtype=np.float32)
+    found = np.asarray(np.einsum("ij,ij->i", a, b), dtype=np.float32)
+    return found if measure == "dot" else np.clip(found, -1, 1)
