@@ -75,7 +75,7 @@ class BM25:
     @property
     def fingerprint(self) -> str:
         """A hash of everything that vectors of documents depend on besides the text."""
-        parts = ["bm25", "2", self.language, repr(self.k1), repr(self.b), repr(self.average_length)]
+        parts = ["bm25", "3", self.language, repr(self.k1), repr(self.b), repr(self.average_length)]
         return hashlib.sha256("\0".join([*parts, str(self.stop_words)]).encode()).hexdigest()[:16]
 
     def document(self, text: str) -> SparseVector:

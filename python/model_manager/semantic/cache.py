@@ -395,7 +395,7 @@ class SemanticCache:
         self._hits += 1
         entry.used = self._clock()
         self._entries[key] = self._entries.pop(key)  # most recently used: last
-        # Who changes what was read from text changes no other one.
+        # Each reader has its own: a change of it is no change of the cache.
         answer = entry.answer if self._store is None else json.loads(entry.answer)
         return CachedAnswer(answer, key[1], score, entry.created)
 

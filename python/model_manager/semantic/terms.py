@@ -35,8 +35,30 @@ what when where which who why will with would you your
 """
 STOP_WORDS = {"turkish": frozenset(_TURKISH.split()), "english": frozenset(_ENGLISH.split())}
 
-_SELECTORS = dict.fromkeys([*range(0xFE00, 0xFE10), *range(0x20DD, 0x20E5)])
-"""Characters that only choose how the one before them is drawn, as in emoji. They are removed."""
+_INVISIBLE = dict.fromkeys(
+    [
+        *(0x00AD, 0x034F, 0x061C, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x3164, 0xFEFF, 0xFFA0),
+        *range(0x180B, 0x1810),
+        *range(0x200D, 0x2010),
+        *range(0x202A, 0x202F),
+        *range(0x2060, 0x2070),
+        *range(0xFE00, 0xFE10),
+        *range(0xFFF0, 0xFFF9),
+        *range(0x1BCA0, 0x1BCA4),
+        *range(0x1D173, 0x1D17B),
+        *range(0xE0000, 0xE1000),
+        *range(0x20DD, 0x20E5),
+    ]
+)
+"""Unicode's Default_Ignorable_Code_Point (DerivedCoreProperties.txt) but the two of `_BETWEEN`, and marks that enclose
+the character before them, as in emoji. They are removed: soft hyphens and others stand inside of words.
+"""
+_LATIN = r"\0-\u058f\u1e00-\u1fff\u2010-\u2027\uff01-\uff5e"
+"""Latin, Greek, Cyrillic and Armenian letters, digits and punctuation."""
+_BETWEEN = re.compile(rf"(?<![^{_LATIN}])[\u200b\u200c]+(?![^{_LATIN}])")
+"""ZERO WIDTH SPACE and ZERO WIDTH NON-JOINER next to these alone: they are removed. In other scripts they part words
+(Thai, Khmer) or parts of words (Persian).
+"""
 _APOSTROPHE = re.compile("['’ʼ]")
 _ENGLISH_ENDINGS = frozenset({"s", "t", "re", "ve", "ll", "d", "m"})
 """What follows an apostrophe in English without being a part of the word: pump's, don't, we've."""
@@ -68,10 +90,11 @@ def terms(text: str, language: Language, *, stop_words: bool = True) -> list[str
     An apostrophe ends a word before its suffixes (İstanbul'da, pump's). Elsewhere it is a joint: O'Brien has the terms
     ``obrien`` and ``brien``.
     """
-    text = unicodedata.normalize("NFKC", text)
     if not text.isascii():
+        # Before letters and marks are composed, which may stand on both sides.
+        text = unicodedata.normalize("NFKC", _BETWEEN.sub("", text.translate(_INVISIBLE)))
         # Python's lower() makes these two characters of İ.
-        text = text.translate(_SELECTORS).replace("i\u0307", "İ").replace("ı\u0307", "İ")
+        text = text.replace("i\u0307", "İ").replace("ı\u0307", "İ")
     languages = _languages(text) if language == "auto" else (language,)
     stems = [(one, _stemmer(one), STOP_WORDS[one] if stop_words else frozenset()) for one in languages]
     found: list[str] = []
