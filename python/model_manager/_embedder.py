@@ -209,6 +209,11 @@ class Embedder:
         """
         return self.queries_of_one_model([])[1]
 
+    @property
+    def checkpoint(self) -> str:
+        """A tag of the slot's present checkpoint. Equal checkpoints have equal tags as a rule, other ones never."""
+        return self.query_fingerprint.partition("-")[2]
+
     def _query_form(self) -> tuple[str, str]:
         """`query_model` without the tag."""
         known = self.describe()

@@ -166,3 +166,37 @@ def test_a_score_is_not_above_one(manager):
     examples = [f"soru {number}" for number in range(60)]
     intents = IntentClassifier({"all": examples}, manager, neighbors=1)
     assert max(one.score for one in intents.predict_many(examples)) <= 1
+
+
+def test_a_checkpoint_that_is_there_for_one_call_leaves_no_vector(folder):
+    """What describes the model is the same before and after the call, and in the call."""
+    text = "When do you open today?"
+    with tiny(cache_size=0) as manager:
+        manager.register("m", str(folder))
+
+        def other_for_one_call(embedder):
+            real = embedder.queries
+
+            def queries(texts):
+                embedder.queries = real
+                replace(folder)
+                manager.unload("m")
+                found = real(texts)
+                replace(folder)
+                manager.unload("m")
+                return found
+
+            embedder.queries = queries
+
+        intents = IntentClassifier(EXAMPLES, manager, "m")
+        expected = intents.predict(text)
+        other_for_one_call(intents._embedder)
+        assert intents.predict(text).scores == pytest.approx(expected.scores, abs=1e-6)
+        cache = SemanticCache(manager, "m", threshold=0.999)
+        cache.put(QUESTIONS[0], "0")
+        for question in QUESTIONS[1:]:
+            other_for_one_call(cache._embedder)
+            cache.put(question, "x")
+        assert_vectors(cache)
+        other_for_one_call(cache._embedder)
+        assert cache.get(QUESTIONS[0] + " ").answer == "0"

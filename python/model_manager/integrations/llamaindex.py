@@ -119,10 +119,11 @@ class ModelManagerEmbedding(BaseEmbedding):
         return "ModelManagerEmbedding"
 
     def to_dict(self, **options: Any) -> dict[str, Any]:
-        """The fields, and the fingerprint of the vectors: LlamaIndex's caches tell models apart by this dictionary.
-        Loads the model.
+        """The fields, and the fingerprint of the vectors with a tag of the checkpoint: LlamaIndex's caches tell models
+        apart by this dictionary. Loads the model, and embeds a short text.
         """
-        return {**super().to_dict(**options), "fingerprint": self._embedder.fingerprint}
+        fingerprint = f"{self._embedder.fingerprint}-{self._embedder.checkpoint}"
+        return {**super().to_dict(**options), "fingerprint": fingerprint}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], **options: Any) -> Self:
