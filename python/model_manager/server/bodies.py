@@ -9,8 +9,8 @@ import orjson
 from starlette.requests import ClientDisconnect
 
 from .._core import _json_values
-from .disconnect import in_time
 from .errors import ApiError, bad_request, unavailable
+from .in_time import in_time
 
 if TYPE_CHECKING:
     from starlette.requests import Request

@@ -1,17 +1,16 @@
-"""The one watcher for clients that close the connection while their request is computed, and the ends of waiting."""
+"""The one watcher for clients that close the connection while their request is computed."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 from typing import TYPE_CHECKING
 
 from starlette.requests import ClientDisconnect
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterator
-    from typing import Any, TypeVar
+    from collections.abc import Awaitable, Callable, Iterator
+    from typing import TypeVar
 
     from starlette.types import Receive
 
@@ -48,34 +47,6 @@ def deadline_of(service: Service) -> float:
 def seconds_until(deadline: float) -> float:
     """What the core may take; a little more than nothing when the deadline has passed."""
     return max(0.001, deadline - asyncio.get_running_loop().time())
-
-
-async def in_time(work: Coroutine[Any, Any, T], seconds: float, late: Callable[[], ApiError]) -> T:
-    """The result of `work`. After `seconds` it is cancelled, and what `late` returns is raised.
-
-    It uses a plain timer: asyncio's `timeout` needs Python 3.11, and `wait_for` and anyio's scopes would slow down
-    every cached answer.
-    """
-    task = asyncio.current_task()
-    assert task is not None
-    expired = False
-
-    def expire() -> None:
-        nonlocal expired
-        expired = True
-        task.cancel()
-
-    timer = asyncio.get_running_loop().call_later(seconds, expire)
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if not expired:
-            raise
-        if sys.version_info >= (3, 11) and task.uncancel():
-            raise  # the task was cancelled from outside too
-    finally:
-        timer.cancel()
-    raise late()
 
 
 async def unless_disconnected(receive: Receive, work: Awaitable[T], deadline: float, late: ApiError) -> T:

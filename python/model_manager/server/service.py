@@ -17,9 +17,9 @@ from .._bridge import in_thread
 from .._core import Config
 from ..compat import ModelManager
 from ..errors import ClosedError, ModelManagerError
-from .disconnect import in_time
 from .errors import ApiError, timed_out
 from .hosts import Hosts
+from .in_time import in_time
 from .prometheus import Metrics, check_shared_folder
 from .served_models import Kind, Result, ServedModels  # noqa: F401  Kind: its former place
 
