@@ -16,7 +16,7 @@ from .._embedder import Embedder
 from . import _fork
 from .refresh import embed, present
 from .rows import ROUNDING, prepare
-from .store import AnswerStore, Row, Stored
+from .store import AnswerStore, Row, Stored, check_answer, own_copy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class CachedAnswer(NamedTuple):
     """An answer of an earlier question."""
 
     answer: Any
-    """What was stored. With a file each reader has its own copy."""
+    """A copy of what was stored."""
     question: str
     """The question that it was stored for."""
     score: float
@@ -129,6 +129,14 @@ class SemanticCache:
             question: Text.
             scope: Only entries of the same scope are found: a language, a tenant, a version of the documents.
         """
+        found = self._find(question, scope)
+        if found is None or self._store is not None:
+            return found  # what comes from a file is a copy already
+        # Outside of the lock, because a class may have its own way to copy.
+        return found._replace(answer=own_copy(found.answer))
+
+    def _find(self, question: str, scope: str) -> CachedAnswer | None:
+        """`get`, with the stored answer itself."""
         key = _key(scope, question)
         self._load()
         with self._lock:
@@ -146,8 +154,9 @@ class SemanticCache:
             self._embed_again()
 
     def put(self, question: str, answer: Any, *, scope: str = "") -> None:
-        """Store `answer` for `question`, in place of an earlier one for the same text. With a `path` it is kept as JSON
-        gives it back: a tuple as a list, keys as texts.
+        """Store a copy of `answer` for `question`, in place of an earlier one for the same text. With a `path` it is
+        kept as JSON gives it back: a tuple as a list, keys as texts. An object that `copy.deepcopy` cannot copy is
+        kept, and given out, itself.
 
         Raises:
             TypeError: An answer that is read once: a coroutine, a generator.
@@ -157,9 +166,9 @@ class SemanticCache:
         self._put(question, answer, scope)
 
     def _put(self, question: str, answer: Any, scope: str) -> Any:
-        """`put`. Returns the answer that `get` finds from then on."""
+        """`put`. Returns what `get` gives from then on."""
         key = _key(scope, question)
-        _check_answer(answer)
+        check_answer(answer)
         if not question.strip():
             raise argument_error("question", "question is blank; a cache of answers needs a text to find them by")
         text = None
@@ -171,6 +180,8 @@ class SemanticCache:
                 answer = json.loads(text)
             except (TypeError, ValueError, RecursionError) as error:
                 raise argument_error("answer", f"answer cannot be stored in a file as JSON: {error}") from error
+        else:
+            answer = own_copy(answer)
         self._load()
         while True:
             vector, model = self._embed_known(question)
@@ -183,7 +194,7 @@ class SemanticCache:
                 if known:
                     if self._store is not None and text is not None:
                         self._write(key, text, now, vector, model[1], gone)
-                    return answer
+                    return answer if self._store is not None else own_copy(answer)
             self._embed_again()
 
     def _write(
@@ -472,13 +483,3 @@ def _scope(scope: str) -> str:
     except UnicodeEncodeError:
         raise argument_error("scope", f"scope={scope!r} holds a lone surrogate, which no UTF-8 text can") from None
     return scope
-
-
-def _check_answer(answer: Any) -> None:
-    """Refuse what is read once: whoever got it from the cache later would get nothing."""
-    if hasattr(answer, "__await__"):
-        if hasattr(answer, "close"):
-            answer.close()  # a coroutine that is not awaited is warned of
-        raise type_error("answer", "a value", answer, ", which is read once; await it first: aget_or_compute awaits it")
-    if hasattr(answer, "__next__") or hasattr(answer, "__anext__"):
-        raise type_error("answer", "a value", answer, ", which is read once; join its pieces first")

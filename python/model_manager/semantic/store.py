@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import logging
 import math
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from .._arguments import type_error
 from ..errors import InvalidFileError, ModelIOError
 
 TYPE_CHECKING = False
@@ -53,6 +55,24 @@ class Stored:
     """Of a cache with a file: its JSON text."""
     created: float
     used: float
+
+
+def check_answer(answer: Any) -> None:
+    """Refuse what is read once: whoever got it from the cache later would get nothing."""
+    if hasattr(answer, "__await__"):
+        if hasattr(answer, "close"):
+            answer.close()  # a coroutine that is not awaited is warned of
+        raise type_error("answer", "a value", answer, ", which is read once; await it first: aget_or_compute awaits it")
+    if hasattr(answer, "__next__") or hasattr(answer, "__anext__"):
+        raise type_error("answer", "a value", answer, ", which is read once; join its pieces first")
+
+
+def own_copy(answer: Any) -> Any:
+    """A copy that its owner may change; the object itself where it has none, such as one with a lock."""
+    try:
+        return copy.deepcopy(answer)
+    except Exception:  # noqa: BLE001  objects of other packages refuse it in ways of their own
+        return answer
 
 
 @dataclass

@@ -83,7 +83,7 @@ class ServedModels:
         """Whether its source is written as a folder or a file, and there is none."""
         source = self.source(model.key) or ""
         is_path = source.startswith(("/", "./", "../", "~")) or source.endswith(".gguf")
-        return is_path and not os.path.lexists(os.path.expanduser(source))
+        return is_path and not os.path.lexists(os.path.expanduser(source))  # noqa: PTH111  without a home it stays as it is
 
     def _check_source(self, model: ServedModel) -> None:
         """Refuse a model whose slot holds another one, which would answer in its name."""
