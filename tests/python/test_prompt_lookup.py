@@ -14,6 +14,8 @@ IDS = [5, 9, 12, 7, 31, 5, 9, 12, 7, 31, 5, 9, 12]
 FAMILIES = [
     *("gpt2", "llama", "qwen3", "gemma3_text", "gemma4_text", "ministral", "phi3", "falcon", "gptj"),
     *("mixtral", "gpt_oss", "gpt_oss_mxfp4", "qwen2_moe"),
+    # With states of convolutions and of delta rules.
+    *("lfm2", "lfm2_biased", "lfm2_moe", "lfm3", "lfm3_biased", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next"),
 ]
 FORMS = [
     {**GREEDY, "max_new_tokens": 45},
@@ -46,9 +48,27 @@ def test_answers_are_the_same(name, dtype):
     assert drafted > 0
 
 
-def test_states_that_cannot_be_taken_back_get_no_drafts():
-    for name in ("lfm2", "qwen3_5_text"):
-        assert answers(name, "float32")[2] == (0, 0)
+@pytest.mark.parametrize("name", ["lfm2", "lfm3", "qwen3_5_text", "qwen3_next"])
+def test_a_conversation_goes_on_after_drafts(make_writer, name):
+    """What was drafted is no part of what the next turn reuses."""
+    turns = []
+    for drafted in (0, 8, 64):
+        manager, prompt, found = make_writer(name, prompt_lookup_tokens=drafted), IDS, []
+        for penalty in (0.2, 1.0, 0.2, 0.5):
+            form = {**GREEDY, "repetition_penalty": penalty, "min_new_tokens": 9, "max_new_tokens": 9}
+            answer = manager.complete(prompt, **form)
+            found.append((answer["tokens"], answer["reused_tokens"]))
+            prompt = [*prompt, *answer["tokens"], 5, 9, 12]
+        figures = manager.stats()["slots"][SLOT]["generation"]
+        assert (figures["drafted_tokens"] > 0) == (drafted > 0)
+        turns.append(found)
+    assert turns[1] == turns[0]
+    assert turns[2] == turns[0]
+
+
+@pytest.mark.parametrize("name", ["lfm2", "qwen3_5_text"])
+def test_states_on_candles_operations_get_no_drafts(name):
+    assert answers(name, "float32", device="candle-cpu")[2] == (0, 0)
 
 
 def test_a_model_from_gguf_quotes_faster(make_writer):

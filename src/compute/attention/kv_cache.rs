@@ -304,9 +304,9 @@ impl PagedKvCache {
         self.len = len;
     }
 
-    /// Whether it can be cut at any position.
-    pub fn rewinds(&self) -> bool {
-        self.layout.shape.short_convolutions.layers == 0 && self.layout.shape.delta_rules.layers == 0
+    /// Drafts at the end of the next pass that can be taken back after it, at most.
+    pub fn most_drafted(&self) -> usize {
+        self.delta_rules.most_drafted().min(self.short_convolutions.most_drafted())
     }
 
     /// The positions that [`truncate`](Self::truncate) to `len` would leave.
@@ -411,21 +411,24 @@ impl PagedKvCache {
         self.short_convolutions.before(layer, position)
     }
 
-    /// Keeps what later rows of convolution `layer` see of `rows`, which are those of `positions`.
+    /// Keeps what later rows of convolution `layer` see of `rows`, which are those of `positions`. The last `drafted` are
+    /// drafts.
     ///
     /// # Errors
-    /// [`Error::Internal`] if `positions` were not reserved.
+    /// [`Error::Internal`] if `positions` were not reserved; [`Error::OutOfMemory`].
     pub(crate) fn keep_rows(
         &mut self,
         layer: usize,
         positions: Range<usize>,
+        drafted: usize,
         rows: &GatedRows<'_>,
     ) -> Result<()> {
         self.written = self.written.max(positions.end);
-        self.short_convolutions.write(layer, positions, rows)
+        self.short_convolutions.write(layer, positions, drafted, rows)
     }
 
-    /// The states of delta rule `layer`, to write `positions` of a text of which the model reads `prompt` tokens.
+    /// The states of delta rule `layer`, to write `positions` of a text of which the model reads `prompt` tokens. The last
+    /// `drafted` are drafts.
     ///
     /// # Errors
     /// [`Error::Internal`] if the positions do not follow those before; [`Error::OutOfMemory`].
@@ -433,10 +436,11 @@ impl PagedKvCache {
         &mut self,
         layer: usize,
         positions: Range<usize>,
+        drafted: usize,
         prompt: usize,
     ) -> Result<DeltaLayer<'_>> {
         self.written = self.written.max(positions.end);
-        self.delta_rules.layer(layer, positions, prompt)
+        self.delta_rules.layer(layer, positions, drafted, prompt)
     }
 
     /// The heads of `layer` in the pages of `positions`, to write.

@@ -57,9 +57,9 @@ pub trait KvCache: Send + Sized + 'static {
         len.min(self.len())
     }
 
-    /// Whether it can be cut after any token, so that the latest ones can be taken back.
-    fn rewinds(&self) -> bool {
-        true
+    /// Drafts at the end of the next step that can be taken back after it, at most: see [`Step::logits`].
+    fn most_drafted(&self) -> usize {
+        usize::MAX
     }
 
     /// Shortens the cache to `len` tokens, or to fewer where it does not have what the layers need there; without effect if
@@ -101,7 +101,8 @@ pub struct Step<'a, C> {
     /// The number of tokens of the whole text, as far as it is known: those in the cache, `tokens`, and those of later
     /// steps.
     pub length: usize,
-    /// So many of the last `tokens` need the logits after them.
+    /// So many of the last `tokens` need the logits after them. All but the first of these are drafts: until the next step, the
+    /// cache can be cut before each, if they are no more than its [`most_drafted`](KvCache::most_drafted).
     pub logits: usize,
 }
 

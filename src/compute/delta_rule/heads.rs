@@ -36,6 +36,11 @@ impl DeltaHeads {
         self.columns() + self.all_values() + 2 * self.values
     }
 
+    /// Numbers that a step reads: queries, keys and values, and two numbers for each head of values.
+    pub(crate) fn step(&self) -> usize {
+        self.columns() + 2 * self.values
+    }
+
     /// The head of keys of head `value` of values.
     pub fn key_of(&self, value: usize) -> usize {
         if self.in_turn { value % self.keys } else { value / (self.values / self.keys) }

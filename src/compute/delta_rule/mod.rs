@@ -20,7 +20,7 @@ mod rows;
 mod state;
 
 pub use self::heads::DeltaHeads;
-pub(crate) use self::rows::{DeltaRows, SpanState, StateBlock};
+pub(crate) use self::rows::{DeltaRows, SpanState, StateBlock, StateDrafts};
 pub use self::state::DeltaRuleShape;
 pub(crate) use self::state::{DeltaLayer, DeltaRuleState};
 use super::kernels::Kernels;

@@ -58,6 +58,20 @@ pub(crate) struct SpanState<'a> {
     pub states: Option<Target<'a>>,
     /// Those after some rows of the sequence, each with the position that follows.
     pub points: Vec<(usize, Target<'a>)>,
+    /// Drafts of an earlier pass, which `states` do not have yet, and those of this one.
+    pub drafts: StateDrafts<'a>,
+}
+
+/// What steps read of drafts. The states after them are not kept: those that stay are computed again in the next pass.
+#[derive(Debug, Default)]
+pub(crate) struct StateDrafts<'a> {
+    /// Of each draft, its queries, keys and values, and of each head of values the part of the state that is kept, and that of
+    /// the value that is stored.
+    pub steps: &'a mut [f32],
+    /// So many are of an earlier pass, and stay.
+    pub stayed: usize,
+    /// So many of the last rows of this pass are drafts.
+    pub drafted: usize,
 }
 
 /// A block of columns of the state of a head.

@@ -2,13 +2,16 @@
 //!
 //! A state is as large as the keys and values of hundreds of tokens, so few are kept: that of the end, those after every power
 //! of two of positions from [`FIRST_POINT`] on, and one some tokens before the end of the text that was read, where the next
-//! turn of a conversation goes on.
+//! turn of a conversation goes on. Drafts at the end of a sequence are not in the states: what their steps read is kept, and the
+//! next pass computes those that stayed again.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use super::heads::DeltaHeads;
+use super::rows::StateDrafts;
 use crate::compute::memory::zeroed;
+use crate::compute::short_convolution::MOST_DRAFTED;
 use crate::{Error, Result};
 
 /// The first position after which a state is kept: to read fewer tokens again takes little time.
@@ -49,6 +52,15 @@ impl DeltaRuleShape {
         self.layers * self.layer()
     }
 
+    /// Numbers of a layer for drafts: the rows that their convolutions see, and what their steps read.
+    fn drafts(self) -> usize {
+        self.window() + MOST_DRAFTED * self.heads.step()
+    }
+
+    fn window(self) -> usize {
+        (self.before + MOST_DRAFTED) * self.heads.columns()
+    }
+
     /// Bytes of a cache of `positions` at most; `None` on overflow.
     pub(crate) fn bytes(self, positions: usize) -> Option<u64> {
         if self.layers == 0 || positions == 0 {
@@ -56,7 +68,8 @@ impl DeltaRuleShape {
         }
         let powers = (positions / FIRST_POINT).checked_ilog2().map_or(0, |power| u64::from(power) + 1);
         let points = powers + u64::from(prompt_point(positions).is_some());
-        (self.numbers() as u64).checked_mul(4)?.checked_mul(1 + points)
+        let drafts = (self.layers as u64).checked_mul(self.drafts() as u64)?;
+        (self.numbers() as u64).checked_mul(1 + points)?.checked_add(drafts)?.checked_mul(4)
     }
 }
 
@@ -83,8 +96,12 @@ pub(crate) struct DeltaRuleState {
     shape: DeltaRuleShape,
     /// Positions of the sequence.
     len: usize,
-    /// After what a pass has written of each layer.
+    /// Of each layer, the rows before the end of what a pass has written, and the states after `settled` tokens.
     now: Vec<f32>,
+    /// So many tokens of each layer are in its states; those after them are drafts.
+    settled: Vec<usize>,
+    /// Of each layer, the rows that convolutions of drafts see, and what their steps read.
+    drafts: Vec<f32>,
     /// Where that is: all at the end of the sequence, unless a pass has failed.
     written: Vec<usize>,
     /// In the order of their positions. Only those up to the end are whole, and shared with other sequences.
@@ -98,6 +115,9 @@ pub(crate) struct DeltaLayer<'a> {
     pub rows: &'a mut [f32],
     /// The states of the heads.
     pub heads: &'a mut [f32],
+    /// The rows that the convolutions of drafts to write see.
+    pub window: &'a mut [f32],
+    pub drafts: StateDrafts<'a>,
     /// The same after some of the positions to write.
     pub points: Vec<(usize, &'a mut [f32], &'a mut [f32])>,
 }
@@ -108,7 +128,15 @@ fn misuse(reason: &str) -> Error {
 
 impl DeltaRuleState {
     pub(crate) fn new(shape: DeltaRuleShape) -> Self {
-        Self { shape, len: 0, now: Vec::new(), written: Vec::new(), kept: Vec::new() }
+        Self {
+            shape,
+            len: 0,
+            now: Vec::new(),
+            settled: Vec::new(),
+            drafts: Vec::new(),
+            written: Vec::new(),
+            kept: Vec::new(),
+        }
     }
 
     /// Positions of the sequence.
@@ -120,7 +148,7 @@ impl DeltaRuleState {
     /// Bytes allocated, including what other states have too.
     pub(crate) fn bytes(&self) -> u64 {
         let kept: usize = self.kept.iter().map(|kept| kept.numbers.len()).sum();
-        4 * (self.now.len() + kept) as u64
+        4 * (self.now.len() + self.drafts.len() + kept) as u64
     }
 
     fn is_empty(&self) -> bool {
@@ -132,11 +160,27 @@ impl DeltaRuleState {
         if self.is_empty() || self.written.is_empty() {
             return len;
         }
-        if len >= self.len && self.written.iter().all(|&written| written == self.len) {
-            return self.len;
-        }
         let most = len.min(self.len);
+        if self.is_known_after(most) {
+            return most;
+        }
         self.kept.iter().rev().map(|kept| kept.position).find(|&position| position <= most).unwrap_or(0)
+    }
+
+    /// Whether the states after `len` positions are known without those that are kept: no pass has failed, and only drafts
+    /// follow.
+    fn is_known_after(&self, len: usize) -> bool {
+        self.written.iter().all(|&written| written == self.len)
+            && self.settled.iter().all(|&settled| settled <= len)
+    }
+
+    /// Drafts that the next pass may have at its end, after one row that stays. A state that is to be kept is after none.
+    pub(crate) fn most_drafted(&self) -> usize {
+        if self.is_empty() {
+            return usize::MAX;
+        }
+        let next = self.len + 2;
+        MOST_DRAFTED.min(next.next_power_of_two().max(FIRST_POINT) - next)
     }
 
     /// Shortens the sequence to `len` positions, a [`cut`](Self::cut).
@@ -146,11 +190,28 @@ impl DeltaRuleState {
             return;
         }
         self.kept.retain(|kept| kept.position <= len);
-        if len == self.len && self.written.iter().all(|&written| written == len) {
+        if self.is_known_after(len) {
+            self.take_back(len);
             return;
         }
         if let Some(kept) = self.kept.last().filter(|kept| kept.position == len) {
             self.now.copy_from_slice(&kept.numbers);
+        }
+        self.settled.fill(len);
+        self.written.fill(len);
+        self.len = len;
+    }
+
+    /// Takes back the drafts from position `len` on.
+    fn take_back(&mut self, len: usize) {
+        if len >= self.len {
+            return;
+        }
+        let (size, rows) = (self.shape.layer(), self.shape.rows());
+        let windows = self.drafts.chunks_exact(self.shape.drafts());
+        for ((own, window), settled) in self.now.chunks_exact_mut(size).zip(windows).zip(&self.settled) {
+            let first = (len - settled) * self.shape.heads.columns();
+            own[..rows].copy_from_slice(&window[first..first + rows]);
         }
         self.written.fill(len);
         self.len = len;
@@ -163,13 +224,17 @@ impl DeltaRuleState {
     pub(crate) fn reserve(&mut self, capacity: usize) -> Result<()> {
         if !self.is_empty() && capacity > 0 && self.now.is_empty() {
             self.now = zeroed(self.shape.numbers())?;
+            self.settled = vec![0; self.shape.layers];
             self.written = vec![0; self.shape.layers];
         }
         Ok(())
     }
 
-    /// Frees states beyond the end, and all memory of an empty sequence.
+    /// Frees states beyond the end and what no draft needs, and all memory of an empty sequence.
     pub(crate) fn shrink(&mut self) {
+        if self.settled.iter().all(|&settled| settled == self.len) {
+            self.drafts = Vec::new();
+        }
         self.kept.retain(|kept| kept.position <= self.len);
         if self.len == 0 {
             *self = Self::new(self.shape);
@@ -189,16 +254,29 @@ impl DeltaRuleState {
         }
         match fork.kept.last().filter(|kept| kept.position == len) {
             Some(kept) => fork.now.copy_from_slice(&kept.numbers),
-            None if len == self.len && !self.now.is_empty() => fork.now.copy_from_slice(&self.now),
+            None if len <= self.len && !self.now.is_empty() && self.is_known_after(len) => {
+                fork.now.copy_from_slice(&self.now);
+                fork.settled.copy_from_slice(&self.settled);
+                fork.written.fill(self.len);
+                fork.len = self.len;
+                if self.settled.iter().any(|&settled| settled < self.len) {
+                    fork.drafts = zeroed(self.drafts.len())?;
+                    fork.drafts.copy_from_slice(&self.drafts);
+                }
+                fork.take_back(len);
+                return Ok(fork);
+            }
             None => return Err(misuse("a sequence is copied to where its states are not known")),
         }
+        fork.settled.fill(len);
         fork.written.fill(len);
         fork.len = len;
         Ok(fork)
     }
 
-    /// Layer `layer`, to write `positions`, which follow those that are written. `prompt` is the number of tokens that the
-    /// model reads. The positions count as written.
+    /// Layer `layer`, to write `positions`, which follow those that are written. The last `drafted` are drafts; more than
+    /// [`MOST_DRAFTED`] cannot be taken back. `prompt` is the number of tokens that the model reads. The positions count as
+    /// written.
     ///
     /// # Errors
     /// [`Error::Internal`] if they do not follow, or were not reserved; [`Error::OutOfMemory`].
@@ -206,17 +284,22 @@ impl DeltaRuleState {
         &mut self,
         layer: usize,
         positions: Range<usize>,
+        drafted: usize,
         prompt: usize,
     ) -> Result<DeltaLayer<'_>> {
         if self.written.get(layer) != Some(&positions.start) {
             return Err(misuse("the states before a position are not known"));
         }
+        let drafted = if drafted <= MOST_DRAFTED { drafted } else { 0 };
+        if drafted > 0 && self.drafts.is_empty() {
+            self.drafts = zeroed(self.shape.layers * self.shape.drafts())?;
+        }
+        let (start, settled) = (positions.start, positions.end - drafted);
         let own = prompt_point(prompt);
         let wanted = |position: usize| is_power(position) || own == Some(position);
         let mut points: Vec<usize> = (FIRST_POINT.ilog2()..usize::BITS).map(|power| 1 << power).collect();
         points.extend(own.filter(|&point| !is_power(point)));
-        for position in points.into_iter().filter(|&point| positions.start < point && point <= positions.end)
-        {
+        for position in points.into_iter().filter(|&point| start < point && point <= settled) {
             if self.kept.iter().all(|kept| kept.position != position) {
                 if !is_power(position) {
                     // That of an earlier turn.
@@ -227,12 +310,13 @@ impl DeltaRuleState {
                 self.kept.sort_unstable_by_key(|kept| kept.position);
             }
         }
+        let stayed = start - std::mem::replace(&mut self.settled[layer], settled);
         self.written[layer] = positions.end;
         let (size, rows) = (self.shape.layer(), self.shape.rows());
         let place = layer * size..(layer + 1) * size;
         let mut points = Vec::new();
         for kept in &mut self.kept {
-            if positions.start < kept.position && kept.position <= positions.end {
+            if start < kept.position && kept.position <= settled {
                 let numbers = Arc::get_mut(&mut kept.numbers);
                 let numbers = numbers.ok_or_else(|| misuse("a state that is shared is written"))?;
                 let (rows, heads) = numbers[place.clone()].split_at_mut(rows);
@@ -240,7 +324,14 @@ impl DeltaRuleState {
             }
         }
         let (rows, heads) = self.now[place].split_at_mut(rows);
-        Ok(DeltaLayer { rows, heads, points })
+        let (all, seen) = (self.shape.drafts(), (self.shape.before + drafted) * self.shape.heads.columns());
+        let (mut window, mut drafts) =
+            (Default::default(), StateDrafts { stayed, drafted, ..Default::default() });
+        if !self.drafts.is_empty() {
+            let (rows, steps) = self.drafts[layer * all..(layer + 1) * all].split_at_mut(self.shape.window());
+            (window, drafts.steps) = (&mut rows[..seen], steps);
+        }
+        Ok(DeltaLayer { rows, heads, window, drafts, points })
     }
 
     /// Extends the sequence to `len` positions, which have been written in every layer.

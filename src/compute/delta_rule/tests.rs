@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::compute::isa::Isa;
+use crate::compute::short_convolution::MOST_DRAFTED;
 
 const HEADS: DeltaHeads = DeltaHeads { keys: 2, values: 4, key_width: 3, value_width: 5, in_turn: false };
 const SHAPE: DeltaRuleShape = DeltaRuleShape { layers: 2, before: 3, heads: HEADS };
@@ -74,22 +75,56 @@ fn number(text: u64, layer: usize, position: usize) -> f32 {
     if position == 0 { 0.0 } else { (text * 100_000) as f32 + (10 * position + layer) as f32 }
 }
 
+/// Rows of positions, of which each is one number; those before the text are zero.
+fn rows_of(text: u64, layer: usize, positions: std::ops::Range<usize>) -> Vec<f32> {
+    let before = positions.start..positions.end + SHAPE.before;
+    let row =
+        |index: usize| (index + 1).checked_sub(SHAPE.before).map_or(0.0, |next| number(text, layer, next));
+    before.flat_map(|index| vec![row(index); HEADS.columns()]).collect()
+}
+
 /// Appends positions up to `end`, as a pass does.
 fn extend(state: &mut DeltaRuleState, text: u64, end: usize, window: usize, prompt: usize) {
+    extend_drafting(state, text, end, window, (prompt, 0));
+}
+
+/// The same; the last `drafts` are drafts.
+fn extend_drafting(
+    state: &mut DeltaRuleState,
+    text: u64,
+    end: usize,
+    window: usize,
+    (prompt, drafts): (usize, usize),
+) {
     let start = state.len();
     state.reserve(end).unwrap();
     for layer in 0..SHAPE.layers {
         for first in (start..end).step_by(window) {
             let positions = first..end.min(first + window);
-            let part = state.layer(layer, positions.clone(), prompt).unwrap();
+            let drafted = if positions.end == end && drafts < positions.len() { drafts } else { 0 };
+            let part = state.layer(layer, positions.clone(), drafted, prompt).unwrap();
+            let DeltaLayer { rows, heads, window, drafts, points } = part;
+            let settled = first - drafts.stayed;
             // Where a text begins, a pass clears what it finds.
-            let known =
-                first == 0 || part.heads.iter().chain(&*part.rows).all(|x| *x == number(text, layer, first));
-            assert!(known, "layer {layer} at {first}");
-            part.heads.fill(number(text, layer, positions.end));
-            part.rows.fill(number(text, layer, positions.end));
-            for (position, rows, heads) in part.points {
-                rows.fill(number(text, layer, position));
+            assert!(first == 0 || *rows == rows_of(text, layer, first..first), "rows of {layer} at {first}");
+            assert!(
+                first == 0 || heads.iter().all(|x| *x == number(text, layer, settled)),
+                "{layer} {settled}"
+            );
+            for (index, step) in drafts.steps.chunks(HEADS.step()).take(drafts.stayed).enumerate() {
+                assert!(step.iter().all(|x| *x == number(text, layer, settled + index + 1)));
+            }
+            let settled = positions.end - drafts.drafted;
+            heads.fill(number(text, layer, settled));
+            rows.copy_from_slice(&rows_of(text, layer, positions.end..positions.end));
+            if drafts.drafted > 0 {
+                window.copy_from_slice(&rows_of(text, layer, settled..positions.end));
+            }
+            for (index, step) in drafts.steps.chunks_mut(HEADS.step()).take(drafts.drafted).enumerate() {
+                step.fill(number(text, layer, settled + index + 1));
+            }
+            for (position, rows, heads) in points {
+                rows.copy_from_slice(&rows_of(text, layer, position..position));
                 heads.fill(number(text, layer, position));
             }
         }
@@ -100,6 +135,7 @@ fn extend(state: &mut DeltaRuleState, text: u64, end: usize, window: usize, prom
 #[derive(Debug, Clone)]
 enum Change {
     Extend { by: usize, window: usize, prompt: usize },
+    Draft { by: usize, stay: usize },
     Truncate(usize),
     Fork(usize),
     Fail(usize),
@@ -113,6 +149,7 @@ fn change() -> impl Strategy<Value = Change> {
             window,
             prompt
         }),
+        (0_usize..MOST_DRAFTED + 3, 0_usize..20).prop_map(|(by, stay)| Change::Draft { by, stay }),
         (0_usize..1500).prop_map(Change::Truncate),
         (0_usize..1500).prop_map(Change::Fork),
         (1_usize..500).prop_map(Change::Fail),
@@ -131,6 +168,20 @@ proptest! {
                     extend(&mut state, 1, len + by, window, prompt);
                     len += by;
                 }
+                Change::Draft { by, stay } => {
+                    let (stay, most) = (stay.min(by), state.most_drafted());
+                    prop_assert!(most <= MOST_DRAFTED);
+                    extend_drafting(&mut state, 1, len + 1 + by, 90, (0, by));
+                    for kept in (stay..=by).filter(|_| by <= MOST_DRAFTED) {
+                        let fork = state.fork(len + 1 + kept, len + 200).unwrap();
+                        prop_assert_eq!(fork.len(), len + 1 + kept);
+                        forks.push(fork);
+                    }
+                    let cut = state.cut(len + 1 + stay);
+                    prop_assert!(cut == len + 1 + stay || by > MOST_DRAFTED);
+                    state.truncate(cut);
+                    len = cut;
+                }
                 Change::Truncate(wanted) => {
                     let cut = state.cut(wanted.min(len));
                     prop_assert!(cut <= wanted);
@@ -145,7 +196,7 @@ proptest! {
                 // A pass that fails has written some layers.
                 Change::Fail(by) => {
                     state.reserve(len + by).unwrap();
-                    state.layer(0, len..len + by, len + by).unwrap().heads.fill(f32::NAN);
+                    state.layer(0, len..len + by, by / 30, len + by).unwrap().heads.fill(f32::NAN);
                     let cut = state.cut(len);
                     prop_assert!(cut <= len && state.fork(cut, len).is_ok());
                     state.truncate(cut);
@@ -184,6 +235,23 @@ fn a_prompt_keeps_a_state_near_its_end_and_few_others() {
     assert_eq!(other.cut(1023), 512);
 }
 
+/// A state that is to be kept after a power of two of tokens is that of rows that stay.
+#[test]
+fn drafts_leave_out_positions_whose_states_are_kept() {
+    let mut state = DeltaRuleState::new(SHAPE);
+    let mut steps = Vec::new();
+    while state.len() < 600 {
+        let (len, drafted) = (state.len(), state.most_drafted());
+        if drafted < MOST_DRAFTED {
+            steps.push((len, drafted));
+        }
+        extend_drafting(&mut state, 1, len + 1 + drafted, 90, (0, drafted));
+    }
+    assert_eq!(steps, [(510, 0)]);
+    let cuts: Vec<_> = [300, 512].map(|len| state.cut(len)).to_vec();
+    assert_eq!(cuts, [256, 512]);
+}
+
 #[test]
 fn bytes_never_decrease_with_more_positions() {
     let bytes: Vec<_> = (0..5000).map(|positions| SHAPE.bytes(positions).unwrap()).collect();
@@ -197,8 +265,8 @@ fn bytes_never_decrease_with_more_positions() {
 #[test]
 fn positions_that_do_not_follow_are_an_error() {
     let mut state = DeltaRuleState::new(SHAPE);
-    assert!(state.layer(0, 0..1, 1).is_err(), "nothing was reserved");
+    assert!(state.layer(0, 0..1, 0, 1).is_err(), "nothing was reserved");
     extend(&mut state, 1, 10, 10, 10);
-    assert!(state.layer(0, 9..11, 10).is_err() && state.layer(2, 10..11, 10).is_err());
+    assert!(state.layer(0, 9..11, 0, 10).is_err() && state.layer(2, 10..11, 0, 10).is_err());
     assert!(state.fork(9, 20).is_err(), "its states are not known there");
 }

@@ -13,7 +13,7 @@ use std::ops::Range;
 use self::rows::MOST_COLUMNS;
 pub(crate) use self::rows::{GatedRows, SeenRows, SequenceRows};
 pub use self::state::ShortConvolutionShape;
-pub(crate) use self::state::{SNAPSHOT, ShortConvolutionState};
+pub(crate) use self::state::{MOST_DRAFTED, SNAPSHOT, ShortConvolutionState};
 use crate::compute::isa::DType;
 use crate::compute::memory::zeroed;
 use crate::compute::narrow::to_bf16;

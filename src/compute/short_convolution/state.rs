@@ -1,6 +1,7 @@
 //! What the convolutions of a model keep of a sequence: the gated rows before the next one.
 //!
-//! A sequence can be cut where its rows are known: at its end, and after every [`SNAPSHOT`] positions.
+//! A sequence can be cut where its rows are known: at its end, before each draft of the latest pass, and after every
+//! [`SNAPSHOT`] positions.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -11,6 +12,9 @@ use crate::{Error, Result};
 
 /// Positions from one snapshot to the next.
 pub(crate) const SNAPSHOT: usize = 64;
+
+/// Most drafts at the end of a pass that can be taken back.
+pub(crate) const MOST_DRAFTED: usize = 16;
 
 /// The convolutions of a cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -34,12 +38,20 @@ impl ShortConvolutionShape {
         self.before * self.columns
     }
 
-    /// Bytes of a state of `positions`; `None` on overflow.
+    /// Numbers of the rows of one layer that outputs from the first draft on see.
+    fn window(self) -> usize {
+        (self.before + MOST_DRAFTED) * self.columns
+    }
+
+    /// Bytes of a state of `positions` at most; `None` on overflow.
     pub(crate) fn bytes(self, positions: usize) -> Option<u64> {
-        let snapshots = if positions == 0 { 0 } else { positions as u64 / SNAPSHOT as u64 + 2 };
-        let numbers =
-            (self.layers as u64).checked_mul(self.before as u64)?.checked_mul(self.columns as u64)?;
-        numbers.checked_mul(4)?.checked_mul(snapshots)
+        if positions == 0 {
+            return Some(0);
+        }
+        let snapshots = positions as u64 / SNAPSHOT as u64 + 2;
+        let rows = (self.before as u64).checked_mul(snapshots)?;
+        let rows = rows.checked_add(self.before as u64)?.checked_add(MOST_DRAFTED as u64)?;
+        rows.checked_mul(self.layers as u64)?.checked_mul(self.columns as u64)?.checked_mul(4)
     }
 }
 
@@ -55,6 +67,10 @@ pub(crate) struct ShortConvolutionState {
     next: Vec<f32>,
     /// Where that is.
     written: Vec<usize>,
+    /// For each layer, the rows that outputs from the first draft of a pass on see.
+    window: Vec<f32>,
+    /// Drafts at the end of the sequence that `window` has, and those of a pass that has not ended.
+    drafted: [usize; 2],
     /// After every so many positions; those beyond the end have any numbers, and no other state has them.
     snapshots: Vec<Arc<Vec<f32>>>,
 }
@@ -65,7 +81,16 @@ fn misuse(reason: &str) -> Error {
 
 impl ShortConvolutionState {
     pub(crate) fn new(shape: ShortConvolutionShape) -> Self {
-        Self { shape, len: 0, last: Vec::new(), next: Vec::new(), written: Vec::new(), snapshots: Vec::new() }
+        Self {
+            shape,
+            len: 0,
+            last: Vec::new(),
+            next: Vec::new(),
+            written: Vec::new(),
+            window: Vec::new(),
+            drafted: [0; 2],
+            snapshots: Vec::new(),
+        }
     }
 
     /// Positions of the sequence.
@@ -77,20 +102,35 @@ impl ShortConvolutionState {
     /// Bytes allocated, including snapshots that other states have too.
     pub(crate) fn bytes(&self) -> u64 {
         let snapshots: usize = self.snapshots.iter().map(|rows| rows.len()).sum();
-        4 * (self.last.len() + self.next.len() + snapshots) as u64
+        4 * (self.last.len() + self.next.len() + self.window.len() + snapshots) as u64
     }
 
     /// The last place up to `len` at which the sequence can be cut.
     pub(crate) fn cut(&self, len: usize) -> usize {
-        if self.shape.numbers() == 0 || len >= self.len { len } else { len / SNAPSHOT * SNAPSHOT }
+        if self.shape.numbers() == 0 || len + self.drafted[0] >= self.len {
+            len
+        } else {
+            len / SNAPSHOT * SNAPSHOT
+        }
     }
 
-    /// The rows at `len`, a [`cut`](Self::cut); `None` where all are zero.
-    fn rows_at(&self, len: usize) -> Option<&[f32]> {
-        if len == self.len {
-            Some(&self.last)
-        } else {
-            Some(&self.snapshots[(len / SNAPSHOT).checked_sub(1)?])
+    /// Drafts that the next pass may have at its end.
+    pub(crate) fn most_drafted(&self) -> usize {
+        if self.shape.numbers() == 0 { usize::MAX } else { MOST_DRAFTED }
+    }
+
+    /// Writes the rows at `len`, a [`cut`](Self::cut) before the end, to `out`: `[layers, before, columns]`.
+    fn read_at(&self, len: usize, out: &mut [f32]) {
+        if let Some(kept) = (len + self.drafted[0]).checked_sub(self.len) {
+            let windows = self.window.chunks_exact(self.shape.window());
+            for (out, window) in out.chunks_exact_mut(self.shape.layer()).zip(windows) {
+                out.copy_from_slice(&window[kept * self.shape.columns..][..out.len()]);
+            }
+            return;
+        }
+        match (len / SNAPSHOT).checked_sub(1) {
+            Some(number) => out.copy_from_slice(&self.snapshots[number]),
+            None => out.fill(0.0),
         }
     }
 
@@ -99,11 +139,11 @@ impl ShortConvolutionState {
         if self.shape.numbers() == 0 || len >= self.len {
             return;
         }
+        let mut last = std::mem::take(&mut self.last);
+        self.read_at(len, &mut last);
+        self.last = last;
+        self.drafted[0] = (len + self.drafted[0]).saturating_sub(self.len);
         self.snapshots.truncate(len / SNAPSHOT);
-        match self.snapshots.last() {
-            Some(rows) => self.last.copy_from_slice(rows),
-            None => self.last.fill(0.0),
-        }
         self.len = len;
     }
 
@@ -126,8 +166,9 @@ impl ShortConvolutionState {
         Ok(())
     }
 
-    /// Frees snapshots beyond the end, and all memory of an empty sequence.
+    /// Frees snapshots beyond the end and what drafts need, and all memory of an empty sequence.
     pub(crate) fn shrink(&mut self) {
+        (self.window, self.drafted) = (Vec::new(), [0; 2]);
         if self.len == 0 {
             *self = Self::new(self.shape);
         }
@@ -145,8 +186,10 @@ impl ShortConvolutionState {
         }
         fork.snapshots = self.snapshots[..self.snapshots.len().min(len / SNAPSHOT)].to_vec();
         fork.reserve(capacity.max(len))?;
-        if let Some(rows) = self.rows_at(len).filter(|rows| !rows.is_empty()) {
-            fork.last.copy_from_slice(rows);
+        if len == self.len && !self.last.is_empty() {
+            fork.last.copy_from_slice(&self.last);
+        } else if len < self.len {
+            self.read_at(len, &mut fork.last);
         }
         fork.len = len;
         Ok(fork)
@@ -166,14 +209,16 @@ impl ShortConvolutionState {
         Ok(&from[rows])
     }
 
-    /// Keeps what later rows of layer `layer` see of `rows`, which are those of `positions`.
+    /// Keeps what later rows of layer `layer` see of `rows`, which are those of `positions`. The last `drafted` are drafts;
+    /// more than [`MOST_DRAFTED`] cannot be taken back.
     ///
     /// # Errors
-    /// [`Error::Internal`] if the positions were not reserved.
+    /// [`Error::Internal`] if the positions were not reserved; [`Error::OutOfMemory`].
     pub(crate) fn write(
         &mut self,
         layer: usize,
         positions: Range<usize>,
+        drafted: usize,
         rows: &GatedRows<'_>,
     ) -> Result<()> {
         let place = layer * self.shape.layer()..(layer + 1) * self.shape.layer();
@@ -188,6 +233,16 @@ impl ShortConvolutionState {
             rows.read_before(index, &mut snapshot[place.clone()]);
         }
         rows.read_before(rows.count, &mut self.next[place]);
+        let drafted = if drafted <= MOST_DRAFTED { drafted } else { 0 };
+        self.drafted = [0, drafted];
+        if drafted > 0 {
+            let size = self.shape.window();
+            if self.window.is_empty() {
+                self.window = zeroed(self.shape.layers * size)?;
+            }
+            let rows_of = (self.shape.before + drafted) * self.shape.columns;
+            rows.read_before(rows.count - drafted, &mut self.window[layer * size..][..rows_of]);
+        }
         self.written[layer] = positions.end;
         Ok(())
     }
@@ -199,6 +254,7 @@ impl ShortConvolutionState {
         }
         assert!(self.written.iter().all(|&written| written == len), "{len} positions of {:?}", self.written);
         std::mem::swap(&mut self.last, &mut self.next);
+        self.drafted = [self.drafted[1], 0];
         self.len = len;
     }
 }

@@ -105,17 +105,23 @@ fn gated(text: u64, layer: usize, position: usize) -> Vec<f32> {
 
 /// Appends positions up to `end`, as a pass does.
 fn extend(state: &mut ShortConvolutionState, text: u64, end: usize, window: usize) {
+    extend_drafting(state, text, end, window, 0);
+}
+
+/// The same; the last `drafts` are drafts.
+fn extend_drafting(state: &mut ShortConvolutionState, text: u64, end: usize, window: usize, drafts: usize) {
     let start = state.len();
     state.reserve(end).unwrap();
     for layer in 0..SHAPE.layers {
         for first in (start..end).step_by(window) {
             let positions = first..end.min(first + window);
+            let drafted = if positions.end == end && drafts < positions.len() { drafts } else { 0 };
             let row = |position: usize| [gated(text, layer, position), vec![9.0; 5], vec![1.0; 5]].concat();
             let x = matrix(&positions.clone().flat_map(row).collect::<Vec<_>>(), 15, DType::F32);
             let earlier = state.before(layer, first).unwrap().to_vec();
             let count = positions.len();
             let rows = GatedRows { earlier: &earlier, x: &x, first: 0, count, columns: 5 };
-            state.write(layer, positions, &rows).unwrap();
+            state.write(layer, positions, drafted, &rows).unwrap();
         }
     }
     state.extend_to(end);
@@ -136,6 +142,7 @@ fn check(state: &ShortConvolutionState, text: u64) {
 #[derive(Debug, Clone)]
 enum Change {
     Extend { by: usize, window: usize },
+    Draft { by: usize, stay: usize },
     Truncate(usize),
     Fork(usize),
     Shrink,
@@ -144,6 +151,7 @@ enum Change {
 fn change() -> impl Strategy<Value = Change> {
     prop_oneof![
         (1_usize..150, 1_usize..90).prop_map(|(by, window)| Change::Extend { by, window }),
+        (0_usize..MOST_DRAFTED + 3, 0_usize..20).prop_map(|(by, stay)| Change::Draft { by, stay }),
         (0_usize..400).prop_map(Change::Truncate),
         (0_usize..400).prop_map(Change::Fork),
         Just(Change::Shrink),
@@ -160,6 +168,19 @@ proptest! {
             let len = state.len();
             match change {
                 Change::Extend { by, window } => extend(&mut state, 1, len + by, window),
+                Change::Draft { by, stay } => {
+                    let stay = stay.min(by);
+                    extend_drafting(&mut state, 1, len + 1 + by, 90, by);
+                    check(&state, 1);
+                    for kept in (stay..=by).rev().filter(|_| by <= MOST_DRAFTED) {
+                        let fork = state.fork(len + 1 + kept, len + 200).unwrap();
+                        prop_assert_eq!(fork.len(), len + 1 + kept);
+                        check(&fork, 1);
+                    }
+                    let cut = state.cut(len + 1 + stay);
+                    prop_assert!(cut == len + 1 + stay || by > MOST_DRAFTED);
+                    state.truncate(cut);
+                }
                 Change::Truncate(wanted) => {
                     let cut = state.cut(wanted.min(len));
                     prop_assert!(cut <= wanted && cut + SNAPSHOT > wanted.min(len));
@@ -211,7 +232,7 @@ fn a_failed_pass_leaves_the_rows_of_the_sequence() {
     let x = matrix(&numbers(5, 130 * 15), 15, DType::F32);
     let earlier = state.before(0, 70).unwrap().to_vec();
     let rows = GatedRows { earlier: &earlier, x: &x, first: 0, count: 130, columns: 5 };
-    state.write(0, 70..200, &rows).unwrap();
+    state.write(0, 70..200, 0, &rows).unwrap();
     assert!(state.before(1, 200).is_err() && state.before(0, 71).is_err());
     check(&state, 1);
     extend(&mut state, 1, 140, 33);
@@ -226,7 +247,7 @@ fn positions_that_were_not_reserved_are_an_error() {
     let x = matrix(&numbers(5, 128 * 15), 15, DType::F32);
     let earlier = [0.0; 15];
     let rows = |count| GatedRows { earlier: &earlier, x: &x, first: 0, count, columns: 5 };
-    assert!(state.write(0, 0..128, &rows(128)).is_err());
-    assert!(state.write(2, 0..64, &rows(64)).is_err());
-    assert!(state.write(0, 0..64, &rows(64)).is_ok());
+    assert!(state.write(0, 0..128, 0, &rows(128)).is_err());
+    assert!(state.write(2, 0..64, 0, &rows(64)).is_err());
+    assert!(state.write(0, 0..64, 0, &rows(64)).is_ok());
 }

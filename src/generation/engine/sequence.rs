@@ -118,8 +118,8 @@ impl<C: KvCache> Sequence<C> {
     pub(super) fn draft(&mut self, most: usize, bytes: impl Fn(usize) -> u64) -> usize {
         self.ahead.clear();
         // The last token of an answer is chosen after the logits of a token that stays.
-        let most = most.min(self.tokens_left().saturating_sub(1));
-        if most > 0 && self.cache.rewinds() {
+        let most = most.min(self.tokens_left().saturating_sub(1)).min(self.cache.most_drafted());
+        if most > 0 {
             self.ahead.extend(self.tokens.last());
             self.lookup.draft(&self.tokens, most, &mut self.ahead);
             if self.drafted() == 0 || bytes(self.drafted()) > self.room.bytes() {

@@ -17,8 +17,8 @@ impl KvCache for Remembered {
     fn cut(&self, len: usize) -> usize {
         if len < self.len() { len - len % self.1 } else { self.len() }
     }
-    fn rewinds(&self) -> bool {
-        self.1 == 1
+    fn most_drafted(&self) -> usize {
+        if self.1 == 1 { usize::MAX } else { 0 }
     }
     fn truncate(&mut self, len: usize) {
         self.0.truncate(self.cut(len));

@@ -541,3 +541,6 @@ mod devices;
 
 #[path = "transformer_delta_rule_tests.rs"]
 mod delta_rules;
+
+#[path = "transformer_drafts_tests.rs"]
+mod drafts;

@@ -161,8 +161,8 @@ impl KvCache for TensorCache {
             0
         }
     }
-    fn rewinds(&self) -> bool {
-        self.earlier.is_empty()
+    fn most_drafted(&self) -> usize {
+        if self.earlier.is_empty() { usize::MAX } else { 0 }
     }
     fn truncate(&mut self, len: usize) {
         self.len = self.cut(len);

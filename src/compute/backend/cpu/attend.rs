@@ -194,6 +194,13 @@ impl CpuPass<'_> {
             .collect()
     }
 
+    /// The drafts at the end of a span of the window, which its cache may take back. Where a window divides them, there are none.
+    pub(super) fn drafted(&self, span: &Span) -> usize {
+        let Some(sequence) = self.caches.get(span.keys) else { return 0 };
+        let is_last = self.window.start + span.queries + span.rows == self.batch.range(span.keys).end;
+        Some(sequence.logits.saturating_sub(1)).filter(|&drafted| is_last && drafted < span.rows).unwrap_or(0)
+    }
+
     /// The same of the rows that were gathered, each alone.
     fn gathered_spans(&self) -> Vec<Span> {
         let span = |(queries, row): (usize, &GatheredRow)| {

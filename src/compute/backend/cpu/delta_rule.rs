@@ -7,7 +7,9 @@ use super::sequence_convolution::store;
 use super::states::{States, misuse};
 use crate::Result;
 use crate::compute::attention::tiles::Span;
-use crate::compute::delta_rule::{DeltaHeads, DeltaLayer, DeltaRows, DeltaRule, SpanState, StateBlock};
+use crate::compute::delta_rule::{
+    DeltaHeads, DeltaLayer, DeltaRows, DeltaRule, SpanState, StateBlock, StateDrafts,
+};
 use crate::compute::isa::DType;
 use crate::compute::kernels::Kernels;
 use crate::compute::kernels::delta::DeltaStep;
@@ -44,11 +46,12 @@ impl CpuPass<'_> {
         }
         let windowed = !cached && self.window.len() < self.batch.tokens();
         let mut layers = Vec::new();
-        let mut with_cache = spans.iter().peekable();
+        let drafted: Vec<usize> = spans.iter().map(|span| self.drafted(span)).collect();
+        let mut with_cache = spans.iter().zip(drafted).peekable();
         for (index, sequence) in self.caches.iter_mut().enumerate() {
-            if let Some(span) = with_cache.next_if(|span| span.keys == index) {
+            if let Some((span, drafted)) = with_cache.next_if(|(span, _)| span.keys == index) {
                 let positions = span.before..span.before + span.rows;
-                layers.push(sequence.cache.delta_layer(layer, positions, sequence.prompt)?);
+                layers.push(sequence.cache.delta_layer(layer, positions, drafted, sequence.prompt)?);
             }
         }
         let before = rule.convolution.before();
@@ -91,8 +94,11 @@ impl CpuPass<'_> {
         for (index, span) in spans.iter().enumerate() {
             let (rows, last) = (of_span(index), index + 1 == spans.len());
             states.push(match layers.next() {
-                Some(DeltaLayer { rows: own, heads, points }) => {
+                Some(DeltaLayer { rows: own, heads, window, drafts, points }) => {
                     rows.read_before(span.rows, own);
+                    if drafts.drafted > 0 {
+                        rows.read_before(span.rows - drafts.drafted, window);
+                    }
                     let points = points.into_iter().map(|(position, own, heads)| {
                         rows.read_before(position - span.before, own);
                         (position, Target::over(heads, numbers))
@@ -101,12 +107,14 @@ impl CpuPass<'_> {
                         before: None,
                         states: Some(Target::over(heads, numbers)),
                         points: points.collect(),
+                        drafts,
                     }
                 }
                 None => SpanState {
                     before: (span.before > 0).then_some(&**first_states),
                     states: if last { last_states.take() } else { None },
                     points: Vec::new(),
+                    drafts: StateDrafts::default(),
                 },
             });
         }
@@ -123,7 +131,16 @@ impl CpuPass<'_> {
                 unsafe { steps.run(&spans[span], &states[span], (head, block), cached, &mut own) };
             }
         })?;
-        drop(states);
+        for (span, StateDrafts { steps, drafted, .. }) in
+            spans.iter().zip(states.into_iter().map(|of| of.drafts))
+        {
+            let first = span.queries + span.rows - drafted;
+            for (row, step) in steps.chunks_exact_mut(heads.step()).take(drafted).enumerate() {
+                let (numbers, own_parts) = step.split_at_mut(columns);
+                qkv.read(first + row, 0..columns, numbers);
+                parts.read(first + row, 0..own_parts.len(), own_parts);
+            }
+        }
         if windowed {
             std::mem::swap(&mut self.crossing_states.before, &mut self.crossing_states.after);
         }
@@ -269,13 +286,14 @@ impl StepRows<'_> {
         own: &mut Vec<f32>,
     ) {
         let heads = &self.heads;
-        let state = match of.states.as_ref().filter(|_| in_place) {
+        own.resize(2 * block.len + block.columns, 0.0);
+        let (own_state, rest) = own.split_at_mut(block.len);
+        let (draft_state, unread) = rest.split_at_mut(block.len);
+        let mut draft_state = Some(draft_state);
+        let mut state = match of.states.as_ref().filter(|_| in_place) {
             // SAFETY: no other code accesses the block, by the precondition.
             Some(states) => unsafe { block.of(states, head) },
-            None => {
-                own.resize(block.len, 0.0);
-                &mut own[..]
-            }
+            None => own_state,
         };
         if span.before == 0 {
             state.fill(0.0);
@@ -285,8 +303,29 @@ impl StepRows<'_> {
         let key = heads.key_of(head) * heads.key_width;
         let keys = heads.keys * heads.key_width;
         let first = head * heads.value_width + block.first;
-        let count = span.rows.saturating_sub(span.hidden);
+        let step = |state: &mut [f32], numbers: &[f32], parts: &[f32], out: &mut [f32]| {
+            self.kernels.delta_step(&mut DeltaStep {
+                state,
+                query: &numbers[key..key + heads.key_width],
+                key: &numbers[keys + key..keys + key + heads.key_width],
+                value: &numbers[2 * keys + first..][..block.columns],
+                kept: parts[2 * head],
+                stored: parts[2 * head + 1],
+                out,
+            });
+        };
+        for stayed in of.drafts.steps.chunks_exact(heads.step()).take(of.drafts.stayed) {
+            let (numbers, parts) = stayed.split_at(heads.columns());
+            step(&mut *state, numbers, parts, &mut *unread);
+        }
+        let (count, settled) = (span.rows.saturating_sub(span.hidden), span.rows - of.drafts.drafted);
         for own_row in 0..span.rows {
+            if own_row == settled
+                && let Some(of_drafts) = draft_state.take()
+            {
+                of_drafts.copy_from_slice(state);
+                state = of_drafts;
+            }
             let row = span.queries + own_row;
             let out = self.out.part(row..row + 1, first..first + block.columns);
             // SAFETY: `part` checked the columns of the row, which are f32 and initialized; no other code accesses them, by the
@@ -297,15 +336,7 @@ impl StepRows<'_> {
                 continue;
             }
             let (numbers, parts) = (self.qkv.values(row..row + 1), self.parts.values(row..row + 1));
-            self.kernels.delta_step(&mut DeltaStep {
-                state: &mut *state,
-                query: &numbers[key..key + heads.key_width],
-                key: &numbers[keys + key..keys + key + heads.key_width],
-                value: &numbers[2 * keys + first..][..block.columns],
-                kept: parts[2 * head],
-                stored: parts[2 * head + 1],
-                out,
-            });
+            step(&mut *state, numbers, parts, out);
             for (position, point) in &of.points {
                 if *position == span.before + own_row + 1 {
                     // SAFETY: no other code accesses the block, by the precondition.

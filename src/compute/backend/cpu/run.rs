@@ -69,8 +69,8 @@ impl KvCache for PagedKvCache {
     fn len(&self) -> usize {
         Self::len(self)
     }
-    fn rewinds(&self) -> bool {
-        Self::rewinds(self)
+    fn most_drafted(&self) -> usize {
+        Self::most_drafted(self)
     }
     fn truncate(&mut self, len: usize) {
         Self::truncate(self, len);

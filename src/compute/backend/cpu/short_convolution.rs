@@ -48,9 +48,9 @@ impl CpuPass<'_> {
             }
         })?;
         for (index, span) in spans.iter().enumerate() {
-            let rows = of_span(index);
+            let (rows, drafted) = (of_span(index), self.drafted(span));
             if let Some(sequence) = self.caches.get_mut(span.keys) {
-                sequence.cache.keep_rows(layer, span.before..span.before + span.rows, &rows)?;
+                sequence.cache.keep_rows(layer, span.before..span.before + span.rows, drafted, &rows)?;
             } else if windowed && index + 1 == spans.len() {
                 self.crossing.resize(before * columns, 0.0);
                 rows.read_before(span.rows, &mut self.crossing);
