@@ -117,6 +117,19 @@ impl Room {
         }
     }
 
+    /// Keeps only `bytes` at most.
+    pub(super) fn keep_at_most(&mut self, bytes: u64) {
+        self.shrink(bytes);
+    }
+
+    /// Memory that was kept, for a request.
+    pub(super) fn reuse(mut self) -> Self {
+        if std::mem::take(&mut self.kept) {
+            self.pool.kept.fetch_sub(self.bytes, Ordering::AcqRel);
+        }
+        self
+    }
+
     /// Keeps only `bytes`, for reuse.
     pub(super) fn keep(mut self, bytes: u64) -> Self {
         self.shrink(bytes);

@@ -196,4 +196,6 @@ mod limits_tests;
 #[cfg(test)]
 mod lookup_tests;
 #[cfg(test)]
+mod reuse_tests;
+#[cfg(test)]
 mod tests;

@@ -3,13 +3,14 @@
 use super::memory::{Reclaim, Room};
 use super::request::PrefixScope;
 use super::sequence::Finished;
-use crate::Result;
 use crate::models::decoder::KvCache;
 use crate::sync::Mutex;
+use crate::{Error, Result};
 
 /// A prompt that shares fewer tokens than this computes them: copying a cache costs as much.
 pub(super) const WORTH_REUSING: usize = 8;
 
+/// The cache of a sequence that has ended.
 struct Kept<C> {
     scope: Option<PrefixScope>,
     tokens: Vec<u32>,
@@ -18,6 +19,43 @@ struct Kept<C> {
     cache: C,
     /// The memory of `cache`, given back after it.
     room: Room,
+}
+
+/// A kept cache that a request goes on with, in its memory.
+pub(super) struct Taken<C> {
+    kept: Kept<C>,
+    /// Its tokens that the prompt begins with.
+    length: usize,
+}
+
+impl<C: KvCache> Taken<C> {
+    /// Bytes of its memory, which is not counted as kept.
+    pub(super) fn bytes(&self) -> u64 {
+        self.kept.room.bytes()
+    }
+
+    /// A cache of `most_bytes` bytes at most, for `capacity` tokens. A second of its tokens and of its memory does not exist.
+    /// Where memory cannot be had, what the prompt begins with is given back.
+    pub(super) fn go_on(
+        mut self,
+        capacity: usize,
+        most_bytes: u64,
+        more: Room,
+    ) -> std::result::Result<(C, Room), Box<(Self, Error)>> {
+        let Kept { cache, tokens, .. } = &mut self.kept;
+        cache.truncate(self.length);
+        tokens.truncate(self.length);
+        let fits = if cache.bytes() > most_bytes { cache.shrink() } else { Ok(()) };
+        match fits.and_then(|()| cache.reserve(capacity)) {
+            Ok(()) => {
+                let Kept { cache, mut room, .. } = self.kept;
+                room.add(more);
+                room.keep_at_most(most_bytes);
+                Ok((cache, room))
+            }
+            Err(error) => Err(Box::new((self, error))),
+        }
+    }
 }
 
 /// Least recently used first; bounded by count and bytes.
@@ -47,29 +85,48 @@ impl<C: KvCache> Prefixes<C> {
             .filter(|&(_, length)| length >= WORTH_REUSING)
     }
 
-    /// A cache of `most_bytes` bytes at most, for `capacity` tokens, with the longest known beginning of `prompt` in its
-    /// scope. When the prompt continues a kept sequence, it takes over its cache. When they differ after a common part,
-    /// that part is copied, and the other conversation keeps its cache, also if there is no memory for a copy.
-    pub(super) fn find(
+    /// The cache with the longest known beginning of `prompt` in its scope, if the prompt continues its sequence: it goes on in
+    /// `most_bytes` bytes at most. Where they differ after a common part, the other conversation keeps its cache, and
+    /// [`copy`](Self::copy) copies that part; but if the memory that is `missing` is there only without it, it is cut.
+    pub(super) fn take(
+        &mut self,
+        scope: Option<PrefixScope>,
+        prompt: &[u32],
+        long: bool,
+        most_bytes: u64,
+        missing: u64,
+    ) -> Option<Taken<C>> {
+        let (index, length) = self.best(scope, prompt, Some(long))?;
+        let kept = &self.kept[index];
+        let continues = kept.tokens.len() - length < WORTH_REUSING && kept.cache.bytes() <= most_bytes;
+        let all: u64 = self.kept.iter().map(|kept| kept.room.bytes()).sum();
+        let must_go = missing <= all && missing > all - kept.room.bytes();
+        if !continues && !must_go {
+            return None;
+        }
+        let kept = self.kept.remove(index);
+        Some(Taken { kept: Kept { room: kept.room.reuse(), ..kept }, length })
+    }
+
+    /// Keeps what was taken for later prompts.
+    pub(super) fn give_back(&mut self, Taken { kept, .. }: Taken<C>) {
+        let bytes = kept.room.bytes();
+        self.kept.push(Kept { room: kept.room.keep(bytes), ..kept });
+    }
+
+    /// A copy, for `capacity` tokens, of the longest known beginning of `prompt` in its scope.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    pub(super) fn copy(
         &mut self,
         scope: Option<PrefixScope>,
         prompt: &[u32],
         long: bool,
         capacity: usize,
-        most_bytes: u64,
     ) -> Result<Option<C>> {
         let Some((index, length)) = self.best(scope, prompt, Some(long)) else { return Ok(None) };
-        let mut kept = self.kept.remove(index);
-        if kept.tokens.len() - length < WORTH_REUSING && kept.cache.bytes() <= most_bytes {
-            kept.cache.truncate(length);
-            let reserved = kept.cache.reserve(capacity);
-            if reserved.is_ok() {
-                return Ok(Some(kept.cache));
-            }
-            kept.tokens.truncate(length);
-            self.kept.push(kept);
-            return reserved.map(|()| None);
-        }
+        let kept = self.kept.remove(index);
         let copy = kept.cache.fork(length, capacity);
         self.kept.push(kept);
         copy.map(Some)
@@ -125,7 +182,6 @@ impl<C: KvCache> Reclaim for Mutex<Prefixes<C>> {
 mod tests {
     use super::super::memory::KvPool;
     use super::*;
-    use crate::Error;
 
     #[derive(Debug)]
     struct Counted {
@@ -174,8 +230,33 @@ mod tests {
         Finished { scope: None, tokens, long: false, cache: Counted { len, capacity: len, step: 1 }, room }
     }
 
+    /// A cache of `most_bytes` bytes at most, for `capacity` tokens: one that is taken over, or a copy.
+    fn find(
+        prefixes: &mut Prefixes<Counted>,
+        scope: Option<PrefixScope>,
+        prompt: &[u32],
+        long: bool,
+        (capacity, most_bytes): (usize, u64),
+    ) -> Result<Option<Counted>> {
+        let Some(taken) = prefixes.take(scope, prompt, long, most_bytes, 0) else {
+            return prefixes.copy(scope, prompt, long, capacity);
+        };
+        let more = KvPool::new(u64::MAX, None).take(1000).unwrap().unwrap();
+        match taken.go_on(capacity, most_bytes, more) {
+            Ok((cache, room)) => {
+                assert!(room.bytes() <= most_bytes);
+                Ok(Some(cache))
+            }
+            Err(failed) => {
+                let (taken, error) = *failed;
+                prefixes.give_back(taken);
+                Err(error)
+            }
+        }
+    }
+
     fn found(prefixes: &mut Prefixes<Counted>, prompt: &[u32]) -> Option<usize> {
-        prefixes.find(None, prompt, false, 100, 100).unwrap().map(|cache| cache.len)
+        find(prefixes, None, prompt, false, (100, 100)).unwrap().map(|cache| cache.len)
     }
 
     #[test]
@@ -185,7 +266,8 @@ mod tests {
         prefixes.keep(Finished { scope: of("a"), ..finished(0..20, 20) });
         prefixes.keep(Finished { scope: of("b"), ..finished(0..15, 15) });
         let prompt: Vec<u32> = (0..30).collect();
-        let mut find = |scope| prefixes.find(scope, &prompt, false, 100, 100).unwrap().map(|cache| cache.len);
+        let mut find =
+            |scope| find(&mut prefixes, scope, &prompt, false, (100, 100)).unwrap().map(|cache| cache.len);
         assert_eq!((find(None), find(of("c"))), (None, None));
         assert_eq!((find(of("b")), find(of("b")), find(of("a"))), (Some(15), None, Some(20)));
     }
@@ -196,7 +278,8 @@ mod tests {
         prefixes.keep(finished(0..20, 20));
         prefixes.keep(Finished { long: true, ..finished(0..15, 15) });
         let prompt: Vec<u32> = (0..30).collect();
-        let mut find = |long| prefixes.find(None, &prompt, long, 100, 100).unwrap().map(|cache| cache.len);
+        let mut find =
+            |long| find(&mut prefixes, None, &prompt, long, (100, 100)).unwrap().map(|cache| cache.len);
         assert_eq!((find(true), find(true), find(false)), (Some(15), None, Some(20)));
     }
 
@@ -220,7 +303,8 @@ mod tests {
         let mut large = finished(0..20, 20);
         large.cache.capacity = 300;
         prefixes.keep(large);
-        let cache = prefixes.find(None, &(0..30).collect::<Vec<_>>(), false, 30, 30).unwrap().unwrap();
+        let cache =
+            find(&mut prefixes, None, &(0..30).collect::<Vec<_>>(), false, (30, 30)).unwrap().unwrap();
         assert_eq!((cache.len, cache.capacity), (20, 30));
     }
 
@@ -285,7 +369,7 @@ mod tests {
         let continued: Vec<u32> = (0..70).collect();
         let other: Vec<u32> = (0..20).chain(100..110).collect();
         for prompt in [&other, &continued] {
-            assert!(prefixes.find(None, prompt, false, 501, 1000).is_err());
+            assert!(find(&mut prefixes, None, prompt, false, (501, 1000)).is_err());
         }
         assert_eq!(found(&mut prefixes, &other), Some(20));
         assert_eq!(found(&mut prefixes, &continued), Some(60));

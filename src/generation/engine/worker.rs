@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::memory::KvPool;
-use super::prefixes::{Prefixes, WORTH_REUSING};
+use super::prefixes::{Prefixes, Taken, WORTH_REUSING};
 use super::request::FinishReason;
 use super::sequence::{Finished, Sequence};
 use super::settings::{EngineSettings, GenerationTotals};
@@ -216,27 +216,41 @@ impl<'a, D: Decoder> Run<'a, D> {
         let (prompt, scope) = (&entry.request.prompt, entry.request.scope);
         let capacity = prompt.len() + entry.budget.min(FIRST_TOKENS);
         let bytes = self.work.decoder.cache_bytes(capacity);
-        let room = match self.take_memory(bytes, scope, prompt) {
+        let long = is_long(&*self.work.decoder, prompt.len());
+        // A conversation that goes on keeps its memory, and needs no more than the rest.
+        let missing = self.shared.pool.missing(bytes);
+        let taken = self.prefixes.lock().take(scope, prompt, long, bytes, missing);
+        let own = taken.as_ref().map_or(0, Taken::bytes);
+        let room = match self.take_memory(bytes.saturating_sub(own), scope, prompt) {
             Ok(Some(room)) => room,
-            Ok(None) => return Err(Box::new(entry)),
-            Err(error) => {
+            none => {
+                if let Some(taken) = taken {
+                    self.prefixes.lock().give_back(taken);
+                }
+                let Err(error) = none else { return Err(Box::new(entry)) };
                 self.refuse(entry, error);
                 return Ok(());
             }
         };
-        let cache = guarded("new cache", || {
-            let long = is_long(&*self.work.decoder, prompt.len());
-            let found = self.prefixes.lock().find(scope, prompt, long, capacity, bytes)?;
-            found.map_or_else(|| self.work.decoder.new_cache(capacity), Ok)
+        let cache = guarded("new cache", || match taken {
+            Some(taken) => taken.go_on(capacity, bytes, room).map_err(|failed| {
+                let (taken, error) = *failed;
+                self.prefixes.lock().give_back(taken);
+                error
+            }),
+            None => {
+                let found = self.prefixes.lock().copy(scope, prompt, long, capacity)?;
+                let cache = found.map_or_else(|| self.work.decoder.new_cache(capacity), Ok)?;
+                Ok((cache, room))
+            }
         });
         match cache {
-            Ok(cache) => {
+            Ok((cache, room)) => {
                 let reused = cache.len();
                 let mut totals = self.totals();
                 totals.prompt_tokens += prompt.len() as u64;
                 totals.reused_tokens += reused as u64;
                 drop(totals);
-                let long = is_long(&*self.work.decoder, prompt.len());
                 self.active.push(Sequence::new(entry, cache, room, reused, long, &self.work.tokens));
             }
             Err(error) => self.refuse(entry, error),
