@@ -290,6 +290,10 @@ class Completion(TypedDict):
     prompt_tokens: int
     reused_tokens: int
     """Tokens of the prompt whose computation was reused from an earlier request."""
+    drafted_tokens: int
+    """Tokens that were guessed from the text so far, and computed with the one before them (`prompt_lookup_tokens`)."""
+    accepted_tokens: int
+    """Of those, tokens that were right and written: so many steps were saved."""
     completion_tokens: int
     """Length of `tokens`."""
     seed: int | None

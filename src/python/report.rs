@@ -186,6 +186,8 @@ pub(super) fn completion<'py>(py: Python<'py>, completion: &Completion) -> PyRes
         "finish_reason": completion.reason.as_str(),
         "prompt_tokens": completion.prompt_tokens,
         "reused_tokens": completion.reused_tokens,
+        "drafted_tokens": completion.drafted_tokens,
+        "accepted_tokens": completion.accepted_tokens,
         "completion_tokens": completion.tokens.len(),
         "seed": completion.seed,
         "queued_seconds": completion.queued.as_secs_f64(),

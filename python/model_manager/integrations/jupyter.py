@@ -101,6 +101,7 @@ def generator_html(manager: Manager, name: str) -> str:
             ("answers", f"{done['completed']:,}, {done['active']} running, {done['waiting']} waiting"),
             ("read", f"{done['prompt_tokens']:,} tokens, {done['reused_tokens']:,} of them reused"),
             ("written", f"{done['generated_tokens']:,} tokens in {done['busy_seconds']:.1f} s of computing"),
+            ("guessed", f"{done['drafted_tokens']:,} tokens, {done['accepted_tokens']:,} of them right"),
         ]
     return f'<div style="{FRAME}">{title}{table((), rows)}</div>'
 

@@ -106,6 +106,10 @@ pub struct Completion {
     pub prompt_tokens: usize,
     /// How many of those came from an earlier request's cache.
     pub reused_tokens: usize,
+    /// Tokens that were guessed from the text so far, and computed with the one before them.
+    pub drafted_tokens: u64,
+    /// Of those, tokens that were right and written.
+    pub accepted_tokens: u64,
     /// What repeats a sampled answer; `None` for a greedy one.
     pub seed: Option<u64>,
     /// From the request to its first step.

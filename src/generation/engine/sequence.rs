@@ -271,6 +271,8 @@ impl<C: KvCache> Sequence<C> {
             reason,
             prompt_tokens: self.prompt,
             reused_tokens: self.reused,
+            drafted_tokens: self.drafts.drafted,
+            accepted_tokens: self.drafts.accepted,
             seed: self.params.samples().then(|| self.sampler.seed()),
             queued: self.queued,
             prefill: first - self.admitted,

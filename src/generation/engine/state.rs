@@ -48,6 +48,8 @@ impl QueuedRequest {
             reason: FinishReason::Cancelled,
             prompt_tokens: self.request.prompt.len(),
             reused_tokens: 0,
+            drafted_tokens: 0,
+            accepted_tokens: 0,
             seed: None,
             queued: self.submitted.elapsed(),
             prefill: Duration::ZERO,

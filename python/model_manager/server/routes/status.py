@@ -259,7 +259,10 @@ def status_of(service: Service, since: float = -math.inf) -> dict[str, Any]:
         "requests": {**service.metrics.traffic(), "in_flight": service.in_flight},
         "generation": {
             key: sum(figures[key] for figures in done)
-            for key in ("requests", "generated_tokens", "busy_seconds", "active", "waiting")
+            for key in (
+                *("requests", "generated_tokens", "drafted_tokens", "accepted_tokens"),
+                *("busy_seconds", "active", "waiting"),
+            )
         },
         "process": {
             "pid": os.getpid(),

@@ -170,7 +170,7 @@ function render() {
   put($("latency-note"), requests.latency_p95 === null ? words.noRequests : words.latencyNote(format.seconds(requests.latency_p95)));
   spark($("latency-spark"), polls.map(poll => poll.latency));
   figure($("tokens"), format.rate(tokenRate()), ` ${words.tokensPerSecond}`);
-  put($("tokens-note"), words.generationNote(generation.generated_tokens, generation.active, generation.waiting));
+  put($("tokens-note"), words.generationNote(generation));
   spark($("tokens-spark"), tokenRates());
   figure($("queue"), [intl({}), queue.queued], ` ${words.waiting}`);
   put($("queue-note"), words.queueNote(queue.texts, queue.batches));

@@ -11,8 +11,10 @@ const WORDS = {
     requests: "Requests", perSecond: "/s", requestsNote: (total, errors, active) =>
       list(`${format.number(total)} in all`, errors && count(errors, "error", "errors"), active && `${format.number(active)} under way`),
     latency: "Latency, median", latencyNote: p95 => `95 % within ${p95}`, noRequests: "no requests just now",
-    generation: "Generation", tokensPerSecond: "tokens/s", generationNote: (tokens, active, waiting) =>
-      list(count(tokens, "token", "tokens"), active && `${count(active, "answer", "answers")} under way`, waiting && `${format.number(waiting)} waiting`),
+    generation: "Generation", tokensPerSecond: "tokens/s", generationNote: done =>
+      list(count(done.generated_tokens, "token", "tokens"), done.active && `${count(done.active, "answer", "answers")} under way`,
+        done.waiting && `${format.number(done.waiting)} waiting`,
+        done.drafted_tokens && `${format.number(done.accepted_tokens)} of ${count(done.drafted_tokens, "guess", "guesses")} right`),
     queue: "Queue", waiting: "waiting", queueNote: (texts, batches) => `${count(texts, "text", "texts")} in ${count(batches, "batch", "batches")}`,
     cache: "Cache hits", cacheNote: (hits, lookups, entries, most) =>
       `${format.number(hits)} of ${count(lookups, "look-up", "look-ups")}; ${format.number(entries)} of ${format.number(most)} places`,
@@ -46,8 +48,10 @@ const WORDS = {
     requests: "İstekler", perSecond: "/sn", requestsNote: (total, errors, active) =>
       list(`toplam ${format.number(total)}`, errors && `hatalı ${format.number(errors)}`, active && `süren ${format.number(active)}`),
     latency: "Yanıt süresi, ortanca", latencyNote: p95 => `%95'i en çok ${p95}`, noRequests: "şu anda istek yok",
-    generation: "Metin üretimi", tokensPerSecond: "belirteç/sn", generationNote: (tokens, active, waiting) =>
-      list(`${format.number(tokens)} belirteç`, active && `${format.number(active)} yanıt sürüyor`, waiting && `bekleyen ${format.number(waiting)}`),
+    generation: "Metin üretimi", tokensPerSecond: "belirteç/sn", generationNote: done =>
+      list(`${format.number(done.generated_tokens)} belirteç`, done.active && `${format.number(done.active)} yanıt sürüyor`,
+        done.waiting && `bekleyen ${format.number(done.waiting)}`,
+        done.drafted_tokens && `${format.number(done.drafted_tokens)} tahminden tutan ${format.number(done.accepted_tokens)}`),
     queue: "Kuyruk", waiting: "bekliyor", queueNote: (texts, batches) => `${format.number(batches)} yığında ${format.number(texts)} metin`,
     cache: "Önbellek isabeti", cacheNote: (hits, lookups, entries, most) =>
       `${format.number(lookups)} aramada ${format.number(hits)} isabet; doluluk ${format.number(entries)}/${format.number(most)}`,
