@@ -264,3 +264,6 @@ fn layers_without_positions_are_known() {
 
 #[path = "gguf_mixtures_tests.rs"]
 mod mixtures;
+
+#[path = "gguf_gemma4_tests.rs"]
+mod gemma4;

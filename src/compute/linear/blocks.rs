@@ -353,6 +353,15 @@ impl BlockTensor {
         Self { bytes, format: self.format, rows: rows.len(), columns: self.columns }
     }
 
+    /// The same weights in rows of `columns`; `None` where these are no whole blocks, or no part of a row.
+    pub(crate) fn with_columns(&self, columns: usize) -> Option<Self> {
+        let fits = columns > 0
+            && self.columns.is_multiple_of(columns)
+            && columns.is_multiple_of(self.format.elements());
+        let rows = self.rows * (self.columns / columns.max(1));
+        fits.then(|| Self { rows, columns, ..self.clone() })
+    }
+
     /// Bytes of a row.
     pub(crate) fn row_bytes(&self) -> usize {
         self.columns / self.format.elements() * self.format.bytes()
@@ -403,6 +412,22 @@ impl BlockTensor {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+
+    #[test]
+    fn rows_are_divided_where_blocks_end() {
+        for format in BlockFormat::ALL {
+            let (tensor, weights) = reference(format);
+            let halves = tensor.with_columns(256).unwrap();
+            assert_eq!((halves.rows(), halves.columns()), (2 * ROWS, 256));
+            assert_eq!(halves.to_f32().unwrap(), weights, "{}", format.name());
+            let mut row = [0.0; 256];
+            halves.row_f32(2, &mut row).unwrap();
+            assert_eq!(row, weights[512..768], "{}", format.name());
+            for columns in [0, 16, 1024, 192] {
+                assert!(tensor.with_columns(columns).is_none(), "{} {columns}", format.name());
+            }
+        }
+    }
 
     pub(crate) const ROWS: usize = 2;
     pub(crate) const COLUMNS: usize = 512;

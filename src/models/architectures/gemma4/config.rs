@@ -45,7 +45,7 @@ pub(super) const UNIFIED_FIELDS: &[ConfigFields] = &[
 ];
 
 /// More layers than any model has.
-const MOST_LAYERS: usize = 4096;
+pub(super) const MOST_LAYERS: usize = 4096;
 
 /// What the files of all families say.
 #[derive(Debug, Clone, Deserialize)]
@@ -138,16 +138,16 @@ impl GeneratorConfig {
 
 /// The kind of a layer's attention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum LayerKind {
+pub(super) enum LayerKind {
     Sliding,
     Full,
 }
 
 impl LayerKind {
-    const ALL: [Self; 2] = [Self::Sliding, Self::Full];
+    pub(super) const ALL: [Self; 2] = [Self::Sliding, Self::Full];
 
     /// What files call it.
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Sliding => "sliding_attention",
             Self::Full => "full_attention",
@@ -230,18 +230,7 @@ pub(super) fn read_generator(file: &ConfigFile<'_>) -> Result<Box<dyn Architectu
     let (mut model, kinds) = model(file, &config, &sizes, [Mask::sliding, |_| Mask::CAUSAL])?;
     let layers = kinds.len();
     let own_keys = layers - own.num_kv_shared_layers.min(layers);
-    if own_keys < layers {
-        for kind in LayerKind::ALL.into_iter().filter(|kind| kinds.contains(kind)) {
-            let Some(source) = kinds[..own_keys].iter().rposition(|other| *other == kind) else {
-                let reason = format!("before its layers with the keys of others, none has {}", kind.name());
-                return Err(file.unsupported(reason));
-            };
-            model.attention[source].keys = KeySource::Kept;
-            for index in (own_keys..layers).filter(|&index| kinds[index] == kind) {
-                model.attention[index].keys = KeySource::Layer(source);
-            }
-        }
-    }
+    share_keys(&mut model.attention, &kinds, own_keys).map_err(|reason| file.unsupported(reason))?;
     if own.use_double_wide_mlp {
         model.intermediate[own_keys..].iter_mut().for_each(|size| *size *= 2);
         file.check_sizes(&[("intermediate_size", model.intermediate[layers - 1])])?;
@@ -262,6 +251,27 @@ pub(super) fn read_generator(file: &ConfigFile<'_>) -> Result<Box<dyn Architectu
     model.head =
         Some(LogitsHead { tied: own.tie_word_embeddings.unwrap_or(true), cap: own.final_logit_softcapping });
     Ok(Box::new(model))
+}
+
+/// Lets the layers from `own_keys` on use the keys and values of the last layer of their kind before. Returns why they cannot.
+pub(super) fn share_keys(
+    attention: &mut [LayerAttention],
+    kinds: &[LayerKind],
+    own_keys: usize,
+) -> std::result::Result<(), String> {
+    if own_keys >= kinds.len() {
+        return Ok(());
+    }
+    for kind in LayerKind::ALL.into_iter().filter(|kind| kinds.contains(kind)) {
+        let Some(source) = kinds[..own_keys].iter().rposition(|other| *other == kind) else {
+            return Err(format!("before its layers with the keys of others, none has {}", kind.name()));
+        };
+        attention[source].keys = KeySource::Kept;
+        for index in (own_keys..kinds.len()).filter(|&index| kinds[index] == kind) {
+            attention[index].keys = KeySource::Layer(source);
+        }
+    }
+    Ok(())
 }
 
 /// What both kinds of models have in common, and the kinds of the layers. `masks` makes those of layers with a window of so many
@@ -302,6 +312,7 @@ fn model(
         embedding: None,
         head: None,
         placeholders: placeholders(config),
+        gguf: false,
     };
     file.check_sizes(&[
         ("vocab_size", model.vocabulary),

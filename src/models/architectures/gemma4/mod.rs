@@ -6,10 +6,12 @@
 
 mod config;
 mod experts;
+mod gguf;
 mod model;
 
 use self::config::{FIELDS, GENERATOR_FIELDS, UNIFIED_FIELDS, read_encoder, read_generator};
-use super::family::Family;
+use self::gguf::from_gguf;
+use super::family::{Family, GgufFamily};
 
 /// The families.
 pub(super) const FAMILIES: &[Family] = &[
@@ -18,7 +20,12 @@ pub(super) const FAMILIES: &[Family] = &[
         fields: FIELDS,
         ..Family::new("embedding_gemma2_text", "EmbeddingGemma2Text", &[], read_encoder)
     },
-    Family { fields: GENERATOR_FIELDS, ..Family::new("gemma4_text", "Gemma4", &[], read_generator) },
+    Family {
+        fields: GENERATOR_FIELDS,
+        gguf: &[GgufFamily::generators("gemma4")],
+        read_gguf: Some(from_gguf),
+        ..Family::new("gemma4_text", "Gemma4", &[], read_generator)
+    },
     Family {
         fields: UNIFIED_FIELDS,
         ..Family::new("gemma4_unified_text", "Gemma4Unified", &[], read_generator)

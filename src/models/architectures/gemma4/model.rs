@@ -63,13 +63,38 @@ pub(in crate::models::architectures) struct Gemma4 {
     pub embedding: Option<usize>,
     pub head: Option<LogitsHead>,
     pub placeholders: Option<Placeholders>,
+    /// Whether its tensors have the names of GGUF files where those of others do not lead to them.
+    pub gguf: bool,
 }
 
 const WORDS: &str = "embed_tokens.weight";
 
 impl Gemma4 {
     fn tensors<'a>(&self, tensors: &'a dyn Tensors) -> PrefixedTensors<'a> {
-        PrefixedTensors::new(tensors, WORDS, &["model.", ""])
+        PrefixedTensors::new(tensors, self.words(), if self.gguf { &[""] } else { &["model.", ""] })
+    }
+
+    fn words(&self) -> &'static str {
+        if self.gguf { "token_embd.weight" } else { WORDS }
+    }
+
+    /// The name of a part of a layer, or of the whole.
+    fn part<'n>(&self, name: &'n str) -> &'n str {
+        match name {
+            _ if !self.gguf => name,
+            "post_attention_layernorm" => "post_attention_norm",
+            "pre_feedforward_layernorm" => "ffn_norm",
+            "post_feedforward_layernorm" => "post_ffw_norm",
+            "per_layer_input_gate" => "inp_gate",
+            "per_layer_projection" => "proj",
+            "post_per_layer_input_norm" => "post_norm",
+            "layer_scalar" => "layer_output_scale",
+            "per_layer_model_projection" => "per_layer_model_proj",
+            "per_layer_projection_norm" => "per_layer_proj_norm",
+            "embed_tokens_per_layer" => "per_layer_token_embd",
+            "norm" => "output_norm",
+            other => other,
+        }
     }
 
     fn norm(&self, tensors: &PrefixedTensors<'_>, name: &str, length: usize) -> Result<NormTensors> {
@@ -104,13 +129,13 @@ impl Architecture for Gemma4 {
 
     fn embeddings(&self, tensors: &dyn Tensors) -> Result<EmbeddingTensors> {
         let shape = [self.vocabulary, self.hidden];
-        self.tensors(tensors).matrix(WORDS, shape).map(EmbeddingTensors::new)
+        self.tensors(tensors).matrix(self.words(), shape).map(EmbeddingTensors::new)
     }
 
     fn layer(&self, tensors: &dyn Tensors, index: usize) -> Result<LayerTensors> {
         let tensors = self.tensors(tensors);
         let (hidden, Heads { heads, kv_heads, width }) = (self.hidden, self.heads(index)?);
-        let name = |part: &str| format!("layers.{index}.{part}");
+        let name = |part: &str| format!("layers.{index}.{}", self.part(part));
         let attention = |part, shape| tensors.maybe_biased(&name(part), shape, self.bias);
         let linear = |part, shape| tensors.maybe_biased(&name(part), shape, false);
         let norm = |part, length| self.norm(&tensors, &name(part), length);
@@ -163,13 +188,14 @@ impl Architecture for Gemma4 {
         };
         let tensors = self.tensors(tensors);
         let (hidden, layers) = (self.hidden, self.attention.len());
-        let name = |part: &str| format!("layers.{index}.{own}{part}");
+        let name = |part: &str| format!("layers.{index}.{own}{}", self.part(part));
         let linear = |part, shape| tensors.maybe_biased(&name(part), shape, false);
-        let projections = format!("{all}per_layer_model_projection.weight");
+        let projections = format!("{all}{}.weight", self.part("per_layer_model_projection"));
         let projections = tensors.matrix(&projections, [layers * width, hidden])?;
         // The outputs are divided by the root of a state's length before their norm: what it adds to their mean square counts
         // for as many times more.
-        let mut norm = self.norm(&tensors, &format!("{all}per_layer_projection_norm"), width)?;
+        let norm = format!("{all}{}", self.part("per_layer_projection_norm"));
+        let mut norm = self.norm(&tensors, &norm, width)?;
         if table.is_some() {
             // Its sum with the row of the token is divided by the root of two.
             let scale: Vec<f32> = norm.scale.to_f32()?.iter().map(|x| x * FRAC_1_SQRT_2).collect();
@@ -189,17 +215,23 @@ impl Architecture for Gemma4 {
             return Ok(None);
         };
         let layers = self.attention.len();
-        let name = "embed_tokens_per_layer.weight";
-        let table = match self.tensors(tensors).matrix(name, [vocabulary, layers * width])? {
+        let name = format!("{}.weight", self.part("embed_tokens_per_layer"));
+        let tensors = self.tensors(tensors);
+        let table = match tensors.matrix(&name, [vocabulary, layers * width])? {
             Matrix::Plain(table) => Matrix::Plain(table.reshaped(&[vocabulary * layers, width])),
-            Matrix::Blocks(_) => return Err(misuse("rows of a table of blocks are parted")),
+            Matrix::Blocks(table) => table.with_columns(width).map(Matrix::Blocks).ok_or_else(|| {
+                tensors.damaged(&name, &format!("the {width} numbers of a layer are no whole blocks"))
+            })?,
         };
         Ok(Some(LayerTokenTensors { table, factor: (width as f32).sqrt() * FRAC_1_SQRT_2 }))
     }
 
     fn layer_factor(&self, tensors: &dyn Tensors, index: usize) -> Result<f32> {
-        let name = format!("layers.{index}.layer_scalar");
+        let mut name = format!("layers.{index}.{}", self.part("layer_scalar"));
         let tensors = self.tensors(tensors);
+        if self.gguf && !tensors.contains(&name) {
+            name.push_str(".weight");
+        }
         let factor = tensors.vector(&name, 1)?.to_f32()?[0];
         if factor.is_finite() {
             return Ok(factor);
@@ -208,7 +240,7 @@ impl Architecture for Gemma4 {
     }
 
     fn final_norm(&self, tensors: &dyn Tensors) -> Result<Option<NormTensors>> {
-        self.norm(&self.tensors(tensors), "norm", self.hidden).map(Some)
+        self.norm(&self.tensors(tensors), self.part("norm"), self.hidden).map(Some)
     }
 
     fn output_projection(&self, tensors: &dyn Tensors) -> Result<Option<Biased>> {
