@@ -39,6 +39,7 @@ from fixture_makers import (  # noqa: E402  (after the environment above)
     jina_tasks,
     judges,
     late,
+    mixture_scores,
     mixture_vectors,
     real,
     regexes,
@@ -75,6 +76,7 @@ def makers(models: Path) -> dict[str, Callable[[], None]]:
     generators = (*families.FAMILIES, *families.WHOLE, *families.OTHERS)
     table |= {name: partial(families.make, name, FIXTURES) for name in generators}
     table |= {f"{adapters.FOLDER}/{spec.name}": partial(adapters.make, spec, FIXTURES) for spec in adapters.ADAPTERS}
+    table[mixture_scores.NAME] = partial(mixture_scores.make, FIXTURES)
     table[mixture_vectors.NAME] = partial(mixture_vectors.make, FIXTURES)
     table[chat_vectors.NAME] = partial(chat_vectors.make, FIXTURES)
     table["gguf_headers"] = partial(gguf_headers.make, FIXTURES)

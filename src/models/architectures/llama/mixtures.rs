@@ -41,6 +41,7 @@ const QWEN3_MOE: Dialect = Dialect {
     windows: Windows::AllFlagged,
     window: Some(4096),
     styles: NEOX,
+    classifies: true,
     experts: Some(&ExpertDefaults::QWEN3),
     gguf_experts: Some(&ExpertDefaults::QWEN3),
     ..LLAMA
@@ -56,6 +57,7 @@ const MIXTRAL: Dialect = Dialect {
     windows: Windows::Always,
     base: 1_000_000.0,
     epsilon: 1e-5,
+    classifies: true,
     experts: Some(&ExpertDefaults::MIXTRAL),
     ..LLAMA
 };
@@ -95,6 +97,7 @@ const QWEN2_MOE: Dialect = Dialect {
     windows: Windows::EvenFlagged,
     window: Some(4096),
     styles: NEOX,
+    classifies: true,
     experts: Some(&QWEN2_EXPERTS),
     gguf_experts: Some(&QWEN2_EXPERTS),
     ..LLAMA
