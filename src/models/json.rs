@@ -15,13 +15,14 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
 }
 
 /// Keys of a `config.json` whose null differs from their absence: absent, they have a default that is not null.
-pub(crate) const NULL_COUNTS: [&str; 6] = [
+pub(crate) const NULL_COUNTS: [&str; 7] = [
     "sliding_window",
     "attn_logit_softcapping",
     "final_logit_softcapping",
     "rotary_dim",
     "head_dim",
     "partial_rotary_factor",
+    "per_layer_config",
 ];
 
 /// Reads a `config.json`; a key whose value is null counts as absent, but for [`NULL_COUNTS`].

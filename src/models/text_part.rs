@@ -104,11 +104,26 @@ pub(super) fn text_part(json: Value) -> Value {
         let id = |(key, usual): (&str, u32)| json.get(key).cloned().unwrap_or_else(|| usual.into());
         all["placeholder_token_ids"] = PLACEHOLDERS.map(id).to_vec().into();
     }
-    // One head serves both models.
-    if let Some(tied) = json.get("tie_word_embeddings") {
-        all["tie_word_embeddings"] = tied.clone();
+    if let Some(tied) = tied(&json, &all) {
+        all["tie_word_embeddings"] = tied;
     }
     all
+}
+
+/// Whether the table of words is the matrix of logits: what the whole model says, and its text model `text`. One head serves
+/// both.
+fn tied(json: &Value, text: &Value) -> Option<Value> {
+    let own = json.get("tie_word_embeddings").cloned();
+    match json["model_type"].as_str() {
+        // It has no such head.
+        Some("embedding_gemma2") => own,
+        // transformers reads one of the two keys, by the class that loads the model: what the other class has then is no head
+        // of the file, but random numbers.
+        Some("qwen3_5" | "qwen3_5_moe") if text["tie_word_embeddings"] == true => Some(true.into()),
+        Some("qwen3_5" | "qwen3_5_moe") => own,
+        // The key of the text model does not count.
+        _ => Some(own.unwrap_or(Value::Bool(true))),
+    }
 }
 
 /// Refuses keys next to `text_config` that are not known. `json` is the whole file.
@@ -181,7 +196,34 @@ mod tests {
         assert_eq!(text_part(other.clone()), other);
         let mistral =
             text_part(json!({"model_type": "mistral3", "text_config": {"model_type": "ministral3"}}));
-        assert_eq!(mistral, json!({"model_type": "ministral3"}));
+        assert_eq!(mistral, json!({"model_type": "ministral3", "tie_word_embeddings": true}));
+    }
+
+    #[test]
+    fn the_whole_model_says_whether_its_table_of_words_is_that_of_logits() {
+        let tied = |whole: &str, outer: Option<bool>, inner: Option<bool>| {
+            let mut json = json!({"model_type": whole, "text_config": {}});
+            if let Some(outer) = outer {
+                json["tie_word_embeddings"] = outer.into();
+            }
+            if let Some(inner) = inner {
+                json["text_config"]["tie_word_embeddings"] = inner.into();
+            }
+            text_part(json)["tie_word_embeddings"].as_bool()
+        };
+        for whole in ["gemma3", "gemma4", "gemma4_unified", "mistral3"] {
+            for inner in [None, Some(true), Some(false)] {
+                assert_eq!(tied(whole, None, inner), Some(true), "{whole} {inner:?}");
+                assert_eq!(tied(whole, Some(true), inner), Some(true), "{whole} {inner:?}");
+                assert_eq!(tied(whole, Some(false), inner), Some(false), "{whole} {inner:?}");
+            }
+        }
+        for whole in ["qwen3_5", "qwen3_5_moe"] {
+            assert_eq!(tied(whole, None, None), None);
+            assert_eq!(tied(whole, Some(false), Some(true)), Some(true));
+            assert_eq!(tied(whole, Some(true), Some(false)), Some(true));
+            assert_eq!(tied(whole, Some(false), None), Some(false));
+        }
     }
 
     #[test]

@@ -54,7 +54,12 @@ pub struct LongRope {
 impl Rotary {
     /// The usual frequencies, `base^(-2i / width)`, for the first `width` values of a head.
     pub fn new(base: f32, width: usize, style: RopeStyle) -> Self {
-        let frequencies = (0..width / 2).map(|i| 1.0 / base.powf((2 * i) as f32 / width as f32)).collect();
+        Self::of_pairs(base, width, width / 2, style)
+    }
+
+    /// The same for so many pairs.
+    pub(crate) fn of_pairs(base: f32, width: usize, pairs: usize, style: RopeStyle) -> Self {
+        let frequencies = (0..pairs).map(|i| 1.0 / base.powf((2 * i) as f32 / width as f32)).collect();
         Self { frequencies, style, factor: 1.0, long: None, query_growth: None }
     }
 

@@ -151,7 +151,8 @@ fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
     let activation = file.activation("hidden_activation", &config.hidden_activation)?;
     let attention = |kind: &str, mask, base: f32| {
         let (head, context) = (heads.width, config.max_position_embeddings);
-        let defaults = RopeDefaults { head, context, base, part: None, style: RopeStyle::Neox };
+        let defaults =
+            RopeDefaults { head, context, base, part: None, style: RopeStyle::Neox, odd_parts: false };
         let rotary = rope.rotary(&defaults, Some(kind), &[]);
         Ok(LayerAttention::new(mask).with_rotary(rotary.map_err(|reason| file.unsupported(reason))?))
     };

@@ -81,7 +81,18 @@ impl Yarn {
 }
 
 impl RopeScaling {
-    /// Rotary positions of the first `width` values of heads of `head`.
+    /// Whether an odd number of values can be rotated so; `pairs_up` is that of the family. Proportional scaling rotates the
+    /// pairs that there are whole.
+    fn takes_odd(&self, pairs_up: bool) -> bool {
+        match self {
+            Self::Proportional { .. } => true,
+            Self::None | Self::Linear { .. } | Self::Llama3 { .. } => pairs_up,
+            // transformers itself fails there, and its check of long factors asks for the whole pairs.
+            Self::Ntk { .. } | Self::Yarn(_) | Self::LongRope { .. } => false,
+        }
+    }
+
+    /// Rotary positions of the first `width` values of heads of `head`, or of one more, if that is odd.
     ///
     /// # Errors
     /// What does not fit together.
@@ -92,7 +103,7 @@ impl RopeScaling {
         width: usize,
         style: RopeStyle,
     ) -> Result<Rotary, String> {
-        let mut rotary = Rotary::new(base, width, style);
+        let mut rotary = Rotary::of_pairs(base, width, width.div_ceil(2), style);
         let frequencies = &mut rotary.frequencies;
         match self {
             Self::None => {}
@@ -149,7 +160,7 @@ pub(super) struct RopeConfig {
     rope_theta: Option<f32>,
     rope_scaling: Option<Value>,
     rope_parameters: Option<Value>,
-    partial_rotary_factor: Option<f32>,
+    partial_rotary_factor: Option<f64>,
     original_max_position_embeddings: Option<f32>,
 }
 
@@ -188,6 +199,9 @@ pub(super) struct RopeDefaults {
     pub part: Option<f32>,
     /// Which values form a pair.
     pub style: RopeStyle,
+    /// Whether a part of an odd number of values has one value more, so that they form pairs, with the frequencies of that
+    /// number. transformers computes so in the families that rotate as many values as it has cosines.
+    pub odd_parts: bool,
 }
 
 /// The object `rope_parameters` or `rope_scaling`.
@@ -198,7 +212,7 @@ struct Parameters {
     #[serde(rename = "type")]
     old_type: Option<String>,
     rope_theta: Option<f32>,
-    partial_rotary_factor: Option<f32>,
+    partial_rotary_factor: Option<f64>,
     factor: Option<f32>,
     original_max_position_embeddings: Option<f32>,
     low_freq_factor: Option<f32>,
@@ -347,7 +361,7 @@ impl RopeConfig {
         if let Some(part) = given.filter(|&part| part != 1.0 && !reads) {
             return Err(format!("its partial_rotary_factor is {part}, and its family rotates whole heads"));
         }
-        let part = given.or(defaults.part).unwrap_or(1.0);
+        let part = given.or(defaults.part.map(f64::from)).unwrap_or(1.0);
         if !(part > 0.0 && part <= 1.0) {
             return Err(format!("its partial_rotary_factor is {part}; it must lie above 0 and not above 1"));
         }
@@ -356,14 +370,16 @@ impl RopeConfig {
             return Err(format!("its rope_theta is {base}; it must be above 1"));
         }
         let scaling = parameters.scaling(self.original_max_position_embeddings, defaults.context)?;
-        let width = (defaults.head as f32 * part) as usize;
-        // Proportional scaling rotates the pairs that the part has whole.
-        if part < 1.0 && !width.is_multiple_of(2) && !is_proportional {
+        // As transformers computes it, in double precision.
+        let width = (defaults.head as f64 * part) as usize;
+        if part < 1.0 && !width.is_multiple_of(2) && !scaling.takes_odd(defaults.odd_parts) {
             return Err(format!(
                 "its partial_rotary_factor of {part} rotates {width} values of each head; they must be pairs"
             ));
         }
-        let mut rotary = scaling.rotary(base, defaults.head, width / 2 * 2, defaults.style)?;
+        // Heads of an odd length have no value to spare.
+        let width = if part < 1.0 { width } else { width / 2 * 2 };
+        let mut rotary = scaling.rotary(base, defaults.head, width, defaults.style)?;
         if let Some(rate) = parameters.others.get("llama_4_scaling_beta").and_then(Value::as_f64) {
             let length = parameters.original_max_position_embeddings.ok_or(
                 "its rotary scaling has llama_4_scaling_beta without original_max_position_embeddings",

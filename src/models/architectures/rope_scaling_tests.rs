@@ -1,7 +1,13 @@
 use super::*;
 
-const DEFAULTS: RopeDefaults =
-    RopeDefaults { head: 16, context: 2048, base: 10_000.0, part: Some(1.0), style: RopeStyle::Neox };
+const DEFAULTS: RopeDefaults = RopeDefaults {
+    head: 16,
+    context: 2048,
+    base: 10_000.0,
+    part: Some(1.0),
+    style: RopeStyle::Neox,
+    odd_parts: true,
+};
 
 fn read(json: &Value) -> Result<Rotary, String> {
     RopeConfig::deserialize(json).unwrap().rotary(&DEFAULTS, None, &[])
@@ -56,6 +62,45 @@ fn families_that_rotate_whole_heads_refuse_a_part() {
         assert!(error.contains("partial_rotary_factor is 0."), "{json}: {error}");
     }
     assert_eq!(read(serde_json::json!({"partial_rotary_factor": 1.0})), read(serde_json::json!({})));
+}
+
+#[test]
+fn an_odd_part_has_one_value_more_where_transformers_has() {
+    let odd = |kind: Value| {
+        let mut parameters = serde_json::json!({"partial_rotary_factor": 0.4385});
+        parameters.as_object_mut().unwrap().extend(kind.as_object().unwrap().clone());
+        serde_json::json!({ "rope_parameters": parameters })
+    };
+    // `inv_freq` of GPT-NeoX, Phi-3, GLM, Nemotron and Qwen3.5 in transformers 5.24, whose heads have 16 values.
+    let (plain, linear, llama3) = (
+        [1.0, 7.1969e-2, 5.1795e-3, 3.7276e-4],
+        [0.5, 3.5984e-2, 2.5897e-3, 1.8638e-4],
+        [1.0, 3.5984e-2, 2.5897e-3, 1.8638e-4],
+    );
+    for (kind, expected) in [
+        (serde_json::json!({"rope_type": "default"}), plain),
+        (serde_json::json!({"rope_type": "linear", "factor": 2.0}), linear),
+        (
+            serde_json::json!({"rope_type": "llama3", "factor": 2.0, "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0, "original_max_position_embeddings": 32}),
+            llama3,
+        ),
+    ] {
+        let found = read(&odd(kind)).unwrap().frequencies;
+        let near = found.iter().zip(&expected).all(|(a, b)| (a - b).abs() <= b * 2e-5);
+        assert!(near && found.len() == 4, "{found:?}");
+    }
+    let refusal = |kind: Value, defaults: &RopeDefaults| {
+        RopeConfig::deserialize(odd(kind)).unwrap().rotary(defaults, None, &[]).unwrap_err()
+    };
+    let yarn = serde_json::json!({"rope_type": "yarn", "factor": 2.0});
+    assert!(refusal(yarn, &DEFAULTS).contains("7 values of each head"));
+    let even = RopeDefaults { odd_parts: false, ..DEFAULTS };
+    assert!(refusal(serde_json::json!({}), &even).contains("7 values of each head"));
+    // The product is that of doubles: 100 · 0.29 is below 29, in floats it is 29.
+    let wide = RopeDefaults { head: 100, ..DEFAULTS };
+    let config = RopeConfig::deserialize(serde_json::json!({"partial_rotary_factor": 0.29})).unwrap();
+    assert_eq!(config.rotary(&wide, None, &[]).unwrap(), Rotary::new(10_000.0, 28, RopeStyle::Neox));
 }
 
 #[test]

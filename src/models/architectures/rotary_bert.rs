@@ -326,7 +326,7 @@ fn read(
         return Err(file.refuse("head_dim", "hidden_size / num_attention_heads"));
     }
     let (head, context) = (heads.width, config.max_position_embeddings);
-    let defaults = RopeDefaults { head, context, base, part: None, style: RopeStyle::Neox };
+    let defaults = RopeDefaults { head, context, base, part: None, style: RopeStyle::Neox, odd_parts: false };
     let rope: RopeConfig = file.parse()?;
     let rotary = rope.rotary(&defaults, None, &[]).map_err(|reason| file.unsupported(reason))?;
     let activation = file.activation("hidden_act", &config.hidden_act)?;

@@ -407,10 +407,11 @@ fn heads(
         width: own.and_then(|own| own.head_dim).unwrap_or(width),
     };
     let mut heads = Vec::new();
-    match &config.per_layer_config {
-        Some(layers) => {
+    // A null is given, and is of no layer.
+    match file.json.get("per_layer_config") {
+        Some(_) => {
             let mut own = vec![None; kinds.len()];
-            for (index, layer) in layers {
+            for (index, layer) in config.per_layer_config.iter().flatten() {
                 if let Some((key, value)) = layer.others.iter().find(|(_, value)| !is_unset(value)) {
                     let reason =
                         format!("its per_layer_config sets {key:?} to {value}, which is not supported");
@@ -465,7 +466,7 @@ fn rotaries(
         let Some((_, heads)) = kinds.iter().zip(heads).find(|(other, _)| **other == kind) else { continue };
         let base = if kind == LayerKind::Full { 1_000_000.0 } else { 10_000.0 };
         let (head, style) = (heads.width, RopeStyle::Neox);
-        let defaults = RopeDefaults { head, context, base, part: None, style };
+        let defaults = RopeDefaults { head, context, base, part: None, style, odd_parts: false };
         if rope.has_parameters() && !(rope.has(kind.name()) && rope.has_base(kind.name())) {
             let reason = format!("its rope_parameters give no rope_theta of layers with {}", kind.name());
             return Err(file.unsupported(reason));

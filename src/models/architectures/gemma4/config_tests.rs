@@ -45,7 +45,11 @@ fn layers_have_what_per_layer_config_says() {
     let own = json!({"head_dim": 12, "num_key_value_heads": 4});
     let found = describe(json!({"per_layer_config": {"05": own, "6": own}, "global_head_dim": 16}));
     assert_eq!(layers(&found)[4..], [(false, 2, 8), (true, 4, 12), (true, 4, 12)]);
-    assert!(layers(&describe(json!({"per_layer_config": {}}))).iter().all(|layer| layer.2 == 8));
+    // In transformers, null counts as given too: without the key, `global_head_dim` is that of layers with full attention.
+    for none in [json!({}), Value::Null] {
+        let found = describe(json!({"per_layer_config": none, "global_head_dim": 16}));
+        assert!(layers(&found).iter().all(|layer| layer.2 == 8), "{none}");
+    }
 }
 
 #[test]

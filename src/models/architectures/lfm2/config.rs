@@ -203,6 +203,7 @@ fn lfm2(file: &ConfigFile<'_>, config: &Lfm2Config, centered: bool) -> Result<Lf
         base: 1_000_000.0,
         part: None,
         style: RopeStyle::Neox,
+        odd_parts: false,
     };
     let rotary = rope.rotary(&defaults, None, &[]).map_err(|reason| file.unsupported(reason))?;
     let causal = !centered && config.is_causal != Some(false);

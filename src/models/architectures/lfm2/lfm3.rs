@@ -192,7 +192,7 @@ fn layers(file: &ConfigFile<'_>, config: &Lfm3Config) -> Result<Vec<Lfm3Layer>> 
 fn rotary(file: &ConfigFile<'_>, config: &Lfm3Config, rope: &RopeConfig, layer: Lfm3Layer) -> Result<Rotary> {
     let base = if layer == Lfm3Layer::Full { 1_000_000.0 } else { 10_000.0 };
     let (head, context) = (config.head_dim, config.max_position_embeddings);
-    let defaults = RopeDefaults { head, context, base, part: None, style: RopeStyle::Neox };
+    let defaults = RopeDefaults { head, context, base, part: None, style: RopeStyle::Neox, odd_parts: false };
     let rotary = match rope.has_parameters() {
         true if !(rope.has(layer.name()) && rope.has_base(layer.name())) => {
             let reason = format!("its rope_parameters give no rope_theta of layers with {}", layer.name());

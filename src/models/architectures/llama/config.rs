@@ -122,9 +122,10 @@ impl ConfigParts {
             return Err(format!("its experts_per_token is {one} and its num_experts_per_tok is {other}"));
         }
         match self.own.quantization_config.as_ref().map(|config| &config["quant_method"]) {
-            Some(method) if method != "mxfp4" => {
-                Err(format!("its quantization_config has the quant_method {method}; supported is \"mxfp4\""))
-            }
+            Some(method) if method != "mxfp4" => Err(format!(
+                "its quantization_config has the quant_method {method}; supported is \"mxfp4\", so choose the model as it was \
+                     published, or a GGUF file"
+            )),
             _ => Ok(()),
         }
     }
@@ -275,6 +276,7 @@ impl ConfigParts {
             base: dialect.base,
             part: dialect.part,
             style: dialect.styles[0],
+            odd_parts: true,
         };
         let mut rope = self.rope.clone();
         if let ScalingRule::LongRope(original) = dialect.scaling {

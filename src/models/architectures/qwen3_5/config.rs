@@ -217,6 +217,7 @@ impl FileDefaults {
             base: 10_000.0,
             part: Some(0.25),
             style: RopeStyle::Neox,
+            odd_parts: true,
         };
         let others: &[&str] = if self.form == TensorForm::Fused { &[] } else { &IMAGE_POSITIONS };
         let rotary = rope.rotary(&defaults, None, others).map_err(|reason| file.unsupported(reason))?;

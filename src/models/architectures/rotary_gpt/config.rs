@@ -122,6 +122,8 @@ pub(super) fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
             base: own.rotary_emb_base.unwrap_or(10_000.0),
             part: own.rotary_pct.or(defaults.part),
             style: RopeStyle::Neox,
+            // transformers cuts the queries of the others to the odd number, and then fails.
+            odd_parts: defaults.model_type == "gpt_neox",
         },
         None,
         &[],

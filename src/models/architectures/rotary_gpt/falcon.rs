@@ -104,8 +104,14 @@ pub(super) fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
         ));
     }
     let heads = config.heads(file, hidden)?;
-    let defaults =
-        RopeDefaults { head: heads.width, context, base: 10_000.0, part: None, style: RopeStyle::Neox };
+    let defaults = RopeDefaults {
+        head: heads.width,
+        context,
+        base: 10_000.0,
+        part: None,
+        style: RopeStyle::Neox,
+        odd_parts: false,
+    };
     let rotary = rope.rotary(&defaults, None, &[]).map_err(|reason| file.unsupported(reason))?;
     Ok(Box::new(RotaryGpt {
         hidden,
