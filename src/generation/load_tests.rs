@@ -369,7 +369,8 @@ fn an_unknown_architecture_is_named() {
     let error = from_files(&ModelFiles::open("b", &folder).unwrap(), WeightFormat::F32, Isa::best());
     let error = error.unwrap_err().to_string();
     assert!(
-        error.contains("\"bert\"") && error.contains("supported for text generation are llama, qwen2, qwen3"),
+        error.contains("its model_type is \"bert\", whose models give vectors, scores or sparse vectors here, not text; register it \
+                        with kind=\"embedding\", kind=\"reranker\" or kind=\"sparse\""),
         "{error}"
     );
 }

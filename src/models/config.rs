@@ -80,16 +80,11 @@ impl ModelConfig {
         };
         let found = architectures::find_config(&json);
         let Some(family) = found.filter(|family| family.serves(kind)) else {
-            let names = architectures::names(kind);
-            // One that was trained to score texts writes none.
-            let scores = whole["architectures"][0]
-                .as_str()
+            let scores = whole["architectures"]
+                .as_array()
+                .and_then(|classes| classes.first()?.as_str())
                 .is_some_and(|class| class.ends_with("SequenceClassification"));
-            let reason = format!(
-                "its model_type is {model_type:?}; supported {} are {names}{}",
-                use_of(kind),
-                remedy(!scores && found.is_some_and(|family| family.generates))
-            );
+            let reason = architectures::refusal(model_type, found, kind, scores);
             return Err(Error::Unsupported { model: model.to_owned(), reason });
         };
         check_config(model, path, &json, (family.classes, family.code), &family.accepted_keys())?;
@@ -100,12 +95,7 @@ impl ModelConfig {
         let gguf = Gguf::open(&files.root)?;
         let name = gguf.text("general.architecture").unwrap_or_default();
         let Some((family, read)) = architectures::find_gguf(name, kind) else {
-            let names = architectures::gguf_names(kind);
-            let reason = format!(
-                "its architecture is {name:?}; supported {} in GGUF files are {names}{}",
-                use_of(kind),
-                remedy(architectures::find_gguf(name, ModelKind::Generator).is_some())
-            );
+            let reason = architectures::gguf_refusal(name, kind);
             return Err(Error::Unsupported { model: files.model.clone(), reason });
         };
         let architecture = read(&gguf)?.into();
@@ -182,19 +172,6 @@ impl ModelConfig {
             .filter(|&n| n > 0)
             .ok_or_else(|| Error::invalid_file(&self.path, "max_position_embeddings is missing or too small"))
     }
-}
-
-fn use_of(kind: ModelKind) -> &'static str {
-    match kind {
-        ModelKind::Embedding => "for embeddings",
-        ModelKind::Generator => "for text generation",
-        ModelKind::Classifier => "for scores",
-        ModelKind::Sparse => "for sparse vectors",
-    }
-}
-
-fn remedy(writes: bool) -> &'static str {
-    if writes { ". To let it write text, register it with kind=\"generator\"" } else { "" }
 }
 
 #[cfg(test)]

@@ -168,8 +168,25 @@ pub(crate) fn refuse_unknown(
     let is_known = |key: &str| known.iter().any(|keys| keys.contains(&key));
     match json.iter().find(|(key, value)| !is_unset(value) && !is_known(key)) {
         None => Ok(()),
+        Some((key, value)) if QUANTIZATIONS.contains(&key.as_str()) => {
+            Err(Error::Unsupported { model: model.into(), reason: quantized(path, key, value) })
+        }
         Some((key, value)) => Err(refusal(model, path, key, value, "this package does not know that key")),
     }
+}
+
+/// Keys that say how the weights of a model are quantized.
+const QUANTIZATIONS: [&str; 2] = ["compression_config", "quantization_config"];
+
+/// Why a model with quantized weights is not read. Without the key, its tensors would not be understood.
+pub(crate) fn quantized(path: &Path, key: &str, value: &Value) -> String {
+    let method = value["quant_method"].as_str().map(|method| format!(", by {method:?}")).unwrap_or_default();
+    format!(
+        "its weights are quantized{method} ({} sets {key:?}); quantized weights are read from GGUF files, so choose a GGUF file of \
+         this model, or the model of the same name that is not quantized (often without the -FP8, -AWQ, -GPTQ or -4bit at its \
+         end)",
+        path.display()
+    )
 }
 
 /// The refusal of one key, with its remedy.

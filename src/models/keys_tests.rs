@@ -59,7 +59,6 @@ fn what_could_change_a_vector_is_refused_by_key_file_and_remedy() {
         (BERT, json!({"is_causal": true}), "is_causal"),
         (BERT, json!({"add_cross_attention": true}), "add_cross_attention"),
         (BERT, json!({"pruned_heads": {"0": [1]}}), "pruned_heads"),
-        (BERT, json!({"quantization_config": {"bits": 4}}), "quantization_config"),
         (BERT, json!({"embedding_size": 128}), "embedding_size"),
         (QWEN3, json!({"attn_logit_softcapping": 50.0}), "attn_logit_softcapping"),
         (QWEN3, json!({"num_experts": 8}), "num_experts"),
@@ -69,6 +68,23 @@ fn what_could_change_a_vector_is_refused_by_key_file_and_remedy() {
         assert!(error.contains(&format!("{key:?}")), "{error}");
         assert!(error.contains("/m/config.json") && error.contains("remove the key"), "{error}");
     }
+}
+
+#[test]
+fn quantized_weights_are_refused_with_what_to_take() {
+    let config = json!({"quantization_config": {"quant_method": "fp8", "bits": 8}});
+    let error = check(config, QWEN3).unwrap_err();
+    for part in [
+        "/m/config.json",
+        "\"quantization_config\"",
+        "by \"fp8\"",
+        "GGUF",
+        "the same name that is not quantized",
+    ] {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+    // Without the key, the tensors would not be understood.
+    assert!(!error.contains("remove the key"), "{error}");
 }
 
 #[test]

@@ -126,7 +126,7 @@ def test_what_does_not_run(command, tmp_path):
     found = json.loads(done.out)
     assert found["runs"] is False
     assert "made-up" in found["reason"]
-    assert "bert" in found["reason"], "what is supported"
+    assert "model-manager models --known" in found["reason"], "what is supported"
     assert "made-up" in command("doctor", str(folder)).err
     (folder / "tokenizer.json").unlink()
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")

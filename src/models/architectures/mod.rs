@@ -45,7 +45,7 @@ pub use family::{
 pub(crate) use gguf_tensors::GgufTensors;
 pub use masked::check_masked;
 pub use registry::{example, families, find, find_config, find_gguf, register};
-pub(crate) use registry::{gguf_names, names};
+pub(crate) use registry::{gguf_refusal, refusal};
 pub use tensors::{
     ConvolutionTensors, DynamicConvolutionTensors, EmbeddingTensors, ExpertMatrices, ExpertTensors,
     LayerTensors, MixerTensors, MlpTensors, NormTensors, SharedTensors, Tensors,

@@ -7,6 +7,7 @@ use super::{
     albert, bert, convbert, deberta_v2, distilbert, gemma4, gpt2, jina_bert, lfm2, llama, modernbert, mpnet,
     qwen3_5, rotary_bert, rotary_gpt, t5,
 };
+use crate::similar::nearest;
 use crate::sync::Mutex;
 use crate::{Error, Result};
 
@@ -139,18 +140,50 @@ pub fn example(model_type: &str) -> Option<&'static str> {
     EXAMPLES.iter().find(|(family, _)| *family == model_type).map(|(_, model)| *model)
 }
 
-/// The names of the families that can be used so, for messages.
-pub(crate) fn names(kind: ModelKind) -> String {
-    let chosen: Vec<_> =
-        families().into_iter().filter(|family| family.serves(kind)).map(|family| family.model_type).collect();
-    chosen.join(", ")
+/// Why a model of this `model_type` is not used so: there is no such family, or its models give something else. `family` is
+/// that of its configuration; a model that `scores`, as its class says, does nothing else.
+pub(crate) fn refusal(model_type: &str, family: Option<&Family>, kind: ModelKind, scores: bool) -> String {
+    let all = families();
+    let serving = all.iter().filter(|family| family.serves(kind)).map(|family| family.model_type);
+    let gives = |kind: &ModelKind| {
+        (!scores || *kind == ModelKind::Classifier) && family.is_some_and(|family| family.serves(*kind))
+    };
+    let kinds = ModelKind::ALL.into_iter().filter(gives);
+    format!("its model_type is {model_type:?}, {}", not_so(kind, kinds, nearest(model_type, serving), ""))
 }
 
-/// The names of the GGUF files that can be used so, for messages.
-pub(crate) fn gguf_names(kind: ModelKind) -> String {
-    let all = families().into_iter().flat_map(|family| family.gguf);
-    let chosen: Vec<_> = all.filter(|gguf| gguf.serves(kind)).map(|gguf| gguf.architecture).collect();
-    chosen.join(", ")
+/// The same for a GGUF file of this architecture.
+pub(crate) fn gguf_refusal(architecture: &str, kind: ModelKind) -> String {
+    let all = families();
+    let serving = all.iter().flat_map(|family| family.gguf).filter(|gguf| gguf.serves(kind));
+    let near = nearest(architecture, serving.map(|gguf| gguf.architecture));
+    let kinds = ModelKind::ALL.into_iter().filter(|kind| find_gguf(architecture, *kind).is_some());
+    format!("its architecture is {architecture:?}, {}", not_so(kind, kinds, near, " in GGUF files"))
+}
+
+/// What a family gives in place of `kind`, with the remedy; if it gives nothing, those with a similar name.
+fn not_so(kind: ModelKind, kinds: impl Iterator<Item = ModelKind>, near: Vec<&str>, stored: &str) -> String {
+    let quoted = |names: Vec<String>| match names.split_last() {
+        Some((last, rest)) if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
+        _ => names.concat(),
+    };
+    let others: Vec<_> = kinds.collect();
+    if !others.is_empty() {
+        let gives = quoted(others.iter().map(|other| other.result().to_owned()).collect());
+        let names = quoted(others.iter().map(|other| format!("kind={:?}", other.name())).collect());
+        return format!(
+            "whose models{stored} give {gives} here, not {}; register it with {names}, or choose another model",
+            kind.result()
+        );
+    }
+    let similar = match near.is_empty() {
+        true => String::new(),
+        false => format!(" (similar names: {})", near.join(", ")),
+    };
+    format!(
+        "which is no family whose models{stored} give {} here{similar}; `model-manager models --known` lists those that run",
+        kind.result()
+    )
 }
 
 /// Adds a family for the rest of the process.
