@@ -111,19 +111,23 @@ impl Kind {
             .number("tokenizer.ggml.seperator_token_id", self.id("[SEP]"))
     }
 
-    fn unigram(&self, first: Option<&str>, splits: bool) -> Writer {
+    fn unigram(&self, first: Option<&str>, splits: Option<bool>) -> Writer {
         let pieces = self.pieces();
         let scores = self.0["model"]["vocab"].as_array().unwrap().iter();
         let mut scores: Vec<f32> = scores.map(|entry| entry[1].as_f64().unwrap() as f32).collect();
         scores.resize(pieces.len(), 0.0);
         let map = self.0["normalizer"]["precompiled_charsmap"].as_str().unwrap();
         let map: Vec<i32> = STANDARD.decode(map).unwrap().into_iter().map(i32::from).collect();
-        self.writer("t5", [first, Some("</s>")])
+        let writer = self
+            .writer("t5", [first, Some("</s>")])
             .texts("tokenizer.ggml.tokens", &pieces)
             .floats("tokenizer.ggml.scores", &scores)
             .integers("tokenizer.ggml.precompiled_charsmap", &map)
-            .number("tokenizer.ggml.unknown_token_id", 3)
-            .flag("tokenizer.ggml.remove_extra_whitespaces", splits)
+            .number("tokenizer.ggml.unknown_token_id", 3);
+        match splits {
+            Some(splits) => writer.flag("tokenizer.ggml.remove_extra_whitespaces", splits),
+            None => writer,
+        }
     }
 
     /// SentencePiece BPE: the scores of pieces have the order of the merges.
@@ -150,13 +154,36 @@ fn written(name: &str) -> Option<Writer> {
         "bytes_modernbert" => kind().byte_level("modern-bert", [Some("[CLS]"), Some("[SEP]")]),
         "bytes_jina" => kind().byte_level("jina-v2-de", [Some("<s>"), Some("</s>")]),
         "wordpiece_uncased" | "wordpiece_cased" => kind().word_piece(),
-        "unigram_xlmr" => kind().unigram(Some("<s>"), true),
-        "unigram_t5" => kind().unigram(None, false),
+        "unigram_xlmr" => kind().unigram(Some("<s>"), Some(true)),
+        "unigram_t5" => kind().unigram(None, Some(false)),
         "sentencepiece_llama" => kind().sentence_piece(true),
         "sentencepiece_gemma" => kind().sentence_piece(false),
         // RoBERTa's space before a text, other accents than BERT's, ALBERT's rules, bytes in Unigram: files do not say these.
         _ => return None,
     })
+}
+
+/// llama.cpp's converter writes `clean_up_tokenization_spaces` there for a model that has no `sentencepiece.bpe.model`.
+#[test]
+fn xlm_r_leaves_out_spaces_whatever_its_file_says_of_them() {
+    let reference = Reference::read();
+    let digests = &reference.digests["unigram_xlmr"];
+    let texts = reference.texts();
+    let mut written = Vec::new();
+    for architecture in ["bert", "nomic-bert-moe"] {
+        for says in [None, Some(false), Some(true)] {
+            let writer = Kind::read("unigram_xlmr").unigram(Some("<s>"), says);
+            written.push((says, writer.text("general.architecture", architecture)));
+        }
+    }
+    for (says, writer) in written {
+        let (_folder, path) = writer.write();
+        let tokenizer = Tokenizer::from_gguf(&Gguf::open(&path).unwrap()).unwrap();
+        for (number, text) in texts.iter().enumerate() {
+            let ids = tokenizer.encode(text, usize::MAX).unwrap();
+            assert_eq!(digest(&ids), digests[4 * number..4 * number + 4], "{says:?}, text {number}");
+        }
+    }
 }
 
 #[test]

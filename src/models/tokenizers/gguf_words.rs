@@ -135,7 +135,7 @@ pub(super) fn unigram(gguf: &Gguf, pieces: &[String], types: &[i128]) -> Result<
         tokenizer.with_normalizer(Some(normalizer)).map_err(damaged)?;
     }
     let prefix = gguf.flag("tokenizer.ggml.add_space_prefix").unwrap_or(true);
-    let removes = gguf.flag("tokenizer.ggml.remove_extra_whitespaces").unwrap_or(true);
+    let removes = removes_spaces(gguf, prefix);
     if removes && !prefix {
         let reason = "its tokenizer removes spaces (tokenizer.ggml.remove_extra_whitespaces) and puts none before a text \
                       (tokenizer.ggml.add_space_prefix); only one of both is supported";
@@ -157,6 +157,17 @@ pub(super) fn unigram(gguf: &Gguf, pieces: &[String], types: &[i128]) -> Result<
         return Err(invalid(gguf, "its vocabulary is empty"));
     }
     Ok(tokenizer)
+}
+
+/// Architectures whose files with Unigram have the tokenizer of XLM-R.
+const XLM_R: [&str; 2] = ["bert", "nomic-bert-moe"];
+
+/// Whether spaces at the ends of a text, and further ones in a row, are left out. The tokenizer of XLM-R does that in
+/// transformers, whatever its files say. llama.cpp's converter writes what `sentencepiece.bpe.model` says and, without that
+/// file, `clean_up_tokenization_spaces`, which is of decoding alone. `prefix`: a space is put before a text.
+fn removes_spaces(gguf: &Gguf, prefix: bool) -> bool {
+    let own = prefix && gguf.text("general.architecture").is_some_and(|name| XLM_R.contains(&name));
+    gguf.flag("tokenizer.ggml.remove_extra_whitespaces").unwrap_or(true) || own
 }
 
 const SPACE: &str = " ";
