@@ -234,15 +234,33 @@ impl ChatTemplate {
     /// # Errors
     /// As [`render`](Self::render).
     pub fn render_as_given(&self, conversation: &Conversation) -> Result<String> {
-        self.render_messages(&conversation.messages, conversation, false)
+        let rendered = self.try_render(&conversation.messages, conversation, false)?;
+        rendered.map_err(|problem| match problem.kind {
+            // The template renders shorter texts: that was tried when the model was loaded.
+            ProblemKind::Limit => Error::Input(format!(
+                "the chat template of {:?} is stopped: {}; shorten the text, or split it",
+                self.model,
+                located(&problem)
+            )),
+            _ => self.problem(&problem),
+        })
     }
 
     /// The template's text for these messages and the other variables of a conversation. `adapts`: texts become lists of parts
     /// where the template reads these alone.
     fn render_messages(&self, messages: &Value, conversation: &Conversation, adapts: bool) -> Result<String> {
+        self.try_render(messages, conversation, adapts)?.map_err(|problem| self.problem(&problem))
+    }
+
+    /// The same, with what stops the template.
+    fn try_render(
+        &self,
+        messages: &Value,
+        conversation: &Conversation,
+        adapts: bool,
+    ) -> Result<TemplateResult<String>> {
         let body = self.body.as_ref().map_err(Clone::clone)?;
-        on_own_stack(|| self.render_within(body, messages, conversation, adapts))?
-            .map_err(|problem| self.problem(&problem))
+        on_own_stack(|| self.render_within(body, messages, conversation, adapts))
     }
 
     fn render_within(

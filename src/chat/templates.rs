@@ -6,7 +6,7 @@ use super::{ChatTemplate, Conversation, Value};
 use crate::Result;
 
 /// The name of the template for conversations with tools, where a model has several.
-const WITH_TOOLS: &str = "tool_use";
+pub(crate) const WITH_TOOLS: &str = "tool_use";
 /// The name of the usual one, where a model has several.
 pub(crate) const DEFAULT: &str = "default";
 

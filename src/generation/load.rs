@@ -18,9 +18,10 @@ use crate::compute::{Candle, CandleDevice, Cpu, Isa, WeightFormat};
 use crate::models::adapted::added_bytes;
 use crate::models::adapter_files::warn_of_unused;
 use crate::models::architectures::Transformer;
+use crate::models::formats::gguf::{Gguf, GgufValue};
 use crate::models::json::read_json;
 use crate::models::manifest::WeightFiles;
-use crate::models::tokenizers::chat_form::{FURTHER_TEMPLATES, special_tokens, template_sources};
+use crate::models::tokenizers::chat_form::{special_tokens, template_sources};
 use crate::models::tokenizers::compact::of_two_files;
 use crate::models::tokenizers::config::TokenizerConfig;
 use crate::models::tokenizers::model::{Inner, TokenModel};
@@ -186,6 +187,26 @@ impl TextFiles {
 
 /// The key of a GGUF file's chat template. Further ones have their names after it.
 const TEMPLATE: &str = "tokenizer.chat_template";
+/// The key of a GGUF file that lists the names of its further templates, and those that are looked for without it: the names
+/// that transformers and Cohere's models give them.
+const TEMPLATE_NAMES: &str = "tokenizer.chat_templates";
+const USUAL_NAMES: [&str; 2] = ["tool_use", "rag"];
+
+/// The chat templates of a GGUF file next to its usual one, by their names.
+fn further_templates(gguf: &Gguf) -> Vec<(String, String)> {
+    let listed = gguf.array(TEMPLATE_NAMES).unwrap_or_default().iter();
+    let mut names: Vec<&str> = listed
+        .filter_map(|name| if let GgufValue::Text(name) = name { Some(&**name) } else { None })
+        .collect();
+    names.extend(USUAL_NAMES);
+    // The order of the list is that of a set.
+    names.sort_unstable_by_key(|name| {
+        (USUAL_NAMES.iter().position(|usual| usual == name).unwrap_or(2), *name)
+    });
+    names.dedup();
+    let further = |name: &str| Some((name.to_owned(), gguf.text(&format!("{TEMPLATE}.{name}"))?.to_owned()));
+    names.into_iter().filter_map(further).collect()
+}
 
 impl TextModel {
     /// Loads the files that [`TextFiles::find`] found onto the CPU. `name` is what messages call the model.
@@ -229,9 +250,7 @@ impl TextModel {
             .map(|(name, text)| (Arc::from(name), chat::Value::text(text.as_str())))
             .collect();
         let templates = template.map(|usual| {
-            let further =
-                |key: &&str| Some((key.to_string(), gguf.text(&format!("{TEMPLATE}.{key}"))?.to_owned()));
-            let others = FURTHER_TEMPLATES.iter().filter_map(further).collect();
+            let others = further_templates(gguf);
             ChatTemplates::new(name, &TemplateSources { usual: Ok(usual.into()), others }, &special_tokens)
         });
         let weights = config.weights(files)?;

@@ -202,9 +202,19 @@ impl Inputs {
         // The first text of neighboring pairs is often the same.
         let mut start: Option<PairStart<'_>> = None;
         let mut sequences = Vec::with_capacity(numbers.len());
+        // A template refuses one of the texts.
+        let named = |error: Error, input: usize| match error {
+            Error::Input(reason) if encoder.reads_conversations() => {
+                Error::item(self.param(), &[input], format!(": {reason}"))
+            }
+            other => other,
+        };
         for &input in numbers {
             let late = match self.get(input) {
-                Content::Text(text) => encoder.tokenize_late(prompt, text, query, truncate, bounds)?,
+                Content::Text(text) => {
+                    let late = encoder.tokenize_late(prompt, text, query, truncate, bounds);
+                    late.map_err(|error| named(error, input))?
+                }
                 _ => None,
             };
             if let Some(late) = late {
@@ -212,8 +222,13 @@ impl Inputs {
                 continue;
             }
             let sequence = match self.get(input) {
-                Content::Text(text) if truncate => encoder.tokenize(prompt, text, bounds)?,
-                Content::Text(text) => encoder.tokenize_whole(prompt, text, bounds)?.into(),
+                Content::Text(text) if truncate => {
+                    encoder.tokenize(prompt, text, bounds).map_err(|error| named(error, input))?
+                }
+                Content::Text(text) => {
+                    let ids = encoder.tokenize_whole(prompt, text, bounds);
+                    ids.map_err(|error| named(error, input))?.into()
+                }
                 Content::Tokens(ids) => {
                     let truncated = truncate && ids.len() > encoder.config.max_length;
                     Encoded { truncated, ..self.ids(input, ids, encoder, truncate)?.into() }

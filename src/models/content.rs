@@ -12,7 +12,7 @@ use std::time::UNIX_EPOCH;
 use sha2::{Digest as _, Sha256};
 
 use super::adapters::config::config_path;
-use super::manifest::{ModelAdapter, ModelFiles, Selection, WeightFiles, metadata};
+use super::manifest::{ModelAdapter, ModelFiles, Selection, WeightFiles, files_in, metadata};
 use super::settings::Overrides;
 use crate::compute::WeightFormat;
 use crate::{Error, Result};
@@ -146,7 +146,10 @@ fn content_files(files: &ModelFiles) -> Vec<(String, PathBuf)> {
     };
     let mut all: Vec<_> = files.weights.paths().iter().map(|path| named(path)).collect();
     if !matches!(files.weights, WeightFiles::Gguf(_))
-        && let Ok(selection) = Selection::new(&files.modules, &|name| files.root.join(name).is_file())
+        && let Ok(selection) =
+            Selection::new(&files.modules, &|name| files.root.join(name).is_file(), &|folder| {
+                files_in(&files.root.join(folder))
+            })
     {
         all.extend(selection.files.into_iter().map(|name| {
             let path = files.root.join(&name);

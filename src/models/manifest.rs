@@ -119,7 +119,7 @@ impl ModelFiles {
         };
         let modules =
             if has("modules.json") { read_modules(&root.join("modules.json"))? } else { Vec::new() };
-        let selection = Selection::new(&modules, &has);
+        let selection = Selection::new(&modules, &has, &|folder| files_in(&root.join(folder)));
         if let Some(error) = refused.take() {
             return Err(error);
         }
@@ -164,9 +164,14 @@ impl ModelFiles {
         })
     }
 
+    /// Whether it is a GGUF file.
+    pub(crate) fn is_gguf(&self) -> bool {
+        matches!(self.weights, WeightFiles::Gguf(_))
+    }
+
     /// The file `name` in the folder of the weights, if it exists. A GGUF file is a whole model: it has no such files.
     pub fn beside_weights(&self, name: &str) -> Option<PathBuf> {
-        if matches!(self.weights, WeightFiles::Gguf(_)) {
+        if self.is_gguf() {
             return None;
         }
         Some(self.transformer.join(name)).filter(|path| path.is_file())
@@ -199,14 +204,11 @@ pub(crate) enum Missing {
 }
 
 /// Optional files next to the weights, which configure the tokenizer and the pooling.
-const OPTIONAL: [&str; 11] = [
+const OPTIONAL: [&str; 9] = [
     "tokenizer_config.json",
     "special_tokens_map.json",
     "generation_config.json",
     "chat_template.jinja",
-    // Those of `FURTHER_TEMPLATES` in tokenizers/chat_form.rs.
-    "additional_chat_templates/tool_use.jinja",
-    "additional_chat_templates/rag.jinja",
     "added_tokens.json",
     // Stanford's ColBERT, and the layers of bge-m3 over single tokens.
     "artifact.metadata",
@@ -232,6 +234,19 @@ const WEIGHTS: [&str; 4] = [
     "pytorch_model.bin.index.json",
 ];
 
+/// The folder of chat templates with names, and how the names of their files end.
+pub(crate) const TEMPLATE_FOLDER: &str = "additional_chat_templates";
+pub(crate) const TEMPLATE_END: &str = ".jinja";
+
+/// The names of the files of a folder, in order; none of a folder that is not there.
+pub(crate) fn files_in(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let files = entries.filter(|entry| entry.path().is_file());
+    let mut names: Vec<_> = files.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    names.sort_unstable();
+    names
+}
+
 /// The names of the file with an adapter's tensors.
 pub(crate) const ADAPTER_WEIGHTS: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin"];
 
@@ -241,7 +256,13 @@ const TRANSFORMERS: [&str; 4] = ["Transformer", "MLMTransformer", "StaticEmbeddi
 pub(crate) const TASK_TRANSFORMER: &str = "custom_st.Transformer";
 
 impl Selection {
-    pub(crate) fn new(modules: &[Module], has: &dyn Fn(&str) -> bool) -> Result<Self, Missing> {
+    /// What is wanted of the files that there are: `has` says whether there is one of a name, `listed` gives the names of those
+    /// in a folder.
+    pub(crate) fn new(
+        modules: &[Module],
+        has: &dyn Fn(&str) -> bool,
+        listed: &dyn Fn(&str) -> Vec<String>,
+    ) -> Result<Self, Missing> {
         let transformer = modules
             .iter()
             .find(|m| TRANSFORMERS.contains(&&*m.kind))
@@ -272,6 +293,9 @@ impl Selection {
         }
         for name in OPTIONAL.iter().chain(&SENTENCE_CONFIGS) {
             take(within(name));
+        }
+        for name in listed(&within(TEMPLATE_FOLDER)).iter().filter(|name| name.ends_with(TEMPLATE_END)) {
+            take(within(&format!("{TEMPLATE_FOLDER}/{name}")));
         }
         for module in modules.iter().filter(|m| m.path != transformer) {
             take(join(&module.path, "config.json"));

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::models::manifest::{Selection, read_modules};
+use crate::models::manifest::{Selection, files_in, read_modules};
 use crate::models::source::safe_relative;
 use crate::{Error, Result};
 
@@ -76,7 +76,7 @@ pub(super) fn snapshot_of(repo: &Path, revision: &str) -> Option<PathBuf> {
 fn is_complete(folder: &Path) -> Result<bool> {
     let has = |name: &str| folder.join(name).is_file();
     let modules = if has("modules.json") { read_modules(&folder.join("modules.json"))? } else { Vec::new() };
-    let complete = match Selection::new(&modules, &has) {
+    let complete = match Selection::new(&modules, &has, &|inner| files_in(&folder.join(inner))) {
         Ok(selection) => selection.weight_files(folder)?.paths().iter().all(|path| path.is_file()),
         Err(_) => false,
     };

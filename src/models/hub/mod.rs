@@ -257,7 +257,11 @@ fn select(
     } else {
         Vec::new()
     };
-    let selection = Selection::new(&modules, &has)
+    let listed = |folder: &str| {
+        let inner = |file: &String| file.strip_prefix(folder)?.strip_prefix('/').map(str::to_owned);
+        files.iter().filter_map(inner).filter(|name| !name.contains('/')).collect()
+    };
+    let selection = Selection::new(&modules, &has, &listed)
         .map_err(|missing: Missing| missing.error(blobs.id, Path::new(&blobs.client.page(blobs.id))))?;
     Ok((modules, selection))
 }

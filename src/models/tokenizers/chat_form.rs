@@ -8,11 +8,11 @@ use serde_json::Value as Json;
 use super::config::TokenizerConfig;
 use super::long::Bounds;
 use super::tokenizer::Tokenizer;
-use crate::chat::templates::{DEFAULT, TemplateSources};
+use crate::chat::templates::{DEFAULT, TemplateSources, WITH_TOOLS};
 use crate::chat::{ChatTemplate, Conversation, MORE_TOKENS, Problem, PromptEnd, SPECIAL_TOKENS, Value};
 use crate::models::json::read_json_with_nulls;
 use crate::models::keys::refusal;
-use crate::models::manifest::{ModelFiles, SENTENCE_CONFIGS};
+use crate::models::manifest::{ModelFiles, SENTENCE_CONFIGS, TEMPLATE_END, TEMPLATE_FOLDER, files_in};
 use crate::{Error, Result};
 
 /// Variables of a template.
@@ -286,15 +286,29 @@ fn is_structured(source: &str, several: bool, model_type: &str) -> bool {
 
 /// Whether transformers keeps a model's templates by their names, though it may be a single one.
 pub(super) fn has_names(files: &ModelFiles, settings: &TokenizerConfig, sources: &TemplateSources) -> bool {
-    let listed =
-        files.beside_weights("chat_template.jinja").is_none() && settings.value("chat_template").is_array();
-    listed || !sources.others.is_empty()
+    let listed = template_files(files).is_empty() && settings.value("chat_template").is_array();
+    listed || !sources.others.is_empty() || sources.usual.is_err()
 }
 
-/// Templates that lie in a folder of their own, by the names that `transformers` and Cohere's models give them.
-pub(crate) const FURTHER_TEMPLATES: [&str; 2] = ["tool_use", "rag"];
+/// The files of templates with their names, in order. The name of a file in the folder of templates is that of its template;
+/// one called `default` comes before `chat_template.jinja`, as in transformers.
+fn template_files(files: &ModelFiles) -> Vec<(String, PathBuf)> {
+    let folder = files.transformer.join(TEMPLATE_FOLDER);
+    let names = if files.is_gguf() { Vec::new() } else { files_in(&folder) };
+    let named = |file: String| Some((file.strip_suffix(TEMPLATE_END)?.to_owned(), folder.join(&file)));
+    let mut found: Vec<_> = names.into_iter().filter_map(named).collect();
+    // The one that conversations with tools take comes first.
+    found.sort_by_key(|(name, _)| name != WITH_TOOLS);
+    if let Some(path) = files.beside_weights("chat_template.jinja")
+        && found.iter().all(|(name, _)| name != DEFAULT)
+    {
+        found.push((DEFAULT.to_owned(), path));
+    }
+    found
+}
 
-/// The chat templates of a model's own, if it has any: files, or entries of its `tokenizer_config.json`.
+/// The chat templates of a model's own, if it has any: files, or entries of its `tokenizer_config.json`, which count without
+/// files alone.
 ///
 /// # Errors
 /// [`Error::Io`] when a file cannot be read.
@@ -303,14 +317,10 @@ pub(crate) fn template_sources(
     settings: &TokenizerConfig,
 ) -> Result<Option<TemplateSources>> {
     let read = |path: &Path| std::fs::read_to_string(path).map_err(|e| Error::io(path, "read", &e));
-    if let Some(path) = files.beside_weights("chat_template.jinja") {
-        let mut others = Vec::new();
-        for name in FURTHER_TEMPLATES {
-            if let Some(path) = files.beside_weights(&format!("additional_chat_templates/{name}.jinja")) {
-                others.push((name.to_owned(), read(&path)?));
-            }
-        }
-        return Ok(Some(TemplateSources { usual: Ok(read(&path)?), others }));
+    let found = template_files(files);
+    if !found.is_empty() {
+        let all = found.iter().map(|(name, path)| Ok((name.clone(), read(path)?))).collect::<Result<_>>()?;
+        return Ok(Some(named_sources(all, &files.transformer.join(TEMPLATE_FOLDER))));
     }
     let value = settings.value("chat_template");
     let Some(entries) = value.as_array().filter(|entries| !entries.is_empty()) else {
@@ -318,16 +328,21 @@ pub(crate) fn template_sources(
     };
     let named =
         |entry: &Json| Some((entry["name"].as_str()?.to_owned(), entry["template"].as_str()?.to_owned()));
-    let mut others: Vec<_> = entries.iter().filter_map(named).collect();
+    let all = entries.iter().filter_map(named).collect();
+    Ok(Some(named_sources(all, &files.transformer.join("tokenizer_config.json"))))
+}
+
+/// Templates by their names, of the file or folder `path`.
+fn named_sources(mut others: Vec<(String, String)>, path: &Path) -> TemplateSources {
     let usual = match others.iter().position(|(name, _)| name == DEFAULT) {
         Some(at) => Ok(others.remove(at).1),
         None => {
             let names: Vec<_> = others.iter().map(|(name, _)| name.as_str()).collect();
             let reason = format!("none of its chat templates is called {DEFAULT:?}; it has {names:?}");
-            Err(Error::invalid_file(files.transformer.join("tokenizer_config.json"), reason))
+            Err(Error::invalid_file(path, reason))
         }
     };
-    Ok(Some(TemplateSources { usual, others }))
+    TemplateSources { usual, others }
 }
 
 /// The special tokens that `tokenizer_config.json` names, and the end of text.
