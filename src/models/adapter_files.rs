@@ -148,18 +148,95 @@ fn locate(
     if looks_like_path(adapter, &path) || path.is_dir() {
         return Err(missing(adapter, CONFIG, &path));
     }
-    let parts: Vec<&str> = adapter.splitn(3, '/').collect();
-    if let [organization, name, inner @ ..] = &parts[..]
-        && let id = format!("{organization}/{name}")
-        && is_hub_id(&id)
-        && let Some(inner) = safe_relative(inner.first().copied().unwrap_or_default())
-    {
-        // The revision is that of the model.
-        let options = ResolveOptions { revision: None, ..options.clone() };
+    if let Some(HubAdapter { id, revision, inner }) = HubAdapter::parse(adapter) {
+        // The revision of the options is that of the model.
+        let options = ResolveOptions { revision, ..options.clone() };
         return Hub::new(&options)?.adapter(&id, &inner, progress);
     }
-    let expected = "expected the folder of an adapter, a hub id (organization/name), or a hub id and the folder after it";
+    let expected = "expected the folder of an adapter, a hub id (organization/name), a hub id and the folder after it, or a \
+                    hub id with a revision (organization/name@v1.0)";
     Err(Error::argument("adapter", format!("={adapter:?}: {expected}")))
+}
+
+/// An adapter of the hub, as a user writes it: `organization/name`, `organization/name@revision`, and both with the folder
+/// after them. The form is that of paths of `huggingface_hub`.
+#[derive(Debug, PartialEq)]
+struct HubAdapter {
+    id: String,
+    /// A branch, a tag or a commit; without it, the main branch.
+    revision: Option<String>,
+    inner: PathBuf,
+}
+
+impl HubAdapter {
+    fn parse(adapter: &str) -> Option<Self> {
+        let (organization, rest) = adapter.split_once('/')?;
+        let end = rest.find(['/', '@']).unwrap_or(rest.len());
+        let (name, rest) = rest.split_at(end);
+        let (revision, inner) = match rest.strip_prefix('@') {
+            Some(rest) => {
+                // Such a name has two slashes; in others, one is written as %2F.
+                let special = ["refs/pr/", "refs/convert/"].into_iter().find(|start| rest.starts_with(start));
+                let begin = special.map_or(0, str::len);
+                let end = rest[begin..].find('/').map_or(rest.len(), |end| begin + end);
+                let (revision, inner) = rest.split_at(end);
+                (Some(revision.replace("%2F", "/").replace("%2f", "/")), inner)
+            }
+            None => (None, rest),
+        };
+        let id = format!("{organization}/{name}");
+        let sound = |revision: &String| {
+            safe_relative(revision).is_some_and(|path| !path.as_os_str().is_empty())
+                && !revision.contains('@')
+                && !revision.ends_with('/')
+        };
+        let inner = safe_relative(inner.strip_prefix('/').unwrap_or(inner))?;
+        (is_hub_id(&id) && revision.as_ref().is_none_or(sound)).then_some(Self { id, revision, inner })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn adapters_of_the_hub_have_an_id_a_revision_and_a_folder() {
+        for (adapter, id, revision, inner) in [
+            ("me/lora", "me/lora", None, ""),
+            ("me/lora/", "me/lora", None, ""),
+            ("me/lora/epoch-3", "me/lora", None, "epoch-3"),
+            ("me/lora/a/b", "me/lora", None, "a/b"),
+            ("me/lora@v1.0", "me/lora", Some("v1.0"), ""),
+            ("me/lora@v1.0/epoch-3", "me/lora", Some("v1.0"), "epoch-3"),
+            ("me/lora@refs/pr/7", "me/lora", Some("refs/pr/7"), ""),
+            ("me/lora@refs/pr/7/epoch-3", "me/lora", Some("refs/pr/7"), "epoch-3"),
+            ("me/lora@feature%2Fnew/a", "me/lora", Some("feature/new"), "a"),
+            // A folder may have such a letter.
+            ("me/lora/a@b", "me/lora", None, "a@b"),
+        ] {
+            let expected = HubAdapter {
+                id: id.to_owned(),
+                revision: revision.map(str::to_owned),
+                inner: PathBuf::from(inner),
+            };
+            assert_eq!(HubAdapter::parse(adapter), Some(expected), "{adapter}");
+        }
+        for wrong in [
+            "lora",
+            "me@v1/lora",
+            "me/lora@",
+            "me/lora@/a",
+            "me/lora@..",
+            "me/lora@a@b",
+            "me/lora@v1/../a",
+            "/a/b",
+            "me/",
+            "me/lora@%2Fetc",
+            "me/lora@refs/pr/",
+        ] {
+            assert_eq!(HubAdapter::parse(wrong), None, "{wrong}");
+        }
+    }
 }
 
 /// The model that the adapter of PEFT in `folder` was trained on. `model` is what messages call the adapter, and `is_local`

@@ -11,7 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
-use super::adapters::adapter::Adapter;
+use super::adapters::adapter::{Adapter, HEADS};
 use super::adapters::change::{is_own_part, original_name};
 use super::architectures::{GgufTensors, Tensors};
 use super::formats::gguf::Gguf;
@@ -259,7 +259,10 @@ impl Weights {
         let dtype = entry.dtype.clone().map_err(|dtype| {
             Error::invalid_file(
                 path,
-                format!("the tensor {name:?} is stored as {dtype}; F32, F16 and BF16 can be read, so save it in one of these"),
+                format!(
+                    "the tensor {name:?} is stored as {dtype}; F32, F16 and BF16 can be read, so choose the model of the same name \
+                     that is not quantized, or save it in one of these"
+                ),
             )
         })?;
         match &entry.place {
@@ -475,10 +478,22 @@ impl Weights {
             self.names().filter(|stored| around(stored, name) || around(name, stored)).collect();
         found.sort_unstable();
         match found[..] {
-            [] => Ok(None),
+            [] => Ok(self.renamed_head(name)),
             [one] => Ok(Some(one.to_owned())),
             [one, other, ..] => Err(format!("may be for {one:?} or for {other:?} of the base model")),
         }
+    }
+
+    /// The stored matrix of logits of a GPT-NeoX that the adapter's model calls `name`: transformers has changed its name.
+    fn renamed_head(&self, name: &str) -> Option<String> {
+        let [new, old] = HEADS;
+        let other = if name == new { old } else { new };
+        let found = HEADS.contains(&name) && self.tensors.contains_key(other) && self.has_neox_layers();
+        found.then(|| other.to_owned())
+    }
+
+    fn has_neox_layers(&self) -> bool {
+        self.names().any(|name| name.starts_with("gpt_neox."))
     }
 }
 

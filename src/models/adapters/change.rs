@@ -155,7 +155,9 @@ pub(super) fn of_peft(
             let own = plain.replace(".base_layer.", ".");
             let (module, parameter) = own.rsplit_once('.').unwrap_or(("", &own));
             let copy = config.saves(module);
-            if parameter == "bias" && !copy && !config.trains_biases() {
+            // PEFT saves the whole of a head that it changes, with a bias that was not trained, too.
+            let of_head = plain.contains(".base_layer.");
+            if parameter == "bias" && !copy && !of_head && !config.trains_biases() {
                 return Err(invalid(
                     &name,
                     "is a bias, though adapter_config.json says that none was trained",

@@ -19,8 +19,18 @@ use crate::fixtures::fixture;
 
 const VECTORS: [&str; 5] = ["bert_patterns", "bert_rslora", "bert_dora", "bert_biases", "bert_saved"];
 const SCORES: [&str; 3] = ["bert_classes", "bert_rerank", "qwen3_score"];
-const TEXTS: [&str; 7] =
-    ["qwen3_layers", "qwen3_tied", "qwen3_words", "qwen3_saved", "llama_head", "gpt2_lora", "gpt2_dora"];
+const TEXTS: [&str; 10] = [
+    "qwen3_layers",
+    "qwen3_tied",
+    "qwen3_words",
+    "qwen3_saved",
+    "llama_head",
+    "gpt2_lora",
+    "gpt2_dora",
+    "phi_head",
+    "gptj_head",
+    "gpt_neox_head",
+];
 
 pub(crate) fn adapter(name: &str) -> PathBuf {
     fixture("adapters").join(name)
