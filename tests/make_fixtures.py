@@ -61,6 +61,7 @@ def makers(models: Path) -> dict[str, Callable[[], None]]:
     table["semantic"] = partial(semantic.make, FIXTURES)
     table["added_tokens"] = partial(added_tokens.make, FIXTURES)
     table["gguf_blocks"] = partial(blocks.make, FIXTURES)
+    table["gguf_grids"] = partial(blocks.make_grids, ROOT / "src" / "compute" / "linear" / "grids.bin")
     table["tokenizers"] = partial(tokenizer_kinds.make, FIXTURES)
     table["regexes"] = partial(regexes.make, FIXTURES)
     table["rope"] = partial(rope.make, FIXTURES)

@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicU64;
 
 use half::f16;
 
+use super::grid_blocks::{self, LowGroup};
 use crate::compute::file::{Bytes, WeightFile};
 pub(crate) use crate::compute::kernels::quantize::GROUP;
 use crate::compute::memory::zeroed;
@@ -30,6 +31,15 @@ pub enum BlockFormat {
     Iq4Nl,
     Iq4Xs,
     Mxfp4,
+    Iq2Xxs,
+    Iq2Xs,
+    Iq2S,
+    Iq3Xxs,
+    Iq3S,
+    Iq1S,
+    Iq1M,
+    Tq1_0,
+    Tq2_0,
 }
 
 /// The weights that the codes of the IQ4 formats stand for.
@@ -65,7 +75,7 @@ pub(crate) const fn zero(bits: usize) -> u8 {
 
 impl BlockFormat {
     /// All formats.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 22] = [
         Self::Q4_0,
         Self::Q4_1,
         Self::Q5_0,
@@ -79,6 +89,15 @@ impl BlockFormat {
         Self::Iq4Nl,
         Self::Iq4Xs,
         Self::Mxfp4,
+        Self::Iq2Xxs,
+        Self::Iq2Xs,
+        Self::Iq2S,
+        Self::Iq3Xxs,
+        Self::Iq3S,
+        Self::Iq1S,
+        Self::Iq1M,
+        Self::Tq1_0,
+        Self::Tq2_0,
     ];
 
     /// The format with ggml's type number `number`.
@@ -116,17 +135,30 @@ impl BlockFormat {
             Self::Iq4Nl => (20, "IQ4_NL", 32, 18),
             Self::Iq4Xs => (23, "IQ4_XS", 256, 136),
             Self::Mxfp4 => (39, "MXFP4", 32, 17),
+            Self::Iq2Xxs => (16, "IQ2_XXS", 256, 66),
+            Self::Iq2Xs => (17, "IQ2_XS", 256, 74),
+            Self::Iq2S => (22, "IQ2_S", 256, 82),
+            Self::Iq3Xxs => (18, "IQ3_XXS", 256, 98),
+            Self::Iq3S => (21, "IQ3_S", 256, 110),
+            Self::Iq1S => (19, "IQ1_S", 256, 50),
+            Self::Iq1M => (29, "IQ1_M", 256, 56),
+            Self::Tq1_0 => (34, "TQ1_0", 256, 54),
+            Self::Tq2_0 => (35, "TQ2_0", 256, 66),
         }
     }
 
     pub(crate) fn layout(self) -> QuantLayout {
         let (bits, minimum) = match self {
-            Self::Q4_0 | Self::Q3K => (4, false),
+            Self::Q4_0 | Self::Q3K | Self::Tq1_0 | Self::Tq2_0 => (4, false),
             Self::Q4_1 | Self::Q4K | Self::Q2K => (4, true),
             Self::Q5_1 | Self::Q5K => (8, true),
             Self::Q5_0 | Self::Q6K | Self::Q8_0 | Self::Iq4Nl | Self::Iq4Xs | Self::Mxfp4 => (8, false),
+            Self::Iq2Xxs | Self::Iq2Xs | Self::Iq2S | Self::Iq3Xxs | Self::Iq3S => (8, false),
+            Self::Iq1S | Self::Iq1M => (8, false),
         };
-        QuantLayout { bits, minimum, halves: matches!(self, Self::Q2K | Self::Q3K | Self::Q6K) }
+        let halves =
+            matches!(self, Self::Q2K | Self::Q3K | Self::Q6K | Self::Iq2Xs | Self::Iq2S | Self::Iq1M);
+        QuantLayout { bits, minimum, halves }
     }
 
     /// Group `index` of a row of blocks.
@@ -207,7 +239,22 @@ impl BlockFormat {
                     |half_of: usize| f32::from(block[192 + part * 2 + half_of].cast_signed()) * half(208);
                 QuantGroup { quants, scales: [scale(0), scale(1)], minima: [0.0; 2] }
             }
+            Self::Iq2Xxs => self.low_bits(grid_blocks::iq2_xxs(block, part)),
+            Self::Iq2Xs => self.low_bits(grid_blocks::iq2_xs(block, part)),
+            Self::Iq2S => self.low_bits(grid_blocks::iq2_s(block, part)),
+            Self::Iq3Xxs => self.low_bits(grid_blocks::iq3_xxs(block, part)),
+            Self::Iq3S => self.low_bits(grid_blocks::iq3_s(block, part)),
+            Self::Iq1S => self.low_bits(grid_blocks::iq1_s(block, part)),
+            Self::Iq1M => self.low_bits(grid_blocks::iq1_m(block, part)),
+            Self::Tq1_0 => self.low_bits(grid_blocks::tq1_0(block, part)),
+            Self::Tq2_0 => self.low_bits(grid_blocks::tq2_0(block, part)),
         }
+    }
+
+    /// The group of a format of one to three bits.
+    fn low_bits(self, LowGroup { quants, scales }: LowGroup) -> QuantGroup {
+        let zero = f32::from(zero(self.layout().bits));
+        QuantGroup { quants, scales, minima: scales.map(|scale| -zero * scale) }
     }
 }
 
@@ -455,7 +502,7 @@ pub(crate) mod tests {
             }
             assert_eq!(BlockFormat::from_ggml(format.facts().0), Some(format));
         }
-        assert_eq!(BlockFormat::from_ggml(16), None);
+        assert_eq!(BlockFormat::from_ggml(40), None);
     }
 
     #[test]

@@ -4,6 +4,7 @@ pub(crate) mod activations;
 pub(crate) mod blocks;
 mod flipped;
 pub(crate) mod gemm;
+mod grid_blocks;
 pub(crate) mod joined;
 pub(crate) mod layer;
 pub(crate) mod pack;

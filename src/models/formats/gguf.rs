@@ -389,13 +389,20 @@ impl Gguf {
         Error::Unsupported {
             model: self.path().display().to_string(),
             reason: format!(
-                "the tensor {name:?} is stored in ggml's format number {kind}; supported are F32, F16, BF16, {}: quantize it \
-                 to one of these",
-                BlockFormat::ALL.map(BlockFormat::name).join(", ")
+                "the tensor {name:?} is stored in ggml's format number {kind}{}, which is not read here; take a file in another \
+                 format, Q8_0 or Q4_K_M for example (docs/gguf.md lists those that are read)",
+                OTHER_FORMATS
+                    .iter()
+                    .find(|(number, _)| *number == kind)
+                    .map_or_else(String::new, |(_, name)| format!(" ({name})"))
             ),
         }
     }
 }
+
+/// Formats of tensors that are not read.
+const OTHER_FORMATS: [(u32, &str); 7] =
+    [(24, "I8"), (25, "I16"), (26, "I32"), (27, "I64"), (28, "F64"), (40, "NVFP4"), (41, "Q1_0")];
 
 impl fmt::Debug for Gguf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

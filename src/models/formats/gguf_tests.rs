@@ -247,10 +247,10 @@ fn hostile_numbers_take_no_memory() {
 
 #[test]
 fn a_format_without_a_kernel_is_named_when_it_is_needed() {
-    let (_folder, path) = Writer::default().tensor("w", &[1, 256], 16, &[0; 66]).write();
+    let (_folder, path) = Writer::default().tensor("w", &[1, 256], 40, &[0; 144]).write();
     let error = Gguf::open(&path).unwrap().matrix("w").unwrap_err();
     assert!(matches!(&error, Error::Unsupported { .. }));
-    assert!(error.to_string().contains("\"w\" is stored in ggml's format number 16"), "{error}");
+    assert!(error.to_string().contains("\"w\" is stored in ggml's format number 40 (NVFP4)"), "{error}");
 }
 
 #[test]
