@@ -172,16 +172,16 @@ mod tests {
 
     #[test]
     fn a_load_waits_for_models_that_may_leave_alone() {
-        let waits = |others: &[Status]| fits_later(60, Some(100), others.iter().cloned());
+        let waits = |others: &[&Status]| fits_later(60, Some(100), others.iter().copied().cloned());
         let (in_use, pinned) = (other(State::Ready, 80, 1, false), other(State::Ready, 80, 1, true));
-        assert!(waits(&[in_use.clone()]));
-        assert!(waits(&[other(State::Loading, 0, 0, false)]));
+        assert!(waits(&[&in_use]));
+        assert!(waits(&[&other(State::Loading, 0, 0, false)]));
         assert!(!waits(&[]), "nothing leaves");
-        assert!(!waits(&[other(State::Ready, 80, 0, false)]), "what is idle has left already");
-        assert!(!waits(&[other(State::Absent, 0, 1, false)]), "it holds nothing");
-        assert!(!waits(&[pinned.clone()]), "it never leaves");
-        assert!(!waits(&[in_use.clone(), pinned]), "too little is left next to what is pinned");
-        assert!(waits(&[in_use.clone(), other(State::Ready, 40, 0, true)]));
+        assert!(!waits(&[&other(State::Ready, 80, 0, false)]), "what is idle has left already");
+        assert!(!waits(&[&other(State::Absent, 0, 1, false)]), "it holds nothing");
+        assert!(!waits(&[&pinned]), "it never leaves");
+        assert!(!waits(&[&in_use, &pinned]), "too little is left next to what is pinned");
+        assert!(waits(&[&in_use, &other(State::Ready, 40, 0, true)]));
         assert!(!fits_later(101, Some(100), [in_use.clone()].into_iter()), "it never fits");
         assert!(fits_later(101, None, [in_use].into_iter()));
     }

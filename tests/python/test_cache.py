@@ -36,6 +36,7 @@ def test_a_hit_is_the_same_read_only_array(manager):
         again.flags.writeable = True
 
 
+@pytest.mark.filterwarnings("ignore:Setting the:DeprecationWarning")  # numpy 2.5 asks for views instead
 def test_what_a_caller_makes_of_its_array_changes_no_other(manager):
     slot, text = "english_sentence", "one text"
     for _ in range(3):

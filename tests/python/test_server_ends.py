@@ -42,6 +42,26 @@ signal.signal(signal.SIGHUP, signal.SIG_IGN)
 run(ServerConfig(port=0, models=[ServedModel("tiny", source=MODEL)]))
 """
 
+ENDS_EARLY = """
+import os, time
+from model_manager.server import ServedModel, ServerConfig, main
+main._WORKER_STARTS = 600  # how long a worker may take to answer
+if __name__ == "__main__":
+    main.run(ServerConfig(port=0, workers=2, models=[ServedModel("tiny", source=MODEL)]))
+else:
+    time.sleep(3)
+    os._exit(3)
+"""
+
+
+def test_a_worker_that_ends_before_it_answers_ends_the_server_at_once(process, tmp_path):
+    """The supervisor asks each worker whether it is there, and waits for the answer."""
+    path = tmp_path / "serve.py"
+    path.write_text(ENDS_EARLY.replace("MODEL", repr(ENGLISH_MODEL)))
+    server = process(str(path))
+    assert server.wait() == 1
+    assert "Traceback" not in server.text()
+
 
 @posix
 def test_a_server_that_does_not_end_shows_the_stacks_of_all_its_processes(process, tmp_path):

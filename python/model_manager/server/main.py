@@ -354,6 +354,9 @@ class Supervisor(Multiprocess):
         if any(one.process.exitcode == _STARTUP_FAILED for one in self.processes):
             self.should_exit.set()
             return
+        for one in self.processes:
+            # The worker has its own. With this one open, the answer of a worker that has ended is waited for.
+            one.child_conn.close()
         with self._forgetting():
             super().keep_subprocess_alive()
 
