@@ -18,6 +18,7 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, SplitDelimiterBehavior};
 
+use super::bpe::BpeOptions;
 use super::gguf_merges as merges;
 use super::gguf_words::{CONTROL, UNKNOWN, USER_DEFINED, invalid, scores, unigram, word_piece};
 use super::model::Inner;
@@ -177,13 +178,13 @@ impl<'a> GgufVocabulary<'a> {
         let Self { gguf, pieces, types, .. } = self;
         match gguf.text("tokenizer.ggml.model") {
             Some("gpt2") => byte_level(gguf, pieces),
-            Some("llama") => sentence_piece(gguf, pieces, types),
+            Some("llama" | "gemma4") => sentence_piece(gguf, pieces, types),
             Some("bert") => word_piece(gguf, pieces, types),
             Some("t5") => unigram(gguf, pieces, types),
             other => Err(unsupported(
                 gguf,
                 format!(
-                    "its tokenizer is {other:?}; supported are gpt2 (BPE), llama, bert (WordPiece) and t5 (Unigram)"
+                    "its tokenizer is {other:?}; supported are gpt2 (BPE), llama, gemma4, bert (WordPiece) and t5 (Unigram)"
                 ),
             )),
         }
@@ -252,16 +253,18 @@ fn token_types(gguf: &Gguf) -> Result<Vec<i128>> {
     kinds.iter().map(kind).collect()
 }
 
+/// The parts of each merge.
+fn pairs<'a>(gguf: &Gguf, merges: &'a [String]) -> Result<Vec<(&'a str, &'a str)>> {
+    let apart = |merge: &'a String| {
+        let without = || invalid(gguf, format!("its merge {merge:?} has no space between its parts"));
+        merge.split_once(' ').ok_or_else(without)
+    };
+    merges.iter().map(apart).collect()
+}
+
 fn byte_level(gguf: &Gguf, pieces: &[String]) -> Result<Inner> {
     let merges = texts(gguf, "tokenizer.ggml.merges")?;
-    let mut pairs: Vec<(&str, &str)> = Vec::with_capacity(merges.len());
-    for merge in &merges {
-        let pair = merge.split_once(' ');
-        pairs.push(
-            pair.ok_or_else(|| invalid(gguf, format!("its merge {merge:?} has no space between its parts")))?,
-        );
-    }
-    let merges = pairs;
+    let merges = pairs(gguf, &merges)?;
     // Files of Falcon that are older than this key have Falcon's own way.
     let falcon = gguf.text("general.architecture") == Some("falcon");
     let default = if falcon { "falcon" } else { "default" };
@@ -310,7 +313,8 @@ fn byte_level(gguf: &Gguf, pieces: &[String]) -> Result<Inner> {
             ));
         }
     };
-    let model = merges::given(pieces, &merges, ignore_merges)
+    let options = BpeOptions { ignore_merges, ..BpeOptions::default() };
+    let model = merges::given(pieces, &merges, &options)
         .map_err(|e| invalid(gguf, format!("its vocabulary and merges do not fit together: {e}")))?;
     let mut tokenizer = Inner::new(model);
     // MPT and OLMo have GPT-NeoX's tokenizer.
@@ -323,17 +327,23 @@ fn byte_level(gguf: &Gguf, pieces: &[String]) -> Result<Inner> {
     Ok(tokenizer)
 }
 
+/// SentencePiece's BPE. Files of Gemma 4 list its merges; the others score its pieces.
 fn sentence_piece(gguf: &Gguf, pieces: &[String], types: &[i128]) -> Result<Inner> {
-    let scores = scores(gguf, pieces)?;
+    let lists_merges = gguf.text("tokenizer.ggml.model") == Some("gemma4");
     let unknown = gguf.number("tokenizer.ggml.unknown_token_id");
     let unknown = types.iter().position(|&kind| kind == UNKNOWN).or(unknown);
     let unknown = unknown.and_then(|id| pieces.get(id).cloned());
-    let model = merges::by_score(pieces, &scores, unknown)
-        .map_err(|e| invalid(gguf, format!("its pieces do not fit together: {e}")))?;
+    let model = if lists_merges {
+        let merges = texts(gguf, "tokenizer.ggml.merges")?;
+        merges::given(pieces, &pairs(gguf, &merges)?, &merges::with_bytes(unknown))
+    } else {
+        merges::by_score(pieces, &scores(gguf, pieces)?, unknown)
+    };
+    let model = model.map_err(|e| invalid(gguf, format!("its pieces do not fit together: {e}")))?;
     let mut tokenizer = Inner::new(model);
     let replaced = |e: tokenizers::Error| invalid(gguf, e.to_string());
     let mut normalizers: Vec<NormalizerWrapper> = Vec::new();
-    let prefix = gguf.flag("tokenizer.ggml.add_space_prefix").unwrap_or(true);
+    let prefix = gguf.flag("tokenizer.ggml.add_space_prefix").unwrap_or(!lists_merges);
     if prefix {
         normalizers.push(Prepend::new("▁".into()).into());
     }

@@ -9,41 +9,54 @@ use super::gguf_words::{table, vocabulary};
 use super::model::TokenModel;
 use super::pieces::Pieces;
 
-/// Byte-level BPE with the merges that the file lists. Those whose parts or whole are no pieces, which some files carry,
-/// are left out.
+/// BPE with the merges that the file lists. Those whose parts or whole are no pieces, which some files carry, are left out.
 ///
 /// # Errors
 /// Those of the tokenizers crate.
 pub(super) fn given(
     pieces: &[String],
     merges: &[(&str, &str)],
-    ignore_merges: bool,
+    options: &BpeOptions,
 ) -> tokenizers::Result<TokenModel> {
-    match small_given(pieces, merges, ignore_merges) {
+    match small_given(pieces, merges, options) {
         Some(model) => Ok(TokenModel::Bpe(Box::new(model))),
-        None => Ok(TokenModel::of_crate(crate_given(pieces, merges, ignore_merges)?)),
+        None => Ok(TokenModel::of_crate(crate_given(pieces, merges, options)?)),
     }
 }
 
+/// The options of SentencePiece's BPE: bytes stand for characters that are no pieces.
+pub(super) fn with_bytes(unknown: Option<String>) -> BpeOptions {
+    BpeOptions { unknown, fuse_unknown: true, byte_fallback: true, ignore_merges: false }
+}
+
 /// `None` for a vocabulary that only the crate takes.
-fn small_given(pieces: &[String], merges: &[(&str, &str)], ignore_merges: bool) -> Option<Bpe> {
+fn small_given(pieces: &[String], merges: &[(&str, &str)], options: &BpeOptions) -> Option<Bpe> {
     let all = Pieces::new(table(pieces)?, None)?;
     let mut ranked = MergeList::default();
     let ids: Vec<_> = merges.iter().map(|(left, right)| all.id(left).zip(all.id(right))).collect();
     for (left, right) in ids.into_iter().flatten() {
         ranked.add(&all, left, right);
     }
-    Bpe::new(all, &ranked, &BpeOptions { ignore_merges, ..BpeOptions::default() })
+    Bpe::new(all, &ranked, options)
 }
 
-fn crate_given(pieces: &[String], merges: &[(&str, &str)], ignore_merges: bool) -> tokenizers::Result<BPE> {
+fn crate_given(pieces: &[String], merges: &[(&str, &str)], options: &BpeOptions) -> tokenizers::Result<BPE> {
     let known: HashSet<&str> = pieces.iter().map(String::as_str).collect();
     let all = |left: &str, right: &str| {
         [left, right, &format!("{left}{right}")].iter().all(|part| known.contains(part))
     };
     let merges = merges.iter().filter(|(left, right)| all(left, right));
     let merges = merges.map(|(left, right)| ((*left).to_owned(), (*right).to_owned())).collect();
-    BPE::builder().vocab_and_merges(vocabulary(pieces), merges).ignore_merges(ignore_merges).build()
+    built(vocabulary(pieces), merges, options)
+}
+
+fn built(vocabulary: bpe::Vocab, merges: bpe::Merges, options: &BpeOptions) -> tokenizers::Result<BPE> {
+    let model = BPE::builder().vocab_and_merges(vocabulary, merges).ignore_merges(options.ignore_merges);
+    let model = model.byte_fallback(options.byte_fallback).fuse_unk(options.fuse_unknown);
+    match &options.unknown {
+        Some(unknown) => model.unk_token(unknown.clone()).build(),
+        None => model.build(),
+    }
 }
 
 /// BPE of SentencePiece, which joins the neighbors whose joint piece scores highest: every way to cut a piece in two known
@@ -73,13 +86,7 @@ fn small_by_score(pieces: &[String], scores: &[f64], unknown: Option<&String>) -
         own.sort_unstable();
         own.iter().for_each(|&(left, right)| ranked.push(left, right, id));
     }
-    let options = BpeOptions {
-        unknown: unknown.cloned(),
-        fuse_unknown: true,
-        byte_fallback: true,
-        ignore_merges: false,
-    };
-    Bpe::new(all, &ranked, &options)
+    Bpe::new(all, &ranked, &with_bytes(unknown.cloned()))
 }
 
 fn crate_by_score(pieces: &[String], scores: &[f64], unknown: Option<String>) -> tokenizers::Result<BPE> {
@@ -93,12 +100,7 @@ fn crate_by_score(pieces: &[String], scores: &[f64], unknown: Option<String>) ->
         own.sort_unstable();
         merges.extend(own.into_iter().map(|(_, _, left, right)| (left.to_owned(), right.to_owned())));
     }
-    let model = BPE::builder().vocab_and_merges(vocabulary(pieces), merges);
-    let model = model.byte_fallback(true).fuse_unk(true);
-    match unknown {
-        Some(unknown) => model.unk_token(unknown).build(),
-        None => model.build(),
-    }
+    built(vocabulary(pieces), merges, &with_bytes(unknown))
 }
 
 /// Ids, those of the highest scores first.
@@ -167,16 +169,22 @@ mod tests {
                 (0..30).map(|_| (word(&mut random, 2), word(&mut random, 2))).collect();
             let merges: Vec<(&str, &str)> =
                 listed.iter().map(|(left, right)| (left.as_str(), right.as_str())).collect();
-            let ignore = round % 5 == 0;
-            let ours = small_given(&pieces, &merges, ignore).unwrap();
-            same(&ours, &crate_given(&pieces, &merges, ignore).unwrap(), &mut random);
+            let options = match round % 5 {
+                0 => BpeOptions { ignore_merges: true, ..BpeOptions::default() },
+                1 => BpeOptions::default(),
+                _ => with_bytes((round % 2 == 0).then(|| "<unk>".to_owned())),
+            };
+            let ours = small_given(&pieces, &merges, &options).unwrap();
+            same(&ours, &crate_given(&pieces, &merges, &options).unwrap(), &mut random);
         }
     }
 
     #[test]
     fn what_the_small_form_does_not_hold_is_the_crates() {
         let twice: Vec<String> = ["a", "b", "a"].map(String::from).to_vec();
-        for model in [given(&twice, &[], false).unwrap(), by_score(&twice, &[0.0; 3], None).unwrap()] {
+        for model in
+            [given(&twice, &[], &BpeOptions::default()).unwrap(), by_score(&twice, &[0.0; 3], None).unwrap()]
+        {
             assert!(matches!(model, TokenModel::Crate(_)));
             assert_eq!(model.token_to_id("a"), Some(2));
         }

@@ -143,6 +143,15 @@ impl Kind {
     }
 }
 
+/// As llama.cpp writes files of Gemma 4: with the merges.
+fn gemma4() -> Writer {
+    let kind = Kind::read("sentencepiece_gemma");
+    kind.writer("gemma4", [Some("<s>"), None])
+        .texts("tokenizer.ggml.tokens", &kind.pieces())
+        .texts("tokenizer.ggml.merges", &kind.merges())
+        .flag("tokenizer.ggml.add_space_prefix", false)
+}
+
 fn written(name: &str) -> Option<Writer> {
     let none = [None, None];
     let kind = || Kind::read(name);
@@ -161,6 +170,18 @@ fn written(name: &str) -> Option<Writer> {
         // RoBERTa's space before a text, other accents than BERT's, ALBERT's rules, bytes in Unigram: files do not say these.
         _ => return None,
     })
+}
+
+#[test]
+fn files_of_gemma_4_list_their_merges() {
+    let reference = Reference::read();
+    let digests = &reference.digests["sentencepiece_gemma"];
+    let (_folder, path) = gemma4().write();
+    let tokenizer = Tokenizer::from_gguf(&Gguf::open(&path).unwrap()).unwrap();
+    for (number, text) in reference.texts().iter().enumerate() {
+        let ids = tokenizer.encode(text, usize::MAX).unwrap();
+        assert_eq!(digest(&ids), digests[4 * number..4 * number + 4], "text {number}");
+    }
 }
 
 /// llama.cpp's converter writes `clean_up_tokenization_spaces` there for a model that has no `sentencepiece.bpe.model`.
