@@ -195,6 +195,42 @@ impl HubAdapter {
     }
 }
 
+/// The model that the adapter of PEFT in `folder` was trained on. `model` is what messages call the adapter, and `is_local`
+/// says that its files are not those of the hub.
+///
+/// # Errors
+/// [`Error::Unsupported`] when it names none, or one that files of the hub may not name.
+pub(super) fn base_of(model: &str, folder: &Path, is_local: bool) -> Result<(Source, Option<String>)> {
+    let config = PeftConfig::read(model, folder)?;
+    let remedy = format!("give it yourself: register(name, BASE, adapter={model:?})");
+    let refused =
+        |reason: String| Error::Unsupported { model: model.into(), reason: format!("{reason}; {remedy}") };
+    if folder.join("modules.json").is_file() {
+        let reason = "it is an adapter that sentence-transformers has saved with modules of its own (modules.json), \
+                      which are not read: with adapter=, pooling and prompts are those of the base";
+        return Err(refused(reason.into()));
+    }
+    let Some(base) = config.base_model_name_or_path.filter(|base| !base.trim().is_empty()) else {
+        return Err(refused(
+            "it is an adapter whose adapter_config.json does not name its base model".into(),
+        ));
+    };
+    let shown = format!("it is an adapter of {base:?}");
+    match Source::parse(&base)
+        .map_err(|_| refused(format!("{shown}, which is no model here or on the hub")))?
+    {
+        hub @ Source::Hub(_) => Ok((hub, config.revision)),
+        directory @ Source::Directory(_) if is_local => match directory {
+            Source::Directory(path) if path.is_dir() => Ok((Source::Directory(path), None)),
+            _ => Err(refused(format!("{shown}, a folder that is not here"))),
+        },
+        Source::Directory(_) => {
+            Err(refused(format!("{shown}, a folder of the machine that it was trained on")))
+        }
+        _ => Err(refused(format!("{shown}, which an adapter may not name"))),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -236,41 +272,5 @@ mod tests {
         ] {
             assert_eq!(HubAdapter::parse(wrong), None, "{wrong}");
         }
-    }
-}
-
-/// The model that the adapter of PEFT in `folder` was trained on. `model` is what messages call the adapter, and `is_local`
-/// says that its files are not those of the hub.
-///
-/// # Errors
-/// [`Error::Unsupported`] when it names none, or one that files of the hub may not name.
-pub(super) fn base_of(model: &str, folder: &Path, is_local: bool) -> Result<(Source, Option<String>)> {
-    let config = PeftConfig::read(model, folder)?;
-    let remedy = format!("give it yourself: register(name, BASE, adapter={model:?})");
-    let refused =
-        |reason: String| Error::Unsupported { model: model.into(), reason: format!("{reason}; {remedy}") };
-    if folder.join("modules.json").is_file() {
-        let reason = "it is an adapter that sentence-transformers has saved with modules of its own (modules.json), \
-                      which are not read: with adapter=, pooling and prompts are those of the base";
-        return Err(refused(reason.into()));
-    }
-    let Some(base) = config.base_model_name_or_path.filter(|base| !base.trim().is_empty()) else {
-        return Err(refused(
-            "it is an adapter whose adapter_config.json does not name its base model".into(),
-        ));
-    };
-    let shown = format!("it is an adapter of {base:?}");
-    match Source::parse(&base)
-        .map_err(|_| refused(format!("{shown}, which is no model here or on the hub")))?
-    {
-        hub @ Source::Hub(_) => Ok((hub, config.revision)),
-        directory @ Source::Directory(_) if is_local => match directory {
-            Source::Directory(path) if path.is_dir() => Ok((Source::Directory(path), None)),
-            _ => Err(refused(format!("{shown}, a folder that is not here"))),
-        },
-        Source::Directory(_) => {
-            Err(refused(format!("{shown}, a folder of the machine that it was trained on")))
-        }
-        _ => Err(refused(format!("{shown}, which an adapter may not name"))),
     }
 }

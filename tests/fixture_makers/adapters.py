@@ -72,7 +72,7 @@ ADAPTERS = (
     _writes("llama_head", 83, "llama", target_modules=["up_proj", "lm_head"]),
     _writes("gpt2_lora", 84, "gpt2", target_modules=["c_attn", "c_proj", "c_fc", "wte"]),
     _writes("gpt2_dora", 85, "gpt2", target_modules=["c_attn", "c_fc"], use_dora=True),
-    # Heads with a bias, which PEFT saves, trained or not; and a head that transformers calls by another name than the file.
+    # Heads with a bias, which PEFT saves, trained or not; and one with two names.
     _writes("phi_head", 86, "phi", whole=True, target_modules=["q_proj", "lm_head"], bias="lora_only"),
     _writes("gptj_head", 87, "gptj", whole=True, target_modules=["v_proj", "lm_head"]),
     _writes("gpt_neox_head", 88, "gpt_neox", target_modules=["query_key_value", "lm_head"]),

@@ -56,7 +56,7 @@ def make(root: Path) -> None:
 
 
 def make_grids(path: Path) -> None:
-    """The vectors of all grids: of each number its place among the numbers of the format, the first in the lowest bits."""
+    """The vectors of all grids: of each number its place among those of the format, the first in the lowest bits."""
     packed = b""
     for kind, bits in GRIDS.items():
         kind.init_grid()

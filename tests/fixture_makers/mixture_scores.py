@@ -1,4 +1,4 @@
-"""Scores of pairs by the tiny mixtures of experts under a layer over the last token, as sentence-transformers computes them."""
+"""Scores of pairs by the tiny mixtures of experts under a layer over the last token, by sentence-transformers."""
 
 import json
 import shutil

@@ -149,7 +149,7 @@ pub(crate) fn refusal(model_type: &str, family: Option<&Family>, kind: ModelKind
         (!scores || *kind == ModelKind::Classifier) && family.is_some_and(|family| family.serves(*kind))
     };
     let kinds = ModelKind::ALL.into_iter().filter(gives);
-    format!("its model_type is {model_type:?}, {}", not_so(kind, kinds, nearest(model_type, serving), ""))
+    format!("its model_type is {model_type:?}, {}", not_so(kind, kinds, &nearest(model_type, serving), ""))
 }
 
 /// The same for a GGUF file of this architecture.
@@ -158,11 +158,11 @@ pub(crate) fn gguf_refusal(architecture: &str, kind: ModelKind) -> String {
     let serving = all.iter().flat_map(|family| family.gguf).filter(|gguf| gguf.serves(kind));
     let near = nearest(architecture, serving.map(|gguf| gguf.architecture));
     let kinds = ModelKind::ALL.into_iter().filter(|kind| find_gguf(architecture, *kind).is_some());
-    format!("its architecture is {architecture:?}, {}", not_so(kind, kinds, near, " in GGUF files"))
+    format!("its architecture is {architecture:?}, {}", not_so(kind, kinds, &near, " in GGUF files"))
 }
 
 /// What a family gives in place of `kind`, with the remedy; if it gives nothing, those with a similar name.
-fn not_so(kind: ModelKind, kinds: impl Iterator<Item = ModelKind>, near: Vec<&str>, stored: &str) -> String {
+fn not_so(kind: ModelKind, kinds: impl Iterator<Item = ModelKind>, near: &[&str], stored: &str) -> String {
     let quoted = |names: Vec<String>| match names.split_last() {
         Some((last, rest)) if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
         _ => names.concat(),

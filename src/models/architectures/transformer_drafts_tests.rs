@@ -73,7 +73,7 @@ fn draft<B: Backend>(
     text: &[u32],
     prompt: usize,
     first: usize,
-    check: &mut dyn FnMut(usize, &[f32], &B::Cache),
+    mut check: impl FnMut(usize, &[f32], &B::Cache),
 ) {
     let mut cache = model.new_cache(0).unwrap();
     run(model, vec![(&mut cache, &text[..prompt], 1)], prompt);
@@ -103,7 +103,7 @@ fn drafts_that_are_taken_back_leave_nothing() {
             let (prompt, vocabulary) = (90, model.vocabulary());
             let expected = one_by_one(&model, text, prompt);
             for first in [0, 5] {
-                draft(&model, text, prompt, first, &mut |at, rows, _| {
+                draft(&model, text, prompt, first, |at, rows, _| {
                     for (row, expected) in rows.chunks(vocabulary).zip(&expected[at - prompt..]) {
                         assert!(row == expected, "{isa} {dtype:?} at {at} {described:?}");
                     }
@@ -127,7 +127,7 @@ fn caches_with_drafts_are_copied_and_cut() {
             run(&model, vec![(&mut cache, tokens, 1)], prompt)
         };
         let mut checked = 0;
-        draft(&model, &text[..290], prompt, 0, &mut |at, _, cache| {
+        draft(&model, &text[..290], prompt, 0, |at, _, cache| {
             assert!(cache.bytes() <= model.cache_bytes(cache.len().max(290)));
             let mut shrunk = cache.fork(cache.len(), 300).unwrap();
             shrunk.shrink().unwrap();

@@ -121,7 +121,7 @@ fn config_json_of_every_wrong_kind() {
     write(&folder, "config.json", r#"{"model_type": "mamba"}"#);
     let error = load(folder.path()).unwrap_err();
     assert!(
-        matches!(&error, Error::Unsupported { reason, .. } if reason.contains("mamba") && reason.contains("xlm-roberta"))
+        matches!(&error, Error::Unsupported { reason, .. } if reason.contains("mamba") && reason.contains("models --known"))
     );
 }
 

@@ -176,7 +176,9 @@ fn attention(metadata: &Metadata<'_>, kinds: &[LayerKind]) -> Result<Vec<LayerAt
             LayerKind::Full => Mask::CAUSAL,
             LayerKind::Sliding => match metadata.required("attention.sliding_window")? {
                 0 => {
-                    return Err(metadata.unsupported("its attention.sliding_window is 0, and layers have one"));
+                    return Err(
+                        metadata.unsupported("its attention.sliding_window is 0, and layers have one")
+                    );
                 }
                 window => Mask::sliding(window),
             },
