@@ -56,7 +56,8 @@ def test_parquet_without_rows_has_the_columns(command):
     made = pq.read_table("out.parquet")
     assert (made.num_rows, made.schema.field("embedding").type.list_size) == (0, 32)
     assert command("embed", "empty.parquet", "in.parquet", "empty.parquet", "-o", "out.parquet").code == 0
-    assert pq.read_table("out.parquet").column("text").to_pylist() == ["a", None]
+    # The column alone: before pyarrow 26 a vector that is null cannot be read.
+    assert pq.read_table("out.parquet", columns=["text"]).column("text").to_pylist() == ["a", None]
 
 
 @posix
