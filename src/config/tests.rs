@@ -82,6 +82,9 @@ fn every_setting_reads_its_variable_and_its_keyword_and_refuses_nonsense_by_name
             ("int | None", _) => SettingValue::Int(3),
             (_, "memory_budget" | "kv_memory") => SettingValue::Text("2GB".into()),
             (_, "keep_alive") => SettingValue::Text("5m".into()),
+            (_, "adaptive_state" | "cache_dir" | "cache_disk") => {
+                SettingValue::Text(std::path::absolute("other").unwrap().display().to_string())
+            }
             _ => SettingValue::Text("other".into()),
         };
         let by_keyword = Settings::default().with([(field.name, value.clone())]).unwrap();

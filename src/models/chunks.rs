@@ -114,8 +114,8 @@ fn chunks_of_lines(
 }
 
 /// The stretches of a text that are split one after the other: the whole text, unless it has lines of more than `longest`
-/// bytes. These are cut, at the end of a sentence if one is near, else of a word. The splitter looks at the rest of a sentence and
-/// of a word for each of its chunks, so that its work would grow with the square of their lengths.
+/// bytes. These are cut, at the end of a sentence if one is near, else of a word. The splitter looks at the rest of a
+/// sentence and of a word for each of its chunks, so that its work would grow with the square of their lengths.
 fn stretches(text: &str, longest: usize) -> impl Iterator<Item = Range<usize>> {
     let (mut start, mut done) = (0, false);
     std::iter::from_fn(move || {
