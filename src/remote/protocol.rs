@@ -348,7 +348,7 @@ mod tests {
         for infinite in
             ["[1e39]", "[1,-1e300]", "\"AADAfw==\"", "[1,null]", "[NaN,1]", "[Infinity]", "[0.5, -Infinity]"]
         {
-            let body = format!(r#"{{"model":"NaN \\"NaN","data":[{{"embedding":{infinite}}}]}}"#);
+            let body = format!(r#"{{"model":"NaN \"NaN","data":[{{"embedding":{infinite}}}]}}"#);
             assert_eq!(defect(&body, 1), Defect::NotFinite, "{infinite}");
         }
     }
@@ -426,9 +426,7 @@ mod tests {
     fn numbers_and_depths_beyond_all_bounds_are_malformed() {
         let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
         let digits = "9".repeat(10_000);
-        for value in
-            ["NaN", "Infinity", "-Infinity", "1e999", "-1e999", "1e", "0x10", "[1e39]]", &deep, &digits]
-        {
+        for value in ["1e999", "-1e999", "1e", "0x10", "[1e39]]", "NAN", &deep, &digits] {
             for body in [
                 format!(r#"{{"data":[{{"embedding":[{value}]}}]}}"#),
                 format!(r#"{{"data":[{{"embedding":{value}}}]}}"#),
