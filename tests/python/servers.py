@@ -145,6 +145,10 @@ def run_node(script: str, url: str, text: str) -> Any:
     return json.loads(process.stdout)
 
 
+_STACKS_SECONDS = 10.0
+"""For processes that are ended to write their stacks."""
+
+
 class Process:
     """A server in its own process."""
 
@@ -195,11 +199,16 @@ class Process:
         listed = ["pgrep", "-P", str(self.popen.pid)]
         workers = subprocess.run(listed, capture_output=True, text=True, check=False) if shutil.which("pgrep") else None
         # The supervisor first, because it would start others in place of its workers.
-        for pid in (self.popen.pid, *(map(int, workers.stdout.split()) if workers else ())):
+        pids = (self.popen.pid, *(map(int, workers.stdout.split()) if workers else ()))
+        for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGABRT)
         self.popen.wait(SECONDS)
-        time.sleep(0.5)  # The workers are children of another process by now, so nothing says that they have ended.
+        # The workers are children of another process by now: only their stacks say that they end.
+        end = time.monotonic() + _STACKS_SECONDS
+        while self.text().count("Fatal Python error: Aborted") < len(pids) and time.monotonic() < end:
+            time.sleep(0.05)
+        time.sleep(0.5)  # for the last of them to write the rest
 
 
 @pytest.fixture

@@ -126,7 +126,6 @@ def test_vectors_do_not_depend_on_the_texts_with_them(make_manager, name):
         ("glm", {"partial_rotary_factor": None}, "partial_rotary_factor"),
         ("hunyuan_v1_dense", {"add_classification_head": True}, "add_classification_head"),
         ("arcee", {"hidden_act": "xielu"}, "xielu"),
-        ("nemotron", {"partial_rotary_factor": 0.4}, "partial_rotary_factor"),
     ],
 )
 def test_what_is_not_computed_is_refused_by_name(make_writer, tmp_path, name, change, word):

@@ -25,13 +25,15 @@ FAMILIES = {
     "qwen2_moe": "qwen2moe",
     "granitemoe": "granitemoe",
 }
+SCORING = {"qwen3_moe", "mixtral", "qwen2_moe"}
+"""Those that rerank and classify too."""
 NAMES = (*FAMILIES, "qwen3_moe_mixed")
 
 
 def test_the_families_and_files(command):
     families = {family["model_type"]: family for family in _core._families()}
     for name, gguf in FAMILIES.items():
-        assert families[name]["kinds"] == ["embedding", "generator"]
+        assert families[name]["kinds"] == ["embedding", "generator", *["reranker"] * (name in SCORING)]
         assert families[name]["gguf"] == ({gguf: ["generator"]} if gguf else {})
         doctor = command("doctor", str(FIXTURES / name), "--kind", "generator", "--json")
         assert doctor.code == 0, doctor.err
