@@ -211,7 +211,9 @@ class Embedder:
 
     @property
     def checkpoint(self) -> str:
-        """A tag of the slot's present checkpoint. Equal checkpoints have equal tags as a rule, other ones never."""
+        """A tag of the slot's present checkpoint. Equal checkpoints have equal tags as a rule; others have other ones,
+        unless their vectors of a short text are nearly the same.
+        """
         return self.query_fingerprint.partition("-")[2]
 
     def _query_form(self) -> tuple[str, str]:

@@ -71,6 +71,20 @@ fn load(name: &str, format: WeightFormat, isa: Isa) -> TextModel {
     from_files(&ModelFiles::open(name, &folder(name)).unwrap(), format, isa).unwrap()
 }
 
+fn open_gguf(writer: &Writer) -> Result<TextModel> {
+    let (_folder, path) = writer.clone().write();
+    from_gguf("tiny", &path, WeightFormat::F32, Isa::best())
+}
+
+/// A file gives transformers' logits of `family`.
+fn assert_gguf_is(family: &str, writer: &Writer) {
+    let model = open_gguf(writer).unwrap();
+    for case in reference(family).cases {
+        let error = furthest(&logits(&model, &[&case.ids]), &case.logits);
+        assert!(error < 1e-4, "{family} {:?}: {error}", case.prompt);
+    }
+}
+
 fn logits(model: &TextModel, chunks: &[&[u32]]) -> Vec<f32> {
     match &model.network {
         Network::Cpu(decoder) => logits_of(&**decoder, chunks),

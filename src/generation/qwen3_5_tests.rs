@@ -128,28 +128,15 @@ fn text(change: Option<(&str, u32)>) -> Writer {
     metadata("qwen35", 4, 4, change).number("qwen35.feed_forward_length", 48)
 }
 
-fn open(writer: &Writer) -> Result<TextModel> {
-    let (_folder, path) = writer.clone().write();
-    from_gguf("qwen", &path, WeightFormat::F32, Isa::best())
-}
-
-fn assert_is(family: &str, writer: &Writer) {
-    let model = open(writer).unwrap();
-    for case in reference(family).cases {
-        let error = furthest(&logits(&model, &[&case.ids]), &case.logits);
-        assert!(error < 1e-4, "{family} {:?}: {error}", case.prompt);
-    }
-}
-
 #[test]
 fn gguf_files_compute_what_transformers_computes() {
-    assert_is("qwen3_5_text", &with_tensors("qwen3_5_text", text(None)));
+    assert_gguf_is("qwen3_5_text", &with_tensors("qwen3_5_text", text(None)));
     let experts = metadata("qwen35moe", 2, 2, None)
         .number("qwen35moe.expert_count", 8)
         .number("qwen35moe.expert_used_count", 3)
         .number("qwen35moe.expert_feed_forward_length", 12)
         .number("qwen35moe.expert_shared_feed_forward_length", 20);
-    assert_is("qwen3_5_moe_text", &with_tensors("qwen3_5_moe_text", experts));
+    assert_gguf_is("qwen3_5_moe_text", &with_tensors("qwen3_5_moe_text", experts));
 }
 
 /// A block that predicts another token belongs to no text.
@@ -157,17 +144,17 @@ fn gguf_files_compute_what_transformers_computes() {
 fn blocks_that_predict_other_tokens_are_passed_over() {
     let known = with_tensors("qwen3_5_text", text(Some(("block_count", 5))));
     let with_block = known.tensor("blk.4.nextn.eh_proj.weight", &[2, 2], 0, &f32s(&[1.0; 4]));
-    assert_is("qwen3_5_text", &with_block.clone().number("qwen35.nextn_predict_layers", 1));
-    let error = open(&with_block).unwrap_err().to_string();
+    assert_gguf_is("qwen3_5_text", &with_block.clone().number("qwen35.nextn_predict_layers", 1));
+    let error = open_gguf(&with_block).unwrap_err().to_string();
     assert!(error.contains("blk.4"), "{error}");
     let other = with_tensors("qwen3_5_text", text(None)).tensor("blk.3.ssm_a", &[6], 0, &f32s(&[-1.0; 6]));
-    let error = open(&other).unwrap_err().to_string();
+    let error = open_gguf(&other).unwrap_err().to_string();
     assert!(error.contains("blk.3.ssm_a"), "{error}");
 }
 
 #[test]
 fn metadata_is_computed_or_refused_by_name() {
-    let refusal = |writer: Writer| open(&with_tensors("qwen3_5_text", writer)).unwrap_err().to_string();
+    let refusal = |writer: Writer| open_gguf(&with_tensors("qwen3_5_text", writer)).unwrap_err().to_string();
     for (key, number, said) in [
         ("ssm.v_head_reordered", 1, "ssm.v_head_reordered"),
         ("ssm.inner_size", 71, "do not fit together"),

@@ -50,24 +50,26 @@ def outcome_in_callback(submit, work):
 
 
 @pytest.fixture
-def after_embedding(make_writer, endless_model):
-    """`run(work)`: the outcome of `work(manager)` in a callback of `submit`."""
+def loaded(make_writer, endless_model):
     manager = make_writer(generator_model=str(endless_model))
     manager.load(ENGLISH)
     manager.load(SLOT)
+    return manager
+
+
+@pytest.fixture
+def after_embedding(loaded):
+    """`run(work)`: the outcome of `work(manager)` in a callback of `submit`."""
     return lambda work: outcome_in_callback(
-        lambda callback: manager.submit([ENGLISH_TEXT], callback, ENGLISH), lambda: work(manager)
+        lambda callback: loaded.submit([ENGLISH_TEXT], callback, ENGLISH), lambda: work(loaded)
     )
 
 
 @pytest.fixture
-def while_writing(make_writer, endless_model):
+def while_writing(loaded):
     """`run(work)`: the outcome of `work(manager)` in a callback of `submit_generation`."""
-    manager = make_writer(generator_model=str(endless_model))
-    manager.load(ENGLISH)
-    manager.load(SLOT)
     return lambda work: outcome_in_callback(
-        lambda callback: manager.submit_generation(TEXT, callback, max_new_tokens=1), lambda: work(manager)
+        lambda callback: loaded.submit_generation(TEXT, callback, max_new_tokens=1), lambda: work(loaded)
     )
 
 

@@ -118,14 +118,20 @@ def test_a_row_of_a_new_checkpoint_does_not_vouch_for_the_rows_of_another(folder
             assert len(set(file.execute("SELECT fingerprint FROM answers"))) == 1
 
 
+def with_answers(manager, path):
+    """A cache that has stored an answer for each question, and is closed."""
+    with SemanticCache(manager, "m", path=path) as cache:
+        for question in QUESTIONS:
+            cache.put(question, "x")
+    return cache
+
+
 def test_rows_without_a_checkpoint_are_embedded_again(folder, tmp_path):
     """An earlier version wrote such fingerprints."""
     path = tmp_path / "answers.db"
     with tiny() as manager:
         manager.register("m", str(folder))
-        with SemanticCache(manager, "m", path=path) as cache:
-            for question in QUESTIONS:
-                cache.put(question, "x")
+        cache = with_answers(manager, path)
         wrong = np.zeros(cache._embedder.dimension, np.float32)
         wrong[0] = 1
         with sqlite3.connect(path) as file:
@@ -141,9 +147,7 @@ def test_equal_checkpoints_of_two_processes_are_one(folder, tmp_path, monkeypatc
     path = tmp_path / "answers.db"
     with tiny() as manager:
         manager.register("m", str(folder))
-        with SemanticCache(manager, "m", path=path) as cache:
-            for question in QUESTIONS:
-                cache.put(question, "x")
+        cache = with_answers(manager, path)
         known = cache._embedder.query_fingerprint
         other = f"{known.partition('-')[0]}-{'0' * 16}"
         with sqlite3.connect(path) as file:

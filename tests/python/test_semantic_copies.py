@@ -171,15 +171,19 @@ def test_groups_are_those_of_all_neighborhoods(rows, distinct, noise, threshold,
         assert (np.diff(group)[same] > 0).all()
 
 
+def with_peak(work):
+    """What `work` returns, and the most bytes that it held."""
+    tracemalloc.start()
+    try:
+        return work(), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
 def test_many_copies_cost_no_more_memory_than_rows():
     """Each of 20,000 equal rows had a list of all of them: 3.2 GB."""
     rows = np.tile(np.random.default_rng(1).normal(size=(2, 8)).astype(np.float32), (10_000, 1))
-    tracemalloc.start()
-    try:
-        groups = near_duplicates(rows, 0.95)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    groups, peak = with_peak(lambda: near_duplicates(rows, 0.95))
     assert [group.tolist() for group in groups] == [list(range(0, 20_000, 2)), list(range(1, 20_000, 2))]
     assert peak < 20e6
 
@@ -188,11 +192,6 @@ def test_many_near_rows_cost_no_more_memory_than_rows():
     """Rows that say the same in other words are not equal."""
     rng = np.random.default_rng(1)
     rows = (1 + 0.01 * rng.normal(size=(4_000, 8))).astype(np.float32)
-    tracemalloc.start()
-    try:
-        groups = near_duplicates(rows, 0.95)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    groups, peak = with_peak(lambda: near_duplicates(rows, 0.95))
     assert [sorted(group.tolist()) for group in groups] == [list(range(4_000))]
     assert peak < 60e6

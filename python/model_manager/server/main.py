@@ -314,7 +314,7 @@ class Supervisor(Multiprocess):
         """
         sock = config.bind_socket()
         try:
-            # Two programs can bind an address while none listens there. In a worker nobody would see the error.
+            # Two programs can bind an address while none listens there. An error in a worker would not end the server.
             sock.listen(config.backlog)
         except OSError as error:
             sock.close()
