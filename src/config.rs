@@ -20,7 +20,7 @@ pub use folder::{Folder, FolderSetting};
 pub use span::{ByteSize, TimeSpan};
 pub use value::{Choice, KeepAliveSetting, MemoryBudget, NonEmpty, Seconds, Setting, SettingValue};
 
-use crate::compute::{DType, Isa, WeightFormat};
+use crate::compute::{Isa, WeightFormat};
 use crate::lifecycle::policy::SHORTEST_STAY;
 use crate::similar::similar;
 use crate::{Error, Result};
@@ -127,8 +127,8 @@ macro_rules! for_each_setting {
             max_tokens: Bounded<usize, Positive> = 150, "AI_MAX_TOKENS";
             /// Default sampling temperature.
             temperature: Bounded<f64, Between<0, 100>> = 0.7, "AI_TEMPERATURE";
-            /// How sentence models' weights are held: float32, bfloat16, int8, int4, or auto: bfloat16 where the CPU or
-            /// the card multiplies it natively, else float32.
+            /// How sentence models' weights are held: float32, bfloat16, float16, int8, int4, or auto: bfloat16 where the CPU or
+            /// the card multiplies it natively, float16 where a CPU multiplies that faster, else float32.
             dtype: DTypeChoice = DTypeChoice::Auto, "MODEL_MANAGER_DTYPE";
             /// The same for the generator, but auto is bfloat16 on every CPU: a token of an answer reads all weights. GGUF
             /// files keep their own form.
@@ -253,12 +253,14 @@ value::choice! {
 value::choice! {
     /// How a model's weights are held, and with that what it computes in.
     DTypeChoice {
-        /// bfloat16 where the CPU or the card multiplies it natively, else float32.
+        /// bfloat16 where the CPU or the card multiplies it natively, float16 where a CPU multiplies that faster, else float32.
         Auto = "auto",
         /// 32-bit floating point.
         Float32 = "float32",
         /// bfloat16 products, float32 sums.
         Bfloat16 = "bfloat16",
+        /// float16 products with a scale for each row and output, float32 sums.
+        Float16 = "float16",
         /// Quantized at load: 8 bits a weight and a scale for every 32.
         Int8 = "int8",
         /// Quantized at load: 4 bits a weight, a scale and a minimum for every 32.
@@ -284,9 +286,10 @@ impl DTypeChoice {
     /// What it comes to on `isa`.
     pub fn weight_format(self, isa: Isa) -> WeightFormat {
         match self {
-            Self::Auto => DType::auto(isa).into(),
+            Self::Auto => WeightFormat::auto(isa),
             Self::Float32 => WeightFormat::F32,
             Self::Bfloat16 => WeightFormat::Bf16,
+            Self::Float16 => WeightFormat::F16,
             Self::Int8 => WeightFormat::Int8,
             Self::Int4 => WeightFormat::Int4,
         }

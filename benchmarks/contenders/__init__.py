@@ -9,10 +9,12 @@ CONTENDERS: dict[str, tuple[str, str, dict[str, str]]] = {
     "model_manager-int8": ("contenders.ours", "ModelManagerContender", {"dtype": "int8"}),
     "sentence-transformers-f32": ("contenders.torch_st", "TorchContender", {"dtype": "float32"}),
     "sentence-transformers-bf16": ("contenders.torch_st", "TorchContender", {"dtype": "bfloat16"}),
+    "sentence-transformers-f16": ("contenders.torch_st", "TorchContender", {"dtype": "float16"}),
     "onnxruntime-f32": ("contenders.ort", "OrtContender", {"graph": "fused.onnx"}),
     "onnxruntime-int8": ("contenders.ort", "OrtContender", {"graph": "int8.onnx"}),
     "openvino-f32": ("contenders.ov", "OpenVinoContender", {"precision": "f32"}),
     "openvino-bf16": ("contenders.ov", "OpenVinoContender", {"precision": "bf16"}),
+    "openvino-f16": ("contenders.ov", "OpenVinoContender", {"precision": "f16"}),
 }
 
 

@@ -78,8 +78,8 @@ class Settings(TypedDict, total=False):
     use_huggingface: bool
     max_tokens: int
     temperature: float
-    dtype: Literal["auto", "float32", "bfloat16", "int8", "int4"]
-    generator_dtype: Literal["auto", "float32", "bfloat16", "int8", "int4"]
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"]
+    generator_dtype: Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"]
     device: str
     threads: int
     max_queue: int
@@ -171,7 +171,7 @@ class Description(TypedDict):
     prompts: dict[str, str]
     default_prompt_name: str | None
     dtype: str
-    """``float32``, ``bfloat16``, ``int8`` or ``int4``; for a server's model the type of its vectors."""
+    """``float32``, ``bfloat16``, ``float16``, ``int8`` or ``int4``; for a server's model the type of its vectors."""
     bytes: int
     """Memory of the weights."""
     device: str
@@ -196,7 +196,7 @@ class GeneratorDescription(TypedDict):
     engine: str
     """What computes it: ``model_manager``."""
     dtype: str
-    """The format of the weights in matrix products: ``float32``, ``bfloat16``, ``int8``, ``int4``."""
+    """The format of the weights in matrix products: ``float32``, ``bfloat16``, ``float16``, ``int8``, ``int4``."""
     context: int
     """Tokens of prompt and answer together: the minimum of the model's limit, `max_context`, and what fits into
     `kv_memory`.

@@ -27,6 +27,8 @@ pub enum Isa {
     AvxVnni,
     /// AVX-512 F, BW, DQ, VL.
     Avx512,
+    /// AVX-512 with native f16 arithmetic.
+    Avx512Fp16,
     /// AVX-512 with native bf16 dot products.
     Avx512Bf16,
     /// AVX-512 with bf16, and AMX for tiles of bf16.
@@ -35,7 +37,7 @@ pub enum Isa {
 
 impl Isa {
     /// Every instruction set, slowest first.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Portable,
         Self::Neon,
         Self::Dotprod,
@@ -43,6 +45,7 @@ impl Isa {
         Self::Avx2,
         Self::AvxVnni,
         Self::Avx512,
+        Self::Avx512Fp16,
         Self::Avx512Bf16,
         Self::Amx,
     ];
@@ -69,6 +72,8 @@ impl Isa {
                     && is_x86_feature_detected!("avx512vl")
             }
             #[cfg(target_arch = "x86_64")]
+            Self::Avx512Fp16 => Self::Avx512.is_available() && is_x86_feature_detected!("avx512fp16"),
+            #[cfg(target_arch = "x86_64")]
             Self::Avx512Bf16 => Self::Avx512.is_available() && is_x86_feature_detected!("avx512bf16"),
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             Self::Amx => Self::Avx512Bf16.is_available() && amx_is_available(),
@@ -85,7 +90,7 @@ impl Isa {
     }
 
     /// The fastest instruction set of this machine: the last that is available, but not [`Avx512Bf16`](Self::Avx512Bf16) where
-    /// products in f32 are faster.
+    /// products in f16 are faster.
     pub fn best() -> Self {
         Self::available()
             .filter(|&isa| isa != Self::Avx512Bf16 || !bf16_products_are_slow())
@@ -114,6 +119,7 @@ impl Isa {
             Self::Avx2 => "avx2",
             Self::AvxVnni => "avxvnni",
             Self::Avx512 => "avx512",
+            Self::Avx512Fp16 => "avx512fp16",
             Self::Avx512Bf16 => "avx512bf16",
             Self::Amx => "amx",
         }
@@ -123,12 +129,18 @@ impl Isa {
     pub fn native_bf16(self) -> bool {
         self >= Self::Avx512Bf16
     }
+
+    /// Whether the CPU multiplies f16 natively, and bf16 no faster.
+    pub fn native_f16(self) -> bool {
+        self == Self::Avx512Fp16
+    }
 }
 
 /// Whether this CPU multiplies more numbers a second in f32 than by the dot products of AVX-512 BF16. Intel's cores since
 /// Sapphire Rapids do, whose fast products of bf16 are those of AMX: a core of an Emerald Rapids starts 1.33 of these
-/// instructions a nanosecond and 5.5 fused multiply-adds, so that it multiplies half as many numbers. AMX is hidden in many
-/// virtual machines. These are the CPUs of Intel with AVX-512 FP16, which Cooper Lake lacks.
+/// instructions a nanosecond and 5.5 fused multiply-adds, of f32 or of twice as many f16, so that it multiplies half or a
+/// quarter as many numbers. AMX is hidden in many virtual machines. These are the CPUs of Intel with AVX-512 FP16, which
+/// Cooper Lake lacks.
 fn bf16_products_are_slow() -> bool {
     #[cfg(target_arch = "x86_64")]
     {
@@ -274,6 +286,7 @@ mod tests {
         }
         let slow = cpu.contains("GenuineIntel") && cpu.contains(" avx512_fp16");
         assert_eq!(bf16_products_are_slow(), slow);
+        assert!(!slow || Isa::best() >= Isa::Avx512Fp16);
         assert_eq!(Isa::best() == Isa::Avx512Bf16, Isa::available().last() == Some(Isa::Avx512Bf16) && !slow);
     }
 

@@ -41,8 +41,12 @@ fn a_dtype_of_ones_own_goes_first_and_auto_is_what_the_machine_multiplies() {
     let error = DTypeChoice::parse("int3").unwrap_err().to_string();
     assert!(error.contains("dtype=int3") && error.contains("int4"), "{error}");
     for isa in Isa::available() {
-        let expected = if isa.native_bf16() { WeightFormat::Bf16 } else { WeightFormat::F32 };
-        assert_eq!(DTypeChoice::Auto.weight_format(isa), expected);
+        let expected = match isa {
+            Isa::Avx512Fp16 => WeightFormat::F16,
+            Isa::Avx512Bf16 | Isa::Amx => WeightFormat::Bf16,
+            _ => WeightFormat::F32,
+        };
+        assert_eq!(DTypeChoice::Auto.weight_format(isa), expected, "{isa}");
     }
 }
 

@@ -21,7 +21,7 @@ pub(super) fn weight_format(choice: DTypeChoice, isa: Isa, card: Option<&Device>
         // float32 is exact; how much faster bfloat16 is on other cards was not measured.
         (Some(_), DTypeChoice::Auto | DTypeChoice::Float32) => WeightFormat::F32,
         (Some(_), DTypeChoice::Bfloat16) => WeightFormat::Bf16,
-        (Some(device), DTypeChoice::Int8 | DTypeChoice::Int4) => {
+        (Some(device), DTypeChoice::Float16 | DTypeChoice::Int8 | DTypeChoice::Int4) => {
             let name = cards::name(device);
             return Err(Error::Config {
                 setting: "dtype".into(),
@@ -86,7 +86,7 @@ mod tests {
         ] {
             assert_eq!(weight_format(choice, Isa::best(), card), Ok(expected));
         }
-        for choice in [DTypeChoice::Int8, DTypeChoice::Int4] {
+        for choice in [DTypeChoice::Float16, DTypeChoice::Int8, DTypeChoice::Int4] {
             let error = weight_format(choice, Isa::best(), card).unwrap_err().to_string();
             assert!(error.contains("bfloat16") && error.contains(choice.as_str()), "{error}");
             assert_eq!(weight_format(choice, Isa::best(), None), Ok(choice.weight_format(Isa::best())));

@@ -286,7 +286,7 @@ impl Inspection {
         // The last two have a scale, and int4 a minimum too, for every 32 weights.
         let thirty_seconds = match format {
             WeightFormat::F32 => 128,
-            WeightFormat::Bf16 => 64,
+            WeightFormat::Bf16 | WeightFormat::F16 => 64,
             WeightFormat::Int8 => 36,
             WeightFormat::Int4 => 20,
         };

@@ -28,7 +28,7 @@ def test_vectors_alone_and_together_are_the_same_to_the_bit(make_manager, name):
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-@pytest.mark.parametrize(("dtype", "least"), [("bfloat16", 0.998), ("int8", 0.99), ("int4", 0.85)])
+@pytest.mark.parametrize(("dtype", "least"), [("bfloat16", 0.998), ("float16", 0.9995), ("int8", 0.99), ("int4", 0.85)])
 def test_formats_of_weights(make_manager, name, dtype, least):
     assert_close_in(dtype, least, make_manager, name)
 

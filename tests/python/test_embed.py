@@ -189,11 +189,13 @@ def test_models_of_different_dimensions_do_not_mix(make_manager):
         manager.embed([TURKISH_TEXT, ENGLISH_TEXT])
 
 
-def test_bfloat16_is_close(make_manager):
-    exact = make_manager().embed(TEXTS, "english_sentence")
-    rough = make_manager(dtype="bfloat16").embed(TEXTS, "english_sentence")
-    np.testing.assert_allclose(rough, exact, rtol=0, atol=2e-2)
-    assert np.all(np.sum(rough * exact, axis=1) > 0.999)
+@pytest.mark.parametrize(("dtype", "atol", "least"), [("bfloat16", 2e-2, 0.999), ("float16", 4e-3, 0.99995)])
+def test_two_bytes_a_weight_are_close(make_manager, dtype, atol, least):
+    exact = make_manager(dtype="float32").embed(TEXTS, "english_sentence")
+    rough = make_manager(dtype=dtype).embed(TEXTS, "english_sentence")
+    np.testing.assert_allclose(rough, exact, rtol=0, atol=atol)
+    assert np.all(np.sum(rough * exact, axis=1) > least)
+    assert not np.array_equal(rough, exact)
 
 
 def test_weights_in_eight_bits_are_close_and_small(make_manager):

@@ -30,7 +30,7 @@ def test_vectors_alone_and_together_are_the_same_to_the_bit(make_manager, name):
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-@pytest.mark.parametrize(("dtype", "least"), [("bfloat16", 0.995), ("int8", 0.98), ("int4", 0.7)])
+@pytest.mark.parametrize(("dtype", "least"), [("bfloat16", 0.995), ("float16", 0.9999), ("int8", 0.98), ("int4", 0.7)])
 def test_formats_of_weights(make_manager, name, dtype, least):
     assert_close_in(dtype, least, make_manager, name)
 

@@ -38,7 +38,7 @@ def test_candles_operations_agree(make_writer):
     assert_answers_of_transformers(make_writer(NAME, device="candle-cpu"), NAME)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "int8", "int4"])
 def test_weights_may_be_narrower(make_writer, dtype):
     assert_narrower(make_writer(NAME, generator_dtype=dtype), NAME, dtype)
 

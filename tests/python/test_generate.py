@@ -193,7 +193,7 @@ def test_the_next_turn_does_not_read_the_last_ones_again(gpt2):
 def test_quantized_at_load(make_writer):
     plain = make_writer()
     plain.load("text_generator")
-    for dtype in ("int8", "int4", "bfloat16"):
+    for dtype in ("int8", "int4", "bfloat16", "float16"):
         small = make_writer(generator_dtype=dtype)
         assert small.complete(TEXT, max_new_tokens=8, min_new_tokens=8)["completion_tokens"] == 8
         bytes_held = small.describe_generator()["bytes"]

@@ -31,7 +31,7 @@ def test_answers_are_those_of_transformers_alone_and_together(make_writer):
 
 
 @pytest.mark.parametrize("name", [NAME, PACKED])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8", "int4"])
 def test_weights_may_be_narrower(make_writer, name, dtype):
     assert_narrower(make_writer(name, generator_dtype=dtype), name, dtype)
 

@@ -65,7 +65,7 @@ def test_on_the_cpu_nothing_is_on_a_device():
     assert (stats["slots"]["model"]["device_bytes"], stats["memory"]["device"]) == (0, None)
 
 
-@pytest.mark.parametrize("dtype", ["int8", "int4"])
+@pytest.mark.parametrize("dtype", ["float16", "int8", "int4"])
 def test_a_device_refuses_formats_that_it_would_not_hold(dtype):
     from conftest import ENGLISH_MODEL
 

@@ -49,7 +49,7 @@ def test_answers_are_those_of_transformers_alone_and_together(make_writer, name)
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "int8", "int4"])
 def test_weights_may_be_narrower(make_writer, name, dtype):
     assert_narrower(make_writer(name, generator_dtype=dtype), name, dtype)
 

@@ -222,7 +222,7 @@ def test_single_texts_have_their_logits_too(rerankers, name):
     np.testing.assert_allclose(found, [case["logits"] for case in expected], **TOLERANCE)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "int8"])
 def test_other_formats_stay_near(make_manager, dtype):
     manager = make_manager()
     manager.register("model", str(FIXTURES / "rerank_bert"), dtype=dtype)

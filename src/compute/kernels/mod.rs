@@ -13,6 +13,7 @@ pub(crate) mod math;
 pub(crate) mod pack;
 pub(crate) mod quantize;
 pub(crate) mod rowwise;
+pub(crate) mod scaled;
 pub(crate) mod softmax;
 #[cfg(test)]
 #[cfg(unix)]
@@ -25,6 +26,7 @@ pub use self::activation::{Activation, ClampedSwish, Xielu};
 use self::delta::DeltaStep;
 use self::quantize::QuantizedRow;
 use self::rowwise::{RmsRow, RopeRow, TileEpilogue};
+pub(super) use self::scaled::ScaledTile;
 use self::softmax::Softmax;
 use self::tile::Tile;
 #[cfg(target_arch = "aarch64")]
@@ -36,6 +38,8 @@ use crate::compute::isa::{DType, Isa};
 
 type TileFn = unsafe fn(&Tile);
 type TilesFn = unsafe fn(&Tile, usize);
+type ScaledTileFn = unsafe fn(&ScaledTile);
+type ScaleRowFn = unsafe fn(&[f32], &mut [u16]) -> f32;
 type TileEpilogueFn = unsafe fn(&TileEpilogue);
 type NormFn = unsafe fn(&mut [f32], &[f32], &[f32], f32, Option<&mut [u16]>);
 type RmsFn = unsafe fn(&RmsRow<'_>);
@@ -61,6 +65,8 @@ pub(crate) struct Kernels {
     tile_bf16: TileFn,
     /// Products with several panels, where these are faster together than one after the other.
     tiles_bf16: Option<TilesFn>,
+    tile_scaled: ScaledTileFn,
+    scale_row: ScaleRowFn,
     finish: TileEpilogueFn,
     norm: NormFn,
     rms: RmsFn,
@@ -105,6 +111,11 @@ macro_rules! table {
     ($isa:expr, $simd:ty $(, $features:literal)?) => {{
         compiled!($simd, [$($features)?], fn tile_f32(t: &Tile) = tile::tile::<$simd, tile::One>);
         compiled!($simd, [$($features)?], fn tile_bf16(t: &Tile) = tile::tile::<$simd, tile::Pair>);
+        compiled!($simd, [$($features)?], fn tile_scaled(t: &ScaledTile) = scaled::widened::<$simd>);
+        $(#[target_feature(enable = $features)])?
+        unsafe fn scale_row(x: &[f32], out: &mut [u16]) -> f32 {
+            scaled::scale_row(x, out)
+        }
         compiled!($simd, [$($features)?], fn finish(f: &TileEpilogue) = rowwise::finish::<$simd>);
         compiled!(
             $simd,
@@ -165,6 +176,8 @@ macro_rules! table {
                 tile_f32,
                 tile_bf16,
                 tiles_bf16: None,
+                tile_scaled,
+                scale_row,
                 finish,
                 norm,
                 rms,
@@ -199,6 +212,10 @@ static NEON: &Kernels = table!(Isa::Neon, neon::Neon, "neon");
 static AVX2: &Kernels = table!(Isa::Avx2, x86::Avx2, "avx2,fma");
 
 #[cfg(target_arch = "x86_64")]
+static AVX512: &Kernels =
+    table!(Isa::Avx512, x86::Avx512<false>, "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl");
+
+#[cfg(target_arch = "x86_64")]
 static AVX512_BF16: &Kernels =
     table!(Isa::Avx512Bf16, x86::Avx512<true>, "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16");
 
@@ -215,8 +232,16 @@ impl Kernels {
             #[cfg(target_arch = "x86_64")]
             Isa::AvxVnni => shared!(Isa::AvxVnni, AVX2),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => {
-                table!(Isa::Avx512, x86::Avx512<false>, "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")
+            Isa::Avx512 => AVX512,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Fp16 => {
+                compiled!(
+                    x86::Avx512<false, true>,
+                    ["avx2,fma,avx512f,avx512bw,avx512dq,avx512vl"],
+                    fn tile_scaled(t: &ScaledTile) = scaled::native::<x86::Avx512<false, true>>
+                );
+                static TABLE: Kernels = Kernels { isa: Isa::Avx512Fp16, tile_scaled, ..*AVX512 };
+                &TABLE
             }
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Bf16 => AVX512_BF16,
@@ -246,6 +271,15 @@ impl Kernels {
     #[cfg(test)]
     pub(crate) fn wide() -> &'static Self {
         table!(Isa::Portable, Portable<16>)
+    }
+
+    /// The same with the arithmetic of f16, by software.
+    #[cfg(test)]
+    pub(crate) fn wide_f16() -> &'static Self {
+        compiled!(Portable<16>, [], fn tile_scaled(t: &ScaledTile) = scaled::native::<Portable<16>>);
+        static WIDE: &Kernels = table!(Isa::Portable, Portable<16>);
+        static TABLE: Kernels = Kernels { tile_scaled, ..*WIDE };
+        &TABLE
     }
 
     /// The instruction set.
@@ -321,6 +355,34 @@ impl Kernels {
                 self.tile(format, &Tile { panel, c: t.c.add(index * self.width), ..*t });
             }
         }
+    }
+
+    /// Rows of the tallest tile of f16 with scales.
+    pub(crate) fn scaled_rows(&self) -> usize {
+        self.rows_f32
+    }
+
+    /// [`scaled::widened`], or [`scaled::native`] where the CPU multiplies f16.
+    ///
+    /// # Safety
+    ///
+    /// - `t.tile.rows` is at most [`scaled_rows`](Self::scaled_rows).
+    /// - `t.tile.a` points to `t.tile.rows` rows of `t.tile.k` readable units, `t.tile.a_stride` bytes apart.
+    /// - `t.tile.panel` is aligned for `f32` and points to `t.tile.k + 1` readable rows of [`width`](Self::width) units.
+    /// - `t.tile.c` is aligned and points to `t.tile.rows` writable rows of [`width`](Self::width) values, `t.tile.c_stride`
+    ///   values apart.
+    /// - `t.scales` is aligned and points to `t.tile.rows` readable values.
+    /// - No other thread accesses the rows of `t.tile.c` during the call.
+    pub(crate) unsafe fn tile_scaled(&self, t: &ScaledTile) {
+        // SAFETY: the CPU has the instructions: the table proves it. By the preconditions, the rows fit a tile, operands and scales
+        // are readable, and only this call accesses the result.
+        unsafe { (self.tile_scaled)(t) }
+    }
+
+    /// [`scaled::scale_row`].
+    pub(crate) fn scale_row(&self, x: &[f32], out: &mut [u16]) -> f32 {
+        // SAFETY: the CPU has the instructions: the table proves it. The kernel takes references alone.
+        unsafe { (self.scale_row)(x, out) }
     }
 
     /// [`rowwise::finish`].

@@ -28,6 +28,25 @@ impl Unit for Pair {
     const IS_PAIR: bool = true;
 }
 
+/// Two numbers of 16 bits in each lane, as f32.
+pub(super) trait Widened {
+    /// The first ones.
+    fn low<S: Simd>(s: S, x: S::V) -> S::V;
+    /// The second ones.
+    fn high<S: Simd>(s: S, x: S::V) -> S::V;
+}
+
+impl Widened for Pair {
+    #[inline(always)]
+    fn low<S: Simd>(s: S, x: S::V) -> S::V {
+        s.low_bf16(x)
+    }
+    #[inline(always)]
+    fn high<S: Simd>(s: S, x: S::V) -> S::V {
+        s.high_bf16(x)
+    }
+}
+
 /// The operands and the result of a tile. Strides are in bytes for `a` and in elements for `c`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Tile {
@@ -133,7 +152,7 @@ unsafe fn rows<S: Simd, U: Unit, const ROWS: usize, const AHEAD: bool>(s: S, t: 
     // SAFETY: the operands are those of this function.
     unsafe {
         match U::IS_PAIR {
-            true if !S::NATIVE_BF16 => sum_widened::<S, ROWS, AHEAD>(s, &mut acc, t),
+            true if !S::NATIVE_BF16 => sum_widened::<S, Pair, ROWS, AHEAD>(s, &mut acc, t),
             true => sum::<S, ROWS, AHEAD>(s, &mut acc, t, |acc, a, b| s.dot2(acc, a, b)),
             false => sum::<S, ROWS, AHEAD>(s, &mut acc, t, |acc, a, b| s.mul_add(a, b, acc)),
         }
@@ -183,7 +202,7 @@ unsafe fn sum<S: Simd, const ROWS: usize, const AHEAD: bool>(
 /// Units of a row of `a` that are widened at a time: those of twelve rows take 12 kB of the first-level cache.
 const WIDENED: usize = 128;
 
-/// [`sum`] of pairs where no instruction multiplies them: the same additions as those of [`Simd::dot2`]. Each unit of `a` meets
+/// [`sum`] of pairs where no instruction multiplies them: of bf16, the same additions as those of [`Simd::dot2`]. Each unit of `a` meets
 /// two registers of `b` only, so widening it there would take half as many instructions as the products. Here a register of
 /// units is widened at once, and the products read what it became.
 ///
@@ -191,7 +210,7 @@ const WIDENED: usize = 128;
 ///
 /// As [`sum`].
 #[inline(always)]
-unsafe fn sum_widened<S: Simd, const ROWS: usize, const AHEAD: bool>(
+pub(super) unsafe fn sum_widened<S: Simd, P: Widened, const ROWS: usize, const AHEAD: bool>(
     s: S,
     acc: &mut [[S::V; 2]; ROWS],
     t: &Tile,
@@ -208,7 +227,7 @@ unsafe fn sum_widened<S: Simd, const ROWS: usize, const AHEAD: bool>(
             // values for each row, and are apart.
             unsafe {
                 let a = t.a.add(i * t.a_stride + 4 * from);
-                widen(s, a, units, low.add(i * WIDENED), high.add(i * WIDENED));
+                widen::<S, P>(s, a, units, low.add(i * WIDENED), high.add(i * WIDENED));
             }
         }
         // One half of the panel's numbers after the other: with both, `acc` would not stay in AVX2's registers.
@@ -218,7 +237,7 @@ unsafe fn sum_widened<S: Simd, const ROWS: usize, const AHEAD: bool>(
             unsafe {
                 ahead.prefetch(s);
                 let b = panel.add(2 * S::LANES * unit);
-                let b = [s.low_bf16(s.load(b)), s.low_bf16(s.load(b.add(S::LANES)))];
+                let b = [P::low(s, s.load(b)), P::low(s, s.load(b.add(S::LANES)))];
                 add_row(s, acc, low.add(unit), b);
             }
         }
@@ -226,7 +245,7 @@ unsafe fn sum_widened<S: Simd, const ROWS: usize, const AHEAD: bool>(
             // SAFETY: row `from + unit < k` of the panel has two registers, and the values of all rows are written.
             unsafe {
                 let b = panel.add(2 * S::LANES * unit);
-                let b = [s.high_bf16(s.load(b)), s.high_bf16(s.load(b.add(S::LANES)))];
+                let b = [P::high(s, s.load(b)), P::high(s, s.load(b.add(S::LANES)))];
                 add_row(s, acc, high.add(unit), b);
             }
         }
@@ -262,7 +281,7 @@ unsafe fn add_row<S: Simd, const ROWS: usize>(
 /// - `low` and `high` are aligned and point to `WIDENED` writable values each, which do not overlap.
 /// - `units <= WIDENED`.
 #[inline(always)]
-unsafe fn widen<S: Simd>(s: S, a: *const u8, units: usize, low: *mut f32, high: *mut f32) {
+unsafe fn widen<S: Simd, P: Widened>(s: S, a: *const u8, units: usize, low: *mut f32, high: *mut f32) {
     const { assert!(WIDENED.is_multiple_of(S::LANES)) };
     for unit in (0..units).step_by(S::LANES) {
         // SAFETY: the register is read from `LANES` units, or from a copy of those that are left and zeros. It is written to
@@ -276,28 +295,28 @@ unsafe fn widen<S: Simd>(s: S, a: *const u8, units: usize, low: *mut f32, high: 
                 a.copy_to_nonoverlapping(rest.as_mut_ptr().cast(), 4 * (units - unit));
                 s.load(rest.as_ptr())
             };
-            s.store(low.add(unit), s.low_bf16(x));
-            s.store(high.add(unit), s.high_bf16(x));
+            s.store(low.add(unit), P::low(s, x));
+            s.store(high.add(unit), P::high(s, x));
         }
     }
 }
 
 /// Where the next tile's memory is prefetched from; nothing without `AHEAD`.
-struct Prefetches<const AHEAD: bool> {
+pub(super) struct Prefetches<const AHEAD: bool> {
     from: *const u8,
     step: usize,
 }
 
 impl<const AHEAD: bool> Prefetches<AHEAD> {
     #[inline(always)]
-    fn new(t: &Tile) -> Self {
+    pub(super) fn new(t: &Tile) -> Self {
         let (from, step) = t.ahead.map_or((std::ptr::null(), 0), |ahead| (ahead.from, ahead.step));
         Self { from, step }
     }
 
     /// Prefetches as many bytes as a row of a panel has.
     #[inline(always)]
-    fn prefetch<S: Simd>(&mut self, s: S) {
+    pub(super) fn prefetch<S: Simd>(&mut self, s: S) {
         if AHEAD {
             for line in (0..2 * S::LANES).step_by(LINE / 4) {
                 s.prefetch(self.from.cast::<f32>().wrapping_add(line));

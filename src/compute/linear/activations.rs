@@ -1,4 +1,5 @@
-//! The left operands of products: plain rows, or rows quantized to eight bits with a scale for each group.
+//! The left operands of products: plain rows, rows of f16 with a scale each, or rows quantized to eight bits with a scale for each
+//! group.
 
 use super::blocks::GROUP;
 use super::flipped::FlippedGroup;
@@ -40,11 +41,33 @@ impl<'a> PlainRows<'a> {
         assert!(row < self.rows, "row of activations");
         self.bytes[row * self.stride..].as_ptr()
     }
+
+    /// Row `row`, which is in f32.
+    pub(crate) fn row_f32(&self, row: usize) -> &'a [f32] {
+        assert_eq!(self.format, DType::F32, "format of activations");
+        // SAFETY: a row is aligned for its format and has `columns` readable values, of which every bit pattern is valid.
+        unsafe { std::slice::from_raw_parts(self.row(row).cast(), self.columns) }
+    }
 }
 
-/// The rows that a linear layer multiplies, quantized once for all of its parts.
+/// The rows that a linear layer multiplies in other forms than the plain one, made once for all of its parts.
 #[derive(Debug, Default)]
 pub(crate) struct Activations {
+    pub(crate) quantized: QuantizedRows,
+    pub(crate) scaled: ScaledRows,
+}
+
+/// Rows of f16 with a scale each: [`scaled`](crate::compute::kernels::scaled).
+#[derive(Debug, Default)]
+pub(crate) struct ScaledRows {
+    /// The numbers, each row padded with zeros to [`spread`].
+    pub(crate) numbers: Vec<u16>,
+    pub(crate) scales: Vec<f32>,
+}
+
+/// Rows quantized to eight bits.
+#[derive(Debug, Default)]
+pub(crate) struct QuantizedRows {
     /// Quantized values, each row padded to whole groups.
     pub(crate) quants: Vec<i8>,
     /// A scale for each group.
@@ -60,6 +83,8 @@ pub(crate) struct Activations {
 /// The forms of activations that the parts of a linear layer need.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Forms {
+    /// f16 with scales.
+    pub scaled: bool,
     /// Quantized activations.
     pub quantized: bool,
     /// Quantized activations with a sum for each half group.
@@ -75,7 +100,29 @@ pub(crate) fn spread(format: DType, columns: usize) -> usize {
     if stride.is_multiple_of(512) { stride + 64 } else { stride }
 }
 
-impl Activations {
+impl ScaledRows {
+    /// Bytes from one row of `columns` numbers to the next.
+    pub(crate) fn stride(columns: usize) -> usize {
+        spread(DType::Bf16, columns)
+    }
+
+    /// Rounds the rows of `x`, in f32, to f16 with scales.
+    pub(crate) fn fill(
+        &mut self,
+        kernels: &Kernels,
+        x: PlainRows<'_>,
+        parallelism: Parallelism<'_>,
+    ) -> Result<()> {
+        let stride = Self::stride(x.columns) / 2;
+        let numbers = resized(&mut self.numbers, x.rows * stride).chunks_mut(stride);
+        let rows: Vec<_> = numbers.zip(resized(&mut self.scales, x.rows)).enumerate().collect();
+        each(parallelism.worth(x.rows * x.columns), rows, |(row, (numbers, scale))| {
+            **scale = kernels.scale_row(x.row_f32(*row), numbers);
+        })
+    }
+}
+
+impl QuantizedRows {
     /// Quantizes the rows of any format that `is_wanted` to eight bits; what the others have is unspecified.
     pub(crate) fn quantize(
         &mut self,
@@ -131,12 +178,12 @@ mod tests {
     use crate::compute::isa::Isa;
     use crate::compute::memory::Buffer;
 
-    fn quantized(x: &[f32], columns: usize) -> Activations {
+    fn quantized(x: &[f32], columns: usize) -> QuantizedRows {
         let mut memory = Buffer::zeroed(x.len() * 4).unwrap();
         memory.as_mut_slice().copy_from_slice(x);
         let rows = PlainRows::new(memory.as_slice(), columns * 4, x.len() / columns, columns, DType::F32);
-        let mut quantized = Activations::default();
-        let forms = Forms { quantized: true, halves: true, eight_bits: true };
+        let mut quantized = QuantizedRows::default();
+        let forms = Forms { quantized: true, halves: true, eight_bits: true, ..Forms::default() };
         let (kernels, dot) = (Kernels::of(Isa::best()), Dot::of(Isa::best()));
         quantized.quantize(kernels, dot, rows, |_| true, forms, Parallelism::One).unwrap();
         quantized

@@ -14,7 +14,7 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::activations::{Activations, Forms, PlainRows};
+use super::activations::{Activations, Forms, PlainRows, ScaledRows};
 use super::blocks::GROUP;
 use super::layer::{KernelSet, Linear, LinearPart, PartFormat};
 use super::phases::{RowPhases, TokenPhase};
@@ -25,7 +25,7 @@ use crate::compute::isa::DType;
 use crate::compute::kernels::activation::Activation;
 use crate::compute::kernels::rowwise::{StoreMode, TileEpilogue};
 use crate::compute::kernels::tile::{Ahead, Overlap, Tile};
-use crate::compute::kernels::{Kernels, LARGEST_TILE, units};
+use crate::compute::kernels::{Kernels, LARGEST_TILE, ScaledTile, units};
 use crate::compute::memory::Buffer;
 use crate::compute::parallel::{Parallelism, Share, Target};
 use crate::sync::Mutex;
@@ -88,14 +88,14 @@ struct Block<'a> {
 /// The memory of products, which later ones reuse.
 #[derive(Debug, Default)]
 pub(crate) struct GemmScratch {
-    quantized: Activations,
+    activations: Activations,
     /// A block of unpacked panels for each thread that multiplies.
     unpacked: Mutex<Vec<Buffer>>,
 }
 
 impl GemmScratch {
-    /// Quantizes the rows of `x` that are multiplied as integers, for layers that need these forms. Returns how weights are
-    /// unpacked for the others, if there are any.
+    /// Brings the rows of `x` into the forms that layers need; only those that are multiplied as integers are quantized. Returns how
+    /// weights are unpacked for the others, if there are any.
     fn prepare(
         &mut self,
         kernel_set: &KernelSet,
@@ -109,7 +109,10 @@ impl GemmScratch {
         if forms.quantized && is_integer(0..x.rows) {
             let wanted = |row| is_integer(row..row + 1);
             let (kernels, dot) = (kernel_set.kernels, kernel_set.dot);
-            self.quantized.quantize(kernels, dot, x, wanted, forms, parallelism)?;
+            self.activations.quantized.quantize(kernels, dot, x, wanted, forms, parallelism)?;
+        }
+        if forms.scaled {
+            self.activations.scaled.fill(kernel_set.kernels, x, parallelism)?;
         }
         Ok(unpack)
     }
@@ -126,6 +129,12 @@ impl TileBuffer {
     const PAIR: [Self; 2] = [Self([MaybeUninit::uninit(); LARGEST_TILE]); 2];
 }
 
+/// The height of tiles of at most `most` rows that divide `rows` evenly: a tile takes about the same time whether it is full or
+/// not.
+fn even_height(rows: usize, most: usize) -> usize {
+    rows.div_ceil(rows.div_ceil(most).max(1)).max(1)
+}
+
 /// What is done with a product.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Epilogue {
@@ -138,7 +147,7 @@ pub(crate) enum Epilogue {
 /// The left operand, in the forms that the parts of the layer need.
 struct Operand<'a> {
     plain: PlainRows<'a>,
-    quantized: &'a Activations,
+    other: &'a Activations,
 }
 
 /// The product of a layer, divided among tasks by rows and panels.
@@ -179,7 +188,7 @@ impl Linear {
         let gemm = Gemm {
             layer: self,
             kernel_set,
-            x: Operand { plain: x, quantized: &scratch.quantized },
+            x: Operand { plain: x, other: &scratch.activations },
             phases,
             unpack,
             unpacked: &scratch.unpacked,
@@ -269,11 +278,8 @@ impl Gemm<'_> {
     /// The height of the tiles that rows are divided into.
     fn tile_height(&self, form: PartFormat, rows: usize) -> usize {
         match form {
-            // Row tiles of equal height: a tile takes about the same time whether it is full or not.
-            PartFormat::Plain(format) => {
-                let tiles = rows.div_ceil(self.kernel_set.kernels.rows(format)).max(1);
-                rows.div_ceil(tiles).max(1)
-            }
+            PartFormat::Plain(format) => even_height(rows, self.kernel_set.kernels.rows(format)),
+            PartFormat::Scaled => even_height(rows, self.kernel_set.kernels.scaled_rows()),
             PartFormat::Quantized(_) => QUANTIZED_ROWS,
         }
     }
@@ -288,8 +294,8 @@ impl Gemm<'_> {
                 let block = (AMX_BLOCK_BYTES / bytes).max(1);
                 (block, Some(if row_tiles > 1 { block * bytes } else { AMX_STREAM_BYTES }))
             }
-            PartFormat::Plain(_) if rows < PREFETCH_ROWS || row_tiles > FEW_TILES => (block, None),
-            PartFormat::Plain(_) => (if row_tiles > 1 { 1 } else { block }, Some(bytes)),
+            _ if rows < PREFETCH_ROWS || row_tiles > FEW_TILES => (block, None),
+            _ => (if row_tiles > 1 { 1 } else { block }, Some(bytes)),
         }
     }
 
@@ -403,29 +409,32 @@ impl Gemm<'_> {
         let stride = panels.len() * width;
         assert!(rows.len() * stride <= out.0.len() && rows.end <= self.x.plain.rows, "a tile");
         let out = out.0.as_mut_ptr().cast::<f32>();
+        let height = rows.len();
+        // A tile for each panel; `a` is the first of its rows, and `k` their units.
+        let tiles = |a: *const u8, a_stride, k, panels: Range<usize>| {
+            panels.enumerate().map(move |(at, panel)| Tile {
+                a,
+                a_stride,
+                panel: block.memory[panel * bytes..][..bytes].as_ptr().cast(),
+                k,
+                // SAFETY: `at < panels.len()`, so `at * width < stride`, and `out` has `height * stride` values by the
+                // assertion above.
+                c: unsafe { out.add(at * width) },
+                c_stride: stride,
+                rows: height,
+                accumulate: false,
+                ahead: block.ahead.map(|Prefetch { from, bytes }| Ahead {
+                    from: from.wrapping_add(panel * bytes + bytes * share.index / share.of),
+                    step: bytes / k / share.of,
+                }),
+                overlap,
+            })
+        };
         match block.form {
             PartFormat::Plain(format) => {
-                assert_eq!(self.x.plain.format, format, "format of an operand");
-                let k = units(format, inputs);
-                for (at, panel) in panels.enumerate() {
-                    let start = block.memory[panel * bytes..][..bytes].as_ptr();
-                    let tile = Tile {
-                        a: self.x.plain.row(rows.start),
-                        a_stride: self.x.plain.stride,
-                        panel: start.cast(),
-                        k,
-                        // SAFETY: `at < panels.len()`, so `at * width < stride`, and `out` has `rows.len() * stride`
-                        // values by the assertion above.
-                        c: unsafe { out.add(at * width) },
-                        c_stride: stride,
-                        rows: rows.len(),
-                        accumulate: false,
-                        ahead: block.ahead.map(|Prefetch { from, bytes }| Ahead {
-                            from: from.wrapping_add(panel * bytes + bytes * share.index / share.of),
-                            step: bytes / k / share.of,
-                        }),
-                        overlap,
-                    };
+                let x = &self.x.plain;
+                assert_eq!(x.format, format, "format of an operand");
+                for tile in tiles(x.row(rows.start), x.stride, units(format, inputs), panels) {
                     // SAFETY: `row_tiles` divides rows into tiles of at most `kernels.rows(format)`. `rows` are rows of `x`
                     // by the assertion above, and `PlainRows::new` checked that each has `units(format, inputs)` units, because
                     // `multiply` asserts `x.columns == inputs`. The slice has the bytes of one panel, which has at least as
@@ -434,8 +443,20 @@ impl Gemm<'_> {
                     unsafe { kernels.tile(format, &tile) };
                 }
             }
+            PartFormat::Scaled => {
+                let (scaled, x_stride) = (&self.x.other.scaled, ScaledRows::stride(inputs));
+                let x = scaled.numbers[rows.start * x_stride / 2..rows.end * x_stride / 2].as_ptr();
+                let scales = scaled.scales[rows.clone()].as_ptr();
+                for tile in tiles(x.cast(), x_stride, units(DType::Bf16, inputs), panels) {
+                    // SAFETY: `row_tiles` divides rows into tiles of at most `kernels.scaled_rows()`. The slices of numbers and
+                    // scales were bounds-checked; `fill` wrote them, and a row of `x_stride` bytes has at least the units of
+                    // `inputs` values. The slice has the bytes of one panel, which has `k + 1` rows of `width` units and starts at
+                    // a cache line. `out` has `rows.len()` rows of `width` values from `at * width` on, and belongs to this task.
+                    unsafe { kernels.tile_scaled(&ScaledTile { tile, scales }) };
+                }
+            }
             PartFormat::Quantized(layout) => {
-                let (quantized, groups) = (self.x.quantized, inputs.div_ceil(GROUP));
+                let (quantized, groups) = (&self.x.other.quantized, inputs.div_ceil(GROUP));
                 let terms = Product {
                     panel: block.memory[panels.start * bytes..panels.end * bytes].as_ptr(),
                     panel_bytes: bytes,

@@ -37,6 +37,7 @@ pub(crate) fn multiply_grouped(
     let mut forms = Forms::default();
     for LayerRows { layer, rows } in layers {
         assert!(x.columns == layer.inputs && rows.end <= x.rows, "operand of a linear layer");
+        forms.scaled |= layer.forms.scaled;
         forms.quantized |= layer.forms.quantized;
         forms.halves |= layer.forms.halves;
         forms.eight_bits |= layer.forms.eight_bits;
@@ -49,7 +50,7 @@ pub(crate) fn multiply_grouped(
             let gemm = Gemm {
                 layer,
                 kernel_set,
-                x: Operand { plain: x, quantized: &scratch.quantized },
+                x: Operand { plain: x, other: &scratch.activations },
                 phases,
                 unpack,
                 unpacked: &scratch.unpacked,

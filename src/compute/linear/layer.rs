@@ -27,6 +27,8 @@ pub enum WeightFormat {
     F32,
     /// bf16: half the memory; activations are rounded to bf16 as well.
     Bf16,
+    /// f16 with a scale for each output: half the memory; activations are rounded to f16 with a scale for each row.
+    F16,
     /// Eight bits, with a scale for each 32 weights, as Q8_0.
     Int8,
     /// Four bits, with a scale and a minimum for each 32 weights, as Q4_1.
@@ -34,11 +36,12 @@ pub enum WeightFormat {
 }
 
 impl WeightFormat {
-    /// The name that users see: `float32`, `bfloat16`, `int8`, `int4`.
+    /// The name that users see: `float32`, `bfloat16`, `float16`, `int8`, `int4`.
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "float32",
             Self::Bf16 => "bfloat16",
+            Self::F16 => "float16",
             Self::Int8 => "int8",
             Self::Int4 => "int4",
         }
@@ -48,16 +51,21 @@ impl WeightFormat {
     pub fn group_bytes(self) -> u64 {
         match self {
             Self::F32 => 128,
-            Self::Bf16 => 64,
+            Self::Bf16 | Self::F16 => 64,
             Self::Int8 => 34,
             Self::Int4 => 20,
         }
     }
 
-    /// The format of activations that are multiplied by these weights.
+    /// The default: f16 if `isa` multiplies it natively, otherwise [`DType::auto`].
+    pub fn auto(isa: Isa) -> Self {
+        if isa.native_f16() { Self::F16 } else { DType::auto(isa).into() }
+    }
+
+    /// The format of activations between products with these weights.
     pub fn activations(self, isa: Isa) -> DType {
         match self {
-            Self::F32 => DType::F32,
+            Self::F32 | Self::F16 => DType::F32,
             Self::Bf16 => DType::Bf16,
             Self::Int8 | Self::Int4 => DType::auto(isa),
         }
@@ -253,6 +261,8 @@ pub(super) struct LinearPart {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PartFormat {
     Plain(DType),
+    /// f16 with a scale for each output.
+    Scaled,
     Quantized(QuantLayout),
 }
 
@@ -262,6 +272,7 @@ impl PartFormat {
             (Matrix::Blocks(blocks), _) => Self::Quantized(blocks.format().layout()),
             (_, WeightFormat::F32) => Self::Plain(DType::F32),
             (_, WeightFormat::Bf16) => Self::Plain(DType::Bf16),
+            (_, WeightFormat::F16) => Self::Scaled,
             (_, WeightFormat::Int8) => {
                 Self::Quantized(QuantLayout { bits: 8, minimum: false, halves: false })
             }
@@ -272,7 +283,7 @@ impl PartFormat {
     /// Outputs of a panel.
     pub(super) fn width(self, kernels: &Kernels) -> usize {
         match self {
-            Self::Plain(_) => kernels.width,
+            Self::Plain(_) | Self::Scaled => kernels.width,
             Self::Quantized(_) => PANEL,
         }
     }
@@ -281,6 +292,8 @@ impl PartFormat {
     pub(super) fn panel_bytes(self, kernels: &Kernels, inputs: usize) -> usize {
         match self {
             Self::Plain(dtype) => units(dtype, inputs) * kernels.width * 4,
+            // A row of scales follows those of the weights.
+            Self::Scaled => ((units(DType::Bf16, inputs) + 1) * kernels.width * 4).next_multiple_of(64),
             Self::Quantized(layout) => (inputs.div_ceil(GROUP) * group_bytes(layout)).next_multiple_of(64),
         }
     }

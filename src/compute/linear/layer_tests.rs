@@ -170,6 +170,7 @@ fn plain_weights_in_every_format() {
             for (format, allowed) in [
                 (WeightFormat::F32, 1e-6),
                 (WeightFormat::Bf16, 8e-3),
+                (WeightFormat::F16, 2e-3),
                 (WeightFormat::Int8, 4e-2),
                 (WeightFormat::Int4, 0.1),
             ] {
@@ -198,14 +199,16 @@ fn parts_of_different_forms_lie_side_by_side_and_add_up() {
     let plain = Weight::from_f32(&second, &[9, inputs]).unwrap();
     let shift = Weight::from_f32(&[1.0; 9], &[9]).unwrap();
     let parts = [(Matrix::Blocks(quantized), None), (Matrix::Plain(plain), Some(shift))];
-    let packer = Packer::new(Isa::best(), WeightFormat::F32);
-    let linear = packer.linear(&parts).unwrap();
-    let x = wave(2 * inputs, 0.3);
-    let once = apply(Isa::best(), &linear, &x);
-    assert!((once[20] - 1.0 - reference(&x, &second, inputs)[0].0 as f32).abs() < 1e-3);
-    let mut twice = once.clone();
-    multiply(&packer.kernel_set, &linear, &x, &mut twice, Epilogue::Add);
-    assert!(once.iter().zip(&twice).all(|(once, twice)| *twice == once + once));
+    for (format, allowed) in [(WeightFormat::F32, 1e-3), (WeightFormat::F16, 0.1)] {
+        let packer = Packer::new(Isa::best(), format);
+        let linear = packer.linear(&parts).unwrap();
+        let x = wave(2 * inputs, 0.3);
+        let once = apply(Isa::best(), &linear, &x);
+        assert!((once[20] - 1.0 - reference(&x, &second, inputs)[0].0 as f32).abs() < allowed);
+        let mut twice = once.clone();
+        multiply(&packer.kernel_set, &linear, &x, &mut twice, Epilogue::Add);
+        assert!(once.iter().zip(&twice).all(|(once, twice)| *twice == once + once));
+    }
 }
 
 #[test]
@@ -217,12 +220,14 @@ fn gated_layers_multiply_in_every_form() {
     let (_second, up_blocks) = blocks(&up, outputs, inputs, BlockFormat::Q5_1);
     let plain = |values: &[f32]| Matrix::Plain(Weight::from_f32(values, &[outputs, inputs]).unwrap());
     for isa in Isa::available() {
-        for (gate_of, up_of, allowed) in [
-            (plain(&gate), plain(&up), 1e-4),
-            (Matrix::Blocks(gate_blocks.clone()), plain(&up), 0.5),
-            (Matrix::Blocks(gate_blocks.clone()), Matrix::Blocks(up_blocks.clone()), 20.0),
+        for (gate_of, up_of, format, allowed) in [
+            (plain(&gate), plain(&up), WeightFormat::F32, 1e-4),
+            (plain(&gate), plain(&up), WeightFormat::F16, 1.0),
+            (Matrix::Blocks(gate_blocks.clone()), plain(&up), WeightFormat::F32, 0.5),
+            (Matrix::Blocks(gate_blocks.clone()), plain(&up), WeightFormat::F16, 1.0),
+            (Matrix::Blocks(gate_blocks.clone()), Matrix::Blocks(up_blocks.clone()), WeightFormat::F32, 20.0),
         ] {
-            let packer = Packer::new(isa, WeightFormat::F32);
+            let packer = Packer::new(isa, format);
             let bias = || Some(Weight::from_f32(&shift, &[outputs]).unwrap());
             let (exact_gate, exact_up) = (gate_of.to_f32().unwrap(), up_of.to_f32().unwrap());
             let linear = packer.gated((gate_of, bias()), (up_of, bias())).unwrap();
@@ -248,8 +253,9 @@ fn gated_layers_multiply_in_every_form() {
 #[test]
 fn a_row_does_not_depend_on_overlapping_products() {
     let store = [Activation::Identity, Activation::Gelu, Activation::Silu].map(Epilogue::Store);
-    for isa in Isa::available() {
-        let packer = Packer::new(isa, WeightFormat::Bf16);
+    let both = [WeightFormat::Bf16, WeightFormat::F16];
+    for (isa, format) in Isa::available().flat_map(|isa| both.map(|format| (isa, format))) {
+        let packer = Packer::new(isa, format);
         for (outputs, inputs) in [(33, 15), (300, 48), (70, 400)] {
             let part = |step| {
                 let plain = Weight::from_f32(&wave(outputs * inputs, step), &[outputs, inputs]).unwrap();
@@ -266,7 +272,7 @@ fn a_row_does_not_depend_on_overlapping_products() {
                         for (x, out) in x.chunks(inputs).zip(alone.chunks_mut(outputs)) {
                             multiply(&packer.kernel_set, &linear, x, out, epilogue);
                         }
-                        assert!(together == alone, "{isa} {outputs}x{inputs} {epilogue:?} {rows}");
+                        assert!(together == alone, "{isa} {format:?} {outputs}x{inputs} {epilogue:?} {rows}");
                     }
                 }
             }
@@ -277,7 +283,9 @@ fn a_row_does_not_depend_on_overlapping_products() {
 #[test]
 fn layers_of_one_arena_compute_as_layers_of_their_own() {
     let x = wave(3 * 40, 0.9);
-    for format in [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Int8, WeightFormat::Int4] {
+    for format in
+        [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::F16, WeightFormat::Int8, WeightFormat::Int4]
+    {
         let layer = |packer: &Packer, outputs: usize| {
             let weight = Weight::from_f32(&wave(outputs * 40, 0.1), &[outputs, 40]).unwrap();
             packer.linear(&[(weight.into(), None)]).unwrap()

@@ -9,7 +9,8 @@ use super::layer::{Biased, KernelSet, Linear, LinearPart, Matrix, PartFormat, We
 use super::quant_gemm::{PANEL, group_bytes, quant_offset};
 use crate::Result;
 use crate::compute::isa::{DType, Isa};
-use crate::compute::kernels::Kernels;
+use crate::compute::kernels::scaled::scale_column;
+use crate::compute::kernels::{Kernels, units};
 use crate::compute::memory::{Arena, Piece, zeroed};
 use crate::compute::narrow::to_bf16;
 use crate::compute::threads::Threads;
@@ -50,9 +51,9 @@ impl Packer {
             return Err(misfit(&up.0, gate.0.columns()));
         }
         let mut parts = [gate, up];
-        let plain = |part: &Biased| matches!(self.form(&part.0), PartFormat::Plain(_));
-        if plain(&parts[0]) != plain(&parts[1]) {
-            // Both parts need panels of the same width, so if one is plain, the other is converted to plain weights.
+        let quantized = |part: &Biased| matches!(self.form(&part.0), PartFormat::Quantized(_));
+        if quantized(&parts[0]) != quantized(&parts[1]) {
+            // Both parts need panels of the same width, so if one is quantized, it is converted to plain weights.
             for (matrix, _) in &mut parts {
                 *matrix = Weight::from_f32(&matrix.to_f32()?, &[matrix.rows(), matrix.columns()])?.into();
             }
@@ -94,9 +95,10 @@ impl Packer {
         }
         let quantized = |part: &LinearPart| match part.form {
             PartFormat::Quantized(layout) => Some(layout),
-            PartFormat::Plain(_) => None,
+            PartFormat::Plain(_) | PartFormat::Scaled => None,
         };
         let forms = Forms {
+            scaled: parts.iter().any(|part| part.form == PartFormat::Scaled),
             quantized: parts.iter().any(|part| quantized(part).is_some()),
             halves: parts.iter().filter_map(quantized).any(|layout| layout.halves),
             eight_bits: parts.iter().filter_map(quantized).any(|layout| layout.bits == 8),
@@ -121,6 +123,7 @@ impl Packer {
             let mut panel = tasks[panel].lock();
             let packed = match form {
                 PartFormat::Plain(dtype) => pack_plain(kernels, dtype, rows, inputs, &mut panel),
+                PartFormat::Scaled => pack_scaled(kernels, rows, inputs, &mut panel),
                 PartFormat::Quantized(layout) => pack_quantized(layout, plain, rows, inputs, &mut panel),
             };
             if let Err(error) = packed {
@@ -149,13 +152,8 @@ fn runs<'a>(
     })
 }
 
-fn pack_plain(
-    kernels: &Kernels,
-    dtype: DType,
-    rows: &[(&Matrix, usize)],
-    inputs: usize,
-    panel: &mut [u32],
-) -> Result<()> {
+/// The values of `rows`, of plain matrices.
+fn plain_values(rows: &[(&Matrix, usize)], inputs: usize) -> Result<Vec<f32>> {
     let mut values = zeroed::<f32>(rows.len() * inputs)?;
     let mut scratch = Vec::new();
     for (place, matrix, range) in runs(rows) {
@@ -164,6 +162,17 @@ fn pack_plain(
             weight.rows_f32(range, out, &mut scratch)?;
         }
     }
+    Ok(values)
+}
+
+fn pack_plain(
+    kernels: &Kernels,
+    dtype: DType,
+    rows: &[(&Matrix, usize)],
+    inputs: usize,
+    panel: &mut [u32],
+) -> Result<()> {
+    let values = plain_values(rows, inputs)?;
     let (from, stride, _bits);
     match dtype {
         DType::F32 => (from, stride) = (values.as_ptr().cast::<u8>(), inputs * 4),
@@ -177,6 +186,19 @@ fn pack_plain(
     // SAFETY: `from` points to `values`, or to `bits`, which `_bits` keeps alive; both have `rows.len()` consecutive rows
     // of `inputs` elements. `bits` has one more element, so one is readable after its last row.
     unsafe { kernels.pack_columns(dtype, from, stride, rows.len(), inputs, panel) };
+    Ok(())
+}
+
+/// Packs f16 in pairs, and after them the scale of each output.
+fn pack_scaled(kernels: &Kernels, rows: &[(&Matrix, usize)], inputs: usize, panel: &mut [u32]) -> Result<()> {
+    let values = plain_values(rows, inputs)?;
+    let mut bits: Vec<u16> = zeroed(values.len() + 1)?;
+    let (pairs, scales) = panel.split_at_mut(units(DType::Bf16, inputs) * kernels.width);
+    for ((row, from), scale) in values.chunks_exact(inputs).enumerate().zip(scales) {
+        *scale = scale_column(from, &mut bits[row * inputs..][..inputs]).to_bits();
+    }
+    // SAFETY: `bits` has `rows.len()` rows of `inputs` numbers of 16 bits, which are packed in pairs as those of bf16, and one more.
+    unsafe { kernels.pack_columns(DType::Bf16, bits.as_ptr().cast(), inputs * 2, rows.len(), inputs, pairs) };
     Ok(())
 }
 

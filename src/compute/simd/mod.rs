@@ -9,7 +9,7 @@ pub(crate) mod neon;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod x86;
 
-use half::bf16;
+use half::{bf16, f16};
 
 /// The operations that kernels need of a register of f32.
 ///
@@ -111,6 +111,11 @@ pub(crate) trait Simd: Copy {
     /// The second of the two bf16 in each lane, as f32.
     fn high_bf16(self, x: Self::V) -> Self::V;
 
+    /// The first of the two f16 in each lane, as f32; both are finite.
+    fn low_f16(self, x: Self::V) -> Self::V;
+    /// The second of the two f16 in each lane, as f32; both are finite.
+    fn high_f16(self, x: Self::V) -> Self::V;
+
     /// `acc + a.0 * b.0 + a.1 * b.1` per lane, where a lane of `a` and `b` holds two bf16.
     #[inline(always)]
     fn dot2(self, acc: Self::V, a: Self::V, b: Self::V) -> Self::V {
@@ -173,6 +178,20 @@ pub(crate) trait Simd: Copy {
         unsafe { from.cast::<Self::V>().read_unaligned() }
     }
 }
+
+/// Arithmetic on two f16 in each lane.
+pub(crate) trait HalfLanes: Simd {
+    /// `a * b + c` for each f16, rounded once.
+    fn mul_add_f16(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// The sum of the two f16 of each lane, rounded to f16, as f32.
+    fn add_pair_f16(self, x: Self::V) -> Self::V;
+}
+
+/// The sign of an f16 whose bits are moved to those of an f32, its exponent and its mantissa.
+const MOVED_F16: u32 = 0x8fff_e000;
+
+/// What an f16 in [`MOVED_F16`] is smaller by, because an exponent of f16 begins at -15 and one of f32 at -127.
+const MOVED_F16_SCALE: f32 = f32::from_bits((127 + 112) << 23);
 
 /// Defines safe methods that are one expression of intrinsics.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
@@ -313,4 +332,39 @@ impl<const LANES: usize> Simd for Portable<LANES> {
     fn high_bf16(self, x: Self::V) -> Self::V {
         x.map(|x| f32::from_bits(x.to_bits() & 0xffff_0000))
     }
+    #[inline(always)]
+    fn low_f16(self, x: Self::V) -> Self::V {
+        self.high_f16(x.map(|x| f32::from_bits(x.to_bits() << 16)))
+    }
+    #[inline(always)]
+    fn high_f16(self, x: Self::V) -> Self::V {
+        let moved = |x: f32| (x.to_bits().cast_signed() >> 3).cast_unsigned() & MOVED_F16;
+        x.map(|x| f32::from_bits(moved(x)) * MOVED_F16_SCALE)
+    }
+}
+
+/// As the CPU's instructions do, to the bit: for tests, and for CPUs to come.
+impl<const LANES: usize> HalfLanes for Portable<LANES> {
+    #[inline(always)]
+    fn mul_add_f16(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        std::array::from_fn(|i| {
+            let [a, b, c] = [a, b, c].map(|x| pair_f16(x[i]));
+            // Exact: a product has 22 bits. The sum is rounded to 53 bits only if one of both is too small to matter.
+            let [low, high] =
+                [0, 1].map(|i| f16::from_f64(f64::from(a[i]) * f64::from(b[i]) + f64::from(c[i])));
+            f32::from_bits(u32::from(low.to_bits()) | u32::from(high.to_bits()) << 16)
+        })
+    }
+    #[inline(always)]
+    fn add_pair_f16(self, x: Self::V) -> Self::V {
+        x.map(|x| {
+            let [low, high] = pair_f16(x);
+            f16::from_f64(f64::from(low) + f64::from(high)).to_f32()
+        })
+    }
+}
+
+/// The two f16 in a lane.
+fn pair_f16(x: f32) -> [f16; 2] {
+    [x.to_bits() as u16, (x.to_bits() >> 16) as u16].map(f16::from_bits)
 }

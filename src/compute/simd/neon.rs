@@ -2,7 +2,7 @@
 
 use std::arch::aarch64::*;
 
-use super::{Simd, intrinsics};
+use super::{MOVED_F16, MOVED_F16_SCALE, Simd, intrinsics};
 
 /// Proof that the CPU has NEON.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +42,8 @@ impl Simd for Neon {
             vreinterpretq_f32_u32(vshlq_n_u32::<16>(vreinterpretq_u32_f32(x)));
         high_bf16(x: float32x4_t) -> float32x4_t =
             vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(x), vdupq_n_u32(0xffff_0000)));
+        low_f16(x: float32x4_t) -> float32x4_t = upper_f16(vshlq_n_u32::<16>(vreinterpretq_u32_f32(x)));
+        high_f16(x: float32x4_t) -> float32x4_t = upper_f16(vreinterpretq_u32_f32(x));
     }
 
     #[inline(always)]
@@ -101,5 +103,20 @@ impl Simd for Neon {
             vst1_u16(values.as_mut_ptr(), packed);
             to.copy_from_nonoverlapping(values.as_ptr(), n);
         }
+    }
+}
+
+/// The finite f16 in the upper half of each lane, as f32.
+///
+/// # Safety
+///
+/// - The CPU has NEON.
+#[inline(always)]
+unsafe fn upper_f16(x: uint32x4_t) -> float32x4_t {
+    // SAFETY: the CPU has NEON, and the instructions access no memory.
+    unsafe {
+        let moved = vreinterpretq_u32_s32(vshrq_n_s32::<3>(vreinterpretq_s32_u32(x)));
+        let moved = vandq_u32(moved, vdupq_n_u32(MOVED_F16));
+        vmulq_f32(vreinterpretq_f32_u32(moved), vdupq_n_f32(MOVED_F16_SCALE))
     }
 }

@@ -1,16 +1,17 @@
 //! AVX2 and AVX-512 registers.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
-use super::{Simd, intrinsics};
+use super::{HalfLanes, MOVED_F16, MOVED_F16_SCALE, Simd, intrinsics};
 
 /// Proof that the CPU has AVX2 and FMA.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Avx2(());
 
-/// Proof that the CPU has AVX-512 F, BW, DQ and VL; with `BF16`, AVX-512 BF16 as well.
+/// Proof that the CPU has AVX-512 F, BW, DQ and VL; with `BF16`, AVX-512 BF16 as well, and with `F16`, AVX-512 FP16.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Avx512<const BF16: bool>(());
+pub(crate) struct Avx512<const BF16: bool, const F16: bool = false>(());
 
 /// Rounds to bf16 (ties to even) in the upper half of each lane, for CPUs without the instruction. A NaN whose
 /// payload would overflow into the sign becomes a quiet NaN.
@@ -60,6 +61,8 @@ impl Simd for Avx2 {
         low_bf16(x: __m256) -> __m256 = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_castps_si256(x)));
         high_bf16(x: __m256) -> __m256 =
             _mm256_and_ps(x, _mm256_castsi256_ps(_mm256_set1_epi32(0xffff_0000_u32.cast_signed())));
+        low_f16(x: __m256) -> __m256 = upper_f16_of_8(_mm256_slli_epi32::<16>(_mm256_castps_si256(x)));
+        high_f16(x: __m256) -> __m256 = upper_f16_of_8(_mm256_castps_si256(x));
     }
 
     #[inline(always)]
@@ -134,6 +137,20 @@ impl Simd for Avx2 {
     }
 }
 
+/// The finite f16 in the upper half of each lane, as f32.
+///
+/// # Safety
+///
+/// - The CPU has AVX2.
+#[inline(always)]
+unsafe fn upper_f16_of_8(x: __m256i) -> __m256 {
+    // SAFETY: the CPU has AVX2, and the instructions access no memory.
+    unsafe {
+        let moved = _mm256_and_si256(_mm256_srai_epi32::<3>(x), _mm256_set1_epi32(MOVED_F16.cast_signed()));
+        _mm256_mul_ps(_mm256_castsi256_ps(moved), _mm256_set1_ps(MOVED_F16_SCALE))
+    }
+}
+
 /// Sets all bits of the first `n` lanes.
 ///
 /// # Safety
@@ -145,7 +162,7 @@ unsafe fn first_of_8(n: usize) -> __m256i {
     unsafe { _mm256_cmpgt_epi32(_mm256_set1_epi32(n as i32), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)) }
 }
 
-impl<const BF16: bool> Simd for Avx512<BF16> {
+impl<const BF16: bool, const F16: bool> Simd for Avx512<BF16, F16> {
     type V = __m512;
     const LANES: usize = 16;
     const ROWS: usize = 12;
@@ -173,6 +190,8 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         low_bf16(x: __m512) -> __m512 = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_castps_si512(x)));
         high_bf16(x: __m512) -> __m512 =
             _mm512_and_ps(x, _mm512_castsi512_ps(_mm512_set1_epi32(0xffff_0000_u32.cast_signed())));
+        low_f16(x: __m512) -> __m512 = upper_f16_of_16(_mm512_slli_epi32::<16>(_mm512_castps_si512(x)));
+        high_f16(x: __m512) -> __m512 = upper_f16_of_16(_mm512_castps_si512(x));
     }
 
     #[inline(always)]
@@ -288,6 +307,64 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
             }
         }
     }
+}
+
+impl HalfLanes for Avx512<false, true> {
+    intrinsics! {
+        mul_add_f16(a: __m512, b: __m512, c: __m512) -> __m512 = fmadd_ph(a, b, c);
+        add_pair_f16(x: __m512) -> __m512 = {
+            let swapped = _mm512_castsi512_ps(_mm512_rol_epi32::<16>(_mm512_castps_si512(x)));
+            _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_castps_si512(add_ph(x, swapped))))
+        };
+    }
+}
+
+/// The finite f16 in the upper half of each lane, as f32.
+///
+/// # Safety
+///
+/// - The CPU has AVX-512 F.
+#[inline(always)]
+unsafe fn upper_f16_of_16(x: __m512i) -> __m512 {
+    // SAFETY: the CPU has AVX-512 F, and the instructions access no memory.
+    unsafe {
+        let moved = _mm512_and_si512(_mm512_srai_epi32::<3>(x), _mm512_set1_epi32(MOVED_F16.cast_signed()));
+        _mm512_mul_ps(_mm512_castsi512_ps(moved), _mm512_set1_ps(MOVED_F16_SCALE))
+    }
+}
+
+/// `a * b + c` for each of 32 f16. The compiler has no stable intrinsic for it yet.
+///
+/// # Safety
+///
+/// - The CPU has AVX-512 FP16.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn fmadd_ph(a: __m512, b: __m512, c: __m512) -> __m512 {
+    let mut sum = c;
+    // SAFETY: the CPU has the instruction, which accesses registers alone.
+    unsafe {
+        asm!("vfmadd231ph {sum}, {a}, {b}", sum = inout(zmm_reg) sum, a = in(zmm_reg) a, b = in(zmm_reg) b,
+            options(pure, nomem, nostack, preserves_flags));
+    }
+    sum
+}
+
+/// `a + b` for each of 32 f16.
+///
+/// # Safety
+///
+/// - The CPU has AVX-512 FP16.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn add_ph(a: __m512, b: __m512) -> __m512 {
+    let sum;
+    // SAFETY: the CPU has the instruction, which accesses registers alone.
+    unsafe {
+        asm!("vaddph {sum}, {a}, {b}", sum = out(zmm_reg) sum, a = in(zmm_reg) a, b = in(zmm_reg) b,
+            options(pure, nomem, nostack, preserves_flags));
+    }
+    sum
 }
 
 /// The mask of the first `n` lanes.

@@ -13,6 +13,7 @@ mod epilogue;
 mod pack;
 mod quantize;
 mod rowwise;
+mod scaled;
 mod softmax;
 mod squares;
 mod tiles;
