@@ -202,9 +202,9 @@ class Config:
         """Default sampling temperature. `AI_TEMPERATURE`, default 0.7."""
     @property
     def dtype(self) -> str:
-        """How sentence models' weights are held: ``float32``, ``bfloat16``, ``float16``, ``int8`` or ``int4`` (quantized
-        at load), or ``auto``: bfloat16 where the CPU or the card multiplies it natively, float16 where a CPU multiplies
-        that faster, else float32.
+        """How sentence models' weights are held: ``float32``, ``bfloat16``, ``float16``, ``int8`` or ``int4``
+        (quantized at load), or ``auto``: bfloat16 where the CPU or the card multiplies it natively, float16 where a CPU
+        multiplies that faster, else float32.
         `MODEL_MANAGER_DTYPE`, default auto.
         """
     @property

@@ -205,6 +205,8 @@ class GeneratorDescription(TypedDict):
     """The token that ends a text; None when the model has none."""
     eos_token: str | None
     """The text of that token."""
+    eos_token_ids: list[int]
+    """All tokens that end a text; a model may have several."""
     chat_template: bool
     """Whether it has a chat template, and so answers messages."""
     chat_template_variables: list[str]

@@ -99,6 +99,12 @@ impl TextTokens {
         }
     }
 
+    /// Whether a token that is no text is spelt like one of `stops`. Such a stop text never shows in the text of an answer.
+    pub(crate) fn is_stop_token(&self, id: u32, stops: &[String]) -> bool {
+        let spelt = |token: String| stops.contains(&token);
+        !stops.is_empty() && !self.is_text(id) && self.token(id).is_some_and(spelt)
+    }
+
     /// The id of a token as it is spelt in the vocabulary.
     pub fn id(&self, token: &str) -> Option<u32> {
         self.tokenizer.id(token)

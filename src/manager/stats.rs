@@ -143,6 +143,8 @@ pub struct GeneratorDescription {
     pub context: usize,
     /// The token that ends a text, and its own text.
     pub eos: Option<(u32, Option<String>)>,
+    /// All tokens that end a text.
+    pub eos_ids: Vec<u32>,
     /// Whether it has a chat template.
     pub chat_template: bool,
     /// The variables that the template reads and a caller may set.
@@ -176,6 +178,7 @@ impl GeneratorDescription {
             dtype: model.network.dtype(),
             context: generator.context(),
             eos: generator.eos_token_id().map(|id| (id, model.tokens.token(id))),
+            eos_ids: model.eos_ids.clone(),
             chat_template: template.is_some(),
             chat_template_variables: variables.map(|name| name.to_string()).collect(),
             thinks: template.is_some_and(ChatTemplate::thinks),

@@ -18,6 +18,8 @@ pub(crate) const HARMLESS: &[&str] = &[
     "_attn_implementation_internal",
     "_commit_hash",
     "_name_or_path",
+    // What `transformers` writes into a configuration that it read from a GGUF file.
+    "_model_name_or_path",
     "architectures",
     "attn_implementation",
     "dtype",

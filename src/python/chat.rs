@@ -275,6 +275,10 @@ impl Values {
                 entries.push((self.convert(&key, depth + 1)?, self.convert(&item, depth + 1)?));
             }
             Value::dict(entries).map_err(wrong)
+        } else if let Ok(value) = value.extract::<bool>() {
+            Ok(Value::Bool(value)) // numpy.bool_
+        } else if let Some(number) = scalar(value)? {
+            self.convert(&number, depth)
         } else {
             let reason = format!(
                 "{argument} may hold None, bool, int, float, str, lists, tuples and mappings, not {}",
@@ -283,4 +287,15 @@ impl Values {
             Err(wrong_type(py, if argument == "messages" { "prompt" } else { argument }, reason))
         }
     }
+}
+
+/// A number of numpy as Python's own: what its `item` returns.
+fn scalar<'py>(value: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyAny>>> {
+    let of_numpy = value.get_type().module().is_ok_and(|module| module == "numpy");
+    if !of_numpy || value.getattr_opt("ndim")?.is_none_or(|ndim| !ndim.eq(0).unwrap_or(false)) {
+        return Ok(None);
+    }
+    let item = value.call_method0("item")?;
+    let is_number = item.is_instance_of::<PyInt>() || item.is_instance_of::<PyFloat>();
+    Ok(is_number.then_some(item))
 }

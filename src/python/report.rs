@@ -167,6 +167,7 @@ pub(super) fn generator<'py>(
         "dtype": generator.dtype,
         "context": generator.context,
         "eos_token_id": generator.eos.as_ref().map(|(id, _)| id),
+        "eos_token_ids": &generator.eos_ids,
         "eos_token": generator.eos.as_ref().and_then(|(_, text)| text.as_ref()),
         "chat_template": generator.chat_template,
         "chat_template_variables": &generator.chat_template_variables,

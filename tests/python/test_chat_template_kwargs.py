@@ -10,6 +10,7 @@ import shutil
 import jinja as reference
 import jinja2
 import jinja2.meta
+import numpy as np
 import pytest
 from conftest import FIXTURES
 from generators import GPT2, GREEDY, SLOT, writer
@@ -86,6 +87,24 @@ def test_values_of_every_kind(thinker):
         given = {"mood": value}
         answer = thinker.generate(TURN, **GREEDY, max_new_tokens=6, chat_template_kwargs=given)
         assert answer == expected(thinker, **given)
+
+
+def test_numbers_of_numpy_are_those_of_python(thinker):
+    apply = thinker.apply_chat_template
+    for value in (
+        np.int64(3),
+        np.uint8(3),
+        np.float32(1.5),
+        np.float64(1.5),
+        np.bool_(False),
+        np.bool_(True),
+        np.array(3),
+    ):
+        assert apply(TURN, mood=value) == apply(TURN, mood=value.item())
+    assert apply(TURN, enable_thinking=np.bool_(False)) == apply(TURN, **OFF) != apply(TURN)
+    for value in (np.zeros(2), np.zeros((1, 1)), np.datetime64("2026-01-01"), np.complex64(1)):
+        with pytest.raises(TypeError, match="may hold None"):
+            apply(TURN, mood=value)
 
 
 @pytest.mark.parametrize("prompt", ["Merhaba", [5, 6]])

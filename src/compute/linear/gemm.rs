@@ -446,7 +446,7 @@ impl Gemm<'_> {
             PartFormat::Scaled => {
                 let (scaled, x_stride) = (&self.x.other.scaled, ScaledRows::stride(inputs));
                 let x = scaled.numbers[rows.start * x_stride / 2..rows.end * x_stride / 2].as_ptr();
-                let scales = scaled.scales[rows.clone()].as_ptr();
+                let scales = scaled.scales[rows].as_ptr();
                 for tile in tiles(x.cast(), x_stride, units(DType::Bf16, inputs), panels) {
                     // SAFETY: `row_tiles` divides rows into tiles of at most `kernels.scaled_rows()`. The slices of numbers and
                     // scales were bounds-checked; `fill` wrote them, and a row of `x_stride` bytes has at least the units of

@@ -205,7 +205,7 @@ impl<C: KvCache> Sequence<C> {
         self.first.get_or_insert(now);
         self.last = Some(now);
         self.tokens.push(token);
-        if eos_ids.contains(&token) {
+        if eos_ids.contains(&token) || tokens.is_stop_token(token, &self.params.stop) {
             return Ok(Some(FinishReason::Stop));
         }
         let piece = self.detokenizer.push(tokens, token)?;
