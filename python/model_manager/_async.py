@@ -164,8 +164,14 @@ class AsyncTextStream:
         self._pieces.generation.cancel()
 
     async def aclose(self) -> None:
-        """End the answer within one token; the iterator stops at once."""
+        """End the answer within one token; the iterator stops at once. The end of an ``async with`` does the same."""
         self._pieces.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_exception: object) -> None:
+        await self.aclose()
 
     @property
     def completion(self) -> Completion | None:

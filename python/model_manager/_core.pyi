@@ -380,13 +380,20 @@ class Ticket:
 class TextStream:
     """The pieces of one answer, as `Manager.stream` returns it: an iterator of str that never splits a character.
 
-    The generation starts at once, not with the first piece. Dropping the stream ends it within one token.
+    The generation starts at once, not with the first piece. Closing or dropping the stream ends it within one token.
+    One thread at a time waits for a piece; RuntimeError in a second one.
     """
 
     def __iter__(self) -> Self: ...
     def __next__(self) -> str: ...
     def cancel(self) -> None:
         """End the answer within one token; the iterator returns what was written until then and stops."""
+    def close(self) -> None:
+        """End the answer within one token; the iterator stops at once. Another thread that waits for a piece gets what
+        was written. The end of a ``with`` statement does the same.
+        """
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *_exception: object) -> None: ...
     @property
     def completion(self) -> Completion | None:
         """The whole answer and its figures once the iterator has ended; None before, and after an error."""

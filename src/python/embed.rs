@@ -30,11 +30,9 @@ pub(super) fn embed(
     let py = texts.py();
     if let (Ok(text), None) = (texts.cast::<PyString>(), &progress) {
         let text = text_of(text, None)?;
-        let call = tracing::begin(py, "embeddings", options.model.as_deref(), 1);
+        let call = tracing::begin(py, "embeddings", options.model.as_deref(), 1)?;
         options.trace = Call::trace(call.as_ref());
-        let found = one(handle, py, text, options);
-        Call::end_with(call.as_ref(), py, &found, CallOutcome::item);
-        let found = found?;
+        let found = Call::end_with(call.as_ref(), py, one(handle, py, text, options), CallOutcome::item)?;
         let _inside = inside(py);
         return if copy { copied_array(py, found.item()) } else { shared_array(py, &found) };
     }
@@ -79,14 +77,13 @@ fn run(
     mut options: EmbedOptions,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Output> {
-    let call = tracing::begin(py, "embeddings", options.model.as_deref(), inputs.len());
+    let call = tracing::begin(py, "embeddings", options.model.as_deref(), inputs.len())?;
     options.trace = Call::trace(call.as_ref());
     let work = |manager: &Manager, check: Check<'_>, report: &mut dyn FnMut(usize, usize) -> Result<()>| {
         manager.embed(inputs, options, check, report)
     };
     let found = handle.enter_reporting(py, progress.as_ref(), work);
-    Call::end_with(call.as_ref(), py, &found, CallOutcome::of);
-    Ok(found?.output)
+    Ok(Call::end_with(call.as_ref(), py, found, CallOutcome::of)?.output)
 }
 
 /// A chunk: (text, start, end, tokens).
@@ -122,11 +119,11 @@ pub(super) fn embed_chunks(
     options: &EmbedOptions,
 ) -> PyResult<(Vec<ChunkParts>, Py<PyAny>)> {
     let (py, whole) = (text.py(), texts::copied(text, None)?);
-    let call = tracing::begin(py, "embeddings", options.model.as_deref(), 1);
+    let call = tracing::begin(py, "embeddings", options.model.as_deref(), 1)?;
     let options = &EmbedOptions { trace: Call::trace(call.as_ref()), ..options.clone() };
     let found =
         handle.enter(py, |manager, check| manager.embed_chunks(&whole, max_tokens, overlap, options, check));
-    Call::end_with(call.as_ref(), py, &found, |(chunks, _, width)| CallOutcome::Embeddings {
+    let found = Call::end_with(call.as_ref(), py, found, |(chunks, _, width)| CallOutcome::Embeddings {
         tokens: Some(chunks.iter().map(|chunk| chunk.tokens as u64).sum()),
         width: Some(*width),
     });

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyDict, PyInt, PyList, PyString};
+use pyo3::types::{PyBool, PyDict, PyInt, PyList, PyString, PyTuple};
 
 use super::argument::{Argument, WrongArgument, argument, is_sequence, unexpected};
 use super::chat;
@@ -175,10 +176,18 @@ fn stops(value: &Bound<'_, PyAny>) -> PyResult<Vec<String>> {
     value.try_iter()?.map(|item| text(item?)).collect()
 }
 
+/// What a stream's next reader finds.
+enum Source {
+    Ready(TextStream),
+    /// A thread waits for a piece.
+    Read,
+    Ended,
+}
+
 /// The pieces of one answer: an iterator of str. Dropping it ends the generation.
 #[pyclass(frozen, name = "TextStream", module = "model_manager._core")]
 pub(super) struct PyTextStream {
-    stream: Mutex<Option<TextStream>>,
+    stream: Mutex<Source>,
     ticket: EngineTicket,
     completion: Mutex<Option<Py<PyDict>>>,
     call: Ending,
@@ -187,13 +196,30 @@ pub(super) struct PyTextStream {
 impl PyTextStream {
     pub(super) fn new(stream: TextStream, call: Option<Arc<Call>>) -> Self {
         let ticket = stream.ticket();
-        Self { stream: Mutex::new(Some(stream)), ticket, completion: Mutex::new(None), call: Ending(call) }
+        Self {
+            stream: Mutex::new(Source::Ready(stream)),
+            ticket,
+            completion: Mutex::new(None),
+            call: Ending(call),
+        }
+    }
+}
+
+impl PyTextStream {
+    /// The stream, which is taken out while a thread waits for a piece.
+    fn take(&self) -> Source {
+        let mut source = self.stream.lock();
+        match &*source {
+            Source::Ready(_) => std::mem::replace(&mut *source, Source::Read),
+            Source::Read => Source::Read,
+            Source::Ended => Source::Ended,
+        }
     }
 }
 
 impl Drop for PyTextStream {
     fn drop(&mut self) {
-        if let Some(stream) = self.stream.get_mut().take() {
+        if let Source::Ready(stream) = std::mem::replace(self.stream.get_mut(), Source::Ended) {
             // At once: the thread that frees the stream may start late.
             self.ticket.mark_cancelled();
             discard(stream);
@@ -208,12 +234,20 @@ impl PyTextStream {
     }
 
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<String>> {
-        // Taken out while it waits: another thread gets the end of the iteration meanwhile, and does not block.
-        let Some(mut stream) = self.stream.lock().take() else { return Ok(None) };
+        let mut stream = match self.take() {
+            Source::Ready(stream) => stream,
+            Source::Read => {
+                return Err(PyRuntimeError::new_err(
+                    "another thread already waits for a piece of this answer",
+                ));
+            }
+            Source::Ended => return Ok(None),
+        };
         let piece = interruptible(py, |_| Ok(()), |check| stream.next(check));
         if let Ok(Ok(Some(_))) = piece {
-            *self.stream.lock() = Some(stream);
+            *self.stream.lock() = Source::Ready(stream);
         } else {
+            *self.stream.lock() = Source::Ended;
             let completion = stream.completion().cloned();
             // It may have the last lease of a model.
             detached(py, || drop(stream));
@@ -223,7 +257,7 @@ impl PyTextStream {
                     (Ok(Ok(_)), None) => call.end(py, &CallOutcome::Cancelled),
                     (Ok(Err(error)), _) => call.end(py, &CallOutcome::Failed(&to_py(py, error))),
                     (Err(error), _) => call.end(py, &CallOutcome::Failed(error)),
-                }
+                }?;
             }
             if let Some(completion) = completion {
                 *self.completion.lock() = Some(report::completion(py, &completion)?.unbind());
@@ -235,6 +269,31 @@ impl PyTextStream {
     /// End the answer within one token, also while another thread waits for a piece; the iterator then stops.
     fn cancel(&self, py: Python<'_>) {
         detached(py, || self.ticket.cancel());
+    }
+
+    /// End the answer within one token; the iterator stops at once. Another thread that waits for a piece gets what was
+    /// written.
+    fn close(&self, py: Python<'_>) {
+        self.cancel(py);
+        let mut source = self.stream.lock();
+        if let Source::Ready(_) = *source {
+            let stream = std::mem::replace(&mut *source, Source::Ended);
+            drop(source);
+            // It may have the last lease of a model.
+            detached(py, || drop(stream));
+            if let Some(call) = &self.call.0 {
+                call.end_unraisable(py, &CallOutcome::Cancelled);
+            }
+        }
+    }
+
+    fn __enter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    #[pyo3(signature = (*_exception))]
+    fn __exit__(&self, py: Python<'_>, _exception: &Bound<'_, PyTuple>) {
+        self.close(py);
     }
 
     /// The whole answer and its figures once the iterator has ended; None before, and after an error.
@@ -273,10 +332,10 @@ pub(super) fn events(on_event: Py<PyAny>, call: Option<Arc<Call>>) -> OnEvent {
             let Some(callback) = on_event.as_ref() else { return };
             match (&event, &traced.0) {
                 (Event::Done(Ok(completion)), Some(call)) => {
-                    call.end(py, &CallOutcome::Completion(completion));
+                    call.end_unraisable(py, &CallOutcome::Completion(completion));
                 }
                 (Event::Done(Err(error)), Some(call)) => {
-                    call.end(py, &CallOutcome::Failed(&to_py(py, error)));
+                    call.end_unraisable(py, &CallOutcome::Failed(&to_py(py, error)));
                 }
                 _ => {}
             }

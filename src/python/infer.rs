@@ -74,14 +74,14 @@ impl InferenceCall {
         Ok(Self { inputs, options, activate })
     }
 
-    fn begin(&mut self, py: Python<'_>) -> Option<Arc<Call>> {
+    fn begin(&mut self, py: Python<'_>) -> PyResult<Option<Arc<Call>>> {
         let operation = match self.options.kind {
             OutputKind::Scores => "score",
             _ => "embeddings",
         };
-        let call = tracing::begin(py, operation, self.options.model.as_deref(), self.inputs.len());
+        let call = tracing::begin(py, operation, self.options.model.as_deref(), self.inputs.len())?;
         self.options.trace = Call::trace(call.as_ref());
-        call
+        Ok(call)
     }
 
     /// The results of all inputs, and the tokens that were read. Waits.
@@ -91,12 +91,11 @@ impl InferenceCall {
         handle: &Handle,
         progress: Option<&Py<PyAny>>,
     ) -> PyResult<(Py<PyAny>, u64)> {
-        let call = self.begin(py);
+        let call = self.begin(py)?;
         let found = handle.enter_reporting(py, progress, |manager, check, report| {
             manager.infer(self.inputs, self.options, self.activate, check, report)
         });
-        Call::end_with(call.as_ref(), py, &found, CallOutcome::of);
-        converted(py, found?)
+        converted(py, Call::end_with(call.as_ref(), py, found, CallOutcome::of)?)
     }
 
     /// The same without waiting: `on_done(results, tokens, error)`.
@@ -106,7 +105,7 @@ impl InferenceCall {
         owner: &Bound<'_, PyAny>,
         on_done: Py<PyAny>,
     ) -> PyResult<PyTicket> {
-        let call = self.begin(owner.py());
+        let call = self.begin(owner.py())?;
         let traced = Traced { call: call.clone(), outcome: CallOutcome::of };
         let reply = reply(owner, on_done, traced, |py, result: PyResult<Embeddings>| {
             match result.and_then(|found| converted(py, found)) {

@@ -44,7 +44,7 @@ impl PyTicket {
     fn cancel(&self, py: Python<'_>) -> bool {
         let cancelled = detached(py, || self.ticket.cancel());
         if let (true, Some(call)) = (cancelled, &self.call) {
-            call.end(py, &CallOutcome::Cancelled);
+            call.end_unraisable(py, &CallOutcome::Cancelled);
         }
         cancelled
     }
@@ -60,7 +60,7 @@ pub(super) fn results(
     single: bool,
     copy: bool,
 ) -> PyResult<PyTicket> {
-    let call = tracing::begin(owner.py(), "embeddings", options.model.as_deref(), inputs.len());
+    let call = tracing::begin(owner.py(), "embeddings", options.model.as_deref(), inputs.len())?;
     options.trace = Call::trace(call.as_ref());
     let traced = Traced { call: call.clone(), outcome: CallOutcome::of };
     let reply = reply(owner, on_done, traced, move |py, result: PyResult<Embeddings>| {
@@ -82,7 +82,7 @@ pub(super) fn response(
     encoding: Encoding,
     on_done: Py<PyAny>,
 ) -> PyResult<PyTicket> {
-    let call = tracing::begin(owner.py(), "embeddings", options.model.as_deref(), inputs.len());
+    let call = tracing::begin(owner.py(), "embeddings", options.model.as_deref(), inputs.len())?;
     options.trace = Call::trace(call.as_ref());
     let outcome = |&(_, tokens): &_| CallOutcome::Embeddings { tokens: Some(tokens), width: None };
     let traced = Traced { call: call.clone(), outcome };
@@ -153,7 +153,10 @@ pub(super) fn reply<T: 'static>(
         // Not called while the interpreter shuts down.
         calling(|py| {
             let result = result.map_err(|error| to_py(py, &error));
-            Call::end_with(ending.0.as_ref(), py, &result, outcome);
+            if let Some(call) = &ending.0 {
+                let failed = |error| CallOutcome::Failed(error);
+                call.end_unraisable(py, &result.as_ref().map_or_else(failed, outcome));
+            }
             if let Err(error) = arguments(py, result).and_then(|arguments| on_done.call1(py, arguments)) {
                 error.write_unraisable(py, Some(on_done.bind(py)));
             }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
@@ -82,14 +83,17 @@ pub(super) fn is_on() -> bool {
 }
 
 /// A call begins; `None` unless it is traced. What goes wrong in a tracer is reported and does not fail the call.
+///
+/// # Errors
+/// What a signal handler raised in the tracer (Ctrl-C).
 #[inline]
 pub(super) fn begin(
     py: Python<'_>,
     operation: &'static str,
     model: Option<&str>,
     inputs: usize,
-) -> Option<Arc<Call>> {
-    if is_on() { begin_traced(py, operation, model, inputs, Vec::new()) } else { None }
+) -> PyResult<Option<Arc<Call>>> {
+    if is_on() { begin_traced(py, operation, model, inputs, Vec::new()) } else { Ok(None) }
 }
 
 /// A parameter of a generation.
@@ -105,9 +109,9 @@ pub(super) fn begin_generation(
     prompt: &OwnedPrompt,
     model: Option<&str>,
     params: &GenerationParams,
-) -> Option<Arc<Call>> {
+) -> PyResult<Option<Arc<Call>>> {
     if !is_on() {
-        return None;
+        return Ok(None);
     }
     let operation = if matches!(prompt, OwnedPrompt::Chat(_)) { "chat" } else { "text_completion" };
     let samples = params.samples();
@@ -131,8 +135,8 @@ fn begin_traced(
     model: Option<&str>,
     inputs: usize,
     parameters: Vec<(&str, Parameter)>,
-) -> Option<Arc<Call>> {
-    let tracer = TRACER.lock().as_ref().map(|tracer| tracer.clone_ref(py))?;
+) -> PyResult<Option<Arc<Call>>> {
+    let Some(tracer) = TRACER.lock().as_ref().map(|tracer| tracer.clone_ref(py)) else { return Ok(None) };
     let (wall, began) = (SystemTime::now(), Instant::now());
     let made = tracer
         .call_method1(py, "begin", (operation, model, inputs, parameters, nanoseconds(wall)))
@@ -141,14 +145,20 @@ fn begin_traced(
         Ok(Some((span, headers))) => {
             let trace = Arc::new(Trace::new(headers));
             let (ended, submission) = (AtomicBool::new(false), AtomicU8::new(NONE));
-            Some(Arc::new(Call { tracer, span, trace, wall, began, ended, submission }))
+            Ok(Some(Arc::new(Call { tracer, span, trace, wall, began, ended, submission })))
         }
-        Ok(None) => None,
-        Err(error) => {
-            error.write_unraisable(py, Some(tracer.bind(py)));
-            None
-        }
+        Ok(None) => Ok(None),
+        Err(error) => unless_interrupt(py, error, &tracer).map(|()| None),
     }
+}
+
+/// Reports an error of a tracer. What a signal handler raised in it is returned.
+fn unless_interrupt(py: Python<'_>, error: PyErr, tracer: &Py<PyAny>) -> PyResult<()> {
+    if !error.is_instance_of::<PyException>(py) {
+        return Err(error);
+    }
+    error.write_unraisable(py, Some(tracer.bind(py)));
+    Ok(())
 }
 
 fn nanoseconds(at: SystemTime) -> u64 {
@@ -163,33 +173,46 @@ impl Call {
     }
 
     /// The call has ended. Only the first end counts.
-    pub(super) fn end(&self, py: Python<'_>, outcome: &CallOutcome<'_>) {
+    ///
+    /// # Errors
+    /// What a signal handler raised in the tracer (Ctrl-C).
+    pub(super) fn end(&self, py: Python<'_>, outcome: &CallOutcome<'_>) -> PyResult<()> {
         if self.ended.swap(true, Ordering::AcqRel) {
-            return;
+            return Ok(());
         }
-        if let Err(error) = self.report(py, outcome) {
-            error.write_unraisable(py, Some(self.tracer.bind(py)));
+        self.report(py, outcome).or_else(|error| unless_interrupt(py, error, &self.tracer))
+    }
+
+    /// [`end`](Self::end) where nothing can be raised: on a thread of the core.
+    pub(super) fn end_unraisable(&self, py: Python<'_>, outcome: &CallOutcome<'_>) {
+        if let Err(raised) = self.end(py, outcome) {
+            raised.write_unraisable(py, Some(self.tracer.bind(py)));
         }
     }
 
-    /// The end of a call that returns or raises.
+    /// Ends a call that has `result`, and returns it.
+    ///
+    /// # Errors
+    /// That of `result`, and as [`end`](Self::end).
     pub(super) fn end_with<T>(
         call: Option<&Arc<Self>>,
         py: Python<'_>,
-        result: &PyResult<T>,
+        result: PyResult<T>,
         outcome: impl FnOnce(&T) -> CallOutcome<'_>,
-    ) {
-        let Some(call) = call else { return };
-        match result {
-            Ok(found) => call.end(py, &outcome(found)),
-            Err(error) => call.end(py, &CallOutcome::Failed(error)),
+    ) -> PyResult<T> {
+        if let Some(call) = call {
+            match &result {
+                Ok(found) => call.end(py, &outcome(found))?,
+                Err(error) => call.end(py, &CallOutcome::Failed(error))?,
+            }
         }
+        result
     }
 
     /// The call has failed before it was under way.
     pub(super) fn fail(call: Option<&Arc<Self>>, py: Python<'_>, error: &PyErr) {
         if let Some(call) = call {
-            call.end(py, &CallOutcome::Failed(error));
+            call.end_unraisable(py, &CallOutcome::Failed(error));
         }
     }
 
@@ -289,6 +312,6 @@ struct Late(Arc<Call>);
 
 impl Drop for Late {
     fn drop(&mut self) {
-        calling(|py| self.0.end(py, &CallOutcome::Cancelled));
+        calling(|py| self.0.end_unraisable(py, &CallOutcome::Cancelled));
     }
 }

@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from conftest import DIMENSION, ENGLISH_MODEL, ENGLISH_TEXT, TURKISH_MODEL, run_python, tiny
+from conftest import DIMENSION, ENGLISH_MODEL, ENGLISH_TEXT, FIXTURES, TURKISH_MODEL, run_python, tiny
 from model_manager import Config, errors
 
 if TYPE_CHECKING:
@@ -467,3 +467,58 @@ def test_the_time_of_a_flush(manager: ModelManager) -> None:
     for seconds in (0, -1, float("-inf"), float("nan")):
         with pytest.raises(errors.ArgumentError, match="timeout"):
             manager.cache_flush(seconds)
+
+
+# --- Tracers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["begin", "end"])
+def test_an_interrupt_in_a_tracer_is_raised(place: str) -> None:
+    run_python(
+        START
+        + f"""
+from model_manager import _core
+
+class Tracer:
+    raises = None
+    def begin(self, *_):
+        self.come("begin")
+        return object(), []
+    def end(self, *_):
+        self.come("end")
+    def come(self, place):
+        if place == {place!r} and self.raises is not None:
+            raised, self.raises = self.raises, None
+            if raised is KeyboardInterrupt:
+                interrupt()
+                sum(range(10))  # where the signal handler runs
+            raise raised("of a tracer")
+
+tracer, unraisable = Tracer(), []
+sys.unraisablehook = lambda found: unraisable.append(found.exc_type)
+_core._set_tracer(tracer)
+m.register("{ENGLISH}", {str(FIXTURES / "bert_plain")!r})
+m.register("writer", {str(FIXTURES / "gpt2")!r}, kind="generator")
+calls = {{
+    "cached": embed,
+    "batch": lambda: m.embed(["hello", "a new text"], "{ENGLISH}"),
+    "chunks": lambda: m.embed_chunks("hello you", "{ENGLISH}"),
+    "outputs": lambda: m.embed("hello", "{ENGLISH}", outputs=("dense", "multi")),
+    "answer": lambda: m.complete("hello", "writer", max_new_tokens=2),
+    "stream": lambda: list(m.stream("hello", "writer", max_new_tokens=2)),
+}}
+for name, call in calls.items():
+    call()
+    tracer.raises = KeyboardInterrupt
+    assert interrupted(call), name
+    assert tracer.raises is None, name
+    tracer.raises = ValueError
+    call()
+    assert (tracer.raises, unraisable) == (None, [ValueError]), name
+    unraisable.clear()
+m.unload("{ENGLISH}")
+tracer.raises = KeyboardInterrupt
+assert interrupted(lambda: m.load("{ENGLISH}"))
+m.load("{ENGLISH}")
+"""
+    )

@@ -26,12 +26,13 @@ impl PyManager {
         parameters: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyDict>> {
         let (prompt, params, mut options) = generation::request(prompt, model, parameters, &self.0)?;
-        let call = tracing::begin_generation(py, &prompt, options.model.as_deref(), &params);
+        let call = tracing::begin_generation(py, &prompt, options.model.as_deref(), &params)?;
         options.trace = Call::trace(call.as_ref());
         let completion =
             self.0.enter(py, |manager, check| manager.generate(&prompt, params, &options, check));
-        Call::end_with(call.as_ref(), py, &completion, |found| CallOutcome::Completion(found));
-        report::completion(py, &completion?)
+        let completion =
+            Call::end_with(call.as_ref(), py, completion, |found| CallOutcome::Completion(found))?;
+        report::completion(py, &completion)
     }
 
     /// The prompt that the model's chat template makes of messages.
@@ -72,7 +73,7 @@ impl PyManager {
         parameters: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<PyTextStream> {
         let (prompt, params, mut options) = generation::request(prompt, model, parameters, &self.0)?;
-        let call = tracing::begin_generation(py, &prompt, options.model.as_deref(), &params);
+        let call = tracing::begin_generation(py, &prompt, options.model.as_deref(), &params)?;
         options.trace = Call::trace(call.as_ref());
         let stream = self.0.enter(py, |manager, check| manager.stream(&prompt, params, &options, check));
         let stream = stream.inspect_err(|error| Call::fail(call.as_ref(), py, error))?;
@@ -90,7 +91,7 @@ impl PyManager {
         parameters: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<PyGenerationTicket> {
         let (prompt, params, mut options) = generation::request(prompt, model, parameters, &self.0)?;
-        let call = tracing::begin_generation(py, &prompt, options.model.as_deref(), &params);
+        let call = tracing::begin_generation(py, &prompt, options.model.as_deref(), &params)?;
         options.trace = Call::trace(call.as_ref());
         let events = generation::events(on_event.into(), call.clone());
         let submitted = Call::submit(call.as_ref(), || {
@@ -120,7 +121,7 @@ impl PyManager {
         let name = name.as_deref().unwrap_or(GENERATOR);
         let call = if load { self.begin_load(py, name)? } else { None };
         let described = self.0.enter(py, |manager, check| manager.describe_generator(name, load, check));
-        Call::end_with(call.as_ref(), py, &described, |_| CallOutcome::Loaded);
-        described?.map(|described| report::generator(py, &described)).transpose()
+        let described = Call::end_with(call.as_ref(), py, described, |_| CallOutcome::Loaded)?;
+        described.map(|described| report::generator(py, &described)).transpose()
     }
 }

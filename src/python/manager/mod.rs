@@ -52,7 +52,7 @@ impl PyManager {
     /// The span of a load, if calls are traced and the slot is not in memory.
     fn begin_load(&self, py: Python<'_>, name: &str) -> PyResult<Option<Arc<Call>>> {
         let absent = tracing::is_on() && matches!(self.0.built(py)?.is_loaded(name), Ok(false));
-        Ok(if absent { tracing::begin(py, "load", Some(name), 0) } else { None })
+        if absent { tracing::begin(py, "load", Some(name), 0) } else { Ok(None) }
     }
 }
 
@@ -212,8 +212,7 @@ impl PyManager {
         } else {
             self.0.enter(py, |manager, check| manager.load(&name, timeout, check))
         };
-        Call::end_with(call.as_ref(), py, &loaded, |()| CallOutcome::Loaded);
-        loaded
+        Call::end_with(call.as_ref(), py, loaded, |()| CallOutcome::Loaded)
     }
 
     /// Unload; True if it was loaded.
