@@ -33,6 +33,7 @@ from fixture_makers import (  # noqa: E402  (after the environment above)
     encoders,
     families,
     gguf_form_headers,
+    gguf_gemma4_expert_headers,
     gguf_gemma4_headers,
     gguf_headers,
     gpt_oss,
@@ -83,6 +84,7 @@ def makers(models: Path) -> dict[str, Callable[[], None]]:
     table["gguf_headers"] = partial(gguf_headers.make, FIXTURES)
     table[gpt_oss.NAME] = partial(gpt_oss.make, FIXTURES)
     table["gguf_form_headers"] = partial(gguf_form_headers.make, FIXTURES)
+    table[gguf_gemma4_expert_headers.NAME] = partial(gguf_gemma4_expert_headers.make, FIXTURES)
     table[gguf_gemma4_headers.NAME] = partial(gguf_gemma4_headers.make, FIXTURES)
     return table | {name: partial(real.make, name, models, FIXTURES) for name in real.NAMES}
 

@@ -3,7 +3,9 @@
 use super::*;
 
 fn header(family: &str) -> Header {
-    let json: Value = read_json(&folder("gguf_gemma4_headers.json")).unwrap();
+    let file =
+        if family == "gemma4_moe" { "gguf_gemma4_expert_headers.json" } else { "gguf_gemma4_headers.json" };
+    let json: Value = read_json(&folder(file)).unwrap();
     serde_json::from_value(json["families"][family].clone()).unwrap()
 }
 
@@ -42,7 +44,8 @@ fn what_is_not_known_is_refused_by_name() {
     let refusal = |writer: &Writer| open_gguf(writer).unwrap_err().to_string();
     let changed = |key: &str| file(family, &header, &[&format!("gemma4.{key}")]);
     for (key, number, said) in [
-        ("expert_count", 4, "gemma4.expert_count"),
+        ("expert_count", 4, "gemma4.expert_used_count"),
+        ("expert_used_count", 2, "gemma4.expert_used_count"),
         ("attention.scale", 2, "attention.scale"),
         ("rope.dimension_count", 4, "of which 4 numbers rotate"),
         ("rope.dimension_count_swa", 4, "of which 4 numbers rotate"),
@@ -99,7 +102,7 @@ fn what_is_not_known_is_refused_by_name() {
 /// What is no sound value is refused, or read as another model of the same tensors.
 #[test]
 fn wrong_metadata_ends_in_no_panic() {
-    for family in ["gemma4_text", "gemma4_dense"] {
+    for family in ["gemma4_text", "gemma4_dense", "gemma4_moe"] {
         let header = header(family);
         for key in header.metadata.keys() {
             let without = file(family, &header, &[key]);
@@ -120,3 +123,6 @@ fn wrong_metadata_ends_in_no_panic() {
         }
     }
 }
+
+#[path = "gguf_gemma4_expert_tests.rs"]
+mod experts;

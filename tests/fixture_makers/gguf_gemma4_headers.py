@@ -61,20 +61,30 @@ def divisors(config: dict[str, Any], width: int) -> list[float]:
     return [1.0] * rotated + [NEVER] * (width // 2 - rotated)
 
 
+def header(root: Path, family: str, own_names: dict[str, str] | None = None) -> dict[str, Any]:
+    """`own_names` are the ends of tensors that converters name apart from the package's table: transformers' and theirs."""
+    written = json.loads((root / family / "config.json").read_text(encoding="utf-8"))
+    config = {**AutoConfig.for_model(**written).to_dict(), **written}
+    width = written["global_head_dim"]
+    kv_heads = written.get("num_global_key_value_heads", config["num_key_value_heads"])
+    kind = next(kind for kind, text in gguf.MODEL_ARCH_NAMES.items() if text == ARCHITECTURE)
+    table = gguf.get_tensor_name_map(kind, config["num_hidden_layers"])
+
+    def name(key: str) -> str | None:
+        for theirs, ours in (own_names or {}).items():
+            if key.endswith(f".{theirs}"):
+                return f"blk.{key.split('.')[2]}.{ours}"
+        return table.get_name(key, (".weight", ".bias"))
+
+    with safe_open(root / family / "model.safetensors", "pt") as tensors:
+        names = {key: name(key) for key in tensors.keys()}  # noqa: SIM118
+    missing = [key for key, own in names.items() if own is None]
+    assert not missing, (family, missing)
+    own = {key.format(arch=ARCHITECTURE): value for key, value in metadata(config, width, kv_heads).items()}
+    found = {"architecture": ARCHITECTURE, "metadata": own, "names": names}
+    return found | {"factors": {"rope_freqs.weight": divisors(config, width)}, "permuted": None}
+
+
 def make(root: Path) -> None:
-    found: dict[str, Any] = {}
-    for family in FAMILIES:
-        written = json.loads((root / family / "config.json").read_text(encoding="utf-8"))
-        config = {**AutoConfig.for_model(**written).to_dict(), **written}
-        width = written["global_head_dim"]
-        kv_heads = written.get("num_global_key_value_heads", config["num_key_value_heads"])
-        kind = next(kind for kind, text in gguf.MODEL_ARCH_NAMES.items() if text == ARCHITECTURE)
-        table = gguf.get_tensor_name_map(kind, config["num_hidden_layers"])
-        with safe_open(root / family / "model.safetensors", "pt") as tensors:
-            names = {key: table.get_name(key, (".weight", ".bias")) for key in tensors.keys()}  # noqa: SIM118
-        missing = [key for key, own in names.items() if own is None]
-        assert not missing, (family, missing)
-        own = {key.format(arch=ARCHITECTURE): value for key, value in metadata(config, width, kv_heads).items()}
-        found[family] = {"architecture": ARCHITECTURE, "metadata": own, "names": names}
-        found[family] |= {"factors": {"rope_freqs.weight": divisors(config, width)}, "permuted": None}
+    found = {family: header(root, family) for family in FAMILIES}
     files.write_json(root / f"{NAME}.json", {"made_with": {"gguf": version("gguf")}, "families": found})

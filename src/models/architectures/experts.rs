@@ -332,21 +332,14 @@ impl Mixture {
         hidden: usize,
     ) -> Result<Vec<[Matrix; 3]>> {
         let (count, wide) = (self.count, self.intermediate);
-        let rows = |matrix: &Matrix, start: usize, rows: usize| matrix.slice_rows(start..start + rows);
         let stacked = |part: &&str| tensors.contains(&name(&format!("experts.{part}.weight")));
         let fused = FUSED.iter().find(|parts| parts.iter().all(|part| tensors.contains(&name(part))));
         let found = PROJECTIONS.iter().find(|parts| stacked(&parts[0]));
         // Then the first tensor that is missing is named.
         let missing = (self.stacked && fused.is_none()).then_some(&PROJECTIONS[0]);
         if let Some(parts) = found.or(missing) {
-            let all = |part: &str, shape| tensors.stacked(&name(&format!("experts.{part}.weight")), shape);
-            let (gates, ups) = (all(parts[0], [count, wide, hidden])?, all(parts[1], [count, wide, hidden])?);
-            let downs = all(parts[2], [count, hidden, wide])?;
-            let of = |index: usize| {
-                let own = |matrix| rows(matrix, index * wide, wide);
-                [own(&gates), own(&ups), rows(&downs, index * hidden, hidden)]
-            };
-            return Ok((0..count).map(of).collect());
+            let names = parts.map(|part| name(&format!("experts.{part}.weight")));
+            return stacked_experts(tensors, &names, count, [wide, hidden]);
         }
         if let Some(parts) = fused {
             return fused_experts(tensors, &parts.map(name), count, [wide, hidden]);
@@ -374,6 +367,26 @@ impl Mixture {
             gate: Some(tensors.matrix(&format!("{name}_gate.weight"), [1, hidden])?),
         })
     }
+}
+
+/// Gate, first and second matrix of `count` experts of `wide` columns for states of `hidden`: a tensor for each of the three.
+///
+/// # Errors
+/// When a tensor is missing or of another shape.
+pub(super) fn stacked_experts(
+    tensors: &dyn Tensors,
+    [gate, up, down]: &[String; 3],
+    count: usize,
+    [wide, hidden]: [usize; 2],
+) -> Result<Vec<[Matrix; 3]>> {
+    let gates = tensors.stacked(gate, [count, wide, hidden])?;
+    let ups = tensors.stacked(up, [count, wide, hidden])?;
+    let downs = tensors.stacked(down, [count, hidden, wide])?;
+    let of = |index: usize| {
+        let own = |matrix: &Matrix, rows: usize| matrix.slice_rows(index * rows..(index + 1) * rows);
+        [own(&gates, wide), own(&ups, wide), own(&downs, hidden)]
+    };
+    Ok((0..count).map(of).collect())
 }
 
 /// Gate, first and second matrix of `count` experts of `wide` columns for states of `hidden`, in two tensors: one has the gates

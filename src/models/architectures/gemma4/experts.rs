@@ -3,7 +3,7 @@
 
 use crate::Result;
 use crate::compute::{ExpertNorms, ExpertRouting, ExpertScores, Matrix, Weight};
-use crate::models::architectures::experts::{finite_numbers, fused_experts};
+use crate::models::architectures::experts::{finite_numbers, fused_experts, stacked_experts};
 use crate::models::architectures::tensors::{
     ExpertMatrices, ExpertTensors, NormTensors, SharedTensors, Tensors,
 };
@@ -40,8 +40,14 @@ impl ExpertShape {
         let root = (hidden as f32).sqrt().recip();
         let scale: Vec<f32> = scale.iter().map(|x| x * root).collect();
         let factors = name("router.per_expert_scale");
-        let experts = [name("experts.gate_up_proj"), name("experts.down_proj")];
-        let experts = fused_experts(tensors, &experts, self.count, [self.intermediate, hidden])?;
+        let [both, gates, ups, downs] = ["gate_up_proj", "gate_proj", "up_proj", "down_proj"]
+            .map(|part| name(&format!("experts.{part}")));
+        let shape = [self.intermediate, hidden];
+        // The gates are apart in some GGUF files.
+        let experts = match tensors.contains(&gates) {
+            true => stacked_experts(tensors, &[gates, ups, downs], self.count, shape)?,
+            false => fused_experts(tensors, &[both, downs], self.count, shape)?,
+        };
         Ok(ExpertTensors {
             router: (tensors.matrix(&name("router.proj.weight"), [self.count, hidden])?, None),
             routing: ExpertRouting {

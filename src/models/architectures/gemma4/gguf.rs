@@ -1,9 +1,11 @@
 //! The metadata of GGUF files.
 
 use super::config::{LayerKind, MOST_LAYERS, share_keys};
+use super::experts::ExpertShape;
 use super::model::{Gemma4, LayerInputShape, LogitsHead, TokenTable};
 use crate::compute::{Activation, Heads, LONGEST_HEAD, LayerAttention, Mask, RopeStyle, Rotary};
 use crate::models::architectures::architecture::Architecture;
+use crate::models::architectures::experts::{GGUF_KEYS, MOST_EXPERTS};
 use crate::models::architectures::family::LARGEST_SIZE;
 use crate::models::architectures::gguf_keys::Metadata;
 use crate::models::formats::gguf::Gguf;
@@ -35,18 +37,14 @@ const LISTS: &[&str] = &["attention.head_count_kv", "feed_forward_length"];
 /// Divisors of the frequencies of layers with full attention: those that do not rotate have a large one.
 const DIVISORS: &str = "rope_freqs.weight";
 
-/// Reads the metadata of a GGUF file. What says how experts are computed is not known, so they are refused.
+/// Reads the metadata of a GGUF file.
 ///
 /// # Errors
 /// [`Error::InvalidFile`] naming what is missing, [`Error::Unsupported`].
 pub(super) fn from_gguf(gguf: &Gguf) -> Result<Box<dyn Architecture>> {
     let metadata = Metadata::of(gguf);
-    if metadata.number("expert_count").is_some_and(|count| count > 0) {
-        return Err(metadata.unsupported(
-            "its metadata has gemma4.expert_count: experts of Gemma 4 run from the model's folder, not from GGUF files",
-        ));
-    }
-    metadata.refuse_unknown_but(LISTS, &[READ])?;
+    let has_experts = metadata.number("expert_count").is_some_and(|count| count > 0);
+    metadata.refuse_unknown_but(LISTS, &[READ, if has_experts { GGUF_KEYS } else { &[] }])?;
     if metadata.flag("attention.causal") == Some(false) {
         return Err(metadata.unsupported("its attention is not causal, so it cannot write text"));
     }
@@ -95,12 +93,47 @@ pub(super) fn from_gguf(gguf: &Gguf) -> Result<Box<dyn Architecture>> {
         keys_are_values: keys_are_values.collect(),
         attention,
         input: layer_inputs(&metadata, layers)?,
-        experts: None,
+        experts: if has_experts { Some(experts(&metadata, layers)?) } else { None },
         embedding: None,
         head: Some(LogitsHead { tied: !gguf.contains("output.weight"), cap }),
         placeholders: None,
         gguf: true,
     }))
+}
+
+/// The experts of each layer. All Gemma 4 models choose alike, so files need not say how; one that says otherwise is refused.
+fn experts(metadata: &Metadata<'_>, layers: usize) -> Result<ExpertShape> {
+    if let Some(other) = metadata.number("expert_gating_func").filter(|scores| *scores > 1) {
+        return Err(
+            metadata.unsupported(format!("its expert_gating_func is {other}; supported is 1 (softmax)"))
+        );
+    }
+    if metadata.flag("expert_weights_norm") == Some(false) {
+        return Err(metadata.unsupported("its expert_weights_norm is false; supported is true"));
+    }
+    // In llama.cpp, a scale of 0 is none.
+    if let Some(other) = metadata.float("expert_weights_scale").filter(|scale| ![0.0, 1.0].contains(scale)) {
+        return Err(metadata.unsupported(format!("its expert_weights_scale is {other}; supported is 1")));
+    }
+    let stored = |layer: usize| metadata.gguf.shape(&format!("blk.{layer}.ffn_down_exps.weight"));
+    let wide = (0..layers).find_map(stored).filter(|shape| shape.len() == 3).map(|shape| shape[2]);
+    let shape = ExpertShape {
+        count: metadata.required("expert_count")?,
+        used: metadata.required("expert_used_count")?,
+        intermediate: match (metadata.number("expert_feed_forward_length"), wide) {
+            (Some(known), _) | (None, Some(known)) => known,
+            (None, None) => metadata.required("expert_feed_forward_length")?,
+        },
+    };
+    let ExpertShape { count, used, intermediate } = shape;
+    let sound = count <= MOST_EXPERTS && (1..=count).contains(&used);
+    if sound && (1..=LARGEST_SIZE).contains(&intermediate) {
+        return Ok(shape);
+    }
+    Err(metadata.unsupported(format!(
+        "its experts do not fit together: {used} of {count} for each token (expert_used_count, expert_count), of \
+         {intermediate} columns (expert_feed_forward_length)"
+    )))
 }
 
 /// What layers have inputs of their own of, and how many tokens the table of those has.

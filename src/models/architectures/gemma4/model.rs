@@ -78,7 +78,7 @@ impl Gemma4 {
         if self.gguf { "token_embd.weight" } else { WORDS }
     }
 
-    /// The name of a part of a layer, or of the whole.
+    /// The name of a part of a layer, or of the whole. Those of experts have their endings.
     fn part<'n>(&self, name: &'n str) -> &'n str {
         match name {
             _ if !self.gguf => name,
@@ -93,6 +93,16 @@ impl Gemma4 {
             "per_layer_projection_norm" => "per_layer_proj_norm",
             "embed_tokens_per_layer" => "per_layer_token_embd",
             "norm" => "output_norm",
+            "router.proj.weight" => "ffn_gate_inp.weight",
+            "router.scale" => "ffn_gate_inp.scale",
+            "router.per_expert_scale" => "ffn_down_exps.scale",
+            "experts.gate_up_proj" => "ffn_gate_up_exps.weight",
+            "experts.gate_proj" => "ffn_gate_exps.weight",
+            "experts.up_proj" => "ffn_up_exps.weight",
+            "experts.down_proj" => "ffn_down_exps.weight",
+            "pre_feedforward_layernorm_2.weight" => "pre_ffw_norm_2.weight",
+            "post_feedforward_layernorm_1.weight" => "post_ffw_norm_1.weight",
+            "post_feedforward_layernorm_2.weight" => "post_ffw_norm_2.weight",
             other => other,
         }
     }
