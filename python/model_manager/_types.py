@@ -222,7 +222,9 @@ class GeneratorDescription(TypedDict):
     kv_bytes_per_token: int
     """Memory of the keys and values of each token of a running request."""
     kv_limit: int
-    """Memory that all keys and values may take: `kv_memory`, or what the weights leave of `memory_budget`."""
+    """Memory that all keys and values may take, those of earlier conversations included: `kv_memory`, or what the weights
+    leave of `memory_budget`.
+    """
     max_parallel: int
     """Answers decoded together."""
 

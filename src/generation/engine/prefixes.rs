@@ -132,8 +132,8 @@ impl<C: KvCache> Prefixes<C> {
         copy.map(Some)
     }
 
-    /// Keeps the cache of a finished sequence, which has no unused capacity. Its tokens begin with those of the cache. The
-    /// oldest caches are dropped when there are too many.
+    /// Keeps the cache of a finished sequence. Its tokens begin with those of the cache. The oldest caches are dropped when there
+    /// are too many.
     pub(super) fn keep(&mut self, finished: Finished<C>) {
         let Finished { scope, mut tokens, long, cache, room } = finished;
         tokens.truncate(cache.len());

@@ -1,5 +1,7 @@
 //! A conversation that goes on needs the memory of one.
 
+use std::sync::atomic::Ordering;
+
 use super::tests::{Bench, bench_with, request};
 
 /// The memory of a conversation's last turn, at most: 4 bytes for each token.
@@ -29,6 +31,26 @@ fn a_conversation_needs_the_memory_of_its_longest_turn() {
     assert_eq!(turns(&bench, 0, 4), [0, 109, 122, 135]);
     bench.until(|state, totals| state.active == 0 && totals.completed == 4);
     assert_eq!(bench.engine.totals().paused, 0);
+}
+
+/// The memory of keys and values is the only limit: a token of a large model takes megabytes of it.
+#[test]
+fn a_conversation_is_kept_as_far_as_there_is_memory() {
+    let mebibyte = 1 << 20;
+    for (kv_bytes, reused) in [(u64::MAX, [0, 109, 122]), (220 * 4 * mebibyte, [0, 109, 122])] {
+        let bench = bench(kv_bytes);
+        bench.decoder.token_bytes.store(4 * mebibyte, Ordering::Relaxed);
+        assert_eq!(turns(&bench, 0, 3), reused);
+        bench.until(|state, _| state.active == 0 && state.prefix_bytes == 135 * 4 * mebibyte);
+    }
+}
+
+/// A copy without the memory that a cache does not use needs memory too.
+#[test]
+fn a_conversation_without_memory_for_a_copy_keeps_its_own() {
+    let bench = bench(LIMIT);
+    bench.decoder.spare_bytes.store(8, Ordering::Relaxed);
+    assert_eq!(turns(&bench, 0, 4), [0, 109, 122, 135]);
 }
 
 #[test]

@@ -26,7 +26,7 @@ pub struct EngineSettings {
     pub prefill_time: Duration,
     /// Most tokens of a prompt and its answer; `None`: the model's own limit.
     pub max_context: Option<usize>,
-    /// Bytes that keys and values may take, those kept for reuse included.
+    /// Bytes that keys and values may take, those kept for reuse included: these may take what requests leave of them.
     pub kv_bytes: u64,
     /// The setting that `kv_bytes` comes from, as messages name it.
     pub kv_setting: &'static str,
@@ -34,8 +34,6 @@ pub struct EngineSettings {
     pub kv_memory: Option<Arc<dyn KvMemory>>,
     /// Finished sequences whose caches are kept for prompts that begin alike.
     pub kept_prefixes: usize,
-    /// Bytes that those caches may take.
-    pub kept_prefix_bytes: u64,
     /// Most tokens of an answer that are drafted from the text so far and computed with the one before them; 0: none.
     pub prompt_lookup_tokens: usize,
     /// Where the engine counts. One that others count in too goes on from what is there.
@@ -60,7 +58,6 @@ impl EngineSettings {
             kv_setting: "kv_memory",
             kv_memory: None,
             kept_prefixes: 4,
-            kept_prefix_bytes: 256 << 20,
             prompt_lookup_tokens: 8,
             totals: SharedTotals::default(),
         }

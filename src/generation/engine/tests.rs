@@ -1,4 +1,4 @@
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::*;
@@ -7,8 +7,9 @@ use crate::generation::stop::tests::byte_level;
 use crate::models::decoder::{KvCache, Step};
 use crate::sync::Mutex;
 
-/// Remembers the tokens themselves. It is cut at multiples of its second number.
-pub(super) struct Remembered(Vec<u32>, usize);
+/// Remembers the tokens themselves. It is cut at multiples of its second number. The others are bytes: of each token, and of
+/// memory that it does not use.
+pub(super) struct Remembered(Vec<u32>, usize, u64, u64);
 
 impl KvCache for Remembered {
     fn len(&self) -> usize {
@@ -27,14 +28,14 @@ impl KvCache for Remembered {
         Ok(())
     }
     fn fork(&self, len: usize, _: usize) -> Result<Self> {
-        Ok(Self(self.0[..self.cut(len)].to_vec(), self.1))
+        Ok(Self(self.0[..self.cut(len)].to_vec(), self.1, self.2, 0))
     }
     fn shrink(&mut self) -> Result<()> {
-        self.0.shrink_to_fit();
+        self.3 = 0;
         Ok(())
     }
     fn bytes(&self) -> u64 {
-        4 * self.0.len() as u64
+        self.2 * self.0.len() as u64 + self.3
     }
 }
 
@@ -47,6 +48,9 @@ pub(super) struct Letters {
     damages: u32,
     /// Where caches can be cut.
     pub(super) step: AtomicUsize,
+    /// Bytes of a token in a cache, and those that a cache has more than it needs.
+    pub(super) token_bytes: AtomicU64,
+    pub(super) spare_bytes: AtomicU64,
     /// Whether steps with drafts fail.
     pub(super) fails_drafts: AtomicBool,
     /// Additional time for each token.
@@ -80,10 +84,12 @@ impl Decoder for Letters {
         if capacity == UNLUCKY {
             return Err(Error::OutOfMemory { what: "a test".into(), bytes: 1 });
         }
-        Ok(Remembered(Vec::new(), self.step.load(Ordering::Relaxed)))
+        let [token, spare] =
+            [&self.token_bytes, &self.spare_bytes].map(|bytes| bytes.load(Ordering::Relaxed));
+        Ok(Remembered(Vec::new(), self.step.load(Ordering::Relaxed), token, spare))
     }
     fn cache_bytes(&self, capacity: usize) -> u64 {
-        4 * capacity as u64
+        self.token_bytes.load(Ordering::Relaxed) * capacity as u64
     }
     fn forward(&self, steps: &mut [Step<'_, Remembered>], logits: &mut [f32]) -> Result<()> {
         self.begun.fetch_add(1, Ordering::Relaxed);
@@ -162,6 +168,8 @@ pub(super) fn bench_up_to(
         panics: 281,
         damages: 282,
         step: AtomicUsize::new(1),
+        token_bytes: AtomicU64::new(4),
+        spare_bytes: AtomicU64::new(0),
         fails_drafts: AtomicBool::new(false),
         nap,
         gate: Mutex::new(()),

@@ -111,8 +111,7 @@ impl<D: Decoder> Drop for Run<'_, D> {
 impl<'a, D: Decoder> Run<'a, D> {
     fn new(work: &'a Decoding<D>, thread: &'a WorkerThread<'a, RequestQueue>) -> Self {
         let settings = &work.settings;
-        let prefixes =
-            Arc::new(Mutex::new(Prefixes::new(settings.kept_prefixes, settings.kept_prefix_bytes)));
+        let prefixes = Arc::new(Mutex::new(Prefixes::new(settings.kept_prefixes, settings.kv_bytes)));
         if let Some(memory) = &settings.kv_memory {
             let kept: Weak<Mutex<Prefixes<D::Cache>>> = Arc::downgrade(&prefixes);
             memory.lend(kept);
@@ -430,25 +429,18 @@ impl<'a, D: Decoder> Run<'a, D> {
         }
     }
 
-    /// Keeps the cache for later prompts with the same beginning, unless requests need its memory.
+    /// Keeps the cache for later prompts with the same beginning, until requests need its memory.
     fn keep(&self, mut finished: Finished<D::Cache>) {
         let len = finished.cache.len();
         let bytes = self.work.decoder.cache_bytes(len);
-        if len < WORTH_REUSING
-            || self.work.settings.kept_prefixes == 0
-            || bytes > self.work.settings.kept_prefix_bytes
-        {
+        if len < WORTH_REUSING || self.work.settings.kept_prefixes == 0 {
             return;
         }
-        if finished.cache.bytes() > bytes {
-            // The copy without unused capacity and the original exist at the same time for a moment.
-            let missing = self.shared.pool.missing(bytes);
-            if missing > 0 {
-                self.prefixes.lock().make_room(missing, finished.scope, &finished.tokens);
-            }
-            if self.shared.pool.missing(bytes) > 0 || finished.cache.shrink().is_err() {
-                return;
-            }
+        // The copy without unused capacity and the original exist at the same time for a moment. Without memory for both, the
+        // original stays as it is.
+        let copies = finished.cache.bytes() > bytes && self.shared.pool.missing(bytes) == 0;
+        if copies && finished.cache.shrink().is_err() {
+            return;
         }
         self.prefixes.lock().keep(finished);
     }
