@@ -56,6 +56,7 @@ impl Generator {
     /// Those of [`Engine::start`].
     pub fn start(model: TextModel, change: impl FnOnce(&mut EngineSettings)) -> Result<Self> {
         let mut settings = EngineSettings::new(model.name.clone(), model.eos_ids.clone());
+        settings.suppressed_ids.clone_from(&model.suppressed_ids);
         change(&mut settings);
         let tokens = Arc::clone(&model.tokens);
         let engine = match &model.network {

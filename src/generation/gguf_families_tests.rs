@@ -162,6 +162,11 @@ fn with_tensors(family: &str, header: &Header) -> Writer {
     writer
 }
 
+/// The file of `family` as it is.
+pub(super) fn plain(family: &str) -> Writer {
+    written(family, &headers()[family])
+}
+
 #[test]
 fn families_in_gguf_files_compute_what_transformers_computes() {
     for (family, header) in headers() {

@@ -55,6 +55,8 @@ pub struct TextModel {
     pub eos_id: Option<u32>,
     /// All tokens that end an answer.
     pub eos_ids: Vec<u32>,
+    /// Tokens that its files say are never written.
+    pub suppressed_ids: Vec<u32>,
 }
 
 /// A transformer with a head, on the backend that it was loaded for.
@@ -271,6 +273,7 @@ impl TextModel {
             special_tokens,
             eos_id: words.eos_id,
             eos_ids: words.eos_ids,
+            suppressed_ids: suppressed_in_gguf(gguf)?,
         })
     }
 
@@ -278,8 +281,9 @@ impl TextModel {
         let config = ModelConfig::read(files, ModelKind::Generator)?;
         check(&config)?;
         let settings = TokenizerConfig::read(files)?;
-        let generation = optional(files, "generation_config.json")?;
+        let generation = optional(files, GENERATION)?;
         log_unused(&files.model, &generation);
+        let suppressed_ids = suppressed(files, &generation)?;
         let tokens = TextTokens::new(tokenizer(files)?)
             .map_err(|e| Error::invalid_file(files.transformer.join("tokenizer.json"), e.to_string()))?;
         let tokens = Arc::new(tokens);
@@ -317,12 +321,48 @@ impl TextModel {
             special_tokens,
             eos_id,
             eos_ids,
+            suppressed_ids,
         })
     }
 }
 
+/// What `generation_config.json` calls the tokens that are never written, and what GGUF files call them.
+const SUPPRESSED: &str = "suppress_tokens";
+const SUPPRESSED_IN_GGUF: &str = "tokenizer.ggml.suppress_tokens";
+
+/// The tokens that a model is never to write. As in transformers, numbers that no token has change nothing.
+fn suppressed(files: &ModelFiles, generation: &Value) -> Result<Vec<u32>> {
+    let given = &generation[SUPPRESSED];
+    let numbers = match given {
+        Value::Null => return Ok(Vec::new()),
+        Value::Array(values) => values.iter().map(Value::as_i64).collect::<Option<Vec<_>>>(),
+        _ => None,
+    };
+    let numbers = numbers.ok_or_else(|| {
+        let path = files.beside_weights(GENERATION).unwrap_or_default();
+        Error::invalid_file(&path, format!("its {SUPPRESSED} is {given}; expected is a list of token ids"))
+    })?;
+    Ok(numbers.into_iter().filter_map(|number| u32::try_from(number).ok()).collect())
+}
+
+fn suppressed_in_gguf(gguf: &Gguf) -> Result<Vec<u32>> {
+    let number = |value: &GgufValue| if let GgufValue::Integer(n) = value { Some(*n) } else { None };
+    let numbers: Option<Vec<_>> = match gguf.get(SUPPRESSED_IN_GGUF) {
+        None => return Ok(Vec::new()),
+        Some(GgufValue::Array(values)) => values.iter().map(number).collect(),
+        Some(_) => None,
+    };
+    let numbers = numbers.ok_or_else(|| {
+        Error::invalid_file(gguf.path(), format!("its {SUPPRESSED_IN_GGUF} is no list of token ids"))
+    })?;
+    Ok(numbers.into_iter().filter_map(|number| u32::try_from(number).ok()).collect())
+}
+
+/// What sets how transformers writes.
+const GENERATION: &str = "generation_config.json";
+
 /// What `generation_config.json` may set that changes answers in transformers. Here the call sets it.
-const SET_BY_CALLS: [&str; 13] = [
+const SET_BY_CALLS: [&str; 12] = [
     "bad_words_ids",
     "begin_suppress_tokens",
     "do_sample",
@@ -332,7 +372,6 @@ const SET_BY_CALLS: [&str; 13] = [
     "min_p",
     "no_repeat_ngram_size",
     "repetition_penalty",
-    "suppress_tokens",
     "temperature",
     "top_k",
     "top_p",

@@ -592,5 +592,8 @@ mod lfm2;
 #[path = "gpt_oss_tests.rs"]
 mod gpt_oss;
 
+#[path = "suppressed_tests.rs"]
+mod suppressed;
+
 #[path = "qwen3_5_tests.rs"]
 mod qwen3_5;

@@ -38,11 +38,7 @@ impl Processors {
             ban_repeated_ngrams(params.no_repeat_ngram_size, history, logits);
         }
         if written < params.min_new_tokens {
-            for &end in eos_ids {
-                if let Some(logit) = logits.get_mut(end as usize) {
-                    *logit = f32::NEG_INFINITY;
-                }
-            }
+            rule_out(eos_ids, logits);
         }
         if !params.samples() {
             return;
@@ -153,6 +149,15 @@ impl Processors {
         softmax::weights_into(logits, softmax::highest(logits), &mut self.weights);
         for (logit, &weight) in logits.iter_mut().zip(&self.weights) {
             *logit = if weight < min_p { f32::NEG_INFINITY } else { *logit };
+        }
+    }
+}
+
+/// Rules out these tokens. Those past the logits cannot be written and are skipped.
+pub(super) fn rule_out(tokens: &[u32], logits: &mut [f32]) {
+    for &token in tokens {
+        if let Some(logit) = logits.get_mut(token as usize) {
+            *logit = f32::NEG_INFINITY;
         }
     }
 }

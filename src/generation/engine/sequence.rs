@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use super::lookup::PromptLookup;
 use super::memory::Room;
 use super::request::{Completion, Deadline, Event, FinishReason, PrefixScope};
+use super::settings::EngineSettings;
 use super::state::{Listener, QueuedRequest};
 use crate::Result;
 use crate::generation::params::GenerationParams;
-use crate::generation::processors::Processors;
+use crate::generation::processors::{Processors, rule_out};
 use crate::generation::sampler::{self, Sampler};
 use crate::generation::stop::{Detokenizer, StopTexts, TextTokens};
 use crate::models::decoder::KvCache;
@@ -160,14 +161,13 @@ impl<C: KvCache> Sequence<C> {
     pub(super) fn write<'l>(
         &mut self,
         mut rows: impl Iterator<Item = &'l mut [f32]>,
-        eos_ids: &[u32],
+        settings: &EngineSettings,
         tokens: &TextTokens,
-        model: &str,
     ) -> Result<Option<FinishReason>> {
         let (drafted, mut right) = (self.drafted(), 0);
         let outcome = loop {
             let Some(logits) = rows.next() else { break Ok(None) };
-            let outcome = self.advance(logits, eos_ids, tokens, model);
+            let outcome = self.advance(logits, settings, tokens);
             let is_right = right < drafted && self.tokens.last() == self.ahead.get(right + 1);
             right += usize::from(is_right);
             if !is_right || !matches!(outcome, Ok(None)) || self.cancelled() {
@@ -193,12 +193,13 @@ impl<C: KvCache> Sequence<C> {
     fn advance(
         &mut self,
         logits: &mut [f32],
-        eos_ids: &[u32],
+        settings: &EngineSettings,
         tokens: &TextTokens,
-        model: &str,
     ) -> Result<Option<FinishReason>> {
-        sampler::check_finite(logits, model)?;
+        let eos_ids = &settings.eos_ids;
+        sampler::check_finite(logits, &settings.model)?;
         let written = self.tokens.len() - self.prompt;
+        rule_out(&settings.suppressed_ids, logits);
         self.processors.apply(&self.params, &self.tokens, written, eos_ids, logits);
         let token = self.sampler.choose(logits)?;
         let now = Instant::now();

@@ -15,6 +15,8 @@ pub struct EngineSettings {
     pub model: String,
     /// Tokens that end a text.
     pub eos_ids: Vec<u32>,
+    /// Tokens that are never written. Those outside of the vocabulary change nothing.
+    pub suppressed_ids: Vec<u32>,
     /// Sequences decoded together.
     pub max_active: usize,
     /// Requests that may wait; more are refused with [`Error::Overloaded`].
@@ -49,6 +51,7 @@ impl EngineSettings {
         Self {
             model: model.into(),
             eos_ids,
+            suppressed_ids: Vec::new(),
             max_active: 16,
             max_queue: 256,
             prefill_chunk: 512,

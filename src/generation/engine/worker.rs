@@ -317,12 +317,12 @@ impl<'a, D: Decoder> Run<'a, D> {
         self.pace(prefill, started.elapsed());
         let mut outcomes: Vec<(usize, Outcome)> =
             failed.into_iter().map(|(sequence, error)| (sequence, Outcome::Fails(error))).collect();
-        let (eos_ids, model) = (&self.work.settings.eos_ids, self.work.settings.model.as_str());
+        let (settings, tokens) = (&self.work.settings, &self.work.tokens);
         let mut rows = self.logits.chunks_exact_mut(width);
         for share in shares.iter().filter(|share| share.logits > 0) {
             let sequence = &mut self.active[share.sequence];
             let logits = &mut rows.by_ref().take(share.logits);
-            match guarded("sampling", || sequence.write(logits, eos_ids, &self.work.tokens, model)) {
+            match guarded("sampling", || sequence.write(logits, settings, tokens)) {
                 Ok(None) => {}
                 Ok(Some(reason)) => outcomes.push((share.sequence, Outcome::Ends(reason))),
                 Err(error) => outcomes.push((share.sequence, Outcome::Fails(error))),
