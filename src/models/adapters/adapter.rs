@@ -117,6 +117,11 @@ impl Adapter {
                 // Vectors are made without a pooler, and many files have none.
                 _ => is_pooler(&name) || HEADS.iter().any(|head| name.ends_with(head)),
             };
+            if is_new && matches!(change, Change::Shift { .. }) && Self::has_matrix(&name, base) {
+                let reason = "is a bias (lora_bias), and the base model's layer has none, so it would not be computed; train \
+                              the adapter without lora_bias";
+                return Err(invalid(reason.into()));
+            }
             if is_new && !has_place {
                 let reason = "is for none of the base model's tensors: it was trained on another model";
                 return Err(invalid(reason.into()));
@@ -164,6 +169,14 @@ impl Adapter {
             return Err(Error::invalid_file(path, "it has no tensors: such an adapter changes nothing"));
         }
         Ok(Self { path: path.to_path_buf(), changes, computes: true })
+    }
+
+    /// Whether the base has the matrix of the layer whose bias is called `name`. That of logits may be its table of words.
+    fn has_matrix(name: &str, base: &dyn Base) -> bool {
+        let matrix = name.strip_suffix(".bias").map(|module| format!("{module}.weight"));
+        matrix.is_some_and(|name| {
+            HEADS.iter().any(|head| name.ends_with(head)) || matches!(base.stored_name(&name), Ok(Some(_)))
+        })
     }
 
     /// The same for questions about shapes: no sum is computed.

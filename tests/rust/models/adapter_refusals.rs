@@ -6,6 +6,7 @@ use std::path::Path;
 
 use model_manager::Error;
 use model_manager::compute::{Isa, WeightFormat};
+use model_manager::generation::{TextFiles, TextModel};
 use model_manager::models::{
     Encoder, ModelFiles, ModelKind, Overrides, Source, kind_of_files, on_cpu, resolve,
 };
@@ -177,6 +178,39 @@ fn what_is_added_fits_the_saved_head_that_it_is_added_to() {
     );
     let refused = refusal("rerank_bert", folder.path(), Some(ModelKind::Classifier));
     assert!(refused.contains("classifier.bias") && refused.contains("[3]"), "{refused}");
+}
+
+/// PEFT adds a bias to a layer that has none, and cannot merge it either.
+#[test]
+fn a_bias_of_a_layer_without_one_is_refused_with_its_cause() {
+    let refusal = |base: &str, adapter: &Path| {
+        let files = files_of(&fixture(base), adapter).unwrap();
+        let opened = TextModel::open(base, &TextFiles::Folder(files), WeightFormat::F32, Isa::best());
+        opened.unwrap_err().to_string()
+    };
+    let config = json!({"peft_type": "LORA", "r": 2, "task_type": "CAUSAL_LM", "lora_bias": true});
+    for (base, module, rows) in [
+        ("gpt_neox", "embed_out", 319),
+        ("gpt_neox", "lm_head", 319),
+        ("llama", "lm_head", 319),
+        ("llama", "model.layers.1.self_attn.q_proj", 32),
+        // The head is the table of words.
+        ("qwen3", "lm_head", 319),
+    ] {
+        let [a, b, bias] = ["lora_A.weight", "lora_B.weight", "lora_B.bias"]
+            .map(|part| format!("base_model.model.{module}.{part}"));
+        let folder = made(&config, &[(&a, &[2, 32]), (&b, &[rows, 2]), (&bias, &[rows])]);
+        let refused = refusal(base, folder.path());
+        for part in [&format!("{module}.bias"), "lora_bias", "has none", "train the adapter without"] {
+            assert!(refused.contains(part), "{base} {module}: {refused}");
+        }
+        assert!(!refused.contains("another model"), "{refused}");
+    }
+    // Of no layer of the base.
+    let names = ["other.lora_A.weight", "other.lora_B.weight", "other.lora_B.bias"];
+    let folder = made(&config, &[(names[0], &[2, 32]), (names[1], &[32, 2]), (names[2], &[32])]);
+    let refused = refusal("llama", folder.path());
+    assert!(refused.contains("trained on another model"), "{refused}");
 }
 
 #[test]
