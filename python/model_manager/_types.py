@@ -172,6 +172,8 @@ class Description(TypedDict):
     default_prompt_name: str | None
     dtype: str
     """``float32``, ``bfloat16``, ``float16``, ``int8`` or ``int4``; for a server's model the type of its vectors."""
+    file_type: str | None
+    """The type of most weights of a GGUF file, such as ``Q4_K_M``; None for other models."""
     bytes: int
     """Memory of the weights."""
     device: str
@@ -196,7 +198,11 @@ class GeneratorDescription(TypedDict):
     engine: str
     """What computes it: ``model_manager``."""
     dtype: str
-    """The format of the weights in matrix products: ``float32``, ``bfloat16``, ``float16``, ``int8``, ``int4``."""
+    """The format of the weights in matrix products: ``float32``, ``bfloat16``, ``float16``, ``int8``, ``int4``.
+    Quantized weights of a GGUF file stay in their own format.
+    """
+    file_type: str | None
+    """The type of most weights of a GGUF file, such as ``Q4_K_M``; None for other files."""
     context: int
     """Tokens of prompt and answer together: the minimum of the model's limit, `max_context`, and what fits into
     `kv_memory`.
@@ -222,8 +228,8 @@ class GeneratorDescription(TypedDict):
     kv_bytes_per_token: int
     """Memory of the keys and values of each token of a running request."""
     kv_limit: int
-    """Memory that all keys and values may take, those of earlier conversations included: `kv_memory`, or what the weights
-    leave of `memory_budget`.
+    """Memory that all keys and values may take, those of earlier conversations included: `kv_memory`, or what the
+    weights leave of `memory_budget`.
     """
     max_parallel: int
     """Answers decoded together."""

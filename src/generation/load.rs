@@ -43,6 +43,8 @@ pub struct TextModel {
     pub adapter: Option<String>,
     /// `model_type` of its configuration.
     pub architecture: String,
+    /// The type of most weights of a GGUF file.
+    pub file_type: Option<&'static str>,
     /// The network.
     pub network: Network,
     /// Text to tokens and back.
@@ -265,6 +267,7 @@ impl TextModel {
             path: path.to_path_buf(),
             adapter: files.adapter.as_ref().map(|adapter| adapter.name().to_owned()),
             architecture: config.family.model_type.to_owned(),
+            file_type: gguf.file_type(),
             network,
             tokens: Arc::new(
                 TextTokens::new(words.tokenizer).map_err(|e| Error::invalid_file(path, e.to_string()))?,
@@ -315,6 +318,7 @@ impl TextModel {
             path: files.root.clone(),
             adapter: files.adapter.as_ref().map(|adapter| adapter.name().to_owned()),
             architecture: config.family.model_type.to_owned(),
+            file_type: None,
             network,
             tokens,
             templates,

@@ -67,6 +67,8 @@ pub struct ModelDescription {
     pub default_prompt_name: Option<String>,
     /// How its weights are held: the name of a `DType`.
     pub dtype: String,
+    /// The type of most weights of a GGUF file.
+    pub file_type: Option<&'static str>,
     /// Memory of the weights.
     pub bytes: u64,
     /// Where it computes: cpu, or a card's name.
@@ -115,6 +117,7 @@ impl ModelDescription {
             prompts: config.prompts.clone().into_iter().collect(),
             default_prompt_name: config.default_prompt_name.clone(),
             dtype: dtype.to_owned(),
+            file_type: backend.local().ok().and_then(|encoder| encoder.file_type),
             bytes: backend.memory_bytes(),
             device: if backend.device_bytes() > 0 { device.name() } else { "cpu".into() },
             device_bytes: backend.device_bytes(),
@@ -139,6 +142,8 @@ pub struct GeneratorDescription {
     pub engine: &'static str,
     /// The format of its weights in matrix products.
     pub dtype: &'static str,
+    /// The type of most weights of a GGUF file.
+    pub file_type: Option<&'static str>,
     /// Tokens of prompt and answer together.
     pub context: usize,
     /// The token that ends a text, and its own text.
@@ -176,6 +181,7 @@ impl GeneratorDescription {
             architecture: model.architecture.clone(),
             engine: ENGINE,
             dtype: model.network.dtype(),
+            file_type: model.file_type,
             context: generator.context(),
             eos: generator.eos_token_id().map(|id| (id, model.tokens.token(id))),
             eos_ids: model.eos_ids.clone(),

@@ -87,6 +87,8 @@ pub struct Encoder {
     pub adapter_content: Option<String>,
     /// `model_type` of `config.json`.
     pub architecture: String,
+    /// The type of most weights of a GGUF file.
+    pub file_type: Option<&'static str>,
     /// Ids that the model has an embedding of: those below this one.
     pub vocabulary: usize,
     /// Labels and activations of a model that scores.
@@ -140,6 +142,7 @@ impl Encoder {
             adapter: files.adapter.as_ref().map(|adapter| adapter.name().to_owned()),
             adapter_content,
             architecture: settings.config.family.model_type.to_owned(),
+            file_type: settings.config.gguf.as_ref().and_then(|gguf| gguf.file_type()),
             vocabulary: settings.config.describe().vocabulary,
             scores,
             pair_chat: settings.pair_chat,
@@ -183,6 +186,7 @@ impl Encoder {
             adapter: None,
             adapter_content: None,
             architecture: form.name().to_owned(),
+            file_type: None,
             vocabulary: model.tokens(),
             scores: None,
             pair_chat: None,

@@ -26,10 +26,11 @@ def test_lists_of_models(serve, make_writer):
     after = {model["name"]: model for model in server.client.get("/api/tags").json()["models"]}
     assert after["tiny:latest"]["size"] == server.manager.describe("tiny")["bytes"]
     assert after["tiny:latest"]["details"]["family"] == "bert"
-    assert after["tiny:latest"]["details"]["quantization_level"] == "float32"
+    assert after["tiny:latest"]["details"]["quantization_level"] == "F32"
     known = server.manager.describe_generator(SLOT)
     details = after[f"{SLOT}:latest"]["details"]
-    assert (details["family"], details["quantization_level"]) == (known["architecture"], known["dtype"])
+    assert (details["family"], known["dtype"]) == (known["architecture"], "float32")
+    assert details["quantization_level"] == "F32"
     running = server.client.get("/api/ps").json()["models"]
     assert {model["details"]["family"] for model in running} == {"bert", known["architecture"]}
     assert {model["slot"]: model["context_length"] for model in running}[SLOT] == CONTEXT

@@ -208,6 +208,11 @@ impl Gguf {
         self.files.iter().map(|file| file.len() as u64).sum()
     }
 
+    /// Of each tensor, the number of ggml's type, and how many weights it has.
+    pub(super) fn stored_types(&self) -> impl Iterator<Item = (u32, usize)> {
+        self.tensors.values().map(|tensor| (tensor.kind, tensor.shape.iter().product()))
+    }
+
     /// The names of all metadata.
     pub fn keys(&self) -> impl Iterator<Item = &str> {
         self.metadata.keys().map(String::as_str)

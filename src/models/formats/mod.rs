@@ -2,6 +2,7 @@
 
 pub mod gguf;
 mod gguf_asked;
+mod gguf_file_type;
 mod gguf_metadata;
 pub(crate) mod mxfp4;
 pub(super) mod pickle;

@@ -6,6 +6,7 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ...._types import Description, GeneratorDescription
     from ...service import Service
 
 
@@ -29,5 +30,18 @@ def details(service: Service, slot: str, source: str | None) -> dict[str, Any]:
         "family": family,
         "families": [family] if family else None,
         "parameter_size": "",
-        "quantization_level": known["dtype"] if known else "",
+        "quantization_level": _level(known) if known else "",
     }
+
+
+_LEVELS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int8": "Q8_0", "int4": "Q4_1"}
+"""Ollama's names of the formats in memory. Those of fewer bits have the blocks of these types: 32 weights with a scale,
+and with a minimum too.
+"""
+
+
+def _level(known: Description | GeneratorDescription) -> str:
+    """The type of a model's weights, as Ollama names it: that of its GGUF file, else that of the memory."""
+    if known["engine"] == "server":
+        return ""
+    return known["file_type"] or _LEVELS.get(known["dtype"], known["dtype"])
