@@ -784,6 +784,13 @@ class Manager:
 
         Raises `NoGeneratorError` for any other slot; with `load` False only if its model is loaded.
         """
+    def _embed_identified(
+        self, texts: Inputs, model: str | None = None, **options: Any
+    ) -> tuple[NDArray[np.float32], str | None]:
+        """`embed` with its options, and what the slot's model computes: 64 hexadecimal digits, equal for equal content
+        of its files, format and adapter on every machine. The files are read once. None for a server's model, for one
+        whose files were changed after it was loaded, and where the call names no slot.
+        """
     def _registration(self, name: str) -> int:
         """A number of the slot's latest registration, equal to that of no other one: a slot with another number may
         hold another model. Raises `UnknownModelError`.

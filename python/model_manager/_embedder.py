@@ -35,7 +35,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _PROBE = "When is it?"
-"""A text whose vector shows which checkpoint of a model is in memory. It is short: no model cuts it."""
+"""A text whose vector shows which checkpoint is in memory of a model that the core cannot identify: that of a server.
+It is short: no model cuts it.
+"""
+_DIGITS = 64
+"""Of a hash of a model's content. Other tags are shorter."""
 SAME = 0.999
 """The least cosine of two vectors of a text that are those of one model. Other hardware and batches change less."""
 
@@ -125,6 +129,11 @@ def fingerprint_of(known: Description, dimension: int | None, names: Sequence[st
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
+def is_exact(fingerprint: str) -> bool:
+    """Whether the tag of a `query_fingerprint` is a hash of the model's content."""
+    return len(fingerprint.partition("-")[2]) == _DIGITS
+
+
 def model_of(known: Description) -> str:
     """The source of a described model, with its adapter: the name under which results of different models are kept."""
     return known["source"] if known["adapter"] is None else f"{known['source']} + {known['adapter']}"
@@ -152,6 +161,8 @@ class Embedder:
         self._dimensions = None if dimensions is None else an_int("dimensions", dimensions, 1)
         self._known: tuple[int, Description] | None = None
         """The slot's registration, and the description of its model."""
+        self._identified = True
+        """Whether the core could identify the model of the latest call."""
         self._checkpoints: list[tuple[Vectors, str]] = []
         """Vectors of `_PROBE`, of length 1, and their tags."""
 
@@ -204,15 +215,16 @@ class Embedder:
     @property
     def query_model(self) -> tuple[str, str]:
         """The source of the slot's present model with its adapter, and `query_fingerprint`. Vectors of queries are
-        compared only with those of an equal value. Two checkpoints of one name have different values; equal ones of two
-        processes, whose vectors differ by rounding, may have different values too.
+        compared only with those of an equal value. Two checkpoints of one name have different values. So may a server's
+        model in two processes, whose vectors differ by rounding.
         """
         return self.queries_of_one_model([])[1]
 
     @property
     def checkpoint(self) -> str:
-        """A tag of the slot's present checkpoint. Equal checkpoints have equal tags as a rule; others have other ones,
-        unless their vectors of a short text are nearly the same.
+        """A tag of the slot's present checkpoint: a hash of its files and of the format of its weights (`is_exact`).
+        Equal checkpoints of a server have equal tags as a rule; others have other ones, unless their vectors of a short
+        text are nearly the same.
         """
         return self.query_fingerprint.partition("-")[2]
 
@@ -281,11 +293,19 @@ class Embedder:
         """`queries`, and the `query_model` that made all of them. A model that changes meanwhile is asked again."""
         while True:
             form = self._query_form()
-            # One call has vectors of one model. The cache of vectors has that of the probe until the model changes.
-            vectors = self.queries([*texts, _PROBE])
+            # One call has vectors of one model. The cache of vectors has that of a probe until the model changes.
+            probes = [] if self._identified else [_PROBE]
+            vectors, content = self._queries_identified([*texts, *probes])
+            self._identified = content is not None
+            if content is None and not probes:
+                continue
             if self._query_form() == form:
                 source, fingerprint = form
-                return vectors[:-1], (source, f"{fingerprint}-{self._checkpoint(vectors[-1])}")
+                return vectors[: len(texts)], (source, f"{fingerprint}-{content or self._checkpoint(vectors[-1])}")
+
+    def _queries_identified(self, texts: Sequence[str]) -> tuple[Vectors, str | None]:
+        """`queries`, and a hash of the content of the model that made them, if the core knows it."""
+        return self.manager._embed_identified(texts, self.slot, **self._options(QUERY_PROMPTS, {}))
 
     async def adocuments(self, texts: Sequence[str]) -> Vectors:
         """`documents` for asyncio."""

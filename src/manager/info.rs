@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::options::EmbedOptions;
+use super::loaded_files::LoadedFiles;
+use super::options::{Check, EmbedOptions};
 use crate::Result;
 use crate::cache::tiers::ModelContent;
 use crate::cache::{CachedItem, Content, EmbeddingCache};
-use crate::models::SentenceConfig;
 use crate::models::heads::ScoreConfig;
+use crate::models::{ContentId, SentenceConfig};
 use crate::output::{OutputKind, Shape, Shapes};
 
 /// What a model is, as far as its results depend on it.
@@ -38,6 +39,8 @@ pub(super) struct ModelInfo {
     pub(super) scores: Option<Arc<ScoreConfig>>,
     /// What it computes, for tiers that outlive this process; `None` without such tiers, or when only a server knows.
     pub(super) content: Option<ModelContent>,
+    /// Its files; `None` when a server has them.
+    pub(super) files: Option<LoadedFiles>,
 }
 
 impl ModelInfo {
@@ -62,6 +65,18 @@ impl ModelInfo {
             options.prompt_name.as_deref().or(own),
             options.prompt.as_deref(),
         )
+    }
+
+    /// What the model computes, as far as its files say. `check` is called while they are read.
+    ///
+    /// # Errors
+    /// That of `check`.
+    pub(super) fn identified(&self, check: Check<'_>) -> Result<Option<ContentId>> {
+        match (self.content.as_ref().and_then(ModelContent::get), &self.files) {
+            (Some(content), _) => Ok(Some(ContentId(*content))),
+            (None, Some(files)) => files.content(check),
+            (None, None) => Ok(None),
+        }
     }
 
     /// The result of `content` if the cache has one that answers a call with `options`.

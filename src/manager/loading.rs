@@ -10,6 +10,7 @@ use super::card::{generator_format, on_card, weight_format};
 use super::device::ComputeDevice;
 use super::info::{ModelFacts, ModelInfo};
 use super::known::{KnownModel, KnownModels};
+use super::loaded_files::{FilesByStamp, LoadedFiles};
 use super::memory::{KvShare, make_room_in_time};
 use super::mistaken::name_kind;
 use super::model::{GeneratorHandle, LoadedModel, ModelHandle};
@@ -57,6 +58,7 @@ pub(super) struct ModelLoader {
     counters: Arc<Counters>,
     /// Models whose content is known; `None` where no tier asks for it.
     known: Option<Arc<KnownModels>>,
+    files: FilesByStamp,
     /// The manager is closed: downloads stop, and so do requests of a load to a server.
     closing: Arc<StopFlag>,
 }
@@ -98,6 +100,7 @@ impl ModelLoader {
             device,
             counters: Arc::default(),
             known: known.map(Arc::new),
+            files: FilesByStamp::default(),
             closing: Arc::default(),
             settings,
             host,
@@ -203,7 +206,8 @@ impl ModelLoader {
         let bytes = backend.memory_bytes();
         // The thread that computes what is not known yet belongs to the parent.
         let content = handle.info.content.clone().filter(|content| content.get().is_some());
-        let info = Arc::new(ModelInfo { content, ..ModelInfo::clone(&handle.info) });
+        let files = handle.info.files.as_ref().map(LoadedFiles::inherited);
+        let info = Arc::new(ModelInfo { content, files, ..ModelInfo::clone(&handle.info) });
         entry.set_info(Arc::clone(&info));
         let handle = ModelHandle { backend, info, ..handle.clone() };
         // The slot is new, so it is absent and takes the model.
@@ -296,8 +300,11 @@ impl ModelLoader {
             Ok((Arc::new(EncoderBackend::Local { batcher, encoder }), Some(Arc::new(charge))))
         })?;
         let facts = backend.facts(identity);
+        let LoadPlan { ref files, format, overrides, ref stamp, .. } = plan;
+        let loaded = LoadedFiles::new(files.clone(), format, overrides, Arc::clone(stamp));
+        let files = Some(self.files.known_or(loaded));
         let content = self.content_of(plan, &facts);
-        let info = Arc::new(ModelInfo { content, ..info(&backend, spec, facts) });
+        let info = Arc::new(ModelInfo { content, files, ..info(&backend, spec, facts) });
         Ok((ModelHandle { backend, info, source: source.to_owned(), adapter }, charge))
     }
 
@@ -386,7 +393,7 @@ impl ModelLoader {
         facts.config.prompts.extend(spec.prompts.clone());
         let settled = ModelContent::default();
         settled.settle(Some(content.0));
-        Some(ModelInfo { asked, facts, scores: None, content: Some(settled) })
+        Some(ModelInfo { asked, facts, scores: None, content: Some(settled), files: None })
     }
 
     /// How `files` are loaded for `spec`.
@@ -549,5 +556,5 @@ fn spec_overrides(spec: &EmbeddingSpec, files: &ModelFiles) -> Overrides {
 fn info(backend: &EncoderBackend, spec: &EmbeddingSpec, mut facts: ModelFacts) -> ModelInfo {
     facts.config.prompts.extend(spec.prompts.clone());
     let scores = backend.scores().cloned().map(Arc::new);
-    ModelInfo { asked: String::new(), facts, scores, content: None }
+    ModelInfo { asked: String::new(), facts, scores, content: None, files: None }
 }

@@ -23,6 +23,7 @@ mod inputs;
 mod instance;
 mod jobs;
 mod known;
+mod loaded_files;
 mod loading;
 mod memory;
 mod mistaken;

@@ -54,6 +54,21 @@ fn one(handle: &Handle, py: Python<'_>, text: &str, options: EmbedOptions) -> Py
     }
 }
 
+/// The array of several texts, and 64 hexadecimal digits that say which model made it, if that is known.
+pub(super) fn embed_identified(
+    handle: &Handle,
+    texts: &Bound<'_, PyAny>,
+    mut options: EmbedOptions,
+) -> PyResult<(Py<PyAny>, Option<String>)> {
+    let py = texts.py();
+    let (inputs, single) = texts::inputs("texts", texts)?;
+    let call = tracing::begin(py, "embeddings", options.model.as_deref(), inputs.len())?;
+    options.trace = Call::trace(call.as_ref());
+    let found = handle.enter(py, |manager, check| manager.embed_identified(inputs, options, check));
+    let (found, content) = Call::end_with(call.as_ref(), py, found, |(found, _)| CallOutcome::of(found))?;
+    Ok((array(py, found.output, single, false)?, content.map(|content| content.to_string())))
+}
+
 /// The Arrow array of a column of texts.
 pub(super) fn embed_arrow(
     handle: &Handle,

@@ -28,7 +28,7 @@ impl Process {
 
     /// A process that is never the current one, as a parent is for its child.
     #[cfg(test)]
-    pub(super) fn parent() -> Self {
+    pub(crate) fn parent() -> Self {
         Self(0)
     }
 }

@@ -62,7 +62,7 @@ def divisors(config: dict[str, Any], width: int) -> list[float]:
 
 
 def header(root: Path, family: str, own_names: dict[str, str] | None = None) -> dict[str, Any]:
-    """`own_names` are the ends of tensors that converters name apart from the package's table: transformers' and theirs."""
+    """`own_names`: ends of transformers' names, and what converters call these tensors apart from the table."""
     written = json.loads((root / family / "config.json").read_text(encoding="utf-8"))
     config = {**AutoConfig.for_model(**written).to_dict(), **written}
     width = written["global_head_dim"]

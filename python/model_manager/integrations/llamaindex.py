@@ -120,7 +120,7 @@ class ModelManagerEmbedding(BaseEmbedding):
 
     def to_dict(self, **options: Any) -> dict[str, Any]:
         """The fields, and the fingerprint of the vectors with a tag of the checkpoint: LlamaIndex's caches tell models
-        apart by this dictionary. Loads the model, and embeds a short text.
+        apart by this dictionary. Loads the model, and reads its files once; of a server's model, embeds a short text.
         """
         fingerprint = f"{self._embedder.fingerprint}-{self._embedder.checkpoint}"
         return {**super().to_dict(**options), "fingerprint": fingerprint}

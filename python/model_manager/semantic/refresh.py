@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .._embedder import SAME
+from .._embedder import SAME, is_exact
 from ..errors import InputError, NotFiniteError
 from .rows import prepare
 
@@ -28,7 +28,7 @@ class Present(NamedTuple):
     model: tuple[str, str]
     """The `query_model` of `fresh`."""
     own: set[str]
-    """Other fingerprints of the same checkpoint: its vectors differ by rounding."""
+    """Other fingerprints of the same checkpoint: those of earlier versions, or of a server's model."""
     stale: list[Row]
     """Rows whose vectors are damaged, or another model's."""
     fresh: dict[str, Vectors]
@@ -68,12 +68,19 @@ def present(embedder: Embedder, rows: Sequence[Row]) -> Present:
     while True:
         model = embedder.query_model
         form = model[1].partition("-")[0]
-        # The vectors of one fingerprint are of one checkpoint, and one question shows whether it is the present one.
-        # Two fingerprints may be of one checkpoint, and a folder of the same name may hold another one.
-        candidates = [row for row in rows if row.vector is not None and row.fingerprint.startswith(f"{form}-")]
+        # The vectors of one fingerprint are of one checkpoint. Where not both fingerprints are exact, one question
+        # shows whether it is the present one.
+        candidates = [
+            row
+            for row in rows
+            if row.vector is not None
+            and row.fingerprint.startswith(f"{form}-")
+            and not (is_exact(row.fingerprint) and is_exact(model[1]))
+        ]
         tested = {row.fingerprint: row for row in candidates}
         found, tester = embed(embedder, [row.key[1] for row in tested.values()])
         own = {tag for tag, row in tested.items() if _is_same(row.vector, found.get(row.key[1]))}
+        own |= {model[1]} if is_exact(model[1]) else set()
         width = embedder.dimension
         stale = [row for row in rows if row.fingerprint not in own or row.vector is None or len(row.vector) != width]
         fresh, last = embed(embedder, [row.key[1] for row in stale])

@@ -13,7 +13,7 @@ use crate::Error;
 use crate::Result;
 use crate::cache::CachedItem;
 use crate::compute::memory::joined;
-use crate::models::{Bounds, TextChunk};
+use crate::models::{Bounds, ContentId, TextChunk};
 use crate::output::OutputKind;
 use crate::sync::fork;
 use crate::wire::Encoding;
@@ -71,6 +71,27 @@ impl Manager {
         progress: &mut dyn FnMut(usize, usize) -> Result<()>,
     ) -> Result<Embeddings> {
         self.start(inputs.into(), options, LookUp::Cache, None)?.wait(check, progress)
+    }
+
+    /// As [`embed`](Self::embed), and what the model that gave all results computes: SHA-256 of everything that decides it, equal
+    /// on every machine. It is read from the model's files once. `None` for a model of a server, for one whose files were changed
+    /// after it was loaded, and where the call names no slot.
+    ///
+    /// # Errors
+    /// As [`embed`](Self::embed).
+    pub fn embed_identified(
+        &self,
+        inputs: impl Into<Inputs>,
+        options: EmbedOptions,
+        check: Check<'_>,
+    ) -> Result<(Embeddings, Option<ContentId>)> {
+        let of_one = options.model.is_some();
+        let found = self.embed(inputs, options, check, &mut |_, _| Ok(()))?;
+        let content = match found.info.as_ref().filter(|_| of_one) {
+            Some(info) => info.identified(check)?,
+            None => None,
+        };
+        Ok((found, content))
     }
 
     /// Embeds texts or token ids without waiting: `on_done` is called once, from another thread, or from this one when

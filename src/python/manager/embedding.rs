@@ -76,6 +76,19 @@ impl PyManager {
         embed::embed(&slf.get().0, texts, options, copy, progress.map(Py::from))
     }
 
+    /// `embed`, and what the model of the slot computes.
+    #[pyo3(signature = (texts, model = None, **keywords))]
+    fn _embed_identified(
+        &self,
+        py: Python<'_>,
+        texts: &Bound<'_, PyAny>,
+        #[pyo3(from_py_with = argument::model)] model: Option<Utf8>,
+        keywords: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<(Py<PyAny>, Option<String>)> {
+        let options = call_options(py, "_embed_identified", model, keywords, &[])?;
+        embed::embed_identified(&self.0, texts, options)
+    }
+
     /// Embed an Arrow column into an Arrow array.
     #[pyo3(signature = (texts, model = None, *, progress = None, **keywords),
            text_signature = "($self, texts, model=None, *, prompt=None, prompt_name=None, normalize=True, \

@@ -188,7 +188,7 @@ impl Job {
             let (_, shape) = info.shapes(&self.options, &entry.name)?;
             let prompt = self.inputs.prompt(&info, &self.options)?;
             let mut state = self.state.lock();
-            state.scores.clone_from(&info.scores);
+            state.info = Some(Arc::clone(&info));
             // Only a cached result fixes the shape: a model that is loaded again may be another one.
             let mut fitted = if inputs.is_empty() { state.fit(shape, 0) } else { Ok(()) };
             let all = inputs.len();
@@ -266,7 +266,7 @@ impl Job {
         self.inputs.prompt(&info, &self.options)?;
         state.take_back(group, &info.facts.identity, |input| self.inputs.length(input))?;
         state.fit(shape, self.inputs.len())?;
-        state.scores.clone_from(&info.scores);
+        state.info = Some(Arc::clone(&info));
         state.groups[group].model = GroupModel::Ready(Arc::new(LeasedModel { handle, _lease: lease }));
         if state.finished == self.inputs.len() {
             state.outcome = Some(Ok(()));
@@ -300,7 +300,9 @@ impl Job {
         let mut state = self.state.lock();
         state.outcome.clone().unwrap_or(Err(Error::Cancelled))?;
         let output = std::mem::take(&mut state.output).unwrap_or_default();
-        Ok(Embeddings { output, tokens: state.tokens, scores: state.scores.take() })
+        let info = state.info.take();
+        let scores = info.as_ref().and_then(|info| info.scores.clone());
+        Ok(Embeddings { output, tokens: state.tokens, scores, info })
     }
 
     /// Sets the outcome of a call that has none yet. Inputs that are still queued are not computed.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::super::super::info::ModelInfo;
 use super::super::super::model::{LoadedModel, ModelHandle};
 use super::super::super::registry::NamedSlot;
 use crate::compute::memory::{push, reserve};
@@ -20,6 +21,8 @@ pub struct Embeddings {
     pub tokens: u64,
     /// Labels and activations of the model, if it scores.
     pub scores: Option<Arc<ScoreConfig>>,
+    /// The model that gave them, or one of several.
+    pub(in super::super::super) info: Option<Arc<ModelInfo>>,
 }
 
 #[derive(Default)]
@@ -34,7 +37,8 @@ pub(super) struct JobState {
     pub(super) in_flight: usize,
     /// Inputs that were tokenized together last.
     pub(super) block: usize,
-    pub(super) scores: Option<Arc<ScoreConfig>>,
+    /// The model of the latest group.
+    pub(super) info: Option<Arc<ModelInfo>>,
     pub(super) outcome: Option<Result<()>>,
     /// Something for `step` to do.
     pub(super) runnable: bool,
