@@ -14,6 +14,7 @@ import numpy as np
 from .._arguments import a_function, a_number, a_text, an_int, argument_error, type_error
 from .._embedder import Embedder
 from . import _fork
+from .flights import AbandonedError, Flights, in_event_loop
 from .refresh import embed, present
 from .rows import ROUNDING, prepare
 from .store import AnswerStore, Row, Stored, check_answer, own_copy
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     """Entries that were removed from memory, with their vectors."""
 
 _FIRST_ROWS = 64
+_NOTHING = object()
 
 
 class CachedAnswer(NamedTuple):
@@ -118,6 +120,7 @@ class SemanticCache:
         self._model: tuple[str, str] | None = None
         """The `query_model` that made the vectors."""
         self._hits = self._misses = self._evicted = 0
+        self._flights = Flights()
         _fork.follow(self)
 
     # --- Look up and store -------------------------------------------------------------------------------------------
@@ -219,12 +222,42 @@ class SemanticCache:
     def get_or_compute(self, question: str, compute: Callable[[str], Any], *, scope: str = "") -> Any:
         """The stored answer, else `compute(question)`, which is stored as by `put`. An exception of `compute` is raised
         and nothing is stored.
+
+        Of several threads and tasks that ask for the same text at once, one computes; the others wait, and get a copy
+        of its answer, or its exception. No lock is held meanwhile. On the thread of an event loop the method does not
+        wait, and computes itself. So does a `compute` that asks for its own question; it must not wait for a thread of
+        its own that does.
         """
         a_function("compute", compute)
-        found = self.get(question, scope=scope)
-        if found is not None:
-            return found.answer
-        return self._put(question, compute(question), scope)
+        key = _key(scope, question)
+        while True:
+            found = self.get(question, scope=scope)
+            if found is not None:
+                return found.answer
+            with self._flights.computing(key) as result:
+                if result is not None:
+                    answer = self._stored(key)
+                    answer = self._put(question, compute(question), scope) if answer is _NOTHING else answer
+                    result.append(own_copy(answer))
+                    return answer
+            if not in_event_loop():
+                with self._flights.waiting(key) as outcome:
+                    if outcome is not None:
+                        try:
+                            return own_copy(outcome.result())
+                        except AbandonedError:
+                            continue
+            if self._flights.is_under_way(key):
+                return self._put(question, compute(question), scope)
+
+    def _stored(self, key: tuple[str, str]) -> Any:
+        """A copy of the answer for exactly this text, which another thread may have stored since `get`."""
+        with self._lock:
+            entry = self._live(key)
+            if entry is None:
+                return _NOTHING
+            answer = self._hit(key, entry, 1.0).answer
+        return answer if self._store is not None else own_copy(answer)
 
     async def aget(self, question: str, *, scope: str = "") -> CachedAnswer | None:
         """`get` on a thread, for asyncio."""
@@ -239,18 +272,38 @@ class SemanticCache:
         await asyncio.to_thread(self.put, question, answer, scope=scope)
 
     async def aget_or_compute(self, question: str, compute: Callable[[str], Any], *, scope: str = "") -> Any:
-        """`get_or_compute` for asyncio. `compute` is called on the event loop and may be a coroutine function."""
+        """`get_or_compute` for asyncio. `compute` is called on the event loop and may be a coroutine function. If the
+        task that computes is cancelled, one of those that wait computes.
+        """
         import asyncio
         import inspect
 
+        async def computed() -> Any:
+            answer = compute(question)
+            if inspect.isawaitable(answer):
+                answer = await answer
+            return await asyncio.to_thread(self._put, question, answer, scope)
+
         a_function("compute", compute)
-        found = await self.aget(question, scope=scope)
-        if found is not None:
-            return found.answer
-        answer = compute(question)
-        if inspect.isawaitable(answer):
-            answer = await answer
-        return await asyncio.to_thread(self._put, question, answer, scope)
+        key = _key(scope, question)
+        while True:
+            found = await self.aget(question, scope=scope)
+            if found is not None:
+                return found.answer
+            with self._flights.computing(key) as result:
+                if result is not None:
+                    answer = self._stored(key)
+                    answer = await computed() if answer is _NOTHING else answer
+                    result.append(own_copy(answer))
+                    return answer
+            with self._flights.waiting(key) as outcome:
+                if outcome is not None:
+                    try:
+                        return own_copy(await asyncio.wrap_future(outcome))
+                    except AbandonedError:
+                        continue
+            if self._flights.is_under_way(key):
+                return await computed()
 
     def remove(self, question: str, *, scope: str = "") -> bool:
         """Remove the entry of exactly this text. Returns whether there was one."""
@@ -322,10 +375,12 @@ class SemanticCache:
             )
 
     def _short_locks(self) -> tuple[threading.Lock, ...]:
-        return (self._lock,) if self._store is None else (self._lock, self._store.lock)
+        own = (self._lock, self._flights.lock)
+        return own if self._store is None else (*own, self._store.lock)
 
     def _after_fork_child(self) -> None:
         self._lock, self._loading, self._writing = threading.Lock(), threading.Lock(), threading.Lock()
+        self._flights = Flights()  # those of the parent end there
         if self._store is not None:
             self._store.after_fork_child()
 
