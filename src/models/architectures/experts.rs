@@ -203,7 +203,8 @@ impl ExpertDefaults {
         let single = (0..layers).map(|layer| format!("blk.{layer}.ffn_gate.0.weight"));
         if let Some(name) = single.into_iter().find(|name| metadata.gguf.contains(name)) {
             return Err(metadata.unsupported(format!(
-                "it has one tensor for each expert ({name}), as the first converters wrote them; convert the model again, or                  choose a newer file of it"
+                "it has one tensor for each expert ({name}), as the first converters wrote them; convert the model again, or \
+                 choose a newer file of it"
             )));
         }
         // As in llama.cpp.
