@@ -372,6 +372,8 @@ def _is_long(*parts: Any) -> bool:
         if isinstance(value, str):
             left -= len(value)
         elif isinstance(value, Mapping):
+            # Without a cost of its own, a mapping that holds itself would be looked at without end.
+            left -= len(value)
             values.extend(value.values())
         elif isinstance(value, list | tuple):
             left -= len(value)

@@ -304,6 +304,7 @@ LONG = "x" * 20_000
         [{"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": LONG}}]}],
         [{"role": "assistant", "content": "a", "reasoning_content": LONG}],
         [{"role": "user", "content": "a"}] * 20_000,
+        [{"role": "user", "content": "a", "numbers": dict.fromkeys(range(20_000))}],
         [1] * 20_000,
     ],
 )
@@ -328,6 +329,28 @@ def test_long_variables_of_a_template_are_not_rendered_on_the_event_loop(endless
 @pytest.mark.parametrize("prompt", ["a" * 1000, [1] * 1000, [{"role": "user", "content": "a" * 1000}], 5, None, {}])
 def test_short_prompts_need_no_thread(prompt):
     assert not _is_long(prompt)
+
+
+class Turn(dict):
+    """A message that fails where a walk over its values does not end."""
+
+    looks = 0
+
+    def values(self):
+        self.looks += 1
+        assert self.looks < 100_000
+        return super().values()
+
+
+@pytest.mark.parametrize("argument", ["messages", "chat_template_kwargs"])
+async def test_messages_that_hold_themselves_are_refused(endless, argument):
+    turn = Turn(role="user", content="a")
+    turn["again"] = turn
+    with pytest.raises(InputError, match=f"{argument} nest more than 128 levels deep"):
+        if argument == "messages":
+            await endless.achat([turn])
+        else:
+            await endless.achat([{"role": "user", "content": "a"}], chat_template_kwargs={"tools": turn})
 
 
 @pytest.mark.parametrize("streamed", [False, True])
