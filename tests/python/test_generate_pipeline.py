@@ -94,14 +94,32 @@ def test_a_last_message_of_the_assistant_is_continued(gpt2, pipeline):
     assert pipeline(begun, max_new_tokens=8) == pipeline(TURN + begun[1:], max_new_tokens=8) == whole
     assert asyncio.run(pipeline.acall(begun, max_new_tokens=8)) == whole
     assert pipeline(begun, max_new_tokens=8, return_full_text=False) == [{"generated_text": answer}]
-    parts = [*TURN, {"role": "assistant", "content": [{"type": "text", "text": "Selam "}]}]
-    [found] = pipeline(parts, max_new_tokens=8)
-    assert found["generated_text"][-1]["content"] == [*parts[-1]["content"], {"type": "text", "text": answer}]
     [found] = pipeline(begun, max_new_tokens=8, continue_final_message=False)
     assert found["generated_text"][:2] == begun
     assert pipeline(TEXT, max_new_tokens=8, continue_final_message=True) == pipeline(TEXT, max_new_tokens=8)
     with pytest.raises(ArgumentError, match="continue_final_message: a text and token ids are continued anyway"):
         gpt2.generate(TEXT, continue_final_message=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "continued"),
+    [
+        (None, lambda answer: answer),
+        ("", lambda answer: answer),
+        ([], lambda answer: [{"type": "text", "text": answer}]),
+        (
+            [{"type": "text", "text": "Selam"}, MappingProxyType({"type": "text", "text": "dün", "id": 7})],
+            lambda answer: [{"type": "text", "text": "Selam"}, {"type": "text", "text": f"dün{answer}", "id": 7}],
+        ),
+    ],
+)
+def test_contents_that_are_continued(gpt2, pipeline, content, continued):
+    """Parts are joined by line breaks, so that an answer in a part of its own would not continue the text."""
+    begun = [*TURN, {"role": "assistant", "content": content}]
+    answer = gpt2.chat(begun, **GREEDY, max_new_tokens=8, continue_final_message=True)
+    whole = [*TURN, {"role": "assistant", "content": continued(answer)}]
+    assert pipeline(begun, max_new_tokens=8) == [{"generated_text": whole}]
+    assert begun[-1]["content"] is content
 
 
 def test_what_changes_nothing_is_accepted(pipeline):

@@ -308,10 +308,12 @@ class _Call:
 
 
 def _continued(message: Mapping[str, Any], answer: str) -> dict[str, Any]:
-    """The message with the answer at its end."""
+    """The message with the answer at the end of its text, or of that of its last part."""
     content = message["content"]
-    more = answer if isinstance(content, str) else [{"type": "text", "text": answer}]
-    return {**message, "content": content + more}
+    if not isinstance(content, list):
+        return {**message, "content": (content or "") + answer}
+    *parts, last = content or [{"type": "text", "text": ""}]
+    return {**message, "content": [*parts, {**last, "text": last["text"] + answer}]}
 
 
 def _count(given: Any) -> int:
