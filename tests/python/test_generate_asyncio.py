@@ -346,11 +346,9 @@ class Turn(dict):
 async def test_messages_that_hold_themselves_are_refused(endless, argument):
     turn = Turn(role="user", content="a")
     turn["again"] = turn
+    given = {"messages": TURN, "chat_template_kwargs": None, argument: [turn] if argument == "messages" else turn}
     with pytest.raises(InputError, match=f"{argument} nest more than 128 levels deep"):
-        if argument == "messages":
-            await endless.achat([turn])
-        else:
-            await endless.achat([{"role": "user", "content": "a"}], chat_template_kwargs={"tools": turn})
+        await endless.achat(**given)
 
 
 @pytest.mark.parametrize("streamed", [False, True])

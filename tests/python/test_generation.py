@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 import threading
 import types
@@ -162,6 +163,31 @@ async def test_the_hosts_fallback_does_not(manager, host, answer):
     with_generator(manager, Generator())
     host.get_response = lambda message: answer
     assert await manager.generate_huggingface_response("Bu ne?") == GOOD
+
+
+@pytest.mark.parametrize("fallbacks", [{"greeting": ["Merhaba!", "Bilmiyorum."]}, {"unknown": "Bilmiyorum."}])
+async def test_the_hosts_fallbacks_by_subject(manager, host, fallbacks):
+    with_generator(manager, Generator())
+    host.fallback_responses = fallbacks
+    assert await manager.generate_huggingface_response("Bu ne?") == "Hazır cevap."
+    host.get_response = lambda message: "Bilmiyorum."
+    assert await manager.generate_huggingface_response("Bu ne?") == GOOD
+
+
+@pytest.mark.parametrize("code", ["raise KeyError('A_SETTING')", "import no_such_dependency_", "def ("])
+async def test_a_host_that_cannot_be_imported_does_not_matter(manager, monkeypatch, tmp_path, caplog, code):
+    (tmp_path / "improved_turkish_content_manager.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with_generator(manager, Generator())
+    assert await manager.generate_huggingface_response("Bu ne?") == GOOD
+    assert re.search("improved_turkish_content failed: .*(A_SETTING|no_such_dependency_|Syntax)", caplog.text)
+
+
+async def test_a_blocked_import_is_no_host(manager, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "improved_turkish_content_manager", None)
+    with_generator(manager, Generator())
+    assert await manager.generate_huggingface_response("Bu ne?") == GOOD
+    assert not caplog.text
 
 
 async def test_a_failing_host_does_not_matter(manager, host, caplog):

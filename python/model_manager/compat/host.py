@@ -16,7 +16,7 @@ NAME = "improved_turkish_content_manager"
 def has_host() -> bool:
     """Whether the host has a content manager. The check does not import it."""
     if NAME in sys.modules:
-        return True
+        return sys.modules[NAME] is not None
     from importlib.util import find_spec
 
     return find_spec(NAME) is not None
@@ -26,13 +26,10 @@ def ask_host(message: str) -> str | None:
     """The answer of the host's content manager; None when there is no manager or only a fallback answer."""
     try:
         from improved_turkish_content_manager import improved_turkish_content as content
-    except ImportError:
-        return None
-    try:
+
         answer = content.get_response(message)
+        is_answer = isinstance(answer, str) and answer.strip() and not is_host_fallback(content, answer)
     except Exception as error:  # noqa: BLE001  the host's code may raise anything; a generated answer is still possible
-        logger.warning("improved_turkish_content failed: %s", error)
+        logger.warning("improved_turkish_content failed: %s: %s", type(error).__name__, error)
         return None
-    if not isinstance(answer, str) or not answer.strip() or is_host_fallback(content, answer):
-        return None
-    return answer
+    return answer if is_answer else None

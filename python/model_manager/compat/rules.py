@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from .._core import is_turkish
 
@@ -101,11 +101,15 @@ def pick_fallback(message: object, answers: Sequence[str]) -> str:
 
 
 def is_host_fallback(content: object, answer: str) -> bool:
-    """Whether `answer` is one of the content manager's own `fallback_responses` (or `fallbacks`)."""
-    for name in ("fallback_responses", "fallbacks"):
-        known = getattr(content, name, None)
-        if isinstance(known, str):
-            known = (known,)
-        if isinstance(known, Collection) and answer in known:
-            return True
-    return False
+    """Whether `answer` is one of the content manager's own `fallback_responses` (or `fallbacks`): a text, several, or
+    several by their subjects.
+    """
+    return any(answer in _texts_of(getattr(content, name, None)) for name in ("fallback_responses", "fallbacks"))
+
+
+def _texts_of(known: object) -> Collection[object]:
+    if isinstance(known, str):
+        return (known,)
+    if isinstance(known, Mapping):
+        return [text for part in known.values() for text in _texts_of(part)]
+    return known if isinstance(known, Collection) else ()
