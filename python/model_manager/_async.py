@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ._core import GenerationTicket, Manager, Ticket
     from ._types import Completion, Inputs
 
-    Prompt: TypeAlias = str | Sequence[int] | Sequence[Mapping[str, str]]
+    Prompt: TypeAlias = str | Sequence[int] | Sequence[Mapping[str, Any]]
     OnEvent: TypeAlias = Callable[[str | None, Completion | None, BaseException | None], object]
     Result = TypeVar("Result")
 

@@ -65,7 +65,7 @@ __version__: str
 
 _KeepAlive: TypeAlias = float | str | None
 _Result: TypeAlias = NDArray[np.float32]
-_Prompt: TypeAlias = str | Sequence[int] | Sequence[Mapping[str, str]]
+_Prompt: TypeAlias = str | Sequence[int] | Sequence[Mapping[str, Any]]
 
 @final
 class Config:
@@ -722,7 +722,7 @@ class Manager:
         """
     def apply_chat_template(
         self,
-        messages: list[Mapping[str, Any]],
+        messages: Sequence[Mapping[str, Any]],
         model: str | None = None,
         *,
         add_generation_prompt: bool | None = None,

@@ -17,13 +17,14 @@ from ._vectors import VectorsManager, aembed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
     from typing import Any, Literal
 
     import numpy as np
     from numpy.typing import NDArray
     from typing_extensions import Self, Unpack
 
+    from ._async import Prompt
     from ._core import Config
     from ._preload import PreloadTicket
     from ._types import Explanation, GenerationParams, Inputs, Settings
@@ -198,9 +199,7 @@ class BaseManager(VectorsManager):
         )
         return [TextChunk(*chunk) for chunk in found], vectors
 
-    def generate(
-        self, prompt: str | Sequence[Mapping[str, str]], model: str | None = None, **params: Unpack[GenerationParams]
-    ) -> str:
+    def generate(self, prompt: Prompt, model: str | None = None, **params: Unpack[GenerationParams]) -> str:
         """The answer to `prompt` as text: `complete` without the figures. A text is continued, messages are answered.
 
         Without a length the answer has `Config.max_tokens` at most, without a temperature `Config.temperature` is used.
@@ -210,7 +209,7 @@ class BaseManager(VectorsManager):
         return self.complete(prompt, model, **params)["text"]
 
     def chat(
-        self, messages: Iterable[Mapping[str, str]], model: str | None = None, **params: Unpack[GenerationParams]
+        self, messages: Iterable[Mapping[str, Any]], model: str | None = None, **params: Unpack[GenerationParams]
     ) -> str:
         """The assistant's next turn, through the model's chat template; parameters and errors as for `complete`.
 
@@ -220,23 +219,19 @@ class BaseManager(VectorsManager):
         """
         return self.complete(conversation(messages), model, **params)["text"]
 
-    async def agenerate(
-        self, prompt: str | Sequence[Mapping[str, str]], model: str | None = None, **params: Any
-    ) -> str:
+    async def agenerate(self, prompt: Prompt, model: str | None = None, **params: Unpack[GenerationParams]) -> str:
         """`generate` for asyncio. Cancelling the task ends the answer within one token. Concurrent calls are decoded
         together.
         """
         return (await acomplete(self, prompt, model, **params))["text"]
 
     async def achat(
-        self, messages: Iterable[Mapping[str, str]], model: str | None = None, **params: Unpack[GenerationParams]
+        self, messages: Iterable[Mapping[str, Any]], model: str | None = None, **params: Unpack[GenerationParams]
     ) -> str:
         """`chat` for asyncio, see `agenerate`."""
         return (await acomplete(self, conversation(messages), model, **params))["text"]
 
-    def astream(
-        self, prompt: str | Sequence[Mapping[str, str]], model: str | None = None, **params: Any
-    ) -> AsyncTextStream:
+    def astream(self, prompt: Prompt, model: str | None = None, **params: Unpack[GenerationParams]) -> AsyncTextStream:
         """`stream` for asyncio: ``async for piece in manager.astream(...)``, inside a running event loop.
 
         Wrong arguments raise here; errors of loading the model are raised with the first piece. `aclose`, or cancelling
@@ -316,7 +311,7 @@ class _Explained(dict[str, object]):
         return explanation_html(self)
 
 
-def conversation(messages: Iterable[Mapping[str, str]]) -> list[Mapping[str, str]]:
+def conversation(messages: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Messages as the core takes them. Raises `TypeError` for text and one message, which are iterable but are no
     conversation, and for other items. The core checks roles and contents.
     """

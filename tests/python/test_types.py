@@ -15,6 +15,7 @@ from conftest import ROOT
 PYRIGHT = ROOT / "tests" / "node" / "node_modules" / "pyright" / "index.js"
 PROGRAM = """
 import asyncio
+from openai.types.chat import ChatCompletionMessageParam
 from model_manager import Config, ModelManager, model_manager, tracing
 from model_manager.batch import BatchEmbedder
 from model_manager.errors import OverloadedError
@@ -33,6 +34,21 @@ reveal_type(BatchEmbedder("model").column)
 reveal_type(tracing.is_enabled())
 reveal_type(model_manager)
 reveal_type(create_app(ServerConfig(models=[ServedModel("one", aliases=["two"])], api_keys=["key"])))
+parts = [{"role": "user", "content": [{"type": "text", "text": "once"}]}]
+calls = [{"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": {"name": "f"}}]}]
+texts: list[dict[str, str]] = [{"role": "user", "content": "once"}]
+typed: list[ChatCompletionMessageParam] = [{"role": "user", "content": "once"}]
+for messages in (parts, calls, texts, typed):
+    manager.chat(messages)
+    asyncio.run(manager.achat(iter(messages)))
+    for prompt in (messages, "once", [1, 2]):
+        manager.generate(prompt)
+        manager.complete(prompt)
+        manager.stream(prompt)
+        manager.astream(prompt)
+        asyncio.run(manager.agenerate(prompt))
+for messages in (parts, texts):
+    manager.apply_chat_template(messages)
 manager.embed("one", modle="english")
 manager.embed(1.5)
 Config(thread=1)

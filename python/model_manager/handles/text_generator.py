@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .._core import Manager, TextStream
     from .._types import GeneratorDescription
 
-    Messages: TypeAlias = Sequence[Mapping[str, str]]
+    Messages: TypeAlias = Sequence[Mapping[str, Any]]
     """A conversation: mappings with the keys ``role`` and ``content``."""
     Generated: TypeAlias = list[dict[str, Any]]
     """One dictionary per answer, with the key ``generated_text``."""
