@@ -99,7 +99,8 @@ class TextGenerator:
 
     def __call__(self, text_inputs: str | Sequence[str] | Messages | Sequence[Messages], **options: Any) -> Any:
         """Continue one or several texts, or answer one or several conversations (messages with role and content).
-        Names and meanings of the options are those of transformers.
+        Names and meanings of the options are those of transformers, with two exceptions: nothing is drawn without
+        `do_sample`, and the stop text that ended an answer is not part of it.
 
         Args:
             text_inputs: The texts to continue, or the conversations to answer.
