@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import re
 import shutil
 from types import MappingProxyType
 
+import numpy as np
 import pytest
 from conftest import ENGLISH_MODEL, FIXTURES
 from generators import CONTEXT, GREEDY, SLOT, TEXT, WITHOUT_END, eventually, figures
@@ -137,6 +139,8 @@ def test_what_changes_nothing_is_accepted(pipeline):
         temperature=None,
     )
     assert same == plain
+    for own in ([end], (end,), [end, end], np.int64(end), [np.int32(end)]):
+        assert pipeline(TEXT, max_new_tokens=8, eos_token_id=own) == plain
 
 
 def test_stop_strings_by_either_name(gpt2, pipeline):
@@ -228,8 +232,13 @@ def test_wrong_options(pipeline):
         pipeline(TEXT, num_beams=4)
     with pytest.raises(TypeError, match="stop"):
         pipeline(TEXT, stop=7)
-    with pytest.raises(InputError, match="eos_token_id=5"):
-        pipeline(TEXT, eos_token_id=5)
+    end = pipeline.tokenizer.eos_token_id
+    for other in (5, [5], (end, 5), []):
+        with pytest.raises(InputError, match=re.escape(f"eos_token_id={other!r}: only")):
+            pipeline(TEXT, eos_token_id=other)
+    for wrong in (float(end), [float(end)], True, "end"):
+        with pytest.raises(TypeError, match="eos_token_id must be an int, not"):
+            pipeline(TEXT, eos_token_id=wrong)
     with pytest.raises(InputError, match="top_p"):
         pipeline(TEXT, do_sample=True, top_p=-0.5)
 

@@ -11,7 +11,6 @@ import logging
 import operator
 from collections import deque
 from collections.abc import Mapping
-from numbers import Integral
 
 from .._arguments import a_flag, a_manager, a_text, an_int, argument_error, type_error, unexpected
 from .._async import acomplete
@@ -256,11 +255,10 @@ class _Call:
             )
 
     def check_end(self, known: GeneratorDescription) -> None:
-        """Refuse an `eos_token_id` that is neither the model's own nor the list of all that end its text."""
+        """Refuse an `eos_token_id` that is neither the model's own nor those of all tokens that end its text."""
         own, every = known["eos_token_id"], known["eos_token_ids"]
-        given = list(self.end) if isinstance(self.end, list | tuple) else [self.end]
-        whole = all(isinstance(token, Integral) and not isinstance(token, bool) for token in given)
-        if self.end is None or (whole and (given == [own] or sorted(given) == sorted(every))):
+        given = {an_int("eos_token_id", one) for one in (self.end if isinstance(self.end, list | tuple) else [self.end])}
+        if given in ({own}, set(every)) and given:
             return
         only = {0: "no token of the model ends", 1: f"only the model's own token, {own}, ends"}
         ends = only.get(len(every), f"only the model's own tokens, {', '.join(map(str, every))}, end")
