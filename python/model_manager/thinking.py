@@ -101,7 +101,8 @@ def split_thinking(text: str, *, opened: bool | None = None) -> tuple[str, str]:
             True.
     """
     if opened is None:
-        opened = CLOSING in text and not text.lstrip().startswith(OPENING)
+        before, closing, _ = text.partition(CLOSING)
+        opened = bool(closing) and OPENING not in before
     return ThinkingParser(opened).split(text)
 
 

@@ -51,6 +51,23 @@ def test_cases(text, opened, thoughts, answer):
     assert split_thinking(text, opened=opened) == (thoughts, answer)
 
 
+@pytest.mark.parametrize(
+    ("text", "thoughts", "answer"),
+    [
+        ("a</think>b", "a", "b"),
+        ("</think>b", "", "b"),
+        ("a</think>b <think>c</think>", "a", "b <think>c</think>"),
+        ("<think>a</think>b", "a", "b"),
+        ("<think>a", "a", ""),
+        ("a b", "", "a b"),
+        # An answer without thoughts that writes about the markers.
+        ("Thoughts stand between <think> and </think>.", "", "Thoughts stand between <think> and </think>."),
+    ],
+)
+def test_a_marker_that_ends_nothing_shows_that_the_prompt_opened_the_thoughts(text, thoughts, answer):
+    assert split_thinking(text) == (thoughts, answer)
+
+
 def test_any_cuts_give_the_same_texts_which_with_the_markers_are_the_original():
     draw = random.Random(7)
     words = ["<think>", "</think>", "<thi", "nk>", "</", "think>", "<", " ", "\n\n", "ışık", "a b", "</think", "�", "İ"]
