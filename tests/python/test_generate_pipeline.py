@@ -270,6 +270,25 @@ def test_the_tokenizer(pipeline):
     assert pipeline.tokenizer.model_max_length == pipeline.context_length == CONTEXT
 
 
+def test_the_tokenizer_applies_the_chat_template(make_writer):
+    """With the arguments and defaults of transformers, but for the result, which is a text."""
+    manager = make_writer("qwen3")
+    template = manager.text_generator.tokenizer.apply_chat_template
+    prompt = template(TURN, tokenize=False, add_generation_prompt=True)
+    assert prompt == template(tuple(TURN), None, None, None, True, tokenize=False) == manager.apply_chat_template(TURN)
+    assert template(TURN, tokenize=False) == manager.apply_chat_template(TURN, add_generation_prompt=False) != prompt
+    begun = [*TURN, {"role": "assistant", "content": "Selam"}]
+    assert template(begun, tokenize=False, continue_final_message=True).endswith("Selam")
+    tools = [{"type": "function", "function": {"name": "now"}}]
+    assert template(TURN, tools, tokenize=False) == manager.apply_chat_template(
+        TURN, tools=tools, add_generation_prompt=False
+    )
+    assert template(TURN, chat_template="{{ a }}", a="b", tokenize=False) == "b"
+    for wrong in ({}, {"tokenize": True}, {"tokenize": None}):
+        with pytest.raises(ArgumentError, match="tokenize: the result is a text; pass tokenize=False"):
+            template(TURN, **wrong)
+
+
 def test_how_it_looks(make_writer):
     manager = make_writer()
     handle = TextGenerator(manager)

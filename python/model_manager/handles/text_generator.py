@@ -60,7 +60,7 @@ _OPTIONS = _IGNORED | frozenset(
 
 
 class Tokenizer:
-    """The attributes of a pipeline's tokenizer that callers read. Each of them loads the model."""
+    """What callers use of a pipeline's tokenizer. All of it loads the model."""
 
     __slots__ = ("_generator",)
 
@@ -81,6 +81,34 @@ class Tokenizer:
     def model_max_length(self) -> int:
         """Tokens of prompt and answer together that the model holds."""
         return self._generator.context_length
+
+    def apply_chat_template(
+        self,
+        conversation: Messages,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        tokenize: bool = True,
+        **variables: Any,
+    ) -> str:
+        """The prompt of a conversation as text, for ``tokenize=False`` only: `ModelManager.apply_chat_template` with
+        the defaults of transformers.
+        """
+        if tokenize is not False:
+            raise argument_error("tokenize", "tokenize: the result is a text; pass tokenize=False")
+        given = {"tools": tools, "documents": documents}
+        variables.update((name, value) for name, value in given.items() if value is not None)
+        manager, slot = self._generator._manager, self._generator.name
+        return manager.apply_chat_template(
+            list(conversation),
+            slot,
+            chat_template=chat_template,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            **variables,
+        )
 
 
 class TextGenerator:
@@ -198,7 +226,7 @@ class TextGenerator:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """`eos_token_id`, `eos_token` and `model_max_length`."""
+        """`eos_token_id`, `eos_token`, `model_max_length` and `apply_chat_template`."""
         return Tokenizer(self)
 
     @property
