@@ -96,6 +96,26 @@ def test_a_plain_function_will_do(manager):
     assert manager.generate_text_response("hello") == "Short and fine."
 
 
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ("a text", "'a text'"),
+        (None, "None"),
+        ([], r"\[\]"),
+        ([{"text": "a"}], r"\[{'text': 'a'}\]"),
+        ([{"generated_text": None}], r"\[{'generated_text': None}\]"),
+        ([[{"generated_text": "a"}]], r"\[\[{"),
+    ],
+)
+async def test_an_answer_of_another_form_is_named(manager, caplog, answer, said):
+    manager.register("text_generator", loader=lambda: lambda prompt, **options: answer)
+    said = r'the text generator must return \[{"generated_text": str}\], not ' + said
+    with pytest.raises(TypeError, match=said):
+        manager.generate_text_response("hello")
+    assert await manager.generate_huggingface_response("hello") in FALLBACK_ANSWERS
+    assert re.search(said, caplog.text)
+
+
 async def test_a_good_answer_is_passed_on(manager):
     generator = with_generator(manager, Generator())
     assert await manager.generate_huggingface_response("Bu ne?", user_id="7") == GOOD

@@ -341,7 +341,7 @@ class ModelManager(BaseManager):
         end = getattr(getattr(generator, "tokenizer", None), "eos_token_id", None)
         if end is not None:
             options["pad_token_id"] = end
-        return clean_answer(generator(formatted, **options)[0]["generated_text"], formatted)
+        return clean_answer(_text_of(generator(formatted, **options)), formatted)
 
     async def generate_huggingface_response(self, message: str, user_id: str | None = None) -> str:
         """An answer to show: the host's own, else a generated one that is good enough, else a polite fallback.
@@ -459,6 +459,19 @@ class ModelManager(BaseManager):
 
 _HUGGINGFACE_LENGTH = 80
 """Tokens of prompt and answer of `generate_huggingface_response`."""
+
+
+def _text_of(answer: Any) -> str:
+    """The text in the answer of a generator that the user provides."""
+    try:
+        text = answer[0]["generated_text"]
+    except (LookupError, TypeError):
+        text = None
+    if isinstance(text, str):
+        return text
+    from reprlib import repr as shortened
+
+    raise TypeError(f'the text generator must return [{{"generated_text": str}}], not {shortened(answer)}')
 
 
 def _response_options(max_length: int) -> dict[str, Any]:
