@@ -113,6 +113,7 @@ def opens_thinking(prompt: str, continued: str = "") -> bool:
         prompt: The prompt.
         continued: The last message, if the answer continues it: its own thoughts may be open.
     """
-    thoughts = continued.lstrip()
-    is_open = thoughts.startswith(OPENING) and CLOSING not in thoughts
-    return is_open or prompt.rstrip().endswith(OPENING)
+    if thoughts := continued.lstrip():
+        # The prompt ends with it, and it may write about the marker.
+        return thoughts.startswith(OPENING) and CLOSING not in thoughts
+    return prompt.rstrip().endswith(OPENING)

@@ -51,23 +51,6 @@ def test_cases(text, opened, thoughts, answer):
     assert split_thinking(text, opened=opened) == (thoughts, answer)
 
 
-@pytest.mark.parametrize(
-    ("text", "thoughts", "answer"),
-    [
-        ("a</think>b", "a", "b"),
-        ("</think>b", "", "b"),
-        ("a</think>b <think>c</think>", "a", "b <think>c</think>"),
-        ("<think>a</think>b", "a", "b"),
-        ("<think>a", "a", ""),
-        ("a b", "", "a b"),
-        # An answer without thoughts that writes about the markers.
-        ("Thoughts stand between <think> and </think>.", "", "Thoughts stand between <think> and </think>."),
-    ],
-)
-def test_a_marker_that_ends_nothing_shows_that_the_prompt_opened_the_thoughts(text, thoughts, answer):
-    assert split_thinking(text) == (thoughts, answer)
-
-
 def test_any_cuts_give_the_same_texts_which_with_the_markers_are_the_original():
     draw = random.Random(7)
     words = ["<think>", "</think>", "<thi", "nk>", "</", "think>", "<", " ", "\n\n", "ışık", "a b", "</think", "�", "İ"]
@@ -103,6 +86,10 @@ def test_whether_the_prompt_opened_the_thoughts_is_found_in_whole_texts():
     assert split_thinking("a</think>b") == ("a", "b")
     assert split_thinking("<think>a</think>b </think>") == ("a", "b </think>")
     assert split_thinking("a b") == ("", "a b")
+    assert split_thinking("a</think>b <think>c</think>") == ("a", "b <think>c</think>")
+    # An answer without thoughts that writes about the markers.
+    about = "Thoughts stand between <think> and </think>."
+    assert split_thinking(about) == ("", about)
     assert split_thinking("a b", opened=True) == ("a b", "")
     assert split_thinking("a</think>b", opened=False) == ("", "a</think>b")
 
@@ -117,4 +104,5 @@ def test_prompts_that_open_thoughts():
     begun = "<think>\nTwo and two"
     assert opens_thinking(f"<|im_start|>assistant\n{begun}", begun)
     assert not opens_thinking(f"<|im_start|>assistant\n{begun}\n</think>\n\n4", f"{begun}\n</think>\n\n4")
-    assert not opens_thinking("a", "The marker is <think>")
+    about = "The marker is <think>"
+    assert not opens_thinking(f"<|im_start|>assistant\n{about}", about)
