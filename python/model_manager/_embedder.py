@@ -100,11 +100,17 @@ def _warn_of_a_near_name(name: str, manager: Manager) -> None:
         )
 
 
+def _a_scorer(given: Any) -> Any:
+    if not hasattr(given, "rerank"):
+        raise type_error("manager", "a ModelManager", given)
+    return given
+
+
 def reranker_for(manager: ScoringManager | None, model: str | None) -> tuple[ScoringManager, str]:
     """The manager (None: the process-wide one), and its slot for `model`: the one of that name, else a new slot with
     `model` as its source. None: ``reranker``.
     """
-    found: ScoringManager = model_manager if manager is None else manager
+    found: ScoringManager = model_manager if manager is None else _a_scorer(manager)
     if model is None or model == RERANKER:
         return found, RERANKER
     return found, slot_for(found, model, "reranker")
@@ -140,10 +146,10 @@ def model_of(known: Description) -> str:
 
 
 def _texts(given: Any) -> Any:
-    """Several texts, as given. Numbers are refused: the core would read them as the token ids of one text."""
+    """Several texts, as given. Numbers and lists of them are refused: the core would read them as token ids."""
     items = an_iterable("texts", given, "several texts")
     first = list(itertools.islice(items, 1))
-    if first and hasattr(first[0], "__index__"):
+    if first and not isinstance(first[0], str):
         raise type_error("texts[0]", "a str", first[0])
     return itertools.chain(first, items) if isinstance(items, Iterator) else items
 

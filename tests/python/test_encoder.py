@@ -13,7 +13,7 @@ from conftest import DIMENSION, ENGLISH_TEXT, FIXTURES, reference
 from model_manager import CrossEncoder, ModelManager, SentenceModel
 from model_manager.errors import ArgumentError
 from model_manager.handles import TextGenerator
-from model_manager.handles.sentence_model import quantize, similarity
+from model_manager.handles.sentence_model import quantize, similarity, similarity_pairwise
 
 TEXTS = [f"text number {n} about {['rain', 'snow', 'sun', 'wind'][n % 4]}" for n in range(120)]
 
@@ -157,12 +157,24 @@ def test_states_of_tokens_are_not_quantized(model):
         model.encode(["a text", "b"], output_value="token_embeddings", precision="int8")
 
 
-@pytest.mark.parametrize("given", [[5, 7], (5, 7), np.array([5, 7]), ["a", 7]])
+@pytest.mark.parametrize("given", [[5, 7], (5, 7), np.array([5, 7]), ["a", 7], [[5, 7], [9]], np.array([[5, 7]])])
 @pytest.mark.parametrize("output", ["sentence_embedding", "token_embeddings"])
 def test_numbers_are_no_texts(plain, given, output):
     """Of one text they would be the token ids."""
     with pytest.raises(TypeError, match="must be a str"):
         plain.encode(given, output_value=output)
+
+
+def test_pairs_are_no_texts(plain):
+    """sentence-transformers joins them by a separator."""
+    with pytest.raises(TypeError, match=r"sentences\[0\] must be a str, not list"):
+        plain.encode([["a text", "another"]])
+
+
+def test_arguments_that_change_nothing(model):
+    """sentence-transformers' evaluators give no precision, and callers pass on pools that they do not have."""
+    expected = model.encode(TEXTS[:2])
+    np.testing.assert_array_equal(model.encode(TEXTS[:2], precision=None, pool=None, chunk_size=None), expected)
 
 
 def test_bits_are_signs():
@@ -203,6 +215,54 @@ def test_similarity_measures():
     np.testing.assert_allclose(similarity(a, b, "euclidean"), [[-1, -1], [-(8**0.5), -2], [-(17**0.5), -5]], rtol=1e-6)
     np.testing.assert_allclose(similarity(a, b, "manhattan"), [[-1, -1], [-4, -2], [-5, -7]])
     assert similarity(a[0], b[0]).shape == (1, 1)
+
+
+class Tensor:
+    """What PyTorch's tensors have of numpy: those in bfloat16 have no array, nor have those that keep gradients."""
+
+    def __init__(self, values, state=""):
+        self.values, self.state = np.asarray(values, np.float32), state
+
+    def detach(self):
+        return Tensor(self.values, self.state.replace("gradients", ""))
+
+    def float(self):
+        return Tensor(self.values, self.state.replace("bfloat16", ""))
+
+    def cpu(self):
+        return Tensor(self.values, self.state.replace("cuda", ""))
+
+    def numpy(self):
+        if self.state.strip():
+            raise TypeError(f"a tensor with {self.state} has no array")
+        return self.values
+
+    def __array__(self, dtype=None, copy=None):
+        return self.numpy()
+
+
+@pytest.mark.parametrize("state", ["", "bfloat16", "gradients", "cuda", "cuda bfloat16 gradients"])
+def test_similarity_of_tensors(model, state):
+    rows = model.encode(TEXTS[:3])
+    tensor = Tensor(rows, state)
+    for given in (tensor, [Tensor(row, state) for row in rows]):
+        np.testing.assert_array_equal(model.similarity(given, rows), model.similarity(rows, rows))
+        np.testing.assert_array_equal(model.similarity_pairwise(rows, given), model.similarity_pairwise(rows, rows))
+
+
+@pytest.mark.parametrize("precision", ["int8", "uint8", "binary", "ubinary"])
+def test_quantized_rows_have_no_similarity(model, precision):
+    rows = model.encode(TEXTS, precision=precision)
+    for call in (model.similarity, model.similarity_pairwise):
+        with pytest.raises(ArgumentError, match=r"first holds u?int8, as encode gives it with precision="):
+            call(rows, rows)
+
+
+def test_similarity_of_long_vectors():
+    """The square of such a length is beyond float32."""
+    rows = np.array([[3e30, 4e30], [4e30, 3e30]], np.float32)
+    np.testing.assert_allclose(similarity(rows, rows), [[1, 0.96], [0.96, 1]], rtol=1e-6)
+    np.testing.assert_allclose(similarity_pairwise(rows, rows[::-1]), [0.96, 0.96], rtol=1e-6)
 
 
 def test_similarity_of_pairs(model, monkeypatch):

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from conftest import ENGLISH_MODEL, FIXTURES
 from model_manager import Config, CrossEncoder, ModelManager, errors
-from model_manager._embedder import Embedder
+from model_manager._embedder import Embedder, reranker_for
 from model_manager.semantic import BM25Index, IntentClassifier
 
 RERANKER = str(FIXTURES / "rerank_bert")
@@ -110,6 +110,9 @@ def models():
         (lambda m: m.preload({"a": 1}), TypeError, r"texts must be texts, .*, not dict; put a single one into a list"),
         (lambda m: BM25Index({"a": 1}), TypeError, r"texts must be an iterable of str, not dict; put a single one"),
         (lambda m: Embedder(m, "plain").documents("a"), TypeError, r"texts must be several texts, not str; put a"),
+        (lambda m: Embedder(m, "plain").documents([[5, 7], [9]]), TypeError, r"texts\[0\] must be a str, not list"),
+        (lambda m: Embedder(m, "plain").queries([("a", "b")]), TypeError, r"texts\[0\] must be a str, not tuple"),
+        (lambda m: reranker_for("plain", None), TypeError, r"manager must be a ModelManager, not str"),
         (
             lambda m: CrossEncoder(m).predict([("a",)]),
             TypeError,

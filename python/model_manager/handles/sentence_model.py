@@ -60,12 +60,14 @@ class SentenceModel:
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
         output_value: Literal["sentence_embedding", "token_embeddings"] = "sentence_embedding",
-        precision: Precision = "float32",
+        precision: Precision | None = "float32",
         convert_to_numpy: bool = True,
         convert_to_tensor: bool = False,
         device: str | None = None,
         normalize_embeddings: bool = False,
         truncate_dim: int | None = None,
+        pool: None = None,
+        chunk_size: int | None = None,
         *,
         inputs: str | Iterable[str] | None = None,
     ) -> Any:
@@ -82,26 +84,32 @@ class SentenceModel:
                 text.
             precision: ``"float32"``, or quantized: ``"int8"``/``"uint8"`` (scaled to the range of these texts, which
                 are at least two, one byte per dimension), ``"binary"``/``"ubinary"`` (the sign, one bit per dimension).
+                None is ``"float32"``.
             convert_to_numpy: False returns a list of arrays, one per text.
             convert_to_tensor: Return a PyTorch tensor; needs PyTorch.
             device: Accepted and ignored: `Config(device=...)` decides.
             normalize_embeddings: Scale to length 1.
             truncate_dim: Keep the first dimensions.
+            pool: None: there are no pools of processes, because one process uses all cores.
+            chunk_size: Accepted and ignored.
 
         Returns:
             float32, or the dtype of `precision`. The array is writable and belongs to the caller.
 
         Raises:
-            TypeError: `sentences` is a mapping or bytes, or an item is not text.
+            TypeError: `sentences` is a mapping or bytes, an item is not text, or there is a `pool`.
             ArgumentError: An unknown `precision` or `output_value`, bytes of a single text, quantized states of tokens,
                 and the errors of `Manager.embed`.
         """
         one_of("output_value", output_value, ("sentence_embedding", "token_embeddings"))
+        precision = "float32" if precision is None else precision
         one_of("precision", precision, ("float32", "int8", "uint8", "binary", "ubinary"))
         a_flag("normalize_embeddings", normalize_embeddings)
         a_flag("convert_to_numpy", convert_to_numpy)
         a_flag("convert_to_tensor", convert_to_tensor)
         check_progress(batch_size, show_progress_bar)
+        if pool is not None:
+            raise type_error("pool", "None", pool, ": one process uses all cores")
         if inputs is not None:
             sentences = either("sentences", sentences, "inputs", inputs)
         if prompt is not None:
@@ -124,7 +132,7 @@ class SentenceModel:
         single = isinstance(sentences, str)
         given = [sentences] if isinstance(sentences, str) else sentences
         texts = list(an_iterable("sentences", given, "a str or an iterable of str"))
-        if texts and hasattr(texts[0], "__index__"):  # the core would read numbers as the token ids of one text
+        if texts and not isinstance(texts[0], str):  # the core would read numbers and lists of them as token ids
             raise type_error("sentences[0]", "a str", texts[0])
         if output_value == "token_embeddings":
             if precision != "float32":
@@ -195,7 +203,8 @@ class SentenceModel:
         similar.
 
         Raises:
-            ArgumentError: No rows of numbers, or rows of different lengths.
+            ArgumentError: No rows of numbers, rows of different lengths, or rows of ``precision="int8"`` and the like,
+                of which the model's measure says nothing.
         """
         first = either("first", first, "embeddings1", embeddings1)
         second = either("second", second, "embeddings2", embeddings2)
@@ -212,7 +221,7 @@ class SentenceModel:
         """The similarity of row i of `first` to row i of `second`, shape (n,), by the measure of `similarity`.
 
         Raises:
-            ArgumentError: No rows of numbers, or arrays of different shapes.
+            ArgumentError: No rows of numbers, arrays of different shapes, or quantized rows, as for `similarity`.
         """
         first = either("first", first, "embeddings1", embeddings1)
         second = either("second", second, "embeddings2", embeddings2)
@@ -332,13 +341,11 @@ def similarity(first: ArrayLike, second: ArrayLike, measure: str = "cosine") -> 
     counts as one row.
 
     Raises:
-        ArgumentError: No rows of numbers, or rows of different lengths.
+        ArgumentError: No rows of numbers, quantized ones, or rows of different lengths.
     """
     import numpy as np
 
-    from ..semantic.rows import as_rows
-
-    a, b = (np.asarray(as_rows(rows, name), np.float32) for rows, name in ((first, "first"), (second, "second")))
+    a, b = _rows(first, "first"), _rows(second, "second")
     if len(a) and len(b) and a.shape[1] != b.shape[1]:
         raise argument_error(
             "second",
@@ -359,13 +366,11 @@ def similarity_pairwise(first: ArrayLike, second: ArrayLike, measure: str = "cos
     one row.
 
     Raises:
-        ArgumentError: No rows of numbers, or arrays of different shapes.
+        ArgumentError: No rows of numbers, quantized ones, or arrays of different shapes.
     """
     import numpy as np
 
-    from ..semantic.rows import as_rows
-
-    a, b = (np.asarray(as_rows(rows, name), np.float32) for rows, name in ((first, "first"), (second, "second")))
+    a, b = _rows(first, "first"), _rows(second, "second")
     if a.shape != b.shape:
         raise argument_error(
             "first", f"first has shape {a.shape} and second {b.shape}; both need one row for each pair"
@@ -377,11 +382,37 @@ def similarity_pairwise(first: ArrayLike, second: ArrayLike, measure: str = "cos
     return np.asarray(-np.linalg.norm(a - b, ord=_ORDERS[measure], axis=1), np.float32)
 
 
+def _rows(vectors: ArrayLike, name: str) -> NDArray[np.float32]:
+    """float32 rows of shape (n, dim), also of PyTorch's tensors in every format. Quantized ones are refused: the bytes
+    of each dimension have a range of their own, and those of bits hold eight dimensions.
+    """
+    import numpy as np
+
+    from ..semantic.rows import as_rows
+
+    given: Any = [_array(one) for one in vectors] if isinstance(vectors, list | tuple) else _array(vectors)
+    rows = as_rows(given, name)
+    if rows.dtype in (np.int8, np.uint8):
+        raise argument_error(
+            name,
+            f"{name} holds {rows.dtype}, as encode gives it with precision=: compare vectors of float32, or quantized"
+            " ones with a library for them",
+        )
+    return np.asarray(rows, np.float32)
+
+
+def _array(vectors: Any) -> Any:
+    """A tensor as an array; numpy has no bfloat16, and reads no tensor that keeps gradients or is on a card."""
+    return vectors.detach().float().cpu().numpy() if hasattr(vectors, "detach") else vectors
+
+
 def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     """The rows with length 1; zeros stay zeros."""
     import numpy as np
 
-    found: NDArray[np.float32] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    # float64 sums: a row of large values has a finite length.
+    lengths = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))[:, None]
+    found: NDArray[np.float32] = (rows / np.maximum(lengths, 1e-12)).astype(np.float32)
     return found
 
 
