@@ -59,9 +59,10 @@ class VectorsManager(ScoringManager):
             ModelManagerError: As for `embed`.
         """
         _check_form(form)
+        items, single = _several(texts)
         found, _ = self._infer(
             "sparse",
-            _several(texts),
+            items,
             None,
             model,
             prompt=prompt,
@@ -71,7 +72,7 @@ class VectorsManager(ScoringManager):
             keep_alive=keep_alive,
         )
         known = self.describe(model) if form == "scipy" else None
-        return _sparse(found, known, isinstance(texts, str))
+        return _sparse(found, known, single)
 
     async def aembed_sparse(
         self, texts: str | Iterable[str], model: str, *, form: Literal["numpy", "scipy"] = "numpy", **options: Any
@@ -79,9 +80,10 @@ class VectorsManager(ScoringManager):
         """`embed_sparse` for asyncio: same arguments, result and errors."""
         _check_form(form)
         left = _Left(options)
-        found, _ = await ainfer(self, "sparse", _several(texts), None, model, **options)
+        items, single = _several(texts)
+        found, _ = await ainfer(self, "sparse", items, None, model, **options)
         known = await _description(self, model, left) if form == "scipy" else None
-        return _sparse(found, known, isinstance(texts, str))
+        return _sparse(found, known, single)
 
     def embed_multi(
         self,
@@ -119,9 +121,10 @@ class VectorsManager(ScoringManager):
             TaskError: The slot's model gives no vectors of tokens.
             ModelManagerError: As for `embed`.
         """
+        items, single = _several(texts)
         found, _ = self._infer(
             _multi_name(kind),
-            _several(texts),
+            items,
             None,
             model,
             prompt=prompt,
@@ -130,7 +133,7 @@ class VectorsManager(ScoringManager):
             timeout=timeout,
             keep_alive=keep_alive,
         )
-        return found[0] if isinstance(texts, str) else found
+        return found[0] if single else found
 
     async def aembed_multi(
         self,
@@ -143,10 +146,11 @@ class VectorsManager(ScoringManager):
         **options: Any,
     ) -> Any:
         """`embed_multi` for asyncio: same arguments, result and errors."""
+        items, single = _several(texts)
         found, _ = await ainfer(
-            self, _multi_name(kind), _several(texts), None, model, prompt=prompt, prompt_name=prompt_name, **options
+            self, _multi_name(kind), items, None, model, prompt=prompt, prompt_name=prompt_name, **options
         )
-        return found[0] if isinstance(texts, str) else found
+        return found[0] if single else found
 
 
 def _multi_name(kind: str | None) -> Literal["multi", "queries"]:
@@ -170,7 +174,7 @@ def embed_outputs(
 ) -> EmbedOutputs:
     """`Manager.embed` with `outputs`."""
     wanted = _wanted(model, outputs, truncate_dim)
-    items = _repeatable(_several(texts))
+    items, single = _several(texts)
     found = {}
     left = _Left(options)
     known = None
@@ -186,7 +190,7 @@ def embed_outputs(
             found[kind] = manager.embed(items, model, normalize=normalize, copy=copy, progress=progress, **options)
         else:
             found[kind], _ = manager._infer(kind, items, None, model, progress, **extra, **options)
-    return _outputs(found, wanted, known, isinstance(texts, str))
+    return _outputs(found, wanted, known, single)
 
 
 async def aembed(manager: Any, texts: Any, model: str | None = None, **options: Any) -> Any:
@@ -212,7 +216,7 @@ async def aembed_outputs(
 ) -> Any:
     """`aembed` with `outputs`."""
     wanted = _wanted(model, outputs, truncate_dim)
-    items = _repeatable(_several(texts))
+    items, single = _several(texts)
     found = {}
     left = _Left(options)
     known = await _description(manager, model, left) if len(wanted) > 1 else None
@@ -223,7 +227,7 @@ async def aembed_outputs(
             found[kind] = await aembed_dense(manager, items, model, normalize=normalize, copy=copy, **options)
         else:
             found[kind], _ = await ainfer(manager, kind, items, None, model, **extra, **options)
-    return _outputs(found, wanted, known, isinstance(texts, str))
+    return _outputs(found, wanted, known, single)
 
 
 def _wanted(model: str | None, outputs: Any, truncate_dim: int | None) -> list[str]:
@@ -301,7 +305,12 @@ def _outputs(found: dict[str, Any], wanted: list[str], known: Description | None
         found["sparse"] = [SparseVector(indices, values) for indices, values in found["sparse"]]
     if "multi" in found:
         found["multi"] = list(found["multi"])
-    chosen = {kind: value[0] if single else value for kind, value in found.items() if kind in wanted}
+    # The core gives one vector for token ids that are one text.
+    chosen = {
+        kind: value[0] if single and not (kind == "dense" and value.ndim == 1) else value
+        for kind, value in found.items()
+        if kind in wanted
+    }
     return EmbedOutputs(**chosen)
 
 
@@ -309,8 +318,19 @@ def _check_form(form: str) -> None:
     one_of("form", form, ("numpy", "scipy"))
 
 
-def _several(texts: Any) -> Any:
-    return [texts] if isinstance(texts, str) else texts
+def _several(texts: Any) -> tuple[Any, bool]:
+    """Texts as the core takes several, and whether they are one: a str, or the token ids of one text."""
+    if isinstance(texts, str):
+        return [texts], True
+    items = _repeatable(texts)
+    return items, _are_ids(items)
+
+
+def _are_ids(items: Any) -> bool:
+    if isinstance(items, Mapping | bytes | bytearray) or not hasattr(items, "__iter__") or hasattr(items, "columns"):
+        return False
+    first = next(iter(items), None)
+    return hasattr(first, "__index__") and not isinstance(first, bool) and getattr(first, "ndim", 0) == 0
 
 
 def _repeatable(texts: Any) -> Any:

@@ -84,8 +84,8 @@ def maxsim(query: NDArray[np.floating], documents: Sequence[NDArray[np.floating]
         float32, one score for each document.
 
     Raises:
-        ArgumentError: Arrays that have not two dimensions, vectors of different lengths, or a score that is no number
-            or infinite.
+        ArgumentError: No numbers, arrays that have not two dimensions, vectors of different lengths, or a score that is
+            no number or infinite.
     """
     import numpy as np
 
@@ -93,7 +93,10 @@ def maxsim(query: NDArray[np.floating], documents: Sequence[NDArray[np.floating]
     from ._core import _maxsim
 
     def rows(vectors: Any, param: str, what: str) -> NDArray[np.float32]:
-        array = np.ascontiguousarray(vectors, np.float32)
+        try:
+            array = np.ascontiguousarray(vectors, np.float32)
+        except (TypeError, ValueError) as error:
+            raise argument_error(param, f"{what} must be vectors of tokens, of shape (tokens, dim): {error}") from error
         if array.ndim != 2:
             raise argument_error(param, f"{what} must have the shape (tokens, dim), not {array.shape}")
         return array

@@ -43,6 +43,33 @@ def test_one_pass_gives_what_flag_embedding_computes(manager):
     assert manager.describe("bge")["tasks"] == ["embed", "embed_sparse", "embed_multi"]
 
 
+IDS = [5, 6, 7]
+
+
+@pytest.mark.parametrize("make", [list, tuple, set, np.array, iter, lambda ids: [np.int64(one) for one in ids]])
+def test_ids_of_one_text_are_one(manager, make):
+    found = manager.embed(make(IDS), "bge", outputs=ALL)
+    np.testing.assert_array_equal(found.dense, manager.embed(IDS, "bge"))
+    assert (found.dense.shape, found.multi.shape) == ((24,), (2, 12))
+    assert found.sparse == manager.embed_sparse(IDS, "bge") == asyncio.run(manager.aembed_sparse(IDS, "bge"))
+    again = asyncio.run(manager.aembed(IDS, "bge", outputs=("dense", "multi")))
+    np.testing.assert_array_equal(again.dense, found.dense)
+    for multi in (again.multi, manager.embed_multi(IDS, "bge"), asyncio.run(manager.aembed_multi(IDS, "bge"))):
+        np.testing.assert_array_equal(multi, found.multi)
+
+
+@pytest.mark.parametrize("make", [list, np.array, iter])
+def test_ids_in_a_list_are_several(manager, make):
+    found = manager.embed(make([IDS]), "bge", outputs=ALL)
+    assert (found.dense.shape, len(found.sparse), [one.shape for one in found.multi]) == ((1, 24), 1, [(2, 12)])
+
+
+def test_ids_of_a_model_that_gives_one_kind(manager):
+    found = manager.embed(IDS, "plain", outputs=("dense", "multi"))
+    assert (found.dense.ndim, found.multi.ndim) == (1, 2)
+    assert manager.embed(IDS, "plain", outputs="dense").dense.shape == found.dense.shape
+
+
 def test_each_alone_is_the_same(manager):
     cases = reference("bge_m3")["texts"][1:4]
     texts = [case["text"] for case in cases]

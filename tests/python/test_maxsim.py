@@ -79,6 +79,9 @@ def test_numbers_that_are_none_are_refused():
         (np.ones(4), [np.ones((2, 4))], r"query must have the shape .*\(4,\)"),
         (np.ones((2, 4)), [np.ones((2, 4)), np.ones(3)], r"documents\[1\] must have the shape"),
         (np.ones((2, 4)), [np.ones((2, 5))], "4 dimensions.*5"),
+        ("a question", [np.ones((2, 4))], "query must be vectors of tokens, .*'a question'"),
+        (np.ones((2, 4)), {"first": np.ones((2, 4))}, r"documents\[0\] must be vectors of tokens, .*'first'"),
+        (np.ones((2, 4)), [[[1, 2], [3]]], r"documents\[0\] must be vectors of tokens, "),
     ],
 )
 def test_wrong_shapes(query, documents, message):
