@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 
 import dask.dataframe as dd
-import pyarrow as pa
 from model_manager.batch import BatchEmbedder
 
 
@@ -17,8 +16,7 @@ def main(source: str, target: str, model: str = "intfloat/multilingual-e5-small"
     frame = dd.read_parquet(source, columns=["id", "text"])
     # Dask asks for the columns of the result with an empty frame, which loads no model.
     made = frame.map_partitions(embed.map_partition, meta=embed.map_partition(frame._meta))
-    # Its type is not in that frame: a writer must know it.
-    made.to_parquet(target, schema={"embedding": pa.list_(pa.float32())})
+    made.to_parquet(target)
 
 
 if __name__ == "__main__":

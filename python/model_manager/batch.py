@@ -104,9 +104,9 @@ class BatchEmbedder:
         """The batch with its vectors, of the same kind."""
         if isinstance(batch, Mapping):
             texts = self._column_of(batch, batch.keys())
-            if isinstance(texts, str | bytes | Mapping):
+            if isinstance(texts, str | bytes | Mapping) or not hasattr(texts, "__iter__"):
                 raise TypeError(f"the column {self.column!r} must be several texts, not one {type(texts).__name__}")
-            return {**batch, self.output: self._vectors(list(texts))}
+            return {**batch, self.output: self._vectors(_strings(texts))}
         if isinstance(batch, list | tuple):
             return self._vectors(batch)
         from .frames import adder
@@ -133,12 +133,18 @@ class BatchEmbedder:
 
     def map_partition(self, partition: Any) -> Any:
         """For Dask's ``map_partitions``. Dask asks for the shape of the result with an empty frame: no model is loaded
-        for that. It does not know the type of the column, arrays of float32, so name it where Dask writes Parquet:
-        ``schema={"embedding": pyarrow.list_(pyarrow.float32())}``.
+        for that. The column of an empty frame has the type of Arrow's lists of float32, as which Dask writes the arrays
+        of the others.
         """
         if len(partition) == 0:
-            # Numbers, as Dask fails to write a column of objects, whatever its schema says.
-            return partition.assign(**{self.output: []})
+            import pandas as pd
+
+            with extra("arrow"):
+                import pyarrow as pa
+
+            # A column of objects would become one of texts.
+            lists = pd.Series([], dtype=pd.ArrowDtype(pa.list_(pa.float32())), index=partition.index)
+            return partition.assign(**{self.output: lists})
         return self(partition)
 
     # --- Inside ------------------------------------------------------------------------------------------------------
@@ -212,8 +218,24 @@ def _is_null(text: Any) -> bool:
 
 
 def _strings(column: Any) -> list[Any]:
-    values = column.to_pylist() if hasattr(column, "to_pylist") else list(column)
+    values = _pylist(column) if hasattr(column, "to_pylist") else list(column)
     return [None if _is_null(value) else value for value in values]
+
+
+def _pylist(column: Any) -> list[Any]:
+    """The values of a pyarrow column; bytes in place of a text whose UTF-8 is damaged."""
+    try:
+        values: list[Any] = column.to_pylist()
+        return values
+    except UnicodeDecodeError:
+        return [_value(scalar) for scalar in column]
+
+
+def _value(scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError as error:
+        return error.object
 
 
 def _with_nulls(rows: NDArray[np.float32]) -> Any:

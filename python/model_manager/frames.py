@@ -6,13 +6,14 @@
 
 from __future__ import annotations
 
+from ._arguments import a_text
 from ._embedder import Embedder
 from ._extras import extra
 from .errors import ArgumentError, InputError, InputTypeError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Any, TypeAlias, TypeVar
 
     from ._core import ArrowVectors, Manager
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 
 BATCH_ROWS = 8192
 """Rows of a streamed batch: enough texts of equal length for full batches of the model."""
+
+_POLARS = (1, 4)
+"""The first version whose Series export Arrow's interface as pyarrow does."""
+_VIEW = "_model_manager_frame_5f1c2a"
+"""A name that no database has. DuckDB wants one for the relation that is asked."""
 
 
 def embed_frame(
@@ -55,6 +61,7 @@ def embed_frame(
         TypeError: Another kind of frame.
         ArgumentError: No such column, or one that holds no texts.
         ModuleNotFoundError: pyarrow is missing, which frames of pandas and duckdb need (``model-manager-rs[arrow]``).
+        ImportError: A polars that exports no Arrow columns.
         ModelManagerError: The errors of `Manager.embed`.
     """
     embedder = Embedder(manager, model, dimensions)
@@ -71,7 +78,7 @@ def embed_frame(
             "frame must be a DataFrame of pandas or polars, a Table or RecordBatch of pyarrow, or a relation of duckdb,"
             f" not {type(frame).__module__}.{type(frame).__name__}"
         )
-    result: Frame = add(frame, column, output, vectors)
+    result: Frame = add(frame, column, a_text("output", output), vectors)
     return result
 
 
@@ -110,7 +117,9 @@ def _check_output(output: str, names: Iterable[object]) -> None:
 def _to_polars(frame: Any, column: str, output: str, vectors: Vectors) -> Any:
     import polars as pl
 
-    _check(column, frame.columns)
+    _check(a_text("column", column), frame.columns)
+    if tuple(map(int, pl.__version__.split(".")[:2])) < _POLARS:
+        raise ImportError(f"polars {pl.__version__} exports no Arrow columns: pip install 'polars>=1.4'", name="polars")
     return frame.with_columns(pl.Series(vectors(frame.get_column(column))).alias(output))
 
 
@@ -118,7 +127,7 @@ def with_vectors(frame: Any, column: str, output: str, vectors: Vectors) -> Any:
     """A pyarrow Table or RecordBatch with one more column."""
     import pyarrow as pa
 
-    _check(column, frame.schema.names)
+    _check(a_text("column", column), frame.schema.names)
     _check_output(output, frame.schema.names)
     made = pa.array(vectors(frame.column(column)))
     index = frame.schema.get_field_index(output)
@@ -140,15 +149,25 @@ def _to_pandas(frame: Any, column: str, output: str, vectors: Vectors) -> Any:
 
 
 def _to_duckdb(frame: Any, column: str, output: str, vectors: Vectors) -> Any:
+    column, output = (_in_any_case(name, frame.columns) for name in (a_text("column", column), output))
     _check(column, frame.columns)
     with extra("arrow"):
         table = frame.to_arrow_table()
     _model_manager_vectors_5f1c2a = with_vectors(table, column, output, vectors)
     # A relation looks for the name in its own connection first, then among the variables of this function.
-    made = frame.query("model_manager_frame", "SELECT * FROM _model_manager_vectors_5f1c2a")
+    made = frame.query(_VIEW, "SELECT * FROM _model_manager_vectors_5f1c2a")
+    # Before version 2 that left a view of the frame in the database. The result does not need it.
+    frame.query(_VIEW, f"DROP VIEW IF EXISTS {_VIEW}")
     if made.columns != _model_manager_vectors_5f1c2a.schema.names:
         raise InputError("the database has a table _model_manager_vectors_5f1c2a, which hides the result; rename it")
     return made
+
+
+def _in_any_case(name: str, known: Sequence[str]) -> str:
+    """The column that SQL means by `name`: one of this name, else one that differs in the case of letters alone."""
+    if name in known:
+        return name
+    return next((one for one in known if one.lower() == name.lower()), name)
 
 
 class _Strings:
