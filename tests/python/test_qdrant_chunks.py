@@ -9,7 +9,7 @@ import logging
 import numpy as np
 import pytest
 from conftest import ENGLISH_MODEL, TURKISH_MODEL, tiny
-from model_manager.errors import InputError
+from model_manager.errors import ArgumentError, InputError
 from model_manager.integrations.qdrant import CollectionError, QdrantIndexer, StoreError, point_id
 from qdrant_client import QdrantClient, models
 from qdrant_server import QdrantServer
@@ -319,6 +319,24 @@ def test_settings_without_sense_are_refused(embedded):
         QdrantIndexer("notes", embedded, overlap=3)
     with pytest.raises(InputError, match="must be at least 0"):
         QdrantIndexer("notes", embedded, chunk=-1)
+    for overlap in (8, 9):
+        with pytest.raises(InputError, match=f"overlap={overlap} must be smaller than chunk=8"):
+            QdrantIndexer("notes", embedded, chunk=8, overlap=overlap)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"chunk": 1, "overlap": 0}, "chunk=1 leaves no place for text"),
+        ({"chunk": 1000, "overlap": 0}, "chunk=1000 is more than .* reads: 24"),
+        ({"chunk": 8, "overlap": 7}, "overlap=7 must be smaller than the 6 tokens"),
+    ],
+)
+def test_a_size_that_does_not_fit_is_no_fault_of_the_documents(chunked, embedded, settings, words):
+    with pytest.raises(ArgumentError, match=words) as raised:
+        chunked(**settings).add_documents(DOCUMENTS)
+    assert raised.value.param in settings
+    assert not embedded.collection_exists("notes")
 
 
 def test_another_model_is_refused_with_both_names(embedded):

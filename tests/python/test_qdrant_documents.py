@@ -71,6 +71,14 @@ def test_the_content_hash_is_of_text_metadata_and_model(other):
     assert prepare(other[0], 0, other[1]).content_hash != first.content_hash
 
 
+@pytest.mark.parametrize("number", [np.int64(7), np.uint8(7), np.int32(7)])
+def test_an_id_may_be_numpys(number):
+    """Rows of frames have such ids."""
+    made = prepare({"id": number, "text": "a text"}, 0, "f")
+    assert made.point_id == point_id(7)
+    assert (type(made.payload["original_doc_id"]), made.payload["original_doc_id"]) == (int, 7)
+
+
 def test_without_an_id_every_point_is_new():
     first, second = prepare("a text", 0, ""), prepare({"text": "a text"}, 1, "")
     assert first.point_id != second.point_id

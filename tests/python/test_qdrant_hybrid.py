@@ -342,6 +342,8 @@ def test_models_of_another_task_are_refused(make, client):
         ({"dense": False, "sparse": "bm25", "model": None, "multi": True}, "there is none: name a model"),
         ({"vectors": {"image": "a"}}, "the kinds of vectors are dense, sparse, multi, not 'image'"),
         ({"vectors": {"dense": ""}}, "must be a text"),
+        ({"vectors": {"dense": "a", "sparse": "a"}}, "each kind of vectors needs a name of its own"),
+        ({"multi": ""}, "multi is empty"),
     ],
 )
 def test_settings_without_sense(make_indexer, fake, settings, message):

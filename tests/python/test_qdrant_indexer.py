@@ -356,7 +356,7 @@ def test_search_arguments(make_indexer, embedded):
         indexer.search("  ")
     with pytest.raises(InputError, match="limit=0"):
         indexer.search("a", limit=0)
-    with pytest.raises(InputError, match="filter 'when': a value must be str, int, float or bool"):
+    with pytest.raises(InputError, match="filter 'when': a value must be str, int, float, bool, a date or a UUID"):
         indexer.search("a", filters={"when": object()})
     with pytest.raises(CollectionError, match="'notes' does not exist: add_documents makes it"):
         indexer.search("a")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import math
+import uuid
 
+import numpy as np
 import pytest
 from model_manager.errors import ArgumentError
 from model_manager.integrations.qdrant import CollectionError
@@ -95,3 +98,57 @@ def test_numbers_that_json_lacks_are_refused(make_indexer, embedded, number, sev
 def test_the_name_of_a_field_is_a_text(make_indexer, embedded):
     with pytest.raises(ArgumentError, match="filters: the name of a field must be a str, not 1"):
         searched(make_indexer(embedded), filters={1: 1})
+
+
+NAMES = ["a.b", "k[]", "k[0]", "two words", "", "e\u0301", "ü-_1", "..", "a]", "it's", "[", "\U0001f98a"]
+"""Names of metadata, most of which Qdrant would read as a path or refuse."""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_filter_finds_the_field_of_its_name(make_indexer, embedded, name):
+    indexer = make_indexer(embedded)
+    given = [{"id": str(n), "text": f"document number {n}", "metadata": {name: n}} for n in range(3)]
+    assert indexer.add_documents(given).indexed == 3
+    assert searched(indexer, filters={name: 1}) == ["1"]
+    assert sorted(searched(indexer, filters={name: [0, 2]})) == ["0", "2"]
+    assert searched(indexer, filters={name: 7}) == []
+
+
+def test_a_filter_finds_a_path(make_indexer, embedded):
+    indexer = make_indexer(embedded)
+    inner = {"a": {"b": 1, "two words": 2}, "list": [{"n": 3}, {"n": 4}]}
+    indexer.add_documents([{"id": "inner", "text": "document number 1", "metadata": inner}])
+    for name, value in {"a.b": 1, 'a."two words"': 2, "list[].n": 4, "list[0].n": 3}.items():
+        assert searched(indexer, filters={name: value}) == ["inner"]
+        assert searched(indexer, filters={name: 9}) == []
+
+
+@pytest.mark.parametrize("name", ['say "hi"', '"', 'a"b', "a\\b"])
+def test_a_name_with_a_quotation_mark_is_refused(make_indexer, embedded, name):
+    with pytest.raises(ArgumentError, match="no field with a quotation mark or a backslash in its name") as error:
+        searched(make_indexer(embedded), filters={name: 1})
+    assert error.value.param == "filters"
+
+
+DAY = dt.date(2024, 5, 17)
+VALUES = [DAY, dt.datetime(2024, 5, 17, 8, 30, tzinfo=dt.timezone.utc), uuid.UUID(int=5), np.datetime64("2024-05-17")]
+
+
+@pytest.mark.parametrize("value", VALUES, ids=str)
+def test_a_filter_takes_what_metadata_takes(make_indexer, embedded, value):
+    indexer = make_indexer(embedded)
+    given = [
+        {"id": name, "text": f"document {name}", "metadata": {"of": of}} for name, of in (("it", value), ("no", 3))
+    ]
+    assert indexer.add_documents(given).indexed == 2
+    assert searched(indexer, filters={"of": value}) == ["it"]
+    assert sorted(searched(indexer, filters={"of": [value, 3]})) == ["it", "no"]
+
+
+def test_times_of_an_array(make_indexer, embedded):
+    indexer = make_indexer(embedded)
+    indexer.add_documents([{"id": "it", "text": "a document", "metadata": {"of": DAY}}])
+    assert searched(indexer, filters={"of": np.array(["2024-05-16", "2024-05-17"], "datetime64[D]")}) == ["it"]
+    for wrong in (np.datetime64("NaT"), np.timedelta64(5, "s")):
+        with pytest.raises(ArgumentError, match="filter 'of': "):
+            searched(indexer, filters={"of": wrong})

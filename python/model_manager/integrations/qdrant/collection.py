@@ -162,6 +162,8 @@ def check_names(names: Mapping[str, str] | None) -> Mapping[str, str]:
             )
         if not isinstance(name, str) or not name:
             raise argument_error("vectors", f"vectors={dict(names)!r}: the name of the {kind} vectors must be a text")
+    if len(set(names.values())) < len(names):
+        raise argument_error("vectors", f"vectors={dict(names)!r}: each kind of vectors needs a name of its own")
     return dict(names)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..._arguments import argument_error
-from ...errors import InputError
+from ..._arguments import argument_error, rename
+from ...errors import ArgumentError, InputError
 from .collection import CHUNKS, Wanted
 from .pipeline import pause_if_transient
 from .requests import TOKENS
@@ -63,6 +63,14 @@ class Contents:
         assert self.encoders.dense is not None
         return self.encoders.dense.chunks(text, max_tokens=most, overlap=self.overlap)
 
+    def check_chunks(self) -> None:
+        """Raise `ArgumentError` for a size of chunks that the model cannot read."""
+        try:
+            self.split("a text")
+        except ArgumentError as error:
+            rename(error, "max_tokens", "chunk", lambda place: place)
+            raise
+
     def fingerprint(self) -> str:
         """A name for all that the points of a text depend on."""
         made = self.encoders.fingerprint
@@ -75,11 +83,15 @@ def check_terms(
     """Raise `InputError` for arguments that contradict each other. `uses_model`: some are for dense vectors alone."""
     if overlap and not chunk:
         raise argument_error("overlap", "overlap is for chunks: set chunk too")
+    if chunk is not True and chunk and overlap >= chunk:
+        raise argument_error("overlap", f"overlap={overlap} must be smaller than chunk={chunk}")
     if not dense and uses_model:
         raise InputError("model, dimensions and chunk belong to dense vectors, and dense is False")
     if not dense and sparse is None:
         raise argument_error("sparse", "without dense vectors the indexer needs sparse ones: give sparse")
     if rerank == TOKENS and not multi:
         raise argument_error("rerank", f"rerank={TOKENS!r} compares vectors of tokens: set multi too")
+    if multi == "":
+        raise argument_error("multi", "multi is empty: give True, a slot or a source")
     if rerank == "":
         raise argument_error("rerank", "rerank is empty: give 'multi', a slot or a source")

@@ -170,6 +170,8 @@ def prepare(document: Input, position: int, fingerprint: str) -> Document:
         raise ValueError("its text is empty")
     if unknown := [str(key) for key in document if key not in _KEYS]:
         raise ValueError(f"unknown keys {', '.join(sorted(unknown))}: put them into 'metadata'")
+    if isinstance(given, np.integer):
+        given = int(given)
     if given is not None and (isinstance(given, bool) or not isinstance(given, str | int)):
         raise TypeError(f"its 'id' must be a str or an int, not {type(given).__name__}")
     if given == "":
@@ -211,12 +213,12 @@ def content_hash(fingerprint: str, text: str, fields: Mapping[str, Any]) -> tupl
         TypeError, ValueError: Metadata that is not JSON.
     """
     canonical = json.dumps(
-        [fingerprint, text, fields], ensure_ascii=False, sort_keys=True, allow_nan=False, default=_plain
+        [fingerprint, text, fields], ensure_ascii=False, sort_keys=True, allow_nan=False, default=plain
     ).encode()
     return hashlib.sha256(canonical).hexdigest(), json.loads(canonical)[2]
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON for common metadata of other types: dates, UUIDs, sets, numpy's numbers and arrays."""
     if hasattr(value, "isoformat"):
         text = value.isoformat()

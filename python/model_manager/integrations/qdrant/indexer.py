@@ -206,6 +206,7 @@ class QdrantIndexer:
             IndexingError: A document failed and `on_error` is ``"raise"``, or too many failed. Its `report` has the
                 figures until then.
             CollectionError, StoreError: The collection does not fit or cannot be reached.
+            ArgumentError: A `chunk` that the model cannot read, or that has no place for text and `overlap`.
             ModelManagerError: The errors of loading the model.
             TypeError: `documents` is one document, or a frame.
 
@@ -221,6 +222,8 @@ class QdrantIndexer:
             max_failures = an_int("max_failures", max_failures, 0)
         an_iterable("documents", documents, "an iterable of documents")
         self.report = report = IndexReport()
+        if self._contents.chunk:
+            self._contents.check_chunks()  # before each document would fail for it
         fresh = self.create_collection()
         if self._contents.chunk:
             self._store.index_parents()

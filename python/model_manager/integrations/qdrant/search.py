@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import uuid
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +13,7 @@ import numpy as np
 from qdrant_client import models
 
 from ..._arguments import argument_error, type_error
-from .documents import CHUNK_FIELDS, OWN_FIELDS, PARENT, is_chunk
+from .documents import CHUNK_FIELDS, OWN_FIELDS, PARENT, is_chunk, plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +78,13 @@ class SearchHits(list[SearchHit]):
 def make_filter(filters: Mapping[str, Any] | None) -> models.Filter | None:
     """``{field: value}`` or ``{field: [values]}``: all fields must match, a list means any of its values.
 
-    A number means the same one stored as an int or as a float.
+    A number means the same one stored as an int or as a float, and a date or a UUID the text that metadata has of it.
+    A name with dots or brackets means the field of this name, and what Qdrant finds at this path.
 
     Raises:
         TypeError: `filters` is no mapping.
-        ArgumentError: A name that is no str; a value that is not a str, int, float or bool, or not finite.
+        ArgumentError: A name that is no str, or has a quotation mark or a backslash; a value that is not a str, int,
+            float, bool, date or UUID, or not finite.
     """
     if filters is not None and not isinstance(filters, Mapping):
         raise type_error("filters", "a mapping of fields to values", filters)
@@ -89,10 +93,38 @@ def make_filter(filters: Mapping[str, Any] | None) -> models.Filter | None:
     for field in filters:
         if not isinstance(field, str):
             raise argument_error("filters", f"filters: the name of a field must be a str, not {field!r}")
-    return models.Filter(must=[_condition(field, value) for field, value in filters.items()])
+    return models.Filter(must=[_at(_paths(field), value) for field, value in filters.items()])
+
+
+_KEY = r"(?:[^\W_]|[_-])+"
+_PATH = re.compile(rf'(?:{_KEY}|"[^"]*")(?:\.(?:{_KEY}|"[^"]*")|\[\d*\])*')
+
+
+def _paths(field: str) -> list[str]:
+    """The paths of Qdrant that `field` may mean."""
+    if re.fullmatch(_KEY, field):
+        return [field]
+    found = [field] if _PATH.fullmatch(field) else []
+    if '"' not in field and "\\" not in field:
+        found.append(f'"{field}"')
+    if not found:
+        raise argument_error(
+            "filters", f"filters: Qdrant finds no field with a quotation mark or a backslash in its name: {field!r}"
+        )
+    return found
+
+
+def _at(paths: list[str], value: Any) -> models.Condition:
+    conditions = [_condition(path, value) for path in paths]
+    return conditions[0] if len(conditions) == 1 else models.Filter(should=conditions)
 
 
 def _condition(field: str, value: Any) -> models.Condition:
+    if _is_kept_as_text(value):
+        try:
+            value = plain(value)
+        except (TypeError, ValueError) as error:
+            raise argument_error("filters", f"filter {field!r}: {error}") from error
     if isinstance(value, np.generic | np.ndarray):
         value = value.tolist()
     if isinstance(value, bool | str):
@@ -111,8 +143,16 @@ def _condition(field: str, value: Any) -> models.Condition:
             return models.FieldCondition(key=field, match=models.MatchAny(any=[]))
         return models.Filter(should=[_condition(field, one) for one in value])
     raise argument_error(
-        "filters", f"filter {field!r}: a value must be str, int, float or bool, or several, not {value!r}"
+        "filters",
+        f"filter {field!r}: a value must be str, int, float, bool, a date or a UUID, or several, not {value!r}",
     )
+
+
+def _is_kept_as_text(value: Any) -> bool:
+    """Whether metadata has a text in place of `value`."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.dtype.kind in "mM"
+    return hasattr(value, "isoformat") or isinstance(value, uuid.UUID)
 
 
 def _equal(field: str, number: float) -> models.FieldCondition:
