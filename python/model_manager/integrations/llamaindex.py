@@ -8,6 +8,8 @@ Needs ``pip install llama-index-core``. Nothing else in the package imports it.
 
 from __future__ import annotations
 
+import contextlib
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from .._arguments import an_int, argument_error, check_names
@@ -23,13 +25,27 @@ with package("llama-index-core"):
 from ._rerank import RerankerFields
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from typing_extensions import Self
 
     from .._core import Manager
 
 __all__ = ["ModelManagerEmbedding", "ModelManagerRerank"]
+
+_calling: ContextVar[bool] = ContextVar("model_manager_calling", default=False)
+
+
+@contextlib.contextmanager
+def _call() -> Iterator[None]:
+    """A call for vectors. Up to version 0.14.20, LlamaIndex reports each one with the dictionary of the embedding: its
+    fingerprint would load the model, in the event loop too, and embed a text.
+    """
+    token = _calling.set(True)
+    try:
+        yield
+    finally:
+        _calling.reset(token)
 
 
 class ModelManagerEmbedding(BaseEmbedding):
@@ -121,7 +137,11 @@ class ModelManagerEmbedding(BaseEmbedding):
     def to_dict(self, **options: Any) -> dict[str, Any]:
         """The fields, and the fingerprint of the vectors with a tag of the checkpoint: LlamaIndex's caches tell models
         apart by this dictionary. Loads the model, and reads its files once; of a server's model, embeds a short text.
+        Within a call for vectors, where LlamaIndex reports it, the fields alone.
         """
+        if _calling.get():
+            fields: dict[str, Any] = super().to_dict(**options)
+            return fields
         fingerprint = f"{self._embedder.fingerprint}-{self._embedder.checkpoint}"
         return {**super().to_dict(**options), "fingerprint": fingerprint}
 
@@ -129,6 +149,36 @@ class ModelManagerEmbedding(BaseEmbedding):
     def from_dict(cls, data: dict[str, Any], **options: Any) -> Self:
         """The embedding of `to_dict`. `options` go to the constructor: the manager is not in the dictionary."""
         return super().from_dict({name: data[name] for name in data if name != "fingerprint"}, **options)
+
+    def get_query_embedding(self, query: str) -> list[float]:
+        """The vector of a query."""
+        with _call():
+            return super().get_query_embedding(query)
+
+    async def aget_query_embedding(self, query: str) -> list[float]:
+        """`get_query_embedding` without a thread."""
+        with _call():
+            return await super().aget_query_embedding(query)
+
+    def get_text_embedding(self, text: str) -> list[float]:
+        """The vector of a text."""
+        with _call():
+            return super().get_text_embedding(text)
+
+    async def aget_text_embedding(self, text: str) -> list[float]:
+        """`get_text_embedding` without a thread."""
+        with _call():
+            return await super().aget_text_embedding(text)
+
+    def get_text_embedding_batch(self, texts: list[str], *arguments: Any, **options: Any) -> list[list[float]]:
+        """The vectors of several texts."""
+        with _call():
+            return super().get_text_embedding_batch(texts, *arguments, **options)
+
+    async def aget_text_embedding_batch(self, texts: list[str], *arguments: Any, **options: Any) -> list[list[float]]:
+        """`get_text_embedding_batch` without a thread."""
+        with _call():
+            return await super().aget_text_embedding_batch(texts, *arguments, **options)
 
     def _get_query_embedding(self, query: str) -> list[float]:
         vector: list[float] = self._embedder.query(query).tolist()
