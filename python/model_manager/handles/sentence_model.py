@@ -108,6 +108,8 @@ class SentenceModel:
         a_flag("convert_to_numpy", convert_to_numpy)
         a_flag("convert_to_tensor", convert_to_tensor)
         check_progress(batch_size, show_progress_bar)
+        if chunk_size is not None:
+            an_int("chunk_size", chunk_size, 1)
         if pool is not None:
             raise type_error("pool", "None", pool, ": one process uses all cores")
         if inputs is not None:
