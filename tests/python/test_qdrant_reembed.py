@@ -153,6 +153,26 @@ def test_points_of_another_program(make, embedded):
     assert (hit.id, hit.text, hit.metadata["x"]) == ("1", "text 1", 1)
 
 
+@pytest.mark.parametrize("name", ["page.content", "the text", "text[]"])
+def test_a_text_field_of_any_name(make, embedded, name):
+    """Qdrant reads some of them as a path, and refuses others."""
+    embedded.create_collection("notes", vectors_config=models.VectorParams(size=4, distance=models.Distance.COSINE))
+    embedded.upsert("notes", [models.PointStruct(id=1, vector=[1.0, 0, 0, 0], payload={name: "its text"})])
+    assert make().reembed("live", text_field=name).points == 1
+    (hit,) = make(collection="live").search("its text")
+    assert hit.text == "its text"
+
+
+@pytest.mark.parametrize("name", ["alias", "target", "text_field"])
+def test_names_are_texts(make, name):
+    with pytest.raises(InputError, match=f"{name} is empty"):
+        make().reembed(**{"alias": "live", name: ""})
+    with pytest.raises(TypeError, match=f"{name} must be a str, not int"):
+        make().reembed(**{"alias": "live", name: 7})
+    with pytest.raises(InputError, match="text_field='a\"b': Qdrant finds no field with such a name"):
+        make().reembed("live", text_field='a"b')
+
+
 def test_a_field_in_the_place_of_the_text_is_not_lost(make, embedded):
     embedded.create_collection("notes", vectors_config=models.VectorParams(size=4, distance=models.Distance.COSINE))
     payload = {"body": "a long text", "text": "its title"}

@@ -289,6 +289,9 @@ class QdrantIndexer:
         """
         batch_size = an_int("batch_size", batch_size, 1)
         a_flag("drop_old", drop_old)
+        for name, value in (("alias", alias), ("target", target), ("text_field", text_field)):
+            if value is not None and not a_text(name, value):
+                raise argument_error(name, f"{name} is empty")
         return reembed(
             self._store,
             self._encoders,

@@ -9,11 +9,13 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..._arguments import argument_error
 from .collection import CHUNKS, KINDS, CollectionError, Wanted, identity_of
 from .documents import CONTENT_HASH, OWN_FIELDS, Document, Point, content_hash, is_chunk
 from .pipeline import Run
 from .probe import PROBE, differs
 from .report import IndexReport
+from .search import path_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -85,6 +87,8 @@ def reembed(
     progress: Callable[[int], AbstractContextManager[Callable[[int], object]]],
 ) -> Reembedding:
     """See `QdrantIndexer.reembed`."""
+    if (path := path_of(text_field)) is None:
+        raise argument_error("text_field", f"text_field={text_field!r}: Qdrant finds no field with such a name")
     aliases = store.aliases()
     source = store.other(aliases.get(store.collection, store.collection))
     alias = _alias(store, aliases, alias)
@@ -106,7 +110,7 @@ def reembed(
         return Reembedding(source.collection, source.collection, alias, source.count(), IndexReport(), done=False)
     if new.collection == source.collection or new.collection in aliases:
         raise CollectionError(f"target {new.collection!r} is in use: choose a new name")
-    if missing := source.count(without=text_field):
+    if missing := source.count(without=path):
         raise CollectionError(
             f"{missing:,} points of collection {source.collection!r} have no text in the field {text_field!r}:"
             " name the field that has it (text_field), or index the documents again"

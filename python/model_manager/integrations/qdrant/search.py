@@ -100,18 +100,22 @@ _KEY = r"(?:[^\W_]|[_-])+"
 _PATH = re.compile(rf'(?:{_KEY}|"[^"]*")(?:\.(?:{_KEY}|"[^"]*")|\[\d*\])*')
 
 
+def path_of(field: str) -> str | None:
+    """Qdrant's path of the field of this name; None where it has none."""
+    if re.fullmatch(_KEY, field):
+        return field
+    return None if '"' in field or "\\" in field else f'"{field}"'
+
+
 def _paths(field: str) -> list[str]:
     """The paths of Qdrant that `field` may mean."""
-    if re.fullmatch(_KEY, field):
-        return [field]
-    found = [field] if _PATH.fullmatch(field) else []
-    if '"' not in field and "\\" not in field:
-        found.append(f'"{field}"')
+    own = path_of(field)
+    found = [path for path in (own, field if _PATH.fullmatch(field) else None) if path is not None]
     if not found:
         raise argument_error(
             "filters", f"filters: Qdrant finds no field with a quotation mark or a backslash in its name: {field!r}"
         )
-    return found
+    return list(dict.fromkeys(found))
 
 
 def _at(paths: list[str], value: Any) -> models.Condition:
