@@ -112,6 +112,16 @@ def test_an_address_without_a_scheme(connect, url, key, address):
     assert connect(url=url, api_key=key)._client.rest_uri == address
 
 
+@pytest.mark.parametrize("variable", ["", "http://qdrant:6333"])
+def test_an_empty_address_is_no_folder(connect, monkeypatch, tmp_path, variable):
+    monkeypatch.setenv("QDRANT_URL", variable)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ArgumentError, match="url is empty") as error:
+        connect(url="")
+    assert error.value.param == "url"
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     "url", ["http://", "http://qdrant:x", "http://qdrant:99999", "http://[::1", "ftp://qdrant", "qdrant:x", "a b:1"]
 )

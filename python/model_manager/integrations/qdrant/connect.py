@@ -32,6 +32,8 @@ def connect(path: str | os.PathLike[str] | None, url: str | None, api_key: str |
     """A client for the configured server, else for an embedded Qdrant."""
     if path is not None and url is not None:
         raise InputError("give either the path of an embedded Qdrant or the url of a server")
+    if url == "":  # often a variable that is not set: a folder of this machine is no server
+        raise argument_error("url", "url is empty: give the address of a server, or leave it out")
     name = "url" if url else "QDRANT_URL"
     url = _url(path, url)
     if url:
