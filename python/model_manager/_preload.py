@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from . import _text_files
-from ._arguments import a_flag, a_text, an_iterable, argument_error, one_of
+from ._arguments import a_flag, a_number, a_text, an_iterable, argument_error, one_of
 from .errors import ClosedError, InputError, MissingFileError, ModelManagerError
 
 if TYPE_CHECKING:
@@ -58,8 +58,16 @@ class PreloadTicket:
         self._cancelled.set()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until it has ended; False when `timeout` seconds pass first. Raises what ended it early."""
-        if not self._ended.wait(timeout):
+        """Wait until it has ended; False when `timeout` seconds pass first. Raises what ended it early.
+
+        Raises:
+            ArgumentError: A `timeout` that is negative or no number.
+        """
+        seconds = None if timeout is None else a_number("timeout", timeout)
+        if seconds is not None and not seconds >= 0:
+            raise argument_error("timeout", f"timeout={timeout}: must be a number of seconds, not negative")
+        # A longer wait than a lock can have is one without a limit.
+        if not self._ended.wait(None if seconds is None or seconds > threading.TIMEOUT_MAX else seconds):
             return False
         if self.error is not None:
             raise self.error

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import ENGLISH_MODEL, FIXTURES, TURKISH_MODEL, run_python, tiny
 from model_manager import ModelManager, _preload
-from model_manager.errors import ClosedError, InputError, MissingFileError, ModelNotFoundError
+from model_manager.errors import ArgumentError, ClosedError, InputError, MissingFileError, ModelNotFoundError
 
 SLOT = "english_sentence"
 TEXTS = [f"known text {number}" for number in range(100)]
@@ -26,6 +26,17 @@ def test_now_loads_and_everything_hits(make_manager):
     manager.embed(TEXTS, SLOT)
     assert manager.stats()["queue"]["texts"] == texts
     assert "100/100" in repr(ticket)
+
+
+@pytest.mark.parametrize("timeout", [None, float("inf"), 1e300, np.float32(30)])
+def test_long_waits(make_manager, timeout):
+    assert make_manager().preload([], SLOT).wait(timeout)
+
+
+@pytest.mark.parametrize("timeout", ["1", True, -1, float("nan")])
+def test_a_timeout_is_a_number_of_seconds(make_manager, timeout):
+    with pytest.raises((TypeError, ArgumentError), match="timeout"):
+        make_manager().preload([], SLOT).wait(timeout)
 
 
 def test_idle_never_loads_by_itself(make_manager):
