@@ -285,12 +285,13 @@ class _Call:
     def check_end(self, known: GeneratorDescription) -> None:
         """Refuse an `eos_token_id` that is neither the model's own nor those of all tokens that end its text."""
         own, every = known["eos_token_id"], known["eos_token_ids"]
-        given = {an_int("eos_token_id", one) for one in (self.end if isinstance(self.end, list | tuple) else [self.end])}
-        if given in ({own}, set(every)) and given:
+        ends = self.end if isinstance(self.end, list | tuple) else [self.end]
+        given = {an_int("eos_token_id", one) for one in ends}
+        if given and given in ({own}, set(every)):
             return
         only = {0: "no token of the model ends", 1: f"only the model's own token, {own}, ends"}
-        ends = only.get(len(every), f"only the model's own tokens, {', '.join(map(str, every))}, end")
-        raise InputError(f"eos_token_id={self.end!r}: {ends} its text; use stop strings instead")
+        reason = only.get(len(every), f"only the model's own tokens, {', '.join(map(str, every))}, end")
+        raise InputError(f"eos_token_id={self.end!r}: {reason} its text; use stop strings instead")
 
     def sequences(self) -> Iterator[dict[str, Any]]:
         """The core's parameters of every sequence. A given seed increases by one from sequence to sequence."""
