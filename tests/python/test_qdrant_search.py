@@ -149,6 +149,6 @@ def test_times_of_an_array(make_indexer, embedded):
     indexer = make_indexer(embedded)
     indexer.add_documents([{"id": "it", "text": "a document", "metadata": {"of": DAY}}])
     assert searched(indexer, filters={"of": np.array(["2024-05-16", "2024-05-17"], "datetime64[D]")}) == ["it"]
-    for wrong in (np.datetime64("NaT"), np.timedelta64(5, "s")):
+    for wrong in (np.datetime64("NaT", "D"), np.timedelta64(5, "s")):
         with pytest.raises(ArgumentError, match="filter 'of': "):
             searched(indexer, filters={"of": wrong})
