@@ -1,4 +1,4 @@
-"""LlamaIndex's caches and two checkpoints of one name, and the dictionary that they are told apart by."""
+"""LlamaIndex's caches, two checkpoints of one name, and the dictionary that distinguishes them."""
 
 from __future__ import annotations
 
