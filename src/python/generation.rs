@@ -177,7 +177,7 @@ fn stops(value: &Bound<'_, PyAny>) -> PyResult<Vec<String>> {
 }
 
 /// What a stream's next reader finds.
-enum Source {
+enum StreamState {
     Ready(TextStream),
     /// A thread waits for a piece.
     Read,
@@ -187,7 +187,7 @@ enum Source {
 /// The pieces of one answer: an iterator of str. Dropping it ends the generation.
 #[pyclass(frozen, name = "TextStream", module = "model_manager._core")]
 pub(super) struct PyTextStream {
-    stream: Mutex<Source>,
+    stream: Mutex<StreamState>,
     ticket: EngineTicket,
     completion: Mutex<Option<Py<PyDict>>>,
     call: Ending,
@@ -197,7 +197,7 @@ impl PyTextStream {
     pub(super) fn new(stream: TextStream, call: Option<Arc<Call>>) -> Self {
         let ticket = stream.ticket();
         Self {
-            stream: Mutex::new(Source::Ready(stream)),
+            stream: Mutex::new(StreamState::Ready(stream)),
             ticket,
             completion: Mutex::new(None),
             call: Ending(call),
@@ -207,19 +207,19 @@ impl PyTextStream {
 
 impl PyTextStream {
     /// The stream, which is taken out while a thread waits for a piece.
-    fn take(&self) -> Source {
-        let mut source = self.stream.lock();
-        match &*source {
-            Source::Ready(_) => std::mem::replace(&mut *source, Source::Read),
-            Source::Read => Source::Read,
-            Source::Ended => Source::Ended,
+    fn take(&self) -> StreamState {
+        let mut state = self.stream.lock();
+        match &*state {
+            StreamState::Ready(_) => std::mem::replace(&mut *state, StreamState::Read),
+            StreamState::Read => StreamState::Read,
+            StreamState::Ended => StreamState::Ended,
         }
     }
 }
 
 impl Drop for PyTextStream {
     fn drop(&mut self) {
-        if let Source::Ready(stream) = std::mem::replace(self.stream.get_mut(), Source::Ended) {
+        if let StreamState::Ready(stream) = std::mem::replace(self.stream.get_mut(), StreamState::Ended) {
             // At once: the thread that frees the stream may start late.
             self.ticket.mark_cancelled();
             discard(stream);
@@ -235,19 +235,19 @@ impl PyTextStream {
 
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<String>> {
         let mut stream = match self.take() {
-            Source::Ready(stream) => stream,
-            Source::Read => {
+            StreamState::Ready(stream) => stream,
+            StreamState::Read => {
                 return Err(PyRuntimeError::new_err(
                     "another thread already waits for a piece of this answer",
                 ));
             }
-            Source::Ended => return Ok(None),
+            StreamState::Ended => return Ok(None),
         };
         let piece = interruptible(py, |_| Ok(()), |check| stream.next(check));
         if let Ok(Ok(Some(_))) = piece {
-            *self.stream.lock() = Source::Ready(stream);
+            *self.stream.lock() = StreamState::Ready(stream);
         } else {
-            *self.stream.lock() = Source::Ended;
+            *self.stream.lock() = StreamState::Ended;
             let completion = stream.completion().cloned();
             // It may have the last lease of a model.
             detached(py, || drop(stream));
@@ -275,10 +275,10 @@ impl PyTextStream {
     /// written.
     fn close(&self, py: Python<'_>) {
         self.cancel(py);
-        let mut source = self.stream.lock();
-        if let Source::Ready(_) = *source {
-            let stream = std::mem::replace(&mut *source, Source::Ended);
-            drop(source);
+        let mut state = self.stream.lock();
+        if let StreamState::Ready(_) = *state {
+            let stream = std::mem::replace(&mut *state, StreamState::Ended);
+            drop(state);
             // It may have the last lease of a model.
             detached(py, || drop(stream));
             if let Some(call) = &self.call.0 {

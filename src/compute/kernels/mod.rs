@@ -374,8 +374,8 @@ impl Kernels {
     /// - `t.scales` is aligned and points to `t.tile.rows` readable values.
     /// - No other thread accesses the rows of `t.tile.c` during the call.
     pub(crate) unsafe fn tile_scaled(&self, t: &ScaledTile) {
-        // SAFETY: the CPU has the instructions: the table proves it. By the preconditions, the rows fit a tile, operands and scales
-        // are readable, and only this call accesses the result.
+        // SAFETY: the CPU has the instructions: the table proves it. By the preconditions, the rows fit a tile, operands and
+        // scales are readable, and only this call accesses the result.
         unsafe { (self.tile_scaled)(t) }
     }
 

@@ -63,7 +63,10 @@ macro_rules! for_height {
                     for_height!(@@ $function::<$simd, $rows, false> $x)
                 }
             })*
-            _ => debug_assert_eq!($tile.rows, 0, "tile height"),
+            _ => {
+                const { assert!($simd::ROWS <= 12, "a height is missing in this macro") };
+                debug_assert_eq!($tile.rows, 0, "tile height");
+            }
         }
     };
     (@@ $function:ident::<$simd:ident, $rows:literal, $ahead:literal> ($($x:expr),*)) => {
@@ -132,8 +135,8 @@ unsafe fn native_rows<S: HalfLanes, const ROWS: usize, const AHEAD: bool>(s: S, 
         let units = CHAIN.min(k - from);
         let mut acc = [[zero; 2]; ROWS];
         for _ in 0..units {
-            // SAFETY: iteration `n < k` of all loops reads row `n` of the panel, two registers, and unit `n` of each of the `ROWS`
-            // rows of `a`. Both pointers advance by one row or unit, and end at most one past the operands.
+            // SAFETY: iteration `n < k` of all loops reads row `n` of the panel, two registers, and unit `n` of each of the
+            // `ROWS` rows of `a`. Both pointers advance by one row or unit, and end at most one past the operands.
             unsafe {
                 let b = [s.load(panel), s.load(panel.add(S::LANES))];
                 ahead.prefetch(s);

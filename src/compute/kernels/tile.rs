@@ -202,9 +202,9 @@ unsafe fn sum<S: Simd, const ROWS: usize, const AHEAD: bool>(
 /// Units of a row of `a` that are widened at a time: those of twelve rows take 12 kB of the first-level cache.
 const WIDENED: usize = 128;
 
-/// [`sum`] of pairs where no instruction multiplies them: of bf16, the same additions as those of [`Simd::dot2`]. Each unit of `a` meets
-/// two registers of `b` only, so widening it there would take half as many instructions as the products. Here a register of
-/// units is widened at once, and the products read what it became.
+/// [`sum`] of pairs where no instruction multiplies them: of bf16, the same additions as those of [`Simd::dot2`]. Each unit
+/// of `a` meets two registers of `b` only, so widening it there would take half as many instructions as the products. Here a
+/// register of units is widened at once, and the products read what it became.
 ///
 /// # Safety
 ///

@@ -1,5 +1,5 @@
-//! The left operands of products: plain rows, rows of f16 with a scale each, or rows quantized to eight bits with a scale for each
-//! group.
+//! The left operands of products: plain rows, rows of f16 with a scale each, or rows quantized to eight bits with a scale for
+//! each group.
 
 use super::blocks::GROUP;
 use super::flipped::FlippedGroup;

@@ -94,8 +94,8 @@ pub(crate) struct GemmScratch {
 }
 
 impl GemmScratch {
-    /// Brings the rows of `x` into the forms that layers need; only those that are multiplied as integers are quantized. Returns how
-    /// weights are unpacked for the others, if there are any.
+    /// Brings the rows of `x` into the forms that layers need; only those that are multiplied as integers are quantized.
+    /// Returns how weights are unpacked for the others, if there are any.
     fn prepare(
         &mut self,
         kernel_set: &KernelSet,
@@ -450,8 +450,9 @@ impl Gemm<'_> {
                 for tile in tiles(x.cast(), x_stride, units(DType::Bf16, inputs), panels) {
                     // SAFETY: `row_tiles` divides rows into tiles of at most `kernels.scaled_rows()`. The slices of numbers and
                     // scales were bounds-checked; `fill` wrote them, and a row of `x_stride` bytes has at least the units of
-                    // `inputs` values. The slice has the bytes of one panel, which has `k + 1` rows of `width` units and starts at
-                    // a cache line. `out` has `rows.len()` rows of `width` values from `at * width` on, and belongs to this task.
+                    // `inputs` values. The slice has the bytes of one panel, which has `k + 1` rows of `width` units and starts
+                    // at a cache line. `out` has `height` rows of `width` values from `at * width` on, and belongs to this
+                    // task.
                     unsafe { kernels.tile_scaled(&ScaledTile { tile, scales }) };
                 }
             }

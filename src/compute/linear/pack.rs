@@ -197,7 +197,8 @@ fn pack_scaled(kernels: &Kernels, rows: &[(&Matrix, usize)], inputs: usize, pane
     for ((row, from), scale) in values.chunks_exact(inputs).enumerate().zip(scales) {
         *scale = scale_column(from, &mut bits[row * inputs..][..inputs]).to_bits();
     }
-    // SAFETY: `bits` has `rows.len()` rows of `inputs` numbers of 16 bits, which are packed in pairs as those of bf16, and one more.
+    // SAFETY: `bits` has `rows.len()` rows of `inputs` numbers of 16 bits, which are packed in pairs as those of bf16, and one
+    // more.
     unsafe { kernels.pack_columns(DType::Bf16, bits.as_ptr().cast(), inputs * 2, rows.len(), inputs, pairs) };
     Ok(())
 }
