@@ -178,7 +178,7 @@ fn stops(value: &Bound<'_, PyAny>) -> PyResult<Vec<String>> {
 
 /// What a stream's next reader finds.
 enum StreamState {
-    Ready(TextStream),
+    Ready(Box<TextStream>),
     /// A thread waits for a piece.
     Read,
     Ended,
@@ -197,7 +197,7 @@ impl PyTextStream {
     pub(super) fn new(stream: TextStream, call: Option<Arc<Call>>) -> Self {
         let ticket = stream.ticket();
         Self {
-            stream: Mutex::new(StreamState::Ready(stream)),
+            stream: Mutex::new(StreamState::Ready(Box::new(stream))),
             ticket,
             completion: Mutex::new(None),
             call: Ending(call),
