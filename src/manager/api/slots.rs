@@ -1,5 +1,6 @@
 //! Slots: made, loaded, unloaded.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::instance::Manager;
@@ -81,15 +82,23 @@ impl Manager {
         self.lease(name, timeout, check).map(drop)
     }
 
-    /// Loads several slots at the same time and waits for all.
+    /// Loads several slots at the same time and waits for all. `ended` is called with the place of each name and the end of
+    /// its load: on the thread that loads, before the wait for that slot ends.
     ///
     /// # Errors
-    /// The first failure, after all have ended.
-    pub fn warm_up(&self, names: &[String], timeout: Option<Duration>, check: Check<'_>) -> Result<()> {
+    /// The first failure, after all have ended. Of an unknown name before anything is loaded; `ended` is not called then.
+    pub fn warm_up(
+        &self,
+        names: &[String],
+        timeout: Option<Duration>,
+        ended: &Arc<dyn Fn(usize, Result<()>) + Send + Sync>,
+        check: Check<'_>,
+    ) -> Result<()> {
         let parts = self.parts()?;
         let entries = names.iter().map(|name| parts.registry.entry(name)).collect::<Result<Vec<_>>>()?;
-        for entry in &entries {
-            entry.slot.when_ready(Box::new(|_| ()));
+        for (place, entry) in entries.iter().enumerate() {
+            let ended = Arc::clone(ended);
+            entry.slot.when_ready(Box::new(move |lease| ended(place, lease.map(drop))));
         }
         let mut outcome = Ok(());
         for name in names {

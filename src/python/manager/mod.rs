@@ -5,7 +5,7 @@ mod cache;
 mod embedding;
 mod generation;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -16,6 +16,7 @@ use super::argument::{self, Callable, no_others};
 use super::config::{PyConfig, keywords, pairs};
 use super::discard::discard;
 use super::errors::OrRaise;
+use super::gil::calling;
 use super::handle::Handle;
 use super::host::{ManagerHost, entered};
 use super::loader::unwrap_object;
@@ -53,6 +54,14 @@ impl PyManager {
     fn begin_load(&self, py: Python<'_>, name: &str) -> PyResult<Option<Arc<Call>>> {
         let absent = tracing::is_on() && matches!(self.0.built(py)?.is_loaded(name), Ok(false));
         if absent { tracing::begin(py, "load", Some(name), 0) } else { Ok(None) }
+    }
+
+    /// The same for each of `names`, once.
+    fn begin_loads(&self, py: Python<'_>, names: &[String]) -> PyResult<Arc<[Option<Arc<Call>>]>> {
+        let mut seen = HashSet::new();
+        let calls =
+            names.iter().map(|name| if seen.insert(name) { self.begin_load(py, name) } else { Ok(None) });
+        calls.collect()
     }
 }
 
@@ -239,7 +248,9 @@ impl PyManager {
     ) -> PyResult<Py<PyAny>> {
         let py = slf.py();
         let timeout = self::timeout(py, timeout)?;
-        let held = slf.get().0.enter(py, |manager, check| manager.get(&name, timeout, check))?;
+        let call = slf.get().begin_load(py, &name)?;
+        let held = slf.get().0.enter(py, |manager, check| manager.get(&name, timeout, check));
+        let held = Call::end_with(call.as_ref(), py, held, |_| CallOutcome::Loaded)?;
         Self::slot_value(slf, &name, &held)
     }
 
@@ -265,7 +276,9 @@ impl PyManager {
         #[pyo3(from_py_with = argument::name)] name: Utf8,
         #[pyo3(from_py_with = argument::load)] load: bool,
     ) -> PyResult<Option<Bound<'py, PyDict>>> {
-        let description = self.0.enter(py, |manager, check| manager.describe(&name, load, check))?;
+        let call = if load { self.begin_load(py, &name)? } else { None };
+        let description = self.0.enter(py, |manager, check| manager.describe(&name, load, check));
+        let description = Call::end_with(call.as_ref(), py, description, |_| CallOutcome::Loaded)?;
         description.map(|description| report::description(py, &description)).transpose()
     }
 
@@ -292,7 +305,21 @@ impl PyManager {
     ) -> PyResult<()> {
         let names: Vec<String> = names.into_iter().map(String::from).collect();
         let timeout = self::timeout(py, timeout)?;
-        self.0.enter(py, |manager, check| manager.warm_up(&names, timeout, check))
+        let calls = self.begin_loads(py, &names)?;
+        let traced = Arc::clone(&calls);
+        let ended: Arc<dyn Fn(usize, crate::Result<()>) + Send + Sync> = Arc::new(move |place, loaded| {
+            let Some(Some(call)) = traced.get(place) else { return };
+            calling(|py| match loaded.or_raise(py) {
+                Ok(()) => call.end_unraisable(py, &CallOutcome::Loaded),
+                Err(error) => call.end_unraisable(py, &CallOutcome::Failed(&error)),
+            });
+        });
+        let mut warmed = self.0.enter(py, |manager, check| manager.warm_up(&names, timeout, &ended, check));
+        // Those that the call no longer waits for.
+        for call in calls.iter() {
+            warmed = Call::end_with(call.as_ref(), py, warmed, |()| CallOutcome::Loaded);
+        }
+        warmed
     }
 
     /// Everything countable, JSON-serializable. Loads nothing.
