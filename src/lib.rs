@@ -26,6 +26,7 @@ pub mod language;
 pub mod lifecycle;
 pub mod manager;
 pub mod models;
+mod number;
 pub mod output;
 mod private_files;
 #[cfg(feature = "python")]

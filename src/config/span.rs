@@ -30,9 +30,9 @@ impl Setting for ByteSize {
     }
 
     fn from_value(value: &SettingValue) -> Result<Self, String> {
-        let limit = match value {
-            SettingValue::Int(number) => MemoryLimit::from_number("", *number as f64),
-            SettingValue::Text(text) => MemoryLimit::parse("", text),
+        let limit = match (value, value.whole()) {
+            (SettingValue::Text(text), _) => MemoryLimit::parse("", text),
+            (_, Some(number)) => MemoryLimit::from_number("", number),
             _ => return Err(SIZES.into()),
         };
         match limit {
@@ -85,13 +85,11 @@ impl Setting for TimeSpan {
         use crate::lifecycle::KeepAlive;
         let spans = || String::from(SPANS);
         let meant = match value {
-            SettingValue::Int(seconds) => KeepAlive::from_seconds("", *seconds as f64),
-            SettingValue::Float(seconds) => KeepAlive::from_seconds("", *seconds),
             SettingValue::Text(text) => match text.trim().strip_suffix('d').map(str::parse::<f64>) {
                 Some(Ok(days)) if days.is_finite() => KeepAlive::from_seconds("", days * 86_400.0),
                 _ => KeepAlive::parse("", text),
             },
-            _ => return Err(spans()),
+            other => KeepAlive::from_seconds("", other.number().ok_or_else(spans)?),
         };
         match meant {
             Ok(KeepAlive::For(duration)) if !duration.is_zero() => {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::Error;
 use crate::lifecycle::{KeepAlive, MemoryLimit};
+use crate::number::number_text;
 
 /// A value as it crosses the boundary to the host.
 #[derive(Debug, Clone, PartialEq)]
@@ -15,6 +16,8 @@ pub enum SettingValue {
     Bool(bool),
     /// A whole number.
     Int(i64),
+    /// A whole number of more than 64 bits: its digits. An `f64` holds it, roughly.
+    Large(String),
     /// A number.
     Float(f64),
     /// Text.
@@ -32,8 +35,22 @@ impl SettingValue {
             Self::Bool(value) => value.to_string(),
             Self::Int(value) => value.to_string(),
             Self::Float(value) => value.to_string(),
-            Self::Text(value) | Self::Other(value) => value.clone(),
+            Self::Text(value) | Self::Large(value) | Self::Other(value) => value.clone(),
         }
+    }
+
+    /// The number, if it is a whole one.
+    pub(super) fn whole(&self) -> Option<f64> {
+        match self {
+            Self::Int(number) => Some(*number as f64),
+            Self::Large(digits) => digits.parse().ok(),
+            _ => None,
+        }
+    }
+
+    /// The number, if it is one.
+    pub(super) fn number(&self) -> Option<f64> {
+        if let Self::Float(number) = self { Some(*number) } else { self.whole() }
     }
 }
 
@@ -43,8 +60,12 @@ impl fmt::Display for SettingValue {
             Self::None => f.write_str("None"),
             Self::Text(value) => write!(f, "{value:?}"),
             Self::Other(kind) => write!(f, "<{kind}>"),
-            // With its point: 1.0 is no whole number where one is asked for.
-            Self::Float(value) => write!(f, "{value:?}"),
+            Self::Float(value) => {
+                let text = number_text(*value);
+                // With its point: 1.0 is no whole number where one is asked for.
+                let is_whole = text.chars().all(|c| c == '-' || c.is_ascii_digit());
+                write!(f, "{text}{}", if is_whole { ".0" } else { "" })
+            }
             _ => f.write_str(&self.plain()),
         }
     }
@@ -109,6 +130,8 @@ impl Setting for usize {
     fn from_value(value: &SettingValue) -> Result<Self, String> {
         match value {
             SettingValue::Int(value) => Self::try_from(*value).map_err(|_| "must not be negative".into()),
+            SettingValue::Large(digits) if digits.starts_with('-') => Err("must not be negative".into()),
+            SettingValue::Large(_) => Err("must be less than 2**63".into()),
             _ => Err("must be a whole number".into()),
         }
     }
@@ -130,11 +153,7 @@ impl Setting for f64 {
     }
 
     fn from_value(value: &SettingValue) -> Result<Self, String> {
-        match value {
-            SettingValue::Int(value) => Ok(*value as Self),
-            SettingValue::Float(value) => Ok(*value),
-            _ => Err("must be a number".into()),
-        }
+        value.number().ok_or_else(|| "must be a number".into())
     }
 
     fn from_text(text: &str) -> Result<Self, String> {
@@ -260,13 +279,14 @@ impl Setting for KeepAliveSetting {
 
     fn from_value(value: &SettingValue) -> Result<Self, String> {
         let keep_alive = match value {
-            SettingValue::Int(seconds) => KeepAlive::from_seconds("", *seconds as f64),
-            SettingValue::Float(seconds) => KeepAlive::from_seconds("", *seconds),
             SettingValue::Text(text) if text.trim().eq_ignore_ascii_case("auto") => {
                 return Ok(Self { written: value.clone(), keep_alive: None });
             }
             SettingValue::Text(text) => KeepAlive::parse("", text),
-            _ => return Err("must be \"auto\", seconds or a duration such as \"5m\"".into()),
+            other => match other.number() {
+                Some(seconds) => KeepAlive::from_seconds("", seconds),
+                None => return Err("must be \"auto\", seconds or a duration such as \"5m\"".into()),
+            },
         }
         .map_err(|error| reason(KeepAlive::or_auto(error)))?;
         Ok(Self { written: value.clone(), keep_alive: Some(keep_alive) })
@@ -306,19 +326,16 @@ impl Setting for MemoryBudget {
 
     fn from_value(value: &SettingValue) -> Result<Self, String> {
         let number = match value {
-            SettingValue::Int(number) => Some(*number as f64),
-            SettingValue::Float(number) => Some(*number),
             SettingValue::Text(text) => text.trim().parse().ok(),
-            _ => None,
+            other => other.number(),
         };
         // Who writes 2 means gigabytes, and 4096 megabytes; no model is that small.
         if number.is_some_and(|number| number > 1.0 && number < SMALLEST_NUMBER) {
             return Err(MEMORY.into());
         }
-        let limit = match value {
-            SettingValue::Int(number) => MemoryLimit::from_number("", *number as f64),
-            SettingValue::Float(number) => MemoryLimit::from_number("", *number),
-            SettingValue::Text(text) => MemoryLimit::parse("", text),
+        let limit = match (value, number) {
+            (SettingValue::Text(text), _) => MemoryLimit::parse("", text),
+            (_, Some(number)) => MemoryLimit::from_number("", number),
             _ => return Err("must be bytes, a fraction of memory, or text such as \"2GB\"".into()),
         }
         .map_err(reason)?;

@@ -1,5 +1,6 @@
 //! What a caller may ask of one generation, checked once, named in every complaint.
 
+use crate::number::number_text;
 use crate::{Error, Result};
 
 /// How many tokens a generation may write when the caller gives neither `max_length` nor `max_new_tokens`.
@@ -75,16 +76,20 @@ impl GenerationParams {
             Err(Error::argument(name, format!("={value}: must be {allowed}")))
         };
         if !(self.temperature.is_finite() && self.temperature >= 0.0) {
-            return wrong("temperature", &self.temperature, "a finite number >= 0 (0 means greedy)");
+            return wrong(
+                "temperature",
+                &number_text(self.temperature),
+                "a finite number >= 0 (0 means greedy)",
+            );
         }
         if !(0.0..=1.0).contains(&self.top_p) {
-            return wrong("top_p", &self.top_p, "in [0, 1] (0 means greedy)");
+            return wrong("top_p", &number_text(self.top_p), "in [0, 1] (0 means greedy)");
         }
         if !(0.0..=1.0).contains(&self.min_p) {
-            return wrong("min_p", &self.min_p, "in [0, 1]");
+            return wrong("min_p", &number_text(self.min_p), "in [0, 1]");
         }
         if !(self.repetition_penalty.is_finite() && self.repetition_penalty > 0.0) {
-            return wrong("repetition_penalty", &self.repetition_penalty, "a finite number > 0");
+            return wrong("repetition_penalty", &number_text(self.repetition_penalty), "a finite number > 0");
         }
         if self.max_new_tokens == Some(0) {
             return wrong("max_new_tokens", &0, "at least 1");

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use crate::number::number_text;
 use crate::{Error, Result};
 
 const ALLOWED: &str = "expected bytes (800000000), a size (\"512MB\", \"2GiB\"), or a fraction of the memory that this \
@@ -23,7 +24,7 @@ impl MemoryLimit {
     /// # Errors
     /// [`Error::Config`] naming `setting` when the number is not above 0, or not a whole number of bytes.
     pub fn from_number(setting: &str, number: f64) -> Result<Self> {
-        Self::from_f64(number).ok_or_else(|| invalid(setting, &number.to_string()))
+        Self::from_f64(number).ok_or_else(|| invalid(setting, &number_text(number)))
     }
 
     /// From text: a number as in [`MemoryLimit::from_number`], or a number with a unit: `kB`, `MB`, `GB`, `TB` are powers
@@ -83,7 +84,7 @@ impl MemoryLimit {
             (Self::Fraction(fraction), Some(usable)) => Ok((fraction * usable as f64) as u64),
             (Self::Fraction(fraction), None) => Err(Error::Config {
                 setting: setting.into(),
-                value: fraction.to_string(),
+                value: number_text(fraction),
                 reason:
                     "this system does not report how much memory it has; give the limit in bytes (\"2GiB\")"
                         .into(),

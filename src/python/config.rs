@@ -10,7 +10,8 @@ use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple, PyT
 use super::errors::OrRaise;
 use super::gil::interrupted;
 use super::host::PythonHost;
-use super::utf8::Utf8;
+use super::utf8::{Utf8, shortened};
+use crate::Error;
 use crate::config::{SettingValue, Settings, for_each_setting};
 use crate::models::ResolveOptions;
 
@@ -138,7 +139,8 @@ pub(super) fn keywords(keywords: Option<&Bound<'_, PyDict>>) -> PyResult<Vec<(St
                 let message = format!("there is no setting {shown:?}; {}", Settings::meant_by(&name));
                 return Err(PyTypeError::new_err(message));
             }
-            Ok((name.into(), from_py(&value)?))
+            let value = from_py(&name, &value)?;
+            Ok((name.into(), value))
         })
         .collect()
 }
@@ -147,14 +149,13 @@ pub(super) fn pairs(keywords: &[(String, SettingValue)]) -> impl Iterator<Item =
     keywords.iter().map(|(name, value)| (name.as_str(), value.clone()))
 }
 
-fn from_py(value: &Bound<'_, PyAny>) -> PyResult<SettingValue> {
+fn from_py(name: &str, value: &Bound<'_, PyAny>) -> PyResult<SettingValue> {
     Ok(if value.is_none() {
         SettingValue::None
     } else if value.is_instance_of::<PyBool>() {
         SettingValue::Bool(value.extract()?)
     } else if value.is_instance_of::<PyInt>() {
-        // An integer beyond 64 bits is out of every setting's range.
-        value.extract().map_or_else(|_| SettingValue::Other("int".into()), SettingValue::Int)
+        whole_number(name, value)?
     } else if value.is_instance_of::<PyFloat>() {
         SettingValue::Float(value.extract()?)
     } else if let Ok(text) = value.cast::<PyString>() {
@@ -163,10 +164,29 @@ fn from_py(value: &Bound<'_, PyAny>) -> PyResult<SettingValue> {
         SettingValue::Text(path.into())
     } else if let Some(number) = found(value, "__index__")? {
         // numpy's integers.
-        number.extract().map_or_else(|_| SettingValue::Other("int".into()), SettingValue::Int)
+        whole_number(name, &number)?
     } else {
         SettingValue::Other(value.get_type().name()?.to_string())
     })
+}
+
+/// An int, as one of 64 bits or by its digits.
+///
+/// # Errors
+/// `ConfigError` for one that no float holds, which is beyond every setting.
+fn whole_number(name: &str, value: &Bound<'_, PyAny>) -> PyResult<SettingValue> {
+    if let Ok(number) = value.extract() {
+        return Ok(SettingValue::Int(number));
+    }
+    // Not by the value's own class, which may write it as it likes. Python writes only some thousands of digits.
+    let digits = value.py().get_type::<PyInt>().call_method1("__repr__", (value,));
+    let digits = digits.and_then(|digits| digits.extract::<String>());
+    if let (Ok(_), Ok(digits)) = (value.extract::<f64>(), &digits) {
+        return Ok(SettingValue::Large(digits.clone()));
+    }
+    let shown = digits.map_or_else(|_| "…".into(), |digits| shortened(&digits));
+    Err(Error::Config { setting: name.into(), value: shown, reason: "is too large".into() })
+        .or_raise(value.py())
 }
 
 /// What the method of `value` returns; `None` without one. What a signal handler raises there (Ctrl-C) is raised.
@@ -182,6 +202,7 @@ fn to_py<'py>(py: Python<'py>, value: &SettingValue) -> PyResult<Bound<'py, PyAn
         SettingValue::None | SettingValue::Other(_) => py.None().into_bound(py),
         SettingValue::Bool(value) => PyBool::new(py, *value).to_owned().into_any(),
         SettingValue::Int(value) => value.into_pyobject(py)?.into_any(),
+        SettingValue::Large(digits) => py.get_type::<PyInt>().call1((digits,))?,
         SettingValue::Float(value) => value.into_pyobject(py)?.into_any(),
         SettingValue::Text(value) => value.into_pyobject(py)?.into_any(),
     })

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use pyo3::prelude::*;
-use pyo3::types::PyString;
+use pyo3::types::{PyInt, PyString};
 
 use super::argument::argument;
 use super::errors::{OrRaise, to_py, wrong_type};
@@ -12,6 +12,7 @@ use super::utf8::owned;
 use crate::Error;
 use crate::lifecycle::KeepAlive;
 use crate::manager::EmbedOptions;
+use crate::number::number_text;
 
 /// Sets what the keyword `name` says, if it is one that embedding calls share; else false.
 pub(super) fn set_option(options: &mut EmbedOptions, name: &str, value: &Bound<'_, PyAny>) -> PyResult<bool> {
@@ -32,7 +33,7 @@ pub(super) fn set_option(options: &mut EmbedOptions, name: &str, value: &Bound<'
 pub(super) fn timeout(py: Python<'_>, seconds: Option<f64>) -> PyResult<Option<Duration>> {
     let Some(seconds) = seconds else { return Ok(None) };
     if seconds.is_nan() || seconds < 0.0 {
-        let reason = format!("={seconds} must be a number of seconds, not negative");
+        let reason = format!("={} must be a number of seconds, not negative", number_text(seconds));
         return Err(to_py(py, &Error::argument("timeout", reason)));
     }
     // More than a Duration can represent is no limit.
@@ -53,6 +54,8 @@ fn read_keep_alive(
         KeepAlive::parse("keep_alive", text_of(text, None)?)
     } else if let Ok(seconds) = argument("keep_alive", value) {
         KeepAlive::from_seconds("keep_alive", seconds)
+    } else if value.is_exact_instance_of::<PyInt>() {
+        return argument::<f64>("keep_alive", value).map(|_| None);
     } else {
         let kind = value.get_type().name()?;
         let reason = format!("keep_alive must be seconds or text such as \"5m\", not {kind}");
@@ -78,6 +81,7 @@ pub(super) fn slot_keep_alive(value: Option<&Bound<'_, PyAny>>) -> PyResult<(Opt
 pub(super) fn positive_seconds(param: &'static str, value: f64) -> crate::Result<Duration> {
     let span = Duration::try_from_secs_f64(value).ok().filter(|span| !span.is_zero());
     span.ok_or_else(|| {
+        let value = number_text(value);
         Error::argument(param, format!("={value}: must be a number of seconds greater than 0"))
     })
 }

@@ -12,6 +12,7 @@ use super::utf8::Utf8;
 use crate::Error;
 use crate::clock::Clock;
 use crate::lifecycle::{Tracker, TrackerStatistics};
+use crate::number::number_text;
 
 /// Load times, memory and accesses by slot.
 #[pyclass(frozen, name = "LazyLoadTracker", module = "model_manager._core")]
@@ -35,7 +36,8 @@ impl PyTracker {
         // Others are no JSON, which the statistics may be written as.
         for (name, figure) in [("load_time", load_time), ("memory_mb", memory_mb)] {
             if !figure.is_finite() {
-                let wrong = Error::argument(name, format!("={figure}: must be a finite number"));
+                let wrong =
+                    Error::argument(name, format!("={}: must be a finite number", number_text(figure)));
                 return Err(to_py(py, &wrong));
             }
         }
