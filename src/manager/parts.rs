@@ -51,6 +51,7 @@ impl Parts {
         }
         let settings = Arc::new(settings);
         let tiering = Tiering::new(&settings, &*host)?;
+        tiering::refuse_file(&settings.adaptive_state, "adaptive_state")?;
         let habits = match tiering::folder(&settings.adaptive_state, "adaptive_state", "habits", &*host) {
             // It is on by default, where nothing may ever be learned.
             Err(error) if !settings.is_given("adaptive_state") => {

@@ -1,5 +1,6 @@
 //! The tiers that the settings ask for.
 
+use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use crate::cache::tiers::disk::{Disk, DiskSettings};
 use crate::cache::tiers::redis::{Redis, RedisSettings};
 use crate::cache::tiers::{Tier, Tiers, ValueFormat};
 use crate::clock::Clock;
-use crate::config::{DiskDType, FolderSetting, Host, Settings};
+use crate::config::{DiskDType, FolderSetting, Host, SettingValue, Settings};
 use crate::sync::spawn;
 use crate::{Error, Result};
 
@@ -78,6 +79,24 @@ impl Tiering {
     /// Where models are remembered; `None` when no tier asks for their content.
     pub(super) fn known(&self) -> Option<KnownModels> {
         (!self.tiers.is_empty()).then(|| KnownModels::new(self.models.clone()))
+    }
+}
+
+/// Refuses a path at which no folder can be: there, or at a part of it, is something else.
+///
+/// # Errors
+/// [`Error::Config`].
+pub(super) fn refuse_file(value: &FolderSetting, setting: &str) -> Result<()> {
+    let FolderSetting::Path(path) = value else { return Ok(()) };
+    // What cannot be looked at is reported when it is used.
+    let found = path.ancestors().find_map(|part| Some((part, fs::metadata(part).ok()?)));
+    match found {
+        Some((part, about)) if !about.is_dir() => Err(Error::Config {
+            setting: setting.into(),
+            value: SettingValue::Text(path.display().to_string()).to_string(),
+            reason: format!("{} is no folder; name a folder, or give False for none", part.display()),
+        }),
+        _ => Ok(()),
     }
 }
 

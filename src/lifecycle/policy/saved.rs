@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -85,6 +85,8 @@ pub(super) struct SavedHabits {
     opened: Instant,
     /// What all had learned when this process began.
     learned: BTreeMap<String, SlotHabits>,
+    /// The latest attempt to save has failed.
+    failed: AtomicBool,
 }
 
 impl SavedHabits {
@@ -102,6 +104,7 @@ impl SavedHabits {
             inherited: BTreeMap::new(),
             opened: Instant::now(),
             learned: BTreeMap::new(),
+            failed: AtomicBool::new(false),
         };
         let mut ended = Vec::new();
         for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
@@ -142,8 +145,11 @@ impl SavedHabits {
         }
     }
 
-    /// Logs why it cannot be saved.
+    /// Logs why it cannot be saved, once until it can.
     pub(super) fn warn(&self, error: &io::Error) {
+        if self.failed.swap(true, Ordering::Relaxed) {
+            return;
+        }
         let (folder, error) = (self.folder.display(), system_words(error));
         log::warn!("what was learned of the use of models is not saved: {folder} (adaptive_state): {error}");
     }
@@ -167,6 +173,7 @@ impl SavedHabits {
         // Where files cannot be locked, their age alone says that a process has ended.
         let own = File::open(&self.own).ok().filter(|own| own.try_lock_shared().is_ok());
         *self.held.lock() = own;
+        self.failed.store(false, Ordering::Relaxed);
         Ok(())
     }
 }
