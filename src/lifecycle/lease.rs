@@ -14,8 +14,10 @@ pub type Continuation<T> = Box<dyn FnOnce(Result<Lease<T>>) + Send>;
 pub(super) trait LeaseCounter: Send + Sync {
     /// The slot's name.
     fn name(&self) -> &str;
-    /// Counts one more lease on a value that the caller has a lease on already.
-    fn lease_again(&self, residency: u64);
+    /// Counts one more lease on a value that the caller has a lease on already, with the same keep-alive of its own.
+    fn lease_again(&self, residency: u64, keep_alive: Option<KeepAlive>);
+    /// A lease has a keep-alive of its own from now on. `is_first`: it had none before.
+    fn keeps(&self, residency: u64, keep_alive: KeepAlive, is_first: bool);
     /// Ends one lease. After the last one the idle time starts, or the value leaves at once.
     fn release(&self, residency: u64, keep_alive: Option<KeepAlive>);
 }
@@ -46,7 +48,8 @@ impl<T: ?Sized + Send + Sync + 'static> Lease<T> {
 
     /// Replaces the slot's keep-alive for the idle time after this use. When uses overlap, the longest applies.
     pub fn keep_alive(&mut self, keep_alive: KeepAlive) {
-        self.count.keep_alive = Some(keep_alive);
+        let is_first = self.count.keep_alive.replace(keep_alive).is_none();
+        self.count.slot.keeps(self.count.residency, keep_alive, is_first);
     }
 
     /// The slot's name.
@@ -67,7 +70,7 @@ impl<T: ?Sized + Send + Sync + 'static> Deref for Lease<T> {
 impl<T: ?Sized + Send + Sync + 'static> Clone for Lease<T> {
     fn clone(&self) -> Self {
         let Count { slot, residency, keep_alive } = &self.count;
-        slot.lease_again(*residency);
+        slot.lease_again(*residency, *keep_alive);
         let count = Count { slot: Arc::clone(slot), residency: *residency, keep_alive: *keep_alive };
         Self { residency: Arc::clone(&self.residency), count }
     }

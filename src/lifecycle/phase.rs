@@ -49,6 +49,9 @@ pub(super) struct Ready<T: ?Sized> {
     pub(super) leases: usize,
     /// Applies to the idle time after the present uses: the longest of their keep-alives.
     pub(super) keep_alive: Option<KeepAlive>,
+    /// Present leases with a keep-alive of their own, and the longest of these.
+    pub(super) own: usize,
+    pub(super) longest_own: KeepAlive,
 }
 
 /// What a caller that asks for the value does next.
@@ -125,10 +128,27 @@ impl<T: ?Sized + Send + Sync + 'static> LockedSlot<T> {
 }
 
 impl<T: ?Sized> Ready<T> {
+    pub(super) fn new(residency: Arc<Residency<T>>, leases: usize, keep_alive: Option<KeepAlive>) -> Self {
+        Self { residency, leases, keep_alive, own: 0, longest_own: KeepAlive::AFTER_USE }
+    }
+
+    /// What will apply to the idle time if the present uses end now. `usual` is that of uses without one of their own.
+    pub(super) fn expected(&self, usual: Option<KeepAlive>, default: KeepAlive) -> Option<KeepAlive> {
+        let mut longest = self.keep_alive;
+        if self.own > 0 {
+            longest = longer(longest, Some(self.longest_own), default);
+        }
+        if self.own < self.leases {
+            longest = longer(longest, usual, default);
+        }
+        longest
+    }
+
     pub(super) fn count_lease(&mut self) {
         if self.leases == 0 {
             // The shortest there is: the uses that begin now will bring their own.
             self.keep_alive = Some(KeepAlive::AFTER_USE);
+            self.longest_own = KeepAlive::AFTER_USE;
         }
         self.leases += 1;
     }

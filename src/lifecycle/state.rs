@@ -209,8 +209,7 @@ impl<T: ?Sized + Send + Sync + 'static> SlotState<T> {
                     let stay = |until: Instant| KeepAlive::For(until.saturating_duration_since(now));
                     let keep_alive = Some(ahead.map_or(KeepAlive::AFTER_USE, stay));
                     inner.idle_periods += u64::from(ahead.is_some());
-                    inner.phase =
-                        Phase::Ready(Ready { residency: Arc::clone(residency), leases, keep_alive });
+                    inner.phase = Phase::Ready(Ready::new(Arc::clone(residency), leases, keep_alive));
                 }
             }
             (flight.waiters, attached, ahead)
@@ -268,7 +267,7 @@ impl<T: ?Sized + Send + Sync + 'static> SlotState<T> {
             let keep_alive = inner.options.keep_alive;
             inner.arrivals += 1;
             let residency = Arc::new(self.residency_of(inner.arrivals, loaded));
-            inner.phase = Phase::Ready(Ready { residency, leases: 0, keep_alive });
+            inner.phase = Phase::Ready(Ready::new(residency, 0, keep_alive));
             inner.last_used = Some(now);
             inner.idle_periods += 1;
             keep_alive.unwrap_or(self.default_keep_alive()).deadline(now)
@@ -315,11 +314,21 @@ impl<T: ?Sized + Send + Sync + 'static> LeaseCounter for SlotState<T> {
         &self.name
     }
 
-    fn lease_again(&self, residency: u64) {
+    fn lease_again(&self, residency: u64, keep_alive: Option<KeepAlive>) {
         if let Phase::Ready(ready) = &mut self.inner.lock().phase
             && ready.residency.id == residency
         {
             ready.leases += 1;
+            ready.own += usize::from(keep_alive.is_some());
+        }
+    }
+
+    fn keeps(&self, residency: u64, keep_alive: KeepAlive, is_first: bool) {
+        if let Phase::Ready(ready) = &mut self.inner.lock().phase
+            && ready.residency.id == residency
+        {
+            ready.own += usize::from(is_first);
+            ready.longest_own = ready.longest_own.max(keep_alive);
         }
     }
 
@@ -335,6 +344,7 @@ impl<T: ?Sized + Send + Sync + 'static> LeaseCounter for SlotState<T> {
             }
             ready.keep_alive = longer(ready.keep_alive, keep_alive.or(inner.options.keep_alive), default);
             ready.leases -= 1;
+            ready.own -= usize::from(keep_alive.is_some());
             if ready.leases > 0 {
                 return;
             }
@@ -378,11 +388,7 @@ impl<T: ?Sized + Send + Sync + 'static> Managed for SlotState<T> {
         let last_used = if leases > 0 { Some(now) } else { inner.last_used };
         let deadline = match &inner.phase {
             Phase::Ready(ready) if !inner.options.pinned => {
-                let keep_alive = if leases > 0 {
-                    longer(ready.keep_alive, inner.options.keep_alive, default)
-                } else {
-                    ready.keep_alive
-                };
+                let keep_alive = ready.expected(inner.options.keep_alive, default);
                 keep_alive.unwrap_or(default).deadline(last_used.unwrap_or(now))
             }
             _ => None,

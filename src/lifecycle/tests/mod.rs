@@ -7,6 +7,7 @@ mod keeping;
 mod locks;
 mod races;
 mod reaper;
+mod reported;
 #[cfg(shuttle)]
 mod schedules;
 
