@@ -1,4 +1,4 @@
-"""When a model leaves, as `stats()` and `/api/ps` report it during a use with a `keep_alive` of its own and after it."""
+"""When a model leaves, as `stats()` and `/api/ps` report it in and after a use with its own `keep_alive`."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ use hashbrown::HashMap;
 use tokenizers::Token;
 
 use super::pieces::Pieces;
+use super::wanted::Wanted;
 use crate::compute::pages::{self, PageVec, Pages};
 
 /// No piece, and no merge.
@@ -207,8 +208,14 @@ impl Bpe {
     }
 
     /// Adds the ids of a word, which has less than 4 GB.
-    pub(crate) fn ids(&self, word: &str, scratch: &mut BpeScratch, ids: &mut Vec<u32>) {
-        self.split(word, scratch);
+    pub(super) fn ids(
+        &self,
+        word: &str,
+        scratch: &mut BpeScratch,
+        wanted: &mut Wanted<'_>,
+        ids: &mut Vec<u32>,
+    ) {
+        self.split(word, scratch, wanted);
         ids.extend(scratch.symbols.iter().map(|symbol| symbol.piece));
     }
 
@@ -221,7 +228,7 @@ impl Bpe {
             return Err("a word of 4 GiB is too long".into());
         }
         let mut scratch = BpeScratch::default();
-        self.split(word, &mut scratch);
+        self.split(word, &mut scratch, &mut Wanted::new(&mut || true));
         let mut end = 0;
         let token = |symbol: &Symbol| {
             let start = end;
@@ -233,7 +240,7 @@ impl Bpe {
     }
 
     /// Fills `scratch` with the pieces of `word`.
-    fn split(&self, word: &str, scratch: &mut BpeScratch) {
+    fn split(&self, word: &str, scratch: &mut BpeScratch, wanted: &mut Wanted<'_>) {
         scratch.symbols.clear();
         if self.ignore_merges
             && let Some(piece) = self.pieces.id(word)
@@ -241,7 +248,7 @@ impl Bpe {
             return scratch.symbols.push(Symbol::new(piece, word.len()));
         }
         self.spell(word, &mut scratch.symbols);
-        self.merge(scratch);
+        self.merge(scratch, wanted);
     }
 
     /// The characters of `word`, as the crate spells them: unknown ones that wait to be fused come after bytes.
@@ -271,14 +278,14 @@ impl Bpe {
         symbols.extend(waiting);
     }
 
-    /// Merges the symbols of a word.
-    pub(super) fn merge(&self, scratch: &mut BpeScratch) {
+    /// Merges the symbols of a word, as long as they are wanted.
+    pub(super) fn merge(&self, scratch: &mut BpeScratch, wanted: &mut Wanted<'_>) {
         let symbols = &mut scratch.symbols;
         for at in 1..symbols.len() {
             self.pair(symbols, at - 1, at);
         }
         if symbols.len() > SHORT {
-            return self.merge_long(scratch);
+            return self.merge_long(scratch, wanted);
         }
         loop {
             // Of equal ranks the first.
@@ -305,7 +312,7 @@ impl Bpe {
     }
 
     /// The same for a word of many symbols, in time that grows little faster than their number.
-    fn merge_long(&self, scratch: &mut BpeScratch) {
+    fn merge_long(&self, scratch: &mut BpeScratch, wanted: &mut Wanted<'_>) {
         let BpeScratch { symbols, heap, before, after } = scratch;
         let count = symbols.len();
         before.clear();
@@ -317,6 +324,9 @@ impl Bpe {
         let known = symbols.iter().enumerate().filter(|(_, symbol)| symbol.rank != NONE);
         heap.extend(known.map(|(at, symbol)| entry(at, symbol)));
         while let Some(Reverse((rank, at))) = heap.pop() {
+            if !wanted.step() {
+                break;
+            }
             let at = at as usize;
             // Each pair has a rank of its own, so this one is still there if its rank is.
             if symbols[at].bytes == 0 || symbols[at].rank != rank {

@@ -12,6 +12,7 @@ use super::direct_wordpiece::WordWay;
 use super::model::{Inner, TokenModel};
 use super::text_table::TextTable;
 use super::trie::Trie;
+use super::wanted::Wanted;
 
 /// See the module.
 #[derive(Debug)]
@@ -64,7 +65,13 @@ impl Direct {
     }
 
     /// The ids of `text`; `None` for one that the crate has to read.
+    #[cfg(test)]
     pub(super) fn ids(&self, inner: &Inner, text: &str) -> Option<Vec<u32>> {
+        self.ids_while(inner, text, &mut Wanted::new(&mut || true))
+    }
+
+    /// The ids of `text`, of no use if they are not wanted any more; `None` for one that the crate has to read.
+    pub(super) fn ids_while(&self, inner: &Inner, text: &str, wanted: &mut Wanted<'_>) -> Option<Vec<u32>> {
         if text.is_empty() || self.added.are_in(text) || u32::try_from(text.len().checked_mul(64)?).is_err() {
             return None;
         }
@@ -79,8 +86,8 @@ impl Direct {
         }
         match (&self.way, inner.get_model()) {
             (Way::Unigram(way), TokenModel::Unigram(model)) => Some(way.ids(model, &normal)),
-            (Way::Bytes(way), TokenModel::Bpe(model)) => way.ids(inner, model, &normal),
-            (Way::Sentence(way), TokenModel::Bpe(model)) => Some(way.ids(model, &normal)),
+            (Way::Bytes(way), TokenModel::Bpe(model)) => way.ids(inner, model, &normal, wanted),
+            (Way::Sentence(way), TokenModel::Bpe(model)) => Some(way.ids(model, &normal, wanted)),
             (Way::WordPiece(way), TokenModel::WordPiece(model)) => Some(way.ids(model, &normal)),
             _ => None,
         }

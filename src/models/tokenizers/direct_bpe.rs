@@ -14,6 +14,7 @@ use super::bpe::{Bpe, BpeScratch, Symbol};
 use super::direct_unigram::compose;
 use super::marks::{SPACE, each_marked, push_marked};
 use super::model::Inner;
+use super::wanted::Wanted;
 
 /// How GPT-2 splits text, which the crate's `ByteLevel` does unless its settings say otherwise.
 static GPT2: LazyLock<Option<SysRegex>> = LazyLock::new(|| {
@@ -28,8 +29,9 @@ pub(super) struct ByteWay {
     /// Whether a space is put in front of a text.
     prefix: bool,
     steps: Vec<SplitStep>,
-    /// The piece of each byte.
-    pieces: Box<[u32; 256]>,
+    /// The piece of each byte. Some vocabularies lack pieces of bytes that few texts have.
+    pieces: Box<[Option<u32>; 256]>,
+    lacks: bool,
     /// How each byte is spelt.
     spelling: Box<[char; 256]>,
 }
@@ -76,8 +78,13 @@ impl ByteWay {
             steps.push(SplitStep::Words);
         }
         let spelling: Box<[char; 256]> = Box::new(spelling());
-        let pieces: Option<Vec<u32>> = spelling.iter().map(|c| model.character(*c)).collect();
-        Some(Self { composes, prefix, steps, pieces: pieces?.try_into().ok()?, spelling })
+        let pieces = Box::new(spelling.map(|c| model.character(c)));
+        // Without these it is no vocabulary of bytes.
+        if (0x20..0x7f).any(|byte| pieces[byte].is_none()) {
+            return None;
+        }
+        let lacks = pieces.contains(&None);
+        Some(Self { composes, prefix, steps, pieces, lacks, spelling })
     }
 
     /// `text` as the normalizers leave it.
@@ -85,8 +92,17 @@ impl ByteWay {
         if self.composes { Cow::Owned(compose(text.to_owned())) } else { Cow::Borrowed(text) }
     }
 
-    /// The ids of a normalized text.
-    pub(super) fn ids(&self, inner: &Inner, model: &Bpe, normal: &str) -> Option<Vec<u32>> {
+    /// The ids of a normalized text; `None` for one with a byte that has no piece.
+    pub(super) fn ids(
+        &self,
+        inner: &Inner,
+        model: &Bpe,
+        normal: &str,
+        wanted: &mut Wanted<'_>,
+    ) -> Option<Vec<u32>> {
+        if self.lacks && normal.bytes().any(|byte| self.pieces[usize::from(byte)].is_none()) {
+            return None;
+        }
         let parts = parts(inner.get_pre_tokenizer()?);
         let spaced;
         let text = if self.prefix && !normal.starts_with(' ') {
@@ -102,13 +118,16 @@ impl ByteWay {
                 spelt.clear();
                 spelt.extend(word.bytes().map(|byte| self.spelling[usize::from(byte)]));
                 if let Some(id) = model.pieces().id(&spelt) {
-                    return ids.push(id);
+                    ids.push(id);
+                    return wanted.step();
                 }
             }
             scratch.symbols.clear();
-            scratch.symbols.extend(word.bytes().map(|byte| Symbol::new(self.pieces[usize::from(byte)], 1)));
-            model.merge(&mut scratch);
+            let pieces = word.bytes().filter_map(|byte| self.pieces[usize::from(byte)]);
+            scratch.symbols.extend(pieces.map(|piece| Symbol::new(piece, 1)));
+            model.merge(&mut scratch, wanted);
             ids.extend(scratch.symbols.iter().map(Symbol::piece));
+            wanted.step()
         });
         Some(ids)
     }
@@ -122,24 +141,26 @@ fn parts(pre: &PreTokenizerWrapper) -> &[PreTokenizerWrapper] {
     }
 }
 
-/// Splits `text` by all of `steps`.
-fn split(steps: &[SplitStep], parts: &[PreTokenizerWrapper], text: &str, word: &mut dyn FnMut(&str)) {
-    let Some((step, rest)) = steps.split_first() else {
-        if !text.is_empty() {
-            word(text);
-        }
-        return;
-    };
+/// Splits `text` by all of `steps`, until `word` returns false; so does this then.
+fn split(
+    steps: &[SplitStep],
+    parts: &[PreTokenizerWrapper],
+    text: &str,
+    word: &mut dyn FnMut(&str) -> bool,
+) -> bool {
+    let Some((step, rest)) = steps.split_first() else { return text.is_empty() || word(text) };
     let mut next = |piece: &str| split(rest, parts, piece, word);
     match step {
         SplitStep::Digits => {
             let mut start = 0;
             for (at, c) in text.char_indices().filter(|(_, c)| c.is_numeric()) {
-                next(&text[start..at]);
-                start = at + c.len_utf8();
-                next(&text[at..start]);
+                let end = at + c.len_utf8();
+                if !(next(&text[start..at]) && next(&text[at..end])) {
+                    return false;
+                }
+                start = end;
             }
-            next(&text[start..]);
+            next(&text[start..])
         }
         SplitStep::Words => isolate(GPT2.as_ref(), text, &mut next),
         SplitStep::Pattern(number) => match parts.get(*number) {
@@ -149,15 +170,16 @@ fn split(steps: &[SplitStep], parts: &[PreTokenizerWrapper], text: &str, word: &
     }
 }
 
-/// The matches of a pattern, and what lies between them.
-fn isolate(pattern: Option<&SysRegex>, text: &str, next: &mut dyn FnMut(&str)) {
+/// The matches of a pattern, and what lies between them, until `next` returns false; so does this then.
+fn isolate(pattern: Option<&SysRegex>, text: &str, next: &mut dyn FnMut(&str) -> bool) -> bool {
     let mut end = 0;
     for (from, to) in pattern.into_iter().flat_map(|pattern| pattern.find_iter(text)) {
-        next(&text[end..from]);
-        next(&text[from..to]);
+        if !(next(&text[end..from]) && next(&text[from..to])) {
+            return false;
+        }
         end = to;
     }
-    next(&text[end..]);
+    next(&text[end..])
 }
 
 /// How byte-level tokenizers spell bytes: printable ones as themselves, others as characters from U+0100 on.
@@ -246,7 +268,7 @@ impl SentenceWay {
     }
 
     /// The ids of a normalized text.
-    pub(super) fn ids(&self, model: &Bpe, normal: &str) -> Vec<u32> {
+    pub(super) fn ids(&self, model: &Bpe, normal: &str, wanted: &mut Wanted<'_>) -> Vec<u32> {
         let (mut ids, mut scratch) = (Vec::with_capacity(normal.len() / 3), BpeScratch::default());
         let marked;
         let text = if self.late {
@@ -255,7 +277,7 @@ impl SentenceWay {
         } else {
             normal
         };
-        let mut word = |word: &str| model.ids(word, &mut scratch, &mut ids);
+        let mut word = |word: &str| model.ids(word, &mut scratch, wanted, &mut ids);
         if self.splits {
             let first = text.find(SPACE).unwrap_or(text.len());
             if first > 0 {

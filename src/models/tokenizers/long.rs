@@ -21,12 +21,15 @@ const MARGIN: usize = 256;
 /// Bytes tokenized in one call above which the memory goes back to the operating system.
 const TRIM: usize = 1 << 20;
 
+/// Asked during long work; its error ends it.
+type PartCheck<'a> = &'a mut dyn FnMut() -> Result<()>;
+
 /// What bounds the work on one text.
 pub struct Bounds<'a> {
     /// Most bytes of a text whose every token is wanted. Of a stretch without a place to cut, a sixteenth, or 64
     /// for a token that is wanted.
     pub max_bytes: usize,
-    /// Asked between two parts; its error ends the work.
+    /// Asked between two parts and now and then within a long one; its error ends the work.
     pub check: &'a mut dyn FnMut() -> Result<()>,
 }
 
@@ -72,13 +75,13 @@ pub(crate) fn each_part(
     bounds: &mut Bounds<'_>,
     take: &mut dyn FnMut(&[u32]),
 ) -> Result<()> {
-    each_piece(inner, cuts, text, bounds, &mut |_, piece| {
-        take(&content(inner, piece)?);
+    each_piece(inner, cuts, text, bounds, &mut |_, piece, check| {
+        take(&content(inner, piece, check)?);
         Ok(())
     })
 }
 
-/// All pieces of `text` that are tokenized alone, each with the byte where it begins.
+/// All pieces of `text` that are tokenized alone, each with the byte where it begins, and the check of `bounds`.
 ///
 /// # Errors
 /// As [`each_part`]; those of `take`.
@@ -87,7 +90,7 @@ pub(crate) fn each_piece(
     cuts: &Cuts,
     text: &str,
     bounds: &mut Bounds<'_>,
-    take: &mut dyn FnMut(usize, &str) -> Result<()>,
+    take: &mut dyn FnMut(usize, &str, PartCheck<'_>) -> Result<()>,
 ) -> Result<()> {
     refuse(text, bounds)?;
     let (mut at, mut size) = (0, LONGEST);
@@ -97,11 +100,11 @@ pub(crate) fn each_piece(
         let part = if rest.len() <= 2 * size { None } else { cuts.exact(inner, rest, size) };
         match part.and_then(|part| Some((part.end, part.next?))) {
             Some((end, next)) => {
-                take(at, &rest[..end])?;
+                take(at, &rest[..end], bounds.check)?;
                 (at, size) = (at + next, LONGEST);
             }
             None if rest.len() <= 2 * size => {
-                take(at, rest)?;
+                take(at, rest, bounds.check)?;
                 break;
             }
             None => size *= 4,
@@ -141,7 +144,7 @@ fn beginning(
         (bounds.check)()?;
         let rest = &text[at..];
         if rest.len() <= 2 * size {
-            ids.extend(content(inner, rest)?);
+            ids.extend(content(inner, rest, bounds.check)?);
             read += rest.len();
             break;
         }
@@ -153,7 +156,7 @@ fn beginning(
             )));
         }
         if let Some(part) = cuts.exact(inner, rest, size) {
-            let found = content(inner, &rest[..part.end])?;
+            let found = content(inner, &rest[..part.end], bounds.check)?;
             read += part.end;
             let enough = ids.len() + found.len() >= room;
             if enough || part.next.is_some() {
@@ -166,7 +169,7 @@ fn beginning(
                 (at, size) = (at + next, first);
                 continue;
             }
-        } else if let Some(found) = near(inner, cuts, rest, size, room - ids.len())? {
+        } else if let Some(found) = near(inner, cuts, rest, size, room - ids.len(), bounds.check)? {
             ids.extend(found);
             break;
         } else {
@@ -180,20 +183,35 @@ fn beginning(
 
 /// The ids of a beginning of `text` without an exact cut, where they go well past `room` and a shorter beginning has the
 /// same up to there.
-fn near(inner: &Pipeline, cuts: &Cuts, text: &str, size: usize, room: usize) -> Result<Option<Vec<u32>>> {
+fn near(
+    inner: &Pipeline,
+    cuts: &Cuts,
+    text: &str,
+    size: usize,
+    room: usize,
+    check: PartCheck<'_>,
+) -> Result<Option<Vec<u32>>> {
     let (Some(end), Some(shorter)) = (cuts.near(text, size), cuts.near(text, size - size / 16)) else {
         return Ok(None);
     };
-    let found = content(inner, &text[..end])?;
+    let found = content(inner, &text[..end], check)?;
     if found.len() < room + MARGIN || shorter >= end {
         return Ok(None);
     }
-    let other = content(inner, &text[..shorter])?;
+    let other = content(inner, &text[..shorter], check)?;
     Ok((other.get(..room) == found.get(..room)).then_some(found))
 }
 
-fn content(inner: &Pipeline, text: &str) -> Result<Vec<u32>> {
-    match catch_unwind(AssertUnwindSafe(|| inner.ids(text))) {
+/// The ids of `text`, unless `check` ends the work. A stretch without a cut may have megabytes.
+fn content(inner: &Pipeline, text: &str, check: PartCheck<'_>) -> Result<Vec<u32>> {
+    let mut ended = Ok(());
+    let mut wanted = || {
+        ended = check();
+        ended.is_ok()
+    };
+    let read = catch_unwind(AssertUnwindSafe(|| inner.ids_while(text, &mut wanted)));
+    ended?;
+    match read {
         Ok(Ok(ids)) => Ok(ids),
         Ok(Err(e)) => Err(Error::internal("tokenizer", e)),
         Err(panic) => Err(Error::panic("tokenizer", panic.as_ref())),

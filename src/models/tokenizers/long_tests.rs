@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 
 use proptest::prelude::*;
 
+use super::super::direct::Direct;
 use super::super::model::Inner;
 use super::super::{file, gguf};
 use super::*;
@@ -62,8 +63,14 @@ fn build(writer: &Writer) -> Inner {
 
 /// Byte-level BPE with merges of letters, spaces and punctuation.
 fn byte_level(pre: &str) -> Inner {
+    byte_level_without(pre, &[])
+}
+
+/// The same without the pieces of some bytes.
+fn byte_level_without(pre: &str, lacking: &[char]) -> Inner {
     use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-    let mut pieces: Vec<String> = ByteLevel::alphabet().into_iter().map(String::from).collect();
+    let known = ByteLevel::alphabet().into_iter().filter(|c| !lacking.contains(c));
+    let mut pieces: Vec<String> = known.map(String::from).collect();
     pieces.sort_unstable();
     let merges =
         ["t h", "th e", "Ġ the", "! ?", "!? !?", "a a", "aa aa", "Ġ Ġ", "Ċ Ċ", "' r", "'r e", "Ġ a", "1 2"];
@@ -245,4 +252,45 @@ fn the_check_ends_the_work_between_two_parts() {
     let mut bounds = Bounds { max_bytes: 1 << 20, check: &mut check };
     assert_eq!(read(inner, cuts, &text, Keep::Beginning(usize::MAX), &mut bounds), Err(Error::Cancelled));
     assert_eq!(asked, 4);
+}
+
+#[test]
+fn a_stretch_without_a_cut_is_given_up_while_it_is_read() {
+    let named = |name: &&str| TOKENIZERS.iter().find(|(known, ..)| known == name).unwrap();
+    for (name, inner, cuts) in ["gpt-2", "smollm", "llama-bpe"].iter().map(named) {
+        for stretch in ["a", " ", "\n", "e\u{301}"] {
+            let text = stretch.repeat(1 << 14);
+            // More than where a place to cut is looked for.
+            let (mut asked, enough) = (0, 20);
+            let mut check = || {
+                asked += 1;
+                if asked < enough { Ok(()) } else { Err(Error::Cancelled) }
+            };
+            let mut bounds = Bounds { max_bytes: usize::MAX, check: &mut check };
+            let read =
+                each_part(inner, cuts, &text, &mut bounds, &mut |_| panic!("{name}: {stretch:?} is read"));
+            assert_eq!(read, Err(Error::Cancelled), "{name}: {stretch:?}");
+            assert_eq!(asked, enough, "{name}: {stretch:?}: it was asked on");
+            let whole = bounded(inner, cuts, &text, Keep::Beginning(usize::MAX));
+            assert_eq!(whole, Ok(plain(inner, &text)), "{name}: {stretch:?}");
+        }
+    }
+}
+
+#[test]
+fn texts_with_a_byte_that_has_no_piece_are_left_to_the_crate() {
+    // Bytes 0x04 and 0xF0, with which most emoji begin.
+    let inner = byte_level_without("smollm", &['\u{104}', '\u{f0}']);
+    let direct = Direct::of(&inner).unwrap();
+    let pipeline = Pipeline::from(inner.clone());
+    for (text, is_short) in [
+        ("the theme, aaaa 12!?", true),
+        ("Bugün hava çok güzel", true),
+        ("a\u{4}b", false),
+        ("the 🙂", false),
+    ] {
+        assert_eq!(direct.ids(&inner, text).is_some(), is_short, "{text:?}");
+        let wanted = inner.encode_fast(text, false).unwrap();
+        assert_eq!(plain(&pipeline, text), wanted.get_ids(), "{text:?}");
+    }
 }

@@ -41,6 +41,7 @@ mod text_table;
 pub(crate) mod tokenizer;
 mod trie;
 mod unigram;
+mod wanted;
 mod wordpiece;
 mod wordpiece_model;
 

@@ -6,6 +6,7 @@ use tokenizers::{AddedVocabulary, Encoding, NormalizerWrapper, PreTokenizerWrapp
 
 use super::direct::Direct;
 pub(crate) use super::model::{Inner, Words};
+use super::wanted::Wanted;
 use crate::error::panic_message;
 
 /// The ids of a text, and the first byte and the end of each.
@@ -67,7 +68,20 @@ impl Pipeline {
     /// # Errors
     /// Those of the library.
     pub(crate) fn ids(&self, text: &str) -> tokenizers::Result<Vec<u32>> {
-        match self.direct.as_ref().and_then(|direct| direct.ids(&self.inner, text)) {
+        self.ids_while(text, &mut || true)
+    }
+
+    /// The same; `wanted` is asked now and then where BPE reads the text. From the first false on, the ids are of no use.
+    ///
+    /// # Errors
+    /// Those of the library.
+    pub(crate) fn ids_while(
+        &self,
+        text: &str,
+        wanted: &mut dyn FnMut() -> bool,
+    ) -> tokenizers::Result<Vec<u32>> {
+        let wanted = &mut Wanted::new(wanted);
+        match self.direct.as_ref().and_then(|direct| direct.ids_while(&self.inner, text, wanted)) {
             Some(ids) => Ok(ids),
             None => Ok(self.inner.encode_fast(text, false)?.get_ids().to_vec()),
         }

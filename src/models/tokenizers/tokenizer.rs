@@ -221,7 +221,7 @@ impl Tokenizer {
     /// As [`Tokenizer::encode_within`].
     pub fn places(&self, text: &str, bounds: &mut Bounds<'_>) -> Result<(Vec<u32>, Vec<Range<usize>>)> {
         let (mut ids, mut places) = (Vec::new(), Vec::new());
-        long::each_piece(&self.inner, &self.cuts, text, bounds, &mut |at, piece| {
+        long::each_piece(&self.inner, &self.cuts, text, bounds, &mut |at, piece, _| {
             let (found, offsets) =
                 guarded(|| self.inner.places(piece)).map_err(|e| Error::internal("tokenizer", e))?;
             ids.extend(found);
