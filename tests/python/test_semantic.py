@@ -284,3 +284,19 @@ def test_examples_of_a_wrong_type(manager):
         intents.predict(["x"])
     with pytest.raises(errors.ArgumentError, match=r"texts\[1\] is blank"):
         intents.predict_many(["x", " "])
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8])
+def test_quantized_rows_are_no_vectors(dtype):
+    exact, quantized = np.eye(3, dtype=np.float32), np.eye(3, dtype=dtype)
+    calls = {
+        "queries": lambda: semantic_search(quantized, exact),
+        "corpus": lambda: semantic_search(exact, quantized),
+        "vectors": lambda: near_duplicates(quantized),
+    }
+    for name, call in calls.items():
+        with pytest.raises(
+            errors.ArgumentError, match=f"{name} holds {np.dtype(dtype)}, as encode gives it with precision="
+        ):
+            call()
+    assert semantic_search(np.eye(3, dtype=np.int64), exact).indices[:, 0].tolist() == [0, 1, 2]

@@ -385,22 +385,13 @@ def similarity_pairwise(first: ArrayLike, second: ArrayLike, measure: str = "cos
 
 
 def _rows(vectors: ArrayLike, name: str) -> NDArray[np.float32]:
-    """float32 rows of shape (n, dim), also of PyTorch's tensors in every format. Quantized ones are refused: the bytes
-    of each dimension have a range of their own, and those of bits hold eight dimensions.
-    """
+    """float32 rows of shape (n, dim), also of PyTorch's tensors in every format. Quantized ones are refused."""
     import numpy as np
 
     from ..semantic.rows import as_rows
 
     given: Any = [_array(one) for one in vectors] if isinstance(vectors, list | tuple) else _array(vectors)
-    rows = as_rows(given, name)
-    if rows.dtype in (np.int8, np.uint8):
-        raise argument_error(
-            name,
-            f"{name} holds {rows.dtype}, as encode gives it with precision=: compare vectors of float32, or quantized"
-            " ones with a library for them",
-        )
-    return np.asarray(rows, np.float32)
+    return np.asarray(as_rows(given, name), np.float32)
 
 
 def _array(vectors: Any) -> Any:

@@ -22,10 +22,11 @@ ROUNDING = 1e-6
 
 def as_rows(vectors: ArrayLike, name: str) -> NDArray[np.floating]:
     """`vectors` as an array of shape (n, dim) in its own floating format; one vector counts as one row. Nothing is
-    copied, so that a memory-mapped file stays on disk.
+    copied, so that a memory-mapped file stays on disk. Quantized rows are refused: the bytes of each dimension have a
+    range of their own, and those of bits hold eight dimensions.
 
     Raises:
-        ArgumentError: `vectors` is not a matrix of numbers, or has no columns.
+        ArgumentError: `vectors` is not a matrix of numbers, has no columns, or is quantized.
     """
     try:
         rows = np.asanyarray(vectors)
@@ -42,6 +43,12 @@ def as_rows(vectors: ArrayLike, name: str) -> NDArray[np.floating]:
     if rows.ndim != 2 or rows.dtype.kind not in "fiub":
         raise argument_error(
             name, f"{name} must have shape (n, dim) and hold numbers, not {rows.dtype} of shape {rows.shape}"
+        )
+    if rows.dtype in (np.int8, np.uint8):
+        raise argument_error(
+            name,
+            f"{name} holds {rows.dtype}, as encode gives it with precision=: compare vectors of float32, or quantized"
+            " ones with a library for them",
         )
     if rows.shape[1] == 0:
         raise argument_error(name, f"{name} has vectors of no dimensions")
