@@ -12,7 +12,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ISA_FLAGS = (
-    "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8",
+    "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_fp16", "avx512_bf16", "amx_bf16", "amx_int8",
     "asimd", "asimddp", "bf16", "i8mm",
 )  # fmt: skip
 PYTHONS = {
