@@ -8,9 +8,13 @@
 //! Where the CPU multiplies f16, it adds in f16 as well: each lane adds [`CHAIN`] products, and these sums are added in f32.
 //! Elsewhere all numbers are widened to f32.
 
-use super::tile::{Prefetches, Tile, Widened, sum_widened};
+#[cfg(any(test, target_arch = "x86_64"))]
+use super::tile::Prefetches;
+use super::tile::{Tile, Widened, sum_widened};
 use crate::compute::narrow::f16_bits;
-use crate::compute::simd::{HalfLanes, Simd};
+#[cfg(any(test, target_arch = "x86_64"))]
+use crate::compute::simd::HalfLanes;
+use crate::compute::simd::Simd;
 
 /// Products that a lane adds in f16 before the sum is added in f32. More of them are faster and less exact.
 const CHAIN: usize = 32;
@@ -91,6 +95,7 @@ pub(crate) unsafe fn widened<S: Simd>(s: S, t: &ScaledTile) {
 /// # Safety
 ///
 /// - All preconditions of [`widened`].
+#[cfg(any(test, target_arch = "x86_64"))]
 #[inline(always)]
 pub(crate) unsafe fn native<S: HalfLanes>(s: S, t: &ScaledTile) {
     // SAFETY: `t.tile.rows` is the constant, and the other preconditions are those of this function.
@@ -124,6 +129,7 @@ unsafe fn widened_rows<S: Simd, const ROWS: usize, const AHEAD: bool>(s: S, t: &
 ///
 /// - All preconditions of [`native`].
 /// - `t.tile.rows == ROWS`.
+#[cfg(any(test, target_arch = "x86_64"))]
 #[inline(always)]
 unsafe fn native_rows<S: HalfLanes, const ROWS: usize, const AHEAD: bool>(s: S, t: &ScaledTile) {
     let zero = s.splat(0.0);

@@ -9,7 +9,9 @@ pub(crate) mod neon;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod x86;
 
-use half::{bf16, f16};
+use half::bf16;
+#[cfg(test)]
+use half::f16;
 
 /// The operations that kernels need of a register of f32.
 ///
@@ -180,6 +182,7 @@ pub(crate) trait Simd: Copy {
 }
 
 /// Arithmetic on two f16 in each lane.
+#[cfg(any(test, target_arch = "x86_64"))]
 pub(crate) trait HalfLanes: Simd {
     /// `a * b + c` for each f16, rounded once.
     fn mul_add_f16(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
@@ -343,7 +346,8 @@ impl<const LANES: usize> Simd for Portable<LANES> {
     }
 }
 
-/// As the CPU's instructions do, to the bit: for tests, and for CPUs to come.
+/// As the CPU's instructions do, to the bit.
+#[cfg(test)]
 impl<const LANES: usize> HalfLanes for Portable<LANES> {
     #[inline(always)]
     fn mul_add_f16(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
@@ -365,6 +369,7 @@ impl<const LANES: usize> HalfLanes for Portable<LANES> {
 }
 
 /// The two f16 in a lane.
+#[cfg(test)]
 fn pair_f16(x: f32) -> [f16; 2] {
     [x.to_bits() as u16, (x.to_bits() >> 16) as u16].map(f16::from_bits)
 }
