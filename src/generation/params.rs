@@ -164,13 +164,13 @@ mod tests {
         assert!(base.validate().is_ok());
         let cases = [
             ("temperature=-1", GenerationParams { temperature: -1.0, ..base.clone() }),
-            ("temperature=NaN", GenerationParams { temperature: f32::NAN, ..base.clone() }),
+            ("temperature=nan", GenerationParams { temperature: f32::NAN, ..base.clone() }),
             ("temperature=inf", GenerationParams { temperature: f32::INFINITY, ..base.clone() }),
             ("top_p=-0.5", GenerationParams { top_p: -0.5, ..base.clone() }),
-            ("top_p=NaN", GenerationParams { top_p: f32::NAN, ..base.clone() }),
+            ("top_p=nan", GenerationParams { top_p: f32::NAN, ..base.clone() }),
             ("top_p=1.5", GenerationParams { top_p: 1.5, ..base.clone() }),
             ("min_p=-0.1", GenerationParams { min_p: -0.1, ..base.clone() }),
-            ("min_p=NaN", GenerationParams { min_p: f32::NAN, ..base.clone() }),
+            ("min_p=nan", GenerationParams { min_p: f32::NAN, ..base.clone() }),
             ("repetition_penalty=0", GenerationParams { repetition_penalty: 0.0, ..base.clone() }),
             (
                 "repetition_penalty=inf",
