@@ -200,15 +200,16 @@ class Process:
         workers = subprocess.run(listed, capture_output=True, text=True, check=False) if shutil.which("pgrep") else None
         # The supervisor first, because it would start others in place of its workers.
         pids = (self.popen.pid, *(map(int, workers.stdout.split()) if workers else ()))
-        for pid in pids:
+        for number, pid in enumerate(pids, 1):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGABRT)
+            # One after the other, so that their lines do not mix. The workers are children of another process by now:
+            # only their stacks say that they end.
+            end = time.monotonic() + _STACKS_SECONDS
+            while self.text().count("Fatal Python error: Aborted") < number and time.monotonic() < end:
+                time.sleep(0.05)
+            time.sleep(0.5)  # for it to write the rest
         self.popen.wait(SECONDS)
-        # The workers are children of another process by now: only their stacks say that they end.
-        end = time.monotonic() + _STACKS_SECONDS
-        while self.text().count("Fatal Python error: Aborted") < len(pids) and time.monotonic() < end:
-            time.sleep(0.05)
-        time.sleep(0.5)  # for the last of them to write the rest
 
 
 @pytest.fixture
