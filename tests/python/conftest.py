@@ -150,6 +150,14 @@ def changed(name: str, folder: Path, file: str = "config.json", **keys: object) 
     return folder
 
 
+@pytest.fixture
+def model_copy(tmp_path: Path) -> Path:
+    """A folder with a tiny embedding model, which the test may change."""
+    made = tmp_path / "model"
+    shutil.copytree(FIXTURES / "bert_plain", made)
+    return made
+
+
 def give_other_weights(folder: Path) -> None:
     """Change the model of a folder, and nothing that its name and configuration say: the rows of the table of words in
     the reverse order.

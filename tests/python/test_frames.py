@@ -8,19 +8,13 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
-from conftest import TURKISH_MODEL, tiny
+from conftest import TURKISH_MODEL
 from model_manager import errors
 from model_manager.batch import BatchEmbedder
 from model_manager.frames import embed_frame
 
 TEXTS = ["Bugün hava çok güzel", "The weather", "bir"]
 SLOT = "turkish_sentence"
-
-
-@pytest.fixture(scope="module")
-def manager():
-    with tiny() as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

@@ -7,18 +7,11 @@ import sqlite3
 
 import numpy as np
 import pytest
-from conftest import FIXTURES, give_other_weights, tiny
+from conftest import give_other_weights, tiny
 from model_manager.semantic import IntentClassifier, SemanticCache
 
 QUESTIONS = ["Çalışma saatleri nedir?", "Yemekhane nerede?", "When do you open?"]
 EXAMPLES = {"hours": ["When are you open?", "Çalışma saatleriniz nedir?"], "invoice": ["Where is my invoice?"]}
-
-
-@pytest.fixture
-def folder(tmp_path):
-    made = tmp_path / "model"
-    shutil.copytree(FIXTURES / "bert_plain", made)
-    return made
 
 
 def replace(folder):
@@ -42,15 +35,15 @@ def assert_vectors(cache, questions=QUESTIONS):
 
 @pytest.mark.parametrize("size", [0, 1, 1000], ids=["no cache", "a small cache", "a cache"])
 @pytest.mark.parametrize("kept", [False, True], ids=["memory", "file"])
-def test_a_checkpoint_that_is_replaced_in_one_process_embeds_the_questions_again(folder, tmp_path, size, kept):
+def test_a_checkpoint_that_is_replaced_in_one_process_embeds_the_questions_again(model_copy, tmp_path, size, kept):
     path = tmp_path / "answers.db" if kept else None
     with tiny(cache_size=size) as manager:
-        manager.register("m", str(folder))
+        manager.register("m", str(model_copy))
         cache = SemanticCache(manager, "m", path=path, threshold=0.999)
         for question in QUESTIONS:
             cache.put(question, question.upper())
         for blanks in (" ", "  "):  # and back
-            replace(folder)
+            replace(model_copy)
             manager.unload("m")
             # A text that the cache of vectors has not seen, of the same tokens.
             asked = [question + blanks for question in QUESTIONS]
@@ -63,9 +56,9 @@ def test_a_checkpoint_that_is_replaced_in_one_process_embeds_the_questions_again
             assert fingerprint == cache._embedder.query_fingerprint
 
 
-def test_the_same_checkpoint_is_not_embedded_again(folder, monkeypatch):
+def test_the_same_checkpoint_is_not_embedded_again(model_copy, monkeypatch):
     with tiny() as manager:
-        manager.register("m", str(folder))
+        manager.register("m", str(model_copy))
         cache = SemanticCache(manager, "m", threshold=0.999)
         for question in QUESTIONS:
             cache.put(question, "x")
@@ -77,31 +70,31 @@ def test_the_same_checkpoint_is_not_embedded_again(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("size", [0, 1000], ids=["no cache", "a cache"])
-def test_examples_of_a_replaced_checkpoint_are_embedded_again(folder, size):
+def test_examples_of_a_replaced_checkpoint_are_embedded_again(model_copy, size):
     text = "When do you open today?"
     with tiny(cache_size=size) as manager:
-        manager.register("m", str(folder))
+        manager.register("m", str(model_copy))
         intents = IntentClassifier(EXAMPLES, manager, "m")
         before = intents.predict(text + " ")
-        replace(folder)
+        replace(model_copy)
         manager.unload("m")
         after = intents.predict(text)
     with tiny() as manager:
-        manager.register("m", str(folder))
+        manager.register("m", str(model_copy))
         fresh = IntentClassifier(EXAMPLES, manager, "m").predict(text)
     assert after.scores == pytest.approx(fresh.scores, abs=1e-6)
     assert after.scores != pytest.approx(before.scores, abs=1e-3)
 
 
-def test_a_row_of_a_new_checkpoint_does_not_vouch_for_the_rows_of_another(folder, tmp_path):
+def test_a_row_of_a_new_checkpoint_does_not_vouch_for_the_rows_of_another(model_copy, tmp_path):
     """A rolling update: one process still has the former checkpoint while another one adds a row of the new one."""
     path = tmp_path / "answers.db"
     with tiny() as former, tiny() as present, tiny() as next_one:
-        former.register("m", str(folder))
+        former.register("m", str(model_copy))
         old = SemanticCache(former, "m", path=path, threshold=0.999)
         old.put(QUESTIONS[0], "0")
-        replace(folder)
-        present.register("m", str(folder))
+        replace(model_copy)
+        present.register("m", str(model_copy))
         new = SemanticCache(present, "m", path=path, threshold=0.999)
         assert new.get(QUESTIONS[0] + " ").answer == "0"
         old.put(QUESTIONS[1], "1")
@@ -109,7 +102,7 @@ def test_a_row_of_a_new_checkpoint_does_not_vouch_for_the_rows_of_another(folder
         assert_vectors(new, [QUESTIONS[0], QUESTIONS[2]])
         old.close()
         new.close()
-        next_one.register("m", str(folder))
+        next_one.register("m", str(model_copy))
         with SemanticCache(next_one, "m", path=path, threshold=0.999) as cache:
             assert [cache.get(f"{question} ").answer for question in QUESTIONS] == ["0", "1", "2"]
             assert_vectors(cache)
@@ -126,11 +119,11 @@ def with_answers(manager, path):
     return cache
 
 
-def test_rows_without_a_checkpoint_are_embedded_again(folder, tmp_path):
+def test_rows_without_a_checkpoint_are_embedded_again(model_copy, tmp_path):
     """An earlier version wrote such fingerprints."""
     path = tmp_path / "answers.db"
     with tiny() as manager:
-        manager.register("m", str(folder))
+        manager.register("m", str(model_copy))
         cache = with_answers(manager, path)
         wrong = np.zeros(cache._embedder.dimension, np.float32)
         wrong[0] = 1
@@ -142,11 +135,11 @@ def test_rows_without_a_checkpoint_are_embedded_again(folder, tmp_path):
             assert_vectors(cache)
 
 
-def test_equal_checkpoints_of_two_processes_are_one(folder, tmp_path, monkeypatch):
+def test_equal_checkpoints_of_two_processes_are_one(model_copy, tmp_path, monkeypatch):
     """A fingerprint that is of no content: one question shows that its vectors are those of the slot's model."""
     path = tmp_path / "answers.db"
     with tiny() as manager:
-        manager.register("m", str(folder))
+        manager.register("m", str(model_copy))
         cache = with_answers(manager, path)
         known = cache._embedder.query_fingerprint
         other = f"{known.partition('-')[0]}-{'0' * 16}"
@@ -172,21 +165,21 @@ def test_a_score_is_not_above_one(manager):
     assert max(one.score for one in intents.predict_many(examples)) <= 1
 
 
-def test_a_checkpoint_that_is_there_for_one_call_leaves_no_vector(folder):
+def test_a_checkpoint_that_is_there_for_one_call_leaves_no_vector(model_copy):
     """What describes the model is the same before and after the call, and in the call."""
     text = "When do you open today?"
     with tiny(cache_size=0) as manager:
-        manager.register("m", str(folder))
+        manager.register("m", str(model_copy))
 
         def other_for_one_call(embedder):
             real = embedder._queries_identified
 
             def queries(texts):
                 embedder._queries_identified = real
-                replace(folder)
+                replace(model_copy)
                 manager.unload("m")
                 found = real(texts)
-                replace(folder)
+                replace(model_copy)
                 manager.unload("m")
                 return found
 

@@ -7,19 +7,11 @@ import shutil
 import sqlite3
 
 import numpy as np
-import pytest
-from conftest import FIXTURES, give_other_weights, tiny
+from conftest import give_other_weights, tiny
 from embedding_server import EmbeddingServer
 from model_manager.semantic import IntentClassifier, SemanticCache
 
 QUESTIONS = ["Çalışma saatleri nedir?", "Yemekhane nerede?"]
-
-
-@pytest.fixture
-def folder(tmp_path):
-    made = tmp_path / "model"
-    shutil.copytree(FIXTURES / "bert_plain", made)
-    return made
 
 
 def nudge(folder):
@@ -49,45 +41,45 @@ def asked(embedder, monkeypatch):
     return calls
 
 
-def test_equal_files_have_one_identity_and_others_have_another(folder, tmp_path):
+def test_equal_files_have_one_identity_and_others_have_another(model_copy, tmp_path):
     with tiny() as manager:
-        manager.register("m", str(folder))
+        manager.register("m", str(model_copy))
         first = identity(manager)
         assert len(first) == 64
         assert first == identity(manager), "with every vector in the cache"
         manager.unload("m")
         assert first == identity(manager)
         assert manager._embed_identified([], "m")[1] == first
-        shutil.copytree(folder, tmp_path / "elsewhere" / "copy")
+        shutil.copytree(model_copy, tmp_path / "elsewhere" / "copy")
         manager.register("copy", str(tmp_path / "elsewhere" / "copy"))
-        manager.register("narrow", str(folder), dtype="int8")
+        manager.register("narrow", str(model_copy), dtype="int8")
         assert identity(manager, "copy") == first
         assert identity(manager, "narrow") != first
-        nudge(folder)
+        nudge(model_copy)
         manager.unload("m")
         manager.cache_clear()
         second = identity(manager)
         assert second not in (first, None)
 
 
-def test_where_it_is_not_known_there_is_none(folder):
+def test_where_it_is_not_known_there_is_none(model_copy):
     with tiny() as manager, EmbeddingServer() as server:
         manager.register("remote", server.ollama)
         assert identity(manager, "remote") is None
         assert manager._embed_identified(QUESTIONS)[1] is None, "of whichever slot the language chooses"
-        manager.register("m", str(folder))
+        manager.register("m", str(model_copy))
         manager.load("m")
-        os.utime(folder / "config.json", (1, 1))
+        os.utime(model_copy / "config.json", (1, 1))
         assert identity(manager) is None, "its files were changed after the load"
         manager.unload("m")
         manager.load("m")
         assert len(identity(manager)) == 64
 
 
-def test_nearly_equal_checkpoints_are_two(folder, tmp_path):
+def test_nearly_equal_checkpoints_are_two(model_copy, tmp_path):
     path = tmp_path / "answers.db"
     with tiny() as manager:
-        manager.register("m", str(folder))
+        manager.register("m", str(model_copy))
         before = manager.embed(QUESTIONS[0], "m", copy=True)
         intents = IntentClassifier({"a": [QUESTIONS[0]], "b": [QUESTIONS[1]]}, manager, "m")
         intents.predict(QUESTIONS[0])
@@ -96,7 +88,7 @@ def test_nearly_equal_checkpoints_are_two(folder, tmp_path):
         for cache in caches:
             cache.put(QUESTIONS[0], "x")
         former = caches[0]._model
-        nudge(folder)
+        nudge(model_copy)
         manager.unload("m")
         after = manager.embed(f"{QUESTIONS[0]} ", "m")
         assert float(np.dot(before, after) / np.linalg.norm(before) / np.linalg.norm(after)) > 0.9999
@@ -110,10 +102,10 @@ def test_nearly_equal_checkpoints_are_two(folder, tmp_path):
             assert file.execute("SELECT DISTINCT fingerprint FROM answers").fetchall() == [(caches[1]._model[1],)]
 
 
-def test_nothing_but_the_questions_is_embedded(folder, tmp_path, monkeypatch):
+def test_nothing_but_the_questions_is_embedded(model_copy, tmp_path, monkeypatch):
     path = tmp_path / "answers.db"
     with tiny(cache_size=0) as manager:
-        manager.register("m", str(folder))
+        manager.register("m", str(model_copy))
         with SemanticCache(manager, "m", path=path) as cache:
             calls = asked(cache._embedder, monkeypatch)
             for question in QUESTIONS:
@@ -121,7 +113,7 @@ def test_nothing_but_the_questions_is_embedded(folder, tmp_path, monkeypatch):
             cache.get(f"{QUESTIONS[0]} ")
             assert [texts for texts in calls if texts] == [[QUESTIONS[0]], [QUESTIONS[1]], [f"{QUESTIONS[0]} "]]
         # Another process with a copy of the model: a file of the same identity is read as it is.
-        shutil.copytree(folder, tmp_path / "copy" / "model")
+        shutil.copytree(model_copy, tmp_path / "copy" / "model")
         with tiny() as other:
             other.register("m", str(tmp_path / "copy" / "model"))
             with SemanticCache(other, "m", path=path) as cache:
@@ -130,10 +122,10 @@ def test_nothing_but_the_questions_is_embedded(folder, tmp_path, monkeypatch):
                 assert not any(calls), calls
 
 
-def test_a_file_with_probes_of_earlier_versions_is_not_embedded_again(folder, tmp_path, monkeypatch):
+def test_a_file_with_probes_of_earlier_versions_is_not_embedded_again(model_copy, tmp_path, monkeypatch):
     path = tmp_path / "answers.db"
     with tiny() as manager:
-        manager.register("m", str(folder))
+        manager.register("m", str(model_copy))
         with SemanticCache(manager, "m", path=path) as cache:
             for question in QUESTIONS:
                 cache.put(question, "x")
@@ -163,18 +155,18 @@ def test_a_served_model_keeps_its_probe(tmp_path, monkeypatch):
             assert len(cache) == 2
 
 
-def test_a_checkpoint_that_is_there_for_one_call_is_seen(folder):
+def test_a_checkpoint_that_is_there_for_one_call_is_seen(model_copy):
     """What describes the model is the same before and after the call, and in the call."""
     with tiny(cache_size=0) as manager:
-        manager.register("m", str(folder))
-        other = folder.with_name("other")
-        shutil.copytree(folder, other)
+        manager.register("m", str(model_copy))
+        other = model_copy.with_name("other")
+        shutil.copytree(model_copy, other)
         give_other_weights(other)
-        own = (folder / "model.safetensors").read_bytes()
+        own = (model_copy / "model.safetensors").read_bytes()
 
         def put(content):
-            (folder / "new").write_bytes(content)
-            (folder / "new").replace(folder / "model.safetensors")
+            (model_copy / "new").write_bytes(content)
+            (model_copy / "new").replace(model_copy / "model.safetensors")
             manager.unload("m")
 
         cache = SemanticCache(manager, "m", threshold=0.999)

@@ -46,7 +46,7 @@ def near_duplicates(vectors: ArrayLike, threshold: float = 0.9, min_size: int = 
         Groups as row numbers, the largest first; within a group the center first, then by falling similarity to it.
 
     Raises:
-        ArgumentError: A `threshold` or `min_size` out of range, a vector with NaN or infinity.
+        ArgumentError: A `threshold` or `min_size` out of range, a vector with NaN or infinity, quantized rows.
     """
     min_size = an_int("min_size", min_size, 1)
     threshold = a_number("threshold", threshold)

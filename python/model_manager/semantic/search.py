@@ -60,7 +60,8 @@ def semantic_search(queries: ArrayLike, corpus: ArrayLike, k: int = 10, *, measu
         `Matches` with arrays of shape (n, min(k, m)).
 
     Raises:
-        ArgumentError: Shapes that do not fit, a vector with NaN or infinity, an unknown `measure`, `k` below 1.
+        ArgumentError: Shapes that do not fit, a vector with NaN or infinity, quantized rows, an unknown `measure`,
+            `k` below 1.
     """
     check_measure(measure)
     k = an_int("k", k, 1)
@@ -138,7 +139,7 @@ def pairwise_similarity(first: ArrayLike, second: ArrayLike, *, measure: Measure
     """The similarity of row i of `first` to row i of `second`, shape (n,).
 
     Raises:
-        ArgumentError: The shapes differ, a vector with NaN or infinity, an unknown `measure`.
+        ArgumentError: The shapes differ, a vector with NaN or infinity, quantized rows, an unknown `measure`.
     """
     check_measure(measure)
     a, b = as_rows(first, "first"), as_rows(second, "second")
